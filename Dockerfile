@@ -1,0 +1,69 @@
+# The service with its library and the shipped generator.
+#
+#   docker build -t llgbm .
+#   docker run --rm -p 127.0.0.1:8000:8000 -v llgbm:/var/lib/llgbm llgbm
+#
+# On x86 the default package index gives a torch built for CUDA, which adds several GB to the image. For a machine
+# without a GPU, give the address of PyTorch's CPU wheel index (its install page names it):
+#
+#   docker build --build-arg TORCH_INDEX_URL=ADDRESS -t llgbm .
+#
+# The frozen weights are fetched at the first start and kept in the volume /var/lib/llgbm, the only place that is
+# written to besides /tmp, so the container runs with a read-only root.
+
+ARG BASE_IMAGE=python:3.11-slim-bookworm
+
+FROM ${BASE_IMAGE} AS build
+
+ARG TORCH_INDEX_URL=""
+
+ENV PATH=/opt/venv/bin:$PATH \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_ROOT_USER_ACTION=ignore
+
+WORKDIR /app
+
+# The dependencies alone first: this layer stays until one of the two files changes.
+COPY pyproject.toml constraints.txt ./
+RUN python -m venv /opt/venv \
+    && pip install --quiet --upgrade -c constraints.txt pip \
+    && python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+        > /tmp/requirements.txt \
+    && pip install ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} -c constraints.txt -r /tmp/requirements.txt
+
+# The packages run from /app, as in a clone, so that the shipped generator is found beside them.
+COPY README.md LICENSE ./
+COPY llgbm llgbm
+COPY service service
+RUN pip install --no-deps -e . && python -m compileall -q llgbm service
+
+FROM ${BASE_IMAGE}
+
+RUN groupadd --system --gid 10001 llgbm \
+    && useradd --system --uid 10001 --gid 10001 --home-dir /var/lib/llgbm --create-home llgbm
+
+COPY --from=build /opt/venv /opt/venv
+COPY --from=build /app /app
+COPY checkpoints /app/checkpoints
+
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/var/lib/llgbm \
+    HF_HOME=/var/lib/llgbm/huggingface \
+    LLGBM_CACHE_DIR=/var/lib/llgbm/cache \
+    LLGBM_STORE_DIR=/var/lib/llgbm/adapters \
+    LLGBM_HOST=0.0.0.0 \
+    LLGBM_PORT=8000
+
+WORKDIR /app
+USER 10001:10001
+VOLUME /var/lib/llgbm
+EXPOSE 8000
+
+# The first start may have to fetch half a gigabyte of weights: failures count only after the start period.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=15m --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"LLGBM_PORT\"]}/livez', timeout=4)"]
+
+ENTRYPOINT ["python", "-m", "service"]
