@@ -1,0 +1,34 @@
+"""What a training step works on: groups of rows, each with the condition from which its adapter is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from llgbm.lora import LoRAWeights
+from llgbm.packing import Row
+
+
+@dataclass(frozen=True, eq=False)
+class TaskGroup:
+    """Rows of one task that share one adapter.
+
+    Attributes:
+        task_id: for the log.
+        condition: (condition_size,) float32; None stands for the generator's shared adapter.
+        rows: tokenised prompts and answers; may be empty for losses that need none.
+        teacher: the task's own adapter, for weight losses.
+        delta: (probes, layers, hidden) float32, the teacher's delta, for delta losses.
+    """
+
+    task_id: str
+    condition: Tensor | None
+    rows: Sequence[Row] = ()
+    teacher: LoRAWeights | None = None
+    delta: Tensor | None = None
+
+
+TrainingBatch = Sequence[TaskGroup]
+"""The groups of one step."""

@@ -1,0 +1,39 @@
+"""How a task's input and answer become token ids: by the base's own chat template, in training, evaluation and use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+END_OF_TURN = "<|im_end|>"
+
+
+def prompt_ids(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+    """Token ids of a conversation up to where the assistant speaks, default system message included."""
+    ids = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
+    return tuple(ids)
+
+
+def task_messages(
+    given: str, *, description: str | None = None, examples: Sequence[tuple[str, str]] = ()
+) -> list[dict[str, str]]:
+    """The conversation that asks for an answer to `given`.
+
+    With a description, it stands above the input in the user's turn; examples are earlier turns of the conversation.
+    """
+    head = f"{description}\n\n" if description else ""
+    messages: list[dict[str, str]] = []
+    for example_input, example_output in examples:
+        messages.append({"role": "user", "content": head + example_input})
+        messages.append({"role": "assistant", "content": example_output})
+    messages.append({"role": "user", "content": head + given})
+    return messages
+
+
+def answer_ids(tokenizer: Any, answer: str) -> tuple[int, ...]:
+    """Token ids of an assistant's turn, end of turn included.
+
+    They follow `prompt_ids` as in the template of the whole conversation, unless the answer begins with white space
+    that the tokenizer would join with the line break before it.
+    """
+    return (*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.convert_tokens_to_ids(END_OF_TURN))

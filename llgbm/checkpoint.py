@@ -1,0 +1,172 @@
+"""The generator artefact: a folder with `generator.safetensors` and `manifest.json`, versioned and checked on load.
+
+The large shared bases are stored in int8 with one scale for each row, everything else in float16: the generator of
+the 0.5B base, 23 million parameters, takes 28 MB. The manifest binds it to one base, one LoRASpec and one text
+encoder, lists what it was trained on, and holds the sha256 of the tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from llgbm.errors import AdapterMismatchError, CheckpointError
+from llgbm.generator import LoRAGenerator, create_generator
+from llgbm.generator_manifest import MANIFEST_FILE, GeneratorManifest, TrainingTask
+
+__all__ = [
+    "Checkpoint",
+    "GeneratorManifest",
+    "PromptIndex",
+    "TrainingTask",
+    "load_generator",
+    "save_generator",
+]
+
+WEIGHTS_FILE = "generator.safetensors"
+_INT8_PREFIXES = ("a0.", "b0.")
+
+
+@dataclass(frozen=True, eq=False)
+class PromptIndex:
+    """Embeddings of the training descriptions, to tell how far a new prompt is from what the generator knows.
+
+    Attributes:
+        embeddings: (N, condition_size) float32, L2-normalised.
+        task: (N,) int64, index into the manifest's tasks.
+    """
+
+    embeddings: Tensor
+    task: Tensor
+
+    def nearest(self, condition: Tensor, count: int = 3) -> list[tuple[int, float]]:
+        """The `count` nearest tasks of a normalised condition (condition_size,): (task index, cosine), best first."""
+        if not len(self.task):
+            return []
+        similarity = self.embeddings @ condition.to(self.embeddings)
+        best = torch.full((int(self.task.max()) + 1,), -1.0).scatter_reduce(0, self.task, similarity, "amax")
+        values, indices = best.topk(min(count, len(self.task.unique())))
+        return [(int(i), float(v)) for i, v in zip(indices, values, strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A loaded generator with its manifest and prompt index."""
+
+    generator: LoRAGenerator
+    manifest: GeneratorManifest
+    prompt_index: PromptIndex
+
+
+def save_generator(
+    folder: Path, generator: LoRAGenerator, manifest: GeneratorManifest, prompt_embeddings: Sequence[Tensor]
+) -> GeneratorManifest:
+    """Write the artefact; the manifest is written last, so a folder cut short has none and is refused.
+
+    Args:
+        prompt_embeddings: for each task of the manifest, (descriptions, condition_size) float32; (0, condition_size)
+            keeps a task out of the prompt index.
+
+    Returns:
+        The manifest with its digest filled in.
+
+    Raises:
+        CheckpointError: the manifest describes another generator, embeddings do not belong to its descriptions, or a
+            parameter is not finite.
+    """
+    if (generator.model, generator.lora, generator.config) != (manifest.model, manifest.lora, manifest.generator):
+        raise CheckpointError(
+            "the manifest describes another generator; take model, lora and config from the generator"
+        )
+    size = generator.config.condition_size
+    expected = [(len(task.descriptions), size) for task in manifest.tasks]
+    found = [tuple(block.shape) for block in prompt_embeddings]
+    if len(found) != len(expected) or any(f not in (e, (0, size)) for f, e in zip(found, expected, strict=True)):
+        raise CheckpointError(
+            "every task of the manifest needs an embedding for each of its descriptions, or for none; "
+            f"expected blocks of shapes {expected}, got {found}"
+        )
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in generator.state_dict().items():
+        if not bool(torch.isfinite(tensor.half()).all()):
+            raise CheckpointError(f"{name} has values that float16 cannot hold, such as NaN; the training went wrong")
+        if name.startswith(_INT8_PREFIXES):
+            scale = (tensor.abs().amax(dim=-1, keepdim=True) / 127).clamp_min(1e-12)
+            tensors[name + ":int8"] = (tensor / scale).round().clamp(-127, 127).to(torch.int8)
+            tensors[name + ":scale"] = scale.float()
+        else:
+            tensors[name] = tensor.half()
+    blocks = [block.half() for block in prompt_embeddings] or [torch.zeros(0, size).half()]
+    tensors["prompt_index.embeddings"] = torch.cat(blocks)
+    task_of_embedding = [i for i, block in enumerate(prompt_embeddings) for _ in block]
+    tensors["prompt_index.task"] = torch.tensor(task_of_embedding, dtype=torch.int16)
+    data = save_tensors({k: v.contiguous() for k, v in tensors.items()})
+    manifest = replace(manifest, digest=hashlib.sha256(data).hexdigest())
+    text = manifest.to_json().encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST_FILE).unlink(missing_ok=True)
+    _write(folder / WEIGHTS_FILE, data)
+    _write(folder / MANIFEST_FILE, text)
+    return manifest
+
+
+def load_generator(folder: Path) -> Checkpoint:
+    """Read an artefact; the generator comes back in eval mode, float32, frozen.
+
+    Raises:
+        CheckpointError: a file is missing, torn, of another version, or does not match its digest.
+    """
+    try:
+        manifest = GeneratorManifest.from_json((folder / MANIFEST_FILE).read_text("utf-8"))
+        data = (folder / WEIGHTS_FILE).read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"no generator in {folder}: {error.strerror} ({error.filename}); "
+            f"name a folder with {MANIFEST_FILE} and {WEIGHTS_FILE}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{folder / MANIFEST_FILE} is not a text in UTF-8: {error}") from error
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != manifest.digest:
+        raise CheckpointError(
+            f"{folder / WEIGHTS_FILE} has sha256 {digest[:12]}..., its manifest says {manifest.digest[:12]}...; "
+            "copy both files again"
+        )
+    try:
+        tensors = load_tensors(data)
+        index = PromptIndex(
+            torch.nn.functional.normalize(tensors.pop("prompt_index.embeddings").float(), dim=-1),
+            tensors.pop("prompt_index.task").long(),
+        )
+        state = {n: t.float() for n, t in tensors.items() if ":" not in n}
+        for name in [n.removesuffix(":int8") for n in tensors if n.endswith(":int8")]:
+            state[name] = tensors[name + ":int8"].float() * tensors[name + ":scale"]
+        generator = create_generator(manifest.model, manifest.lora, manifest.generator)
+        generator.load_state_dict(state)
+    except SafetensorError as error:
+        raise CheckpointError(f"{folder / WEIGHTS_FILE} is not a safetensors file: {error}") from error
+    except (KeyError, RuntimeError, AdapterMismatchError) as error:
+        raise CheckpointError(f"the tensors in {folder} do not fit its manifest: {error}") from error
+    if len(index.task) != len(index.embeddings) or bool((index.task >= len(manifest.tasks)).any()):
+        raise CheckpointError(
+            f"the prompt index in {folder} does not fit the {len(manifest.tasks)} tasks of its manifest"
+        )
+    return Checkpoint(generator.eval().requires_grad_(False), manifest, index)
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,292 @@
+"""Adapters as training data: RealAdapterDataset reads them, DeltaAugmentedDataset adds conditions and deltas.
+
+An item of the latter is (tokens, condition, delta): the adapter's weights as tokens, the embedding of a
+prompt that asks for it, and what it does to the base. Each epoch shows each adapter under another prompt:
+one of its descriptions, or some of its examples, drawn by (seed, epoch, index) alone, so any worker of any
+run that asks for an item gets the same one.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from llgbm.adapter_index import AdapterEntry, AdapterPrompts, load_index
+from llgbm.delta import DeltaCache, DeltaMeter
+from llgbm.errors import AdapterMismatchError, CacheMismatchError, ConfigError
+from llgbm.lora import LoRAWeights
+from llgbm.measurement import Delta
+from llgbm.peft_io import content_digest, load_peft
+from llgbm.prompting import TextEncoder, condition_of, example_lines
+from llgbm.weight_tokens import TokenLayout, TokenNormalizer, tokenize
+
+
+class RealAdapterDataset:
+    """Adapters on disk, read when asked for.
+
+    Args:
+        source: a workdir in the documented layout, or entries that name PEFT folders anywhere.
+        base_id: refuse adapters that name another base; None takes any.
+
+    Attributes:
+        entries: ids, tasks and folders, in the order of the items.
+
+    Raises:
+        TaskFormatError: the workdir has no adapters or a torn index.
+        ConfigError: an empty list of entries.
+    """
+
+    def __init__(self, source: Path | Sequence[AdapterEntry], *, base_id: str | None = None) -> None:
+        self.entries = tuple(load_index(source) if isinstance(source, Path) else source)
+        if not self.entries:
+            raise ConfigError("a dataset needs at least one adapter")
+        self._base_id = base_id
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> LoRAWeights:
+        """The adapter at `index`, float32.
+
+        Raises:
+            AdapterFormatError: the files are torn or no LoRA adapter that is supported.
+            AdapterMismatchError: it names another base.
+        """
+        entry = self.entries[index]
+        weights, base_id = load_peft(entry.folder)
+        if self._base_id is not None and base_id != self._base_id:
+            raise AdapterMismatchError(
+                f"{entry.folder} was made for {base_id}, not for {self._base_id}; leave it out, or use its own base"
+            )
+        return weights.to(torch.float32)
+
+    def __iter__(self) -> Iterator[LoRAWeights]:
+        return (self[i] for i in range(len(self)))
+
+
+def measure_deltas(adapters: RealAdapterDataset, meter: DeltaMeter, cache: DeltaCache) -> Iterator[str]:
+    """Fill a cache with the deltas of all adapters, one at each step; what is there is not measured again.
+
+    An adapter that was trained again since is measured anew.
+
+    Yields:
+        The id of each adapter, when its delta is in the cache.
+
+    Raises:
+        CacheMismatchError: the cache is of another measurement than the meter's.
+        AdapterFormatError, AdapterMismatchError: an adapter is torn or does not fit the base.
+    """
+    cache.put_base(meter.base_activation)
+    for entry, weights in zip(adapters.entries, adapters, strict=True):
+        digest = content_digest(weights)
+        if cache.digest_of(entry.adapter_id) not in (None, digest):
+            cache.discard(entry.adapter_id)
+        if cache.get(entry.adapter_id) is None:
+            with torch.no_grad():
+                delta = Delta(meter.deltas([weights])[0], meter.measurement)
+            cache.put(entry.adapter_id, delta, adapter_digest=digest)
+        yield entry.adapter_id
+
+
+class AdapterTokens(NamedTuple):
+    """Tokens of one adapter: `values` (T, D) float32, and `mask` (T, D), False where a chunk was filled up."""
+
+    values: Tensor
+    mask: Tensor
+
+
+class AdapterItem(NamedTuple):
+    """One item: tokens, condition (condition_size,) float32, delta (probes, layers, hidden) float32."""
+
+    tokens: AdapterTokens
+    condition: Tensor
+    delta: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterBatch:
+    """Items of one batch; adapters with fewer tokens are filled up with zeros.
+
+    Attributes:
+        tokens: (N, T, D) float32.
+        mask: (N, T, D) bool, True where a value belongs to an adapter.
+        condition: (N, condition_size) float32.
+        delta: (N, probes, layers, hidden) float32.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    condition: Tensor
+    delta: Tensor
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """How an item's prompt is drawn.
+
+    Attributes:
+        example_share: how often the prompt is examples in place of a description, 0 to 1; an adapter that
+            has only one of the two always gets that one.
+        max_examples: examples of such a prompt: 1 to this many.
+        null_share: how often the condition is zero, the prompt that says nothing.
+        noise: standard deviation of noise on the embedding, relative to its norm of 1.
+    """
+
+    example_share: float = 0.25
+    max_examples: int = 4
+    null_share: float = 0.0
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.example_share <= 1 or not 0 <= self.null_share <= 1:
+            raise ConfigError("example_share and null_share must be between 0 and 1")
+        if self.max_examples < 1 or self.noise < 0:
+            raise ConfigError("max_examples must be at least 1 and noise not negative")
+
+
+class DeltaAugmentedDataset:
+    """(tokens, condition, delta) for every adapter of a `RealAdapterDataset`.
+
+    Args:
+        adapters: ranks and modules may differ from one to the next.
+        cache: deltas of these adapters, all of one measurement. Open it with the measurement that the
+            student's deltas are measured under (`DeltaMeter.measurement`), and a foreign cache is refused
+            there.
+        encoder: embeds all prompts, once, now.
+        normalizer: scales of the tokens; fitted on all the adapters when None.
+        token_size: D of the tokens.
+        seed: of the prompts that are drawn.
+
+    Raises:
+        CacheMismatchError: the cache lacks the delta of an adapter.
+        TaskFormatError: an adapter has no prompts.
+    """
+
+    def __init__(
+        self,
+        adapters: RealAdapterDataset,
+        cache: DeltaCache,
+        encoder: TextEncoder,
+        *,
+        normalizer: TokenNormalizer | None = None,
+        token_size: int = 128,
+        conditioning: Conditioning | None = None,
+        seed: int = 0,
+    ) -> None:
+        missing = {e.adapter_id for e in adapters.entries} - set(cache.ids())
+        if missing:
+            raise CacheMismatchError(
+                f"{cache.folder} has no delta of {len(missing)} of {len(adapters)} adapters, "
+                f"{min(missing)} the first; measure them under the same settings"
+            )
+        self.adapters, self.cache = adapters, cache
+        self.normalizer = normalizer or TokenNormalizer.fit(adapters)
+        self._token_size, self._conditioning, self._seed = token_size, conditioning or Conditioning(), seed
+        prompts = [entry.read_prompts() for entry in adapters.entries]
+        self._prompts = _Embedded(prompts, encoder)
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.adapters)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other prompts: those of epoch `epoch`, whatever was drawn before."""
+        self._epoch = epoch
+
+    def __getitem__(self, index: int) -> AdapterItem:
+        """The item at `index` of the current epoch.
+
+        Raises:
+            CacheMismatchError: the cached delta is torn, or was measured on another adapter of this name.
+            AdapterFormatError: the adapter is torn.
+        """
+        weights = self.adapters[index]
+        layout = TokenLayout(weights.spec, self._token_size)
+        tokens = AdapterTokens(tokenize([weights], layout, self.normalizer)[0], layout.mask)
+        return AdapterItem(tokens, self.condition(index), self._delta(index, weights).values)
+
+    def __iter__(self) -> Iterator[AdapterItem]:
+        return (self[i] for i in range(len(self)))
+
+    def batches(self, size: int) -> Iterator[AdapterBatch]:
+        """Every adapter once, in an order drawn for the epoch, `size` at a time; the last batch may be smaller."""
+        order = list(range(len(self)))
+        random.Random(f"{self._seed} order {self._epoch}").shuffle(order)
+        for start in range(0, len(order), size):
+            yield collate(self[i] for i in order[start : start + size])
+
+    def _delta(self, index: int, weights: LoRAWeights) -> Delta:
+        name = self.adapters.entries[index].adapter_id
+        delta = self.cache.get(name, adapter_digest=content_digest(weights))
+        if delta is None:
+            raise CacheMismatchError(f"the delta of {name} was taken out of {self.cache.folder}; measure it again")
+        return delta
+
+    def condition(self, index: int) -> Tensor:
+        """The condition of the item at `index` in the current epoch alone, (condition_size,) float32; reads no file."""
+        settings = self._conditioning
+        rng = random.Random(f"{self._seed} prompt {self._epoch} {index}")
+        descriptions, examples = self._prompts.of(index)
+        if rng.random() < settings.null_share:
+            return torch.zeros(descriptions.shape[1])
+        if len(examples) and (not len(descriptions) or rng.random() < settings.example_share):
+            count = min(rng.randint(1, settings.max_examples), len(examples))
+            condition = condition_of(descriptions[:0], examples[rng.sample(range(len(examples)), count)])
+        else:
+            chosen = rng.randrange(len(descriptions))
+            condition = condition_of(descriptions[chosen : chosen + 1], examples[:0])
+        if settings.noise:
+            generator = torch.Generator().manual_seed(rng.getrandbits(63))
+            spread = settings.noise / len(condition) ** 0.5
+            condition = condition + spread * torch.randn(len(condition), generator=generator)
+            condition = torch.nn.functional.normalize(condition, dim=-1)
+        return condition
+
+
+class _Embedded:
+    """Embeddings of all prompts; texts that adapters share are encoded once."""
+
+    def __init__(self, prompts: Sequence[AdapterPrompts], encoder: TextEncoder) -> None:
+        self._texts = [(p.descriptions, example_lines(p.examples)) for p in prompts]
+        distinct = list(dict.fromkeys(text for sides in self._texts for side in sides for text in side))
+        self._place = {text: i for i, text in enumerate(distinct)}
+        self._embeddings = encoder.encode(distinct)
+
+    def of(self, index: int) -> tuple[Tensor, Tensor]:
+        """(descriptions, condition_size) and (examples, condition_size)."""
+        descriptions, examples = self._texts[index]
+        return self._rows(descriptions), self._rows(examples)
+
+    def _rows(self, texts: Sequence[str]) -> Tensor:
+        return self._embeddings[[self._place[text] for text in texts]]
+
+
+def collate(items: Iterable[AdapterItem]) -> AdapterBatch:
+    """One batch of items of one dataset.
+
+    Raises:
+        AdapterMismatchError: no items, or items of different token sizes, conditions or measurements.
+    """
+    listed = list(items)
+    if not listed:
+        raise AdapterMismatchError("a batch needs at least one item")
+    shapes = {(i.tokens.values.shape[1], i.condition.shape, i.delta.shape) for i in listed}
+    if len(shapes) > 1:
+        raise AdapterMismatchError(f"items of {len(shapes)} different forms cannot be one batch: {shapes}")
+    longest = max(len(item.tokens.values) for item in listed)
+
+    def padded(tensor: Tensor) -> Tensor:
+        return torch.nn.functional.pad(tensor, (0, 0, 0, longest - len(tensor)))
+
+    return AdapterBatch(
+        tokens=torch.stack([padded(item.tokens.values) for item in listed]),
+        mask=torch.stack([padded(item.tokens.mask) for item in listed]),
+        condition=torch.stack([item.condition for item in listed]),
+        delta=torch.stack([item.delta for item in listed]),
+    )

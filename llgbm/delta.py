@@ -1,0 +1,258 @@
+"""Delta activations: how far an adapter moves the base's hidden states on a set of probes (arXiv 2509.04442).
+
+v(M) is the mean over probes of the residual stream at the last real token, and delta = v(base + LoRA) -
+v(base). The form kept here is the general one, one vector for each probe and layer, (probes, layers,
+hidden); `mean` gives v. A layer's vector is the output of that decoder layer; for the last one that is the
+stream before the final norm. No logits are computed.
+
+Probes are packed without padding, what they share at the start is stored once, and a mask keeps them apart,
+so a probe's vector does not depend on its neighbours: packed and alone agree up to float32 rounding.
+Gradients reach every A and B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import takewhile
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from llgbm.base import Base
+from llgbm.delta_cache import DeltaCache
+from llgbm.errors import AdapterMismatchError, ConfigError
+from llgbm.functional import FunctionalLoRA
+from llgbm.lora import LoRAWeights
+from llgbm.measurement import Activation, Delta, Measurement
+from llgbm.packing import Row, pack, packed_hidden_states
+from llgbm.probe_encoding import (
+    encode_probes,
+    measurement_of,
+    require_gradients,
+    resolve_layers,
+    spread_layers,
+)
+from llgbm.probes import ProbeSet
+
+__all__ = [
+    "Activation",
+    "Delta",
+    "DeltaCache",
+    "DeltaMeter",
+    "Measurement",
+    "activations",
+    "compute_adapter_delta",
+    "compute_base_activation",
+    "compute_context_delta",
+    "encode_probes",
+    "measurement_of",
+    "per_probe_states",
+    "spread_layers",
+]
+
+_PACK_TOKENS = 512
+"""Tokens that one adapter reads in one pass. Attention grows with the square, so more would gain nothing."""
+
+
+def activations(
+    base: Base,
+    input_ids: Sequence[Sequence[int]],
+    layers: Sequence[int] | None = None,
+    *,
+    functional: FunctionalLoRA | None = None,
+    weights: Sequence[LoRAWeights | None] = (None,),
+) -> Tensor:
+    """Residual stream after `layers` at the last token of each sequence.
+
+    Args:
+        input_ids: token ids of each sequence, all real: no padding.
+        layers: decoder layers, -1 being the last; None is the last alone. They come out ascending.
+        functional: the hooks on `base.model`; made for this call when None.
+        weights: the models to run, None being the plain base. All run in one pass.
+
+    Returns:
+        (len(weights), sequences, layers, hidden) float32, with gradients if the weights want them and grad
+        is enabled.
+
+    Raises:
+        ConfigError: the base is in training mode (dropout would make deltas random), or in int8 and weights want
+            gradients, or there is no such layer.
+        AdapterMismatchError: no weights, no sequences or an empty one, or an adapter does not fit the base.
+    """
+    if base.model.training:
+        raise ConfigError(
+            "the base is in training mode, where dropout makes deltas random; call base.model.eval() first"
+        )
+    if not weights or not input_ids:
+        raise AdapterMismatchError(f"{len(weights)} adapters and {len(input_ids)} probes: need at least one of each")
+    if torch.is_grad_enabled() and any(_wants_gradients(w) for w in weights if w is not None):
+        require_gradients(base)
+    functional = functional or FunctionalLoRA(base.model)
+    chosen = resolve_layers(base.spec, layers)
+    parts = []
+    for members in _packs(input_ids):
+        batch = pack([[Row(input_ids[i]) for i in members]] * len(weights))
+        with (
+            keep_states(base.model, chosen, batch.last_index) as kept,
+            functional.applied(weights, lengths=batch.lengths),
+        ):
+            packed_hidden_states(base.model, batch)
+        states = torch.stack([kept[i] for i in chosen], dim=1).float()
+        parts.append(states.unflatten(0, (len(weights), len(members))))
+    return torch.cat(parts, dim=1)
+
+
+def per_probe_states(
+    base: Base,
+    functional: FunctionalLoRA,
+    weights: Sequence[LoRAWeights | None],
+    probes: ProbeSet,
+    layers: Sequence[int] | None = None,
+) -> Tensor:
+    """Hidden states of several adapted models on `probes`: (adapters, probes, layers, hidden) float32.
+
+    Subtract the values of `compute_base_activation` for deltas. Differentiable with respect to the weights.
+
+    Raises:
+        As `activations` and `llgbm.measurement.encode_probes`.
+    """
+    return activations(base, encode_probes(base.tokenizer, probes), layers, functional=functional, weights=weights)
+
+
+@torch.no_grad()
+def compute_base_activation(base: Base, probes: ProbeSet, layers: Sequence[int] | None = None) -> Activation:
+    """The plain base on `probes`; needed once for any number of adapters. No gradient."""
+    values = activations(base, encode_probes(base.tokenizer, probes), layers)[0]
+    return Activation(values, measurement_of(base, probes, layers))
+
+
+@torch.no_grad()
+def compute_adapter_delta(
+    base: Base,
+    weights: LoRAWeights,
+    probes: ProbeSet,
+    base_activation: Activation,
+    *,
+    functional: FunctionalLoRA | None = None,
+) -> Delta:
+    """Delta of one adapter, at the layers of `base_activation`. No gradient.
+
+    Args:
+        base_activation: of the same base and the same probes, from `compute_base_activation`.
+
+    Raises:
+        CacheMismatchError: `base_activation` was measured in another way; the message says what differs.
+        AdapterMismatchError: the adapter does not fit the base.
+    """
+    meter = DeltaMeter(base, probes, base_activation.measurement.layers, base_activation, functional=functional)
+    return Delta(meter.deltas([weights])[0], meter.measurement)
+
+
+@torch.no_grad()
+def compute_context_delta(base: Base, description: str, probes: ProbeSet, base_activation: Activation) -> Delta:
+    """Shift that `description` causes from the context of each probe: a teacher without training.
+
+    The delta carries the measurement of `probes` without the description: an adapter is to cause the same
+    shift alone.
+
+    Raises:
+        CacheMismatchError: `base_activation` was measured in another way than on `probes`.
+        ConfigError: description and probe do not fit `probes.max_length` together, so text would be lost.
+    """
+    meter = DeltaMeter(base, probes, base_activation.measurement.layers, base_activation)
+    ids = encode_probes(base.tokenizer, probes.in_context(description))
+    if max(map(len, ids)) >= probes.max_length:
+        raise ConfigError(
+            f"description and probe reach max_length {probes.max_length}; raise it so that nothing is cut off"
+        )
+    values = activations(base, ids, meter.measurement.layers)[0]
+    return Activation(values, meter.measurement).minus(base_activation)
+
+
+class DeltaMeter:
+    """Measures deltas on one base with one set of probes: the student's side of a delta loss.
+
+    What it keeps is made once: token ids, hooks, and the activation of the plain base.
+
+    Args:
+        base_activation: from a `DeltaCache` or `compute_base_activation`; measured now when None.
+
+    Attributes:
+        measurement: what teachers' deltas must have been measured under; open the `DeltaCache` with it.
+        base_activation: of the plain base.
+
+    Raises:
+        CacheMismatchError: `base_activation` was measured in another way; the message says what differs.
+        ConfigError: there is no such layer, or the probes' `max_length` leaves no room for text.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        probes: ProbeSet,
+        layers: Sequence[int] | None = None,
+        base_activation: Activation | None = None,
+        *,
+        functional: FunctionalLoRA | None = None,
+    ) -> None:
+        self.measurement = measurement_of(base, probes, layers)
+        if base_activation is not None:
+            self.measurement.require_same(base_activation.measurement, what="the base activation")
+        self._base, self._functional = base, functional or FunctionalLoRA(base.model)
+        self._ids = encode_probes(base.tokenizer, probes)
+        self.base_activation = base_activation or compute_base_activation(base, probes, layers)
+
+    def deltas(self, weights: Sequence[LoRAWeights]) -> Tensor:
+        """(adapters, probes, layers, hidden) float32; gradients reach every A and B unless grad is off.
+
+        Raises:
+            AdapterMismatchError: no weights, or an adapter does not fit the base.
+        """
+        layers = self.measurement.layers
+        states = activations(self._base, self._ids, layers, functional=self._functional, weights=weights)
+        return states - self.base_activation.values
+
+
+def _wants_gradients(weights: LoRAWeights) -> bool:
+    return any(a.requires_grad or b.requires_grad for _, a, b in weights.pairs())
+
+
+def _packs(input_ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Sequence numbers of each packed row; what all sequences share at the start counts once a row."""
+    same = (len(set(tokens)) == 1 for tokens in zip(*input_ids, strict=False))
+    shared = sum(1 for _ in takewhile(bool, same))
+    members: list[int] = []
+    total = shared
+    for number, ids in enumerate(input_ids):
+        if members and total + len(ids) - shared > _PACK_TOKENS:
+            yield members
+            members, total = [], shared
+        members.append(number)
+        total += len(ids) - shared
+    yield members
+
+
+@contextmanager
+def keep_states(model: nn.Module, layers: Sequence[int], positions: Tensor) -> Iterator[dict[int, Tensor]]:
+    """Collects what decoder layers put out at `positions` (n,) of a packed row, while the context lasts.
+
+    Yields:
+        Layer -> (n, hidden), filled by the forward pass. The other tokens' states are not held.
+    """
+    kept: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> RemovableHandle:
+        def hook(module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            states = output if isinstance(output, Tensor) else output[0]
+            kept[layer] = states[0, positions]
+
+        return model.get_submodule(f"model.layers.{layer}").register_forward_hook(hook)
+
+    handles = [keep(layer) for layer in layers]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,160 @@
+"""Where embeddings of texts are kept: the protocol, and its forms for one process and for one machine.
+
+A cache maps text keys to bytes and knows nothing of what they mean. It may forget anything at any time. All
+forms here are bounded and safe to use from several threads; the sqlite form also from several processes.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from llgbm.errors import EmbeddingCacheError
+
+_KEYS_PER_QUERY = 500
+
+
+class EmbeddingCache(Protocol):
+    """What `PretrainedTextEncoder` needs of a cache."""
+
+    def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        """The value of each key, None where there is none."""
+        ...
+
+    def set_many(self, items: Mapping[str, bytes]) -> None:
+        """Keep these values, over those of the same keys."""
+        ...
+
+
+class MemoryEmbeddingCache:
+    """Keeps the `max_items` values that were used last, in this process."""
+
+    def __init__(self, max_items: int = 4096) -> None:
+        self._max_items = max_items
+        self._items: OrderedDict[str, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        """The value of each key, None where there is none."""
+        with self._lock:
+            for key in keys:
+                if key in self._items:
+                    self._items.move_to_end(key)
+            return [self._items.get(key) for key in keys]
+
+    def set_many(self, items: Mapping[str, bytes]) -> None:
+        """Keep these values, and forget the ones that were not used for longest."""
+        with self._lock:
+            for key, value in items.items():
+                self._items[key] = value
+                self._items.move_to_end(key)
+            while len(self._items) > self._max_items:
+                self._items.popitem(last=False)
+
+
+class SqliteEmbeddingCache:
+    """Keeps up to `max_items` values, the ones written last, in a sqlite file that processes may share.
+
+    Write-ahead logging lets one write while others read; a process that is killed leaves a file that is
+    whole.
+
+    Raises:
+        EmbeddingCacheError: the file cannot be opened, or is not a sqlite database of this form.
+    """
+
+    def __init__(self, path: Path, max_items: int = 200_000) -> None:
+        self._path, self._max_items = path, max_items
+        self._lock = threading.Lock()
+        with self._named_errors():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
+            try:
+                self._connection.execute("PRAGMA journal_mode=WAL")
+                self._connection.execute("PRAGMA synchronous=NORMAL")
+                self._connection.execute(
+                    "CREATE TABLE IF NOT EXISTS embedding (number INTEGER PRIMARY KEY AUTOINCREMENT, "
+                    "key TEXT NOT NULL UNIQUE, value BLOB NOT NULL)"
+                )
+            except sqlite3.Error:
+                self._connection.close()
+                raise
+
+    def __len__(self) -> int:
+        with self._lock, self._named_errors():
+            count: int = self._connection.execute("SELECT count(*) FROM embedding").fetchone()[0]
+            return count
+
+    def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        """The value of each key, None where there is none."""
+        found: dict[str, bytes] = {}
+        with self._lock, self._named_errors():
+            for start in range(0, len(keys), _KEYS_PER_QUERY):
+                part = keys[start : start + _KEYS_PER_QUERY]
+                marks = ",".join("?" * len(part))
+                found.update(self._connection.execute(f"SELECT key, value FROM embedding WHERE key IN ({marks})", part))
+        return [found.get(key) for key in keys]
+
+    def set_many(self, items: Mapping[str, bytes]) -> None:
+        """Keep these values, and forget the ones that were written first."""
+        with self._lock, self._named_errors():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                self._connection.executemany(
+                    "INSERT OR REPLACE INTO embedding (key, value) VALUES (?, ?)", items.items()
+                )
+                self._connection.execute(
+                    # numbers only grow, so this leaves at most max_items rows without counting them
+                    "DELETE FROM embedding WHERE number <= (SELECT max(number) FROM embedding) - ?",
+                    (self._max_items,),
+                )
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    def close(self) -> None:
+        """Close the file; what was set is on the disk."""
+        with self._lock:
+            self._connection.close()
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise EmbeddingCacheError(
+                f"the embedding cache {self._path} failed: {error}; if it does not go away, delete that file: "
+                "it holds nothing that cannot be computed again"
+            ) from error
+
+
+class LayeredEmbeddingCache:
+    """A fast cache over a lasting one: read from the first that has it, written to both."""
+
+    def __init__(self, fast: EmbeddingCache, lasting: EmbeddingCache) -> None:
+        self._fast, self._lasting = fast, lasting
+
+    def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        """The value of each key, None where neither has one; what only the lasting one has is copied up."""
+        values = self._fast.get_many(keys)
+        missing = [key for key, value in zip(keys, values, strict=True) if value is None]
+        if not missing:
+            return values
+        found = {
+            key: value for key, value in zip(missing, self._lasting.get_many(missing), strict=True) if value is not None
+        }
+        self._fast.set_many(found)
+        return [found.get(key) if value is None else value for key, value in zip(keys, values, strict=True)]
+
+    def set_many(self, items: Mapping[str, bytes]) -> None:
+        """Keep these values in both."""
+        self._lasting.set_many(items)
+        self._fast.set_many(items)

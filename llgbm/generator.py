@@ -1,0 +1,180 @@
+"""LoRAGenerator: a condition vector in, a LoRA adapter out, in one forward pass.
+
+Every adapted module has two bases that all adapters share, A0 (R, in) and B0 (out, R). A trunk reads the condition and
+emits two small cores for each module, Q (r, R) and P (R, r), and the adapter is A = Q A0, B = B0 P. So any LoRA of rank
+r inside the span of the bases can be made, the bases alone are a multi-task adapter, and the result is plain LoRA.
+The shared bases with a generated core follow Zhyper; the layer and module embeddings follow Text-to-LoRA (2506.06105).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from llgbm.config import GeneratorConfig, LoRASpec, ModelSpec
+from llgbm.errors import ConfigError
+from llgbm.lora import LoRAWeights
+
+_K = TypeVar("_K")
+
+
+_CORE_STEP = 0.25
+"""Size of a unit output of the heads, as a share of a core's element. Adam moves every weight of a head by the learning
+rate, so a step moves an output by about that times the width of the trunk: at full size the cores would jump about."""
+
+
+class _ResidualBlock(nn.Module):
+    """x + W2 gelu(W1 norm(x)), on (..., size)."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(size)
+        self.up = nn.Linear(size, 2 * size)
+        self.down = nn.Linear(2 * size, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.down(nn.functional.gelu(self.up(self.norm(x))))
+        return out
+
+
+class LoRAGenerator(nn.Module):
+    """Makes adapters of one LoRASpec for one ModelSpec.
+
+    Attributes:
+        model: the base's shape.
+        lora: the spec of every adapter it makes.
+        config: its own size.
+    """
+
+    def __init__(self, model: ModelSpec, lora: LoRASpec, config: GeneratorConfig | None = None) -> None:
+        super().__init__()
+        lora.require_fits(model)
+        self.model, self.lora, self.config = model, lora, config or GeneratorConfig()
+        hidden, rank, basis = self.config.hidden_size, lora.rank, self.config.basis_rank
+        count = len(lora.modules)
+        self._by_input = _group(m.in_features for m in lora.modules)
+        self._by_output = _group(m.out_features for m in lora.modules)
+        self._by_target = _group(m.target for m in lora.modules)
+        self.a0 = nn.ParameterDict({str(n): torch.empty(len(m), basis, n) for n, m in self._by_input.items()})
+        # B0 is kept transposed: then B.T comes out contiguous, which is the form that every product reads fastest.
+        self.b0 = nn.ParameterDict({str(n): torch.empty(len(m), basis, n) for n, m in self._by_output.items()})
+        self.q0 = nn.Parameter(torch.empty(count, rank, basis))
+        self.p0 = nn.Parameter(torch.empty(count, basis, rank))
+
+        self.read = nn.Linear(self.config.condition_size, hidden)
+        self.blocks = nn.ModuleList(_ResidualBlock(hidden) for _ in range(self.config.num_blocks))
+        targets = lora.target_modules
+        layer_of, target_of = [m.layer for m in lora.modules], [targets.index(m.target) for m in lora.modules]
+        self.register_buffer("_layer_of", torch.tensor(layer_of), persistent=False)
+        self.register_buffer("_target_of", torch.tensor(target_of), persistent=False)
+        self.layer_embedding = nn.Embedding(model.num_layers, hidden)
+        self.target_embedding = nn.Embedding(len(targets), hidden)
+        self.module_block = _ResidualBlock(hidden)
+        self.norm = nn.LayerNorm(hidden)
+        self.heads = nn.Parameter(torch.empty(len(targets), hidden, 2 * rank * basis))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """A0 as PEFT initialises A (Kaiming uniform), B0 zero, constant cores orthonormal, heads small."""
+        for a0 in self.a0.values():
+            bound = 1 / math.sqrt(a0.shape[-1])
+            nn.init.uniform_(a0, -bound, bound)
+        for b0 in self.b0.values():
+            nn.init.zeros_(b0)
+        for i in range(len(self.lora.modules)):
+            nn.init.orthogonal_(self.q0.data[i])
+            nn.init.orthogonal_(self.p0.data[i])
+        nn.init.normal_(self.layer_embedding.weight, std=0.5)
+        nn.init.normal_(self.target_embedding.weight, std=0.5)
+        nn.init.normal_(self.heads, std=0.4 / math.sqrt(self.config.hidden_size))
+
+    def cores(self, condition: Tensor | None, count: int = 1) -> tuple[Tensor, Tensor]:
+        """Q (n, modules, r, R) and P (n, modules, R, r), float32.
+
+        Args:
+            condition: (n, condition_size) float32, or None for the constant cores alone, repeated `count` times.
+
+        Raises:
+            ConfigError: `condition` has another shape.
+        """
+        if condition is None:
+            return self.q0.expand(count, -1, -1, -1), self.p0.expand(count, -1, -1, -1)
+        if condition.dim() != 2 or condition.shape[1] != self.config.condition_size:
+            raise ConfigError(
+                f"the condition has shape {tuple(condition.shape)}, this generator reads (n, "
+                f"{self.config.condition_size}); use the text encoder that it was trained with"
+            )
+        # A unit vector has entries of size 1/sqrt(d): scale them to size one for the first layer.
+        x = self.read(condition * math.sqrt(self.config.condition_size))
+        for block in self.blocks:
+            x = block(x)
+        layer_of, target_of = self.get_buffer("_layer_of"), self.get_buffer("_target_of")
+        place = self.layer_embedding(layer_of) + self.target_embedding(target_of)
+        y = self.norm(self.module_block(x[:, None] + place[None]))
+        n, (count, rank, basis) = condition.shape[0], self.q0.shape
+        out = y.new_empty(n, count, 2 * rank * basis)
+        for head, members in zip(self.heads, self._by_target.values(), strict=True):
+            out[:, members] = y[:, members] @ head
+        dq, dp = (out * (_CORE_STEP / math.sqrt(basis))).split(rank * basis, dim=-1)
+        return self.q0 + dq.view(n, count, rank, basis), self.p0 + dp.view(n, count, basis, rank)
+
+    def materialise(self, q: Tensor, p: Tensor) -> list[LoRAWeights]:
+        """Adapters from cores: A = Q A0 and B = B0 P for every module.
+
+        Args:
+            q: (n, modules, r, R).
+            p: (n, modules, R, r).
+
+        Returns:
+            n adapters. Their tensors are views of products over all n, so each keeps the memory of all.
+        """
+        n, rank, basis = q.shape[0], self.lora.rank, self.config.basis_rank
+        names = self.lora.names
+        a: list[dict[str, Tensor]] = [{} for _ in range(n)]
+        b: list[dict[str, Tensor]] = [{} for _ in range(n)]
+        for size, members in self._by_input.items():
+            stacked = q[:, members].transpose(0, 1).reshape(len(members), n * rank, basis)
+            product = torch.bmm(stacked, self.a0[str(size)]).view(len(members), n, rank, size)
+            for tensor, member in zip(product.unbind(), members, strict=True):
+                for i, row in enumerate(tensor.unbind()):
+                    a[i][names[member]] = row
+        for size, members in self._by_output.items():
+            stacked = p[:, members].permute(1, 0, 3, 2).reshape(len(members), n * rank, basis)
+            product = torch.bmm(stacked, self.b0[str(size)]).view(len(members), n, rank, size)
+            for tensor, member in zip(product.unbind(), members, strict=True):
+                for i, row in enumerate(tensor.unbind()):
+                    b[i][names[member]] = row.t()
+        return [LoRAWeights(self.lora, a[i], b[i]) for i in range(n)]
+
+    def forward(self, condition: Tensor) -> list[LoRAWeights]:
+        """One adapter for each row of `condition` (n, condition_size), float32, with gradients to every parameter.
+
+        Raises:
+            ConfigError: `condition` has another shape.
+        """
+        return self.materialise(*self.cores(condition))
+
+    def shared_adapter(self) -> LoRAWeights:
+        """The adapter of the constant cores: what is left when the condition says nothing."""
+        return self.materialise(*self.cores(None))[0]
+
+
+def create_generator(
+    model: ModelSpec, lora: LoRASpec, config: GeneratorConfig | None = None, *, seed: int = 0
+) -> LoRAGenerator:
+    """A freshly initialised generator; the same seed gives the same parameters and leaves the global RNG alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LoRAGenerator(model, lora, config)
+
+
+def _group(keys: Iterable[_K]) -> dict[_K, list[int]]:
+    """The places at which each key stands, in order of first appearance."""
+    places: dict[_K, list[int]] = {}
+    for place, key in enumerate(keys):
+        places.setdefault(key, []).append(place)
+    return places

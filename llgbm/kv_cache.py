@@ -1,0 +1,147 @@
+"""Keys and values of the running rows, in one block of memory for each layer, each row with its own length.
+
+A transformers `Cache`, so the model runs unchanged. Row i of the batch is slot i. A row's keys start at
+column 0, so columns beyond its length hold leftovers: they are finite and the mask hides them. Joining rows
+take the slots at the end; when a row leaves, the last row moves into its slot. Memory grows in blocks and
+shrinks when most is unused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+_ROW_BLOCK = 4
+_TOKEN_BLOCK = 128
+_SHRINK_FACTOR = 4
+"""Shrink when less than one part in so many is used; copying is then cheap next to what is freed."""
+
+
+class RowCache(Cache):
+    """Keys and values for rows of different lengths.
+
+    Args:
+        num_layers: layers of the decoder.
+        num_kv_heads: key and value heads of each layer.
+        head_dim: size of one head.
+        dtype: of keys and values.
+    """
+
+    def __init__(self, num_layers: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> None:
+        super().__init__(layers=[])
+        self._empty = torch.zeros(0, num_kv_heads, 0, head_dim, dtype=dtype)
+        self._keys = [self._empty] * num_layers
+        self._values = [self._empty] * num_layers
+        self._lengths: list[int] = []
+        self._joining: slice | None = None
+        self._slots = torch.zeros(0, dtype=torch.long)
+        self._columns = torch.zeros(0, dtype=torch.long)
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens of each row, in the order of the batch."""
+        return self._lengths
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that is taken now."""
+        return sum(t.numel() * t.element_size() for t in (*self._keys, *self._values))
+
+    def start_joining(self, lengths: Sequence[int]) -> None:
+        """Take slots at the end for new rows of these lengths.
+
+        The next forward pass must be on their prompts, padded at the right to the longest.
+        """
+        first = len(self._lengths)
+        self._reserve(first + len(lengths), max(lengths))
+        self._lengths += lengths
+        self._joining = slice(first, first + len(lengths))
+
+    def start_step(self) -> Tensor:
+        """Make room for one more token in every row; the next forward pass must be on one token for each.
+
+        Returns:
+            Additive mask (rows, 1, 1, longest) for that pass, in the dtype of the cache.
+        """
+        self._joining = None
+        rows, longest = len(self._lengths), max(self._lengths) + 1
+        self._reserve(rows, longest)
+        self._slots, self._columns = torch.arange(rows), torch.tensor(self._lengths)
+        hidden = torch.arange(longest)[None, :] > self._columns[:, None]
+        mask = torch.zeros(hidden.shape, dtype=self._empty.dtype).masked_fill_(hidden, float("-inf"))
+        return mask[:, None, None, :]
+
+    def finish_step(self) -> None:
+        """Count the tokens of the pass. A pass that failed before this is as if it had not been."""
+        self._lengths = [length + 1 for length in self._lengths]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Called by the model: keeps new (rows, kv_heads, tokens, head_dim) states, returns all to attend."""
+        keys, values = self._keys[layer_idx], self._values[layer_idx]
+        if self._joining is not None:
+            width = key_states.shape[2]
+            keys[self._joining, :, :width] = key_states
+            values[self._joining, :, :width] = value_states
+            return key_states, value_states
+        keys[self._slots, :, self._columns] = key_states[:, :, 0]
+        values[self._slots, :, self._columns] = value_states[:, :, 0]
+        rows, longest = len(self._lengths), max(self._lengths) + 1
+        return keys[:rows, :, :longest], values[:rows, :, :longest]
+
+    def leave(self, slot: int, *, wipe: bool = False) -> None:
+        """Free a slot; the last row moves into it.
+
+        Args:
+            slot: place of the row in the batch.
+            wipe: its numbers may not be finite: clear them, since a mask does not hide a NaN.
+        """
+        last = len(self._lengths) - 1
+        for tensors in (self._keys, self._values):
+            for tensor in tensors:
+                if wipe:
+                    tensor[slot].zero_()
+                if slot != last:
+                    tensor[slot, :, : self._lengths[last]] = tensor[last, :, : self._lengths[last]]
+        self._lengths[slot] = self._lengths[last]
+        self._lengths.pop()
+        self._shrink()
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens of the longest row."""
+        return max(self._lengths, default=0)
+
+    def _reserve(self, rows: int, tokens: int) -> None:
+        has_rows, has_tokens = self._size()
+        if rows > has_rows or tokens > has_tokens:
+            self._resize(max(_up(rows, _ROW_BLOCK), has_rows), max(_up(tokens, _TOKEN_BLOCK), has_tokens))
+
+    def _shrink(self) -> None:
+        rows = _up(len(self._lengths), _ROW_BLOCK)
+        tokens = _up(max(self._lengths, default=0), _TOKEN_BLOCK)
+        has_rows, has_tokens = self._size()
+        if rows * tokens * _SHRINK_FACTOR <= has_rows * has_tokens:
+            self._resize(rows, tokens)
+
+    def _size(self) -> tuple[int, int]:
+        """Rows and tokens that there is room for in every layer: a resize may have failed half way."""
+        tensors = (*self._keys, *self._values)
+        return min(t.shape[0] for t in tensors), min(t.shape[2] for t in tensors)
+
+    def _resize(self, rows: int, tokens: int) -> None:
+        _, heads, _, size = self._empty.shape
+        for tensors in (self._keys, self._values):
+            for layer, old in enumerate(tensors):
+                # zeros, not whatever was in memory: hidden columns must be finite
+                new = old.new_zeros(rows, heads, tokens, size)
+                kept_rows, kept_tokens = min(rows, old.shape[0]), min(tokens, old.shape[2])
+                new[:kept_rows, :, :kept_tokens] = old[:kept_rows, :, :kept_tokens]
+                tensors[layer] = new
+
+
+def _up(number: int, block: int) -> int:
+    return -(-number // block) * block

@@ -1,0 +1,189 @@
+"""From what a user writes to adapters: request -> condition -> LoRAWeights, with an id and a confidence.
+
+A request is one or more descriptions, one or more examples, or both. Its condition is the normalised mean of the
+embeddings of the descriptions and of the "input -> output" lines, each side with equal weight. The id is a content
+hash, so that the same request to the same generator is one piece of work and one adapter. The order in which
+descriptions and examples are given changes neither.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from llgbm.checkpoint import Checkpoint
+from llgbm.config import LoRASpec
+from llgbm.errors import ConfigError
+from llgbm.lora import LoRAWeights
+
+
+class TextEncoder(Protocol):
+    """What is needed of a text encoder; `llgbm.text_encoder.PretrainedTextEncoder` is one."""
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """(n, condition_size) float32, L2-normalised."""
+        ...
+
+
+@dataclass(frozen=True)
+class AdapterRequest:
+    """What an adapter is asked to do.
+
+    Attributes:
+        descriptions: the task in plain words, one or several wordings of it.
+        examples: (input, output) pairs.
+        scale: factor on the adapter's product BA; 1 is as trained, 0 the plain base.
+
+    Texts are kept normalised: Unicode NFC, runs of white space as one blank, none at the ends.
+
+    Raises:
+        ConfigError: neither a description nor an example, one of them is empty or no valid Unicode, or the scale is not
+            finite.
+    """
+
+    descriptions: tuple[str, ...] = ()
+    examples: tuple[tuple[str, str], ...] = ()
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "descriptions", tuple(_normalise(d) for d in self.descriptions))
+        object.__setattr__(self, "examples", tuple((_normalise(i), _normalise(o)) for i, o in self.examples))
+        if not self.descriptions and not self.examples:
+            raise ConfigError("an adapter needs a description of the task or at least one example")
+        if not all(self.descriptions) or not all(i and o for i, o in self.examples):
+            raise ConfigError("a description and both sides of an example must hold more than white space")
+        if not math.isfinite(self.scale):
+            raise ConfigError(f"scale must be a finite number, not {self.scale}")
+        object.__setattr__(self, "scale", float(self.scale) + 0.0)  # so that 1 is 1.0 and -0.0 is 0.0, in the id too
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All that the encoder reads, sorted: the descriptions, then the lines of the examples."""
+        return (*sorted(self.descriptions), *example_lines(sorted(self.examples)))
+
+
+def example_lines(examples: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """How an example is shown to the text encoder, in training and in use."""
+    return tuple(f"{given} -> {wanted}" for given, wanted in examples)
+
+
+def condition_of(descriptions: Tensor, examples: Tensor) -> Tensor:
+    """Condition (d,) of embeddings (n, d) and (m, d), one of which may be empty: the normalised mean of both means.
+
+    Raises:
+        ConfigError: both are empty.
+    """
+    if not len(descriptions) and not len(examples):
+        raise ConfigError("a condition needs the embedding of a description or of an example")
+    sides = [side.mean(0) for side in (descriptions, examples) if len(side)]
+    return torch.nn.functional.normalize(torch.stack(sides).mean(0), dim=-1)
+
+
+def adapter_id(request: AdapterRequest, *, generator_digest: str, base_id: str, lora: LoRASpec) -> str:
+    """Content hash of a request to one generator: `lora-` and 24 hexadecimal digits."""
+    prompts = sorted(request.descriptions), sorted(request.examples)
+    content = [*prompts, request.scale, generator_digest, base_id, lora.to_dict()]
+    return "lora-" + hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True, eq=False)
+class MadeAdapter:
+    """An adapter and what is known about it.
+
+    Attributes:
+        nearest: (task_id, cosine) of the nearest training tasks, best first.
+        confidence: 0 to 1, how well requests this far from the training prompts did in calibration; None if the
+            checkpoint was not calibrated.
+        warning: set when the confidence is below the checkpoint's threshold.
+        seconds: wall time of `encode` and `generate`, for the whole call that made it.
+    """
+
+    id: str
+    request: AdapterRequest
+    weights: LoRAWeights
+    nearest: tuple[tuple[str, float], ...]
+    confidence: float | None
+    warning: str | None
+    seconds: dict[str, float]
+
+
+class AdapterMaker:
+    """Makes adapters from requests: one encoder pass and one generator pass for any number of them."""
+
+    def __init__(self, checkpoint: Checkpoint, encoder: TextEncoder) -> None:
+        self.checkpoint, self._encoder = checkpoint, encoder
+
+    def id_of(self, request: AdapterRequest) -> str:
+        """The id that the adapter of `request` has or would have; nothing is made."""
+        manifest = self.checkpoint.manifest
+        return adapter_id(request, generator_digest=manifest.digest, base_id=manifest.base_id, lora=manifest.lora)
+
+    def make(self, requests: Sequence[AdapterRequest]) -> list[MadeAdapter]:
+        """Adapters for `requests`, in order.
+
+        The same call gives the same tensors; with other requests beside it, a request's numbers differ by rounding
+        only.
+
+        Raises:
+            ConfigError: the encoder's vectors have another length than those that the generator was trained with.
+        """
+        start = time.perf_counter()
+        embeddings = self._encoder.encode([text for request in requests for text in request.texts])
+        conditions, place = [], 0
+        for request in requests:
+            split, end = place + len(request.descriptions), place + len(request.texts)
+            conditions.append(condition_of(embeddings[place:split], embeddings[split:end]))
+            place = end
+        encoded = time.perf_counter()
+        with torch.inference_mode():
+            adapters = self.checkpoint.generator(torch.stack(conditions)) if conditions else []
+        seconds = {"encode": encoded - start, "generate": time.perf_counter() - encoded}
+        return [
+            self._describe(request, condition, weights, seconds)
+            for request, condition, weights in zip(requests, conditions, adapters, strict=True)
+        ]
+
+    def _describe(
+        self, request: AdapterRequest, condition: Tensor, weights: LoRAWeights, seconds: dict[str, float]
+    ) -> MadeAdapter:
+        tasks = self.checkpoint.manifest.tasks
+        nearest = tuple((tasks[i].task_id, cos) for i, cos in self.checkpoint.prompt_index.nearest(condition))
+        confidence = warning = None
+        if (curve := self.checkpoint.manifest.confidence) and nearest:
+            confidence = _interpolate(nearest[0][1], curve["similarity"], curve["confidence"])
+            if confidence < curve["threshold"]:
+                warning = (
+                    f"this task is far from all that the generator was trained on (nearest: {nearest[0][0]}); "
+                    "expect the adapter to do little or the wrong thing, and check its answers"
+                )
+        if request.scale != 1.0:
+            weights = weights.scaled(request.scale)
+        return MadeAdapter(self.id_of(request), request, weights, nearest, confidence, warning, seconds)
+
+
+def _normalise(text: str) -> str:
+    """Unicode NFC, runs of white space as one blank, none at the ends."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"a text holds half of a surrogate pair, which is no character: {error}") from error
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def _interpolate(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
+    """Linear between the points, whose `xs` rise, and constant beyond the first and the last."""
+    if x <= xs[0]:
+        return ys[0]
+    for x0, x1, y0, y1 in zip(xs, xs[1:], ys, ys[1:], strict=False):
+        if x <= x1:
+            return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    return ys[-1]

@@ -1,0 +1,171 @@
+"""The frozen text encoder: texts -> L2-normalised vectors, with a cache.
+
+A sentence-transformers model in eval mode, on the CPU, in float32. A text's vector does not depend on the
+texts that it is encoded with, to 1e-6. Texts that the cache has do not need the model in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llgbm.embedding_cache import (
+    EmbeddingCache,
+    LayeredEmbeddingCache,
+    MemoryEmbeddingCache,
+    SqliteEmbeddingCache,
+)
+from llgbm.errors import PretrainedNotFoundError
+from llgbm.pretrained import TEXT_ENCODER, pretrained_revision, resolve_pretrained
+from llgbm.quiet import no_progress_bars
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = [
+    "EmbeddingCache",
+    "LayeredEmbeddingCache",
+    "MemoryEmbeddingCache",
+    "PretrainedTextEncoder",
+    "SqliteEmbeddingCache",
+]
+
+_RECIPE_FILES = ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json")
+_BATCH_SIZE = 32
+_NUMBER_BYTES = 4
+_UNIT_TOLERANCE = 1e-3
+
+
+class PretrainedTextEncoder:
+    """Encodes texts with a frozen sentence-transformers model.
+
+    Nothing is read or fetched until it is needed: `load` does it at a moment of your choosing.
+
+    Args:
+        name_or_path: a hub id, or a sentence-transformers folder.
+        cache: keeps vectors between calls; None computes every text.
+    """
+
+    def __init__(self, name_or_path: str | Path = TEXT_ENCODER, *, cache: EmbeddingCache | None = None) -> None:
+        self._name_or_path = name_or_path
+        self._cache = cache
+        self._model: SentenceTransformer | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def encoder_id(self) -> str:
+        """The name that checkpoints record."""
+        return str(self._name_or_path)
+
+    @cached_property
+    def dim(self) -> int:
+        """Length of a vector; 384 for all-MiniLM-L6-v2."""
+        return int(json.loads((self._folder / "config.json").read_text(encoding="utf-8"))["hidden_size"])
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the model is in memory."""
+        return self._model is not None
+
+    def load(self) -> PretrainedTextEncoder:
+        """Bring the model into memory, if it is not there; returns itself.
+
+        Raises:
+            PretrainedNotFoundError: no source has the weights, or they are no sentence-transformers model.
+        """
+        with self._lock:
+            self._loaded_model()
+        return self
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """(n, dim) float32, rows of length 1, no gradient; a text beyond the model's limit is cut at its end.
+
+        Raises:
+            PretrainedNotFoundError: as `load`, when a text is not in the cache.
+            EmbeddingCacheError: the cache failed.
+        """
+        unique = list(dict.fromkeys(texts))
+        keys = [self._key(text) for text in unique] if self._cache is not None else []
+        known = self._cache.get_many(keys) if self._cache is not None else [None] * len(unique)
+        vectors = {text: self._vector(value) for text, value in zip(unique, known, strict=True)}
+        missing = [text for text, vector in vectors.items() if vector is None]
+        if missing:
+            fresh = dict(zip(missing, self._compute(missing), strict=True))
+            vectors.update(fresh)
+            if self._cache is not None:
+                self._cache.set_many(
+                    {
+                        key: fresh[text].numpy().astype("<f4").tobytes()
+                        for key, text in zip(keys, unique, strict=True)
+                        if text in fresh
+                    }
+                )
+        rows = [vector for text in texts if (vector := vectors[text]) is not None]
+        return torch.stack(rows) if rows else torch.zeros(0, self.dim)
+
+    @cached_property
+    def _folder(self) -> Path:
+        folder = resolve_pretrained(self._name_or_path)
+        missing = [name for name in _RECIPE_FILES[:2] if not (folder / name).is_file()]
+        if missing:
+            raise PretrainedNotFoundError(
+                f"{folder} has no {missing[0]}: it is not a sentence-transformers model. Name one, or {TEXT_ENCODER}"
+            )
+        return folder
+
+    @cached_property
+    def _key_prefix(self) -> str:
+        """Says everything that a vector depends on but the text."""
+        digest = hashlib.sha256(f"{self.encoder_id}\0{pretrained_revision(self._folder)}\0l2\0".encode())
+        for name in _RECIPE_FILES:
+            if (self._folder / name).is_file():
+                digest.update((self._folder / name).read_bytes())
+            digest.update(b"\0")
+        return f"llgbm:embedding:{digest.hexdigest()[:32]}:"
+
+    def _key(self, text: str) -> str:
+        return self._key_prefix + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+    def _vector(self, value: bytes | None) -> Tensor | None:
+        """A vector from the cache. None for a value that is not one: it is computed and written anew."""
+        if value is None or len(value) != _NUMBER_BYTES * self.dim:
+            return None
+        vector = torch.frombuffer(bytearray(value), dtype=torch.float32)
+        # written so that a NaN counts as wrong
+        return vector if abs(float(vector.norm()) - 1) < _UNIT_TOLERANCE else None
+
+    def _compute(self, texts: list[str]) -> Tensor:
+        # one thread at a time: the tokenizer keeps its padding settings in itself
+        with self._lock:
+            model = self._loaded_model()
+            embeddings = model.encode(texts, batch_size=_BATCH_SIZE, convert_to_tensor=True, show_progress_bar=False)
+        # a copy, since what is computed in inference mode cannot enter a graph
+        return F.normalize(embeddings.detach().float().clone(), dim=-1)
+
+    def _loaded_model(self) -> SentenceTransformer:
+        if self._model is None:
+            from sentence_transformers import SentenceTransformer
+
+            with no_progress_bars():
+                model = SentenceTransformer(
+                    str(self._folder),
+                    device="cpu",
+                    local_files_only=True,
+                    model_kwargs={"dtype": torch.float32},
+                )
+            if model.get_embedding_dimension() != self.dim:
+                raise PretrainedNotFoundError(
+                    f"{self._folder} gives vectors of {model.get_embedding_dimension()} numbers from hidden states "
+                    f"of {self.dim}; only models that pool their hidden states are supported"
+                )
+            self._model = model.eval().requires_grad_(False)
+        return self._model

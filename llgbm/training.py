@@ -1,0 +1,205 @@
+"""train(): the one loop that fits a generator, whatever the loss. Read it from top to bottom.
+
+A step takes a batch from a source that depends on the step number alone, asks an objective for a loss, and updates the
+generator with AdamW. Nothing else is random, so a run that was stopped anywhere continues to the same result.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from llgbm.batches import TrainingBatch
+from llgbm.data_parallel import ProcessGroup, backward_of_share, share_of
+from llgbm.errors import CheckpointError, ConfigError
+from llgbm.generator import LoRAGenerator
+from llgbm.losses import DeltaOnlyLoss, MultiTaskLoss
+
+__all__ = ["DeltaOnlyLoss", "MultiTaskLoss", "Objective", "TrainingConfig", "TrainingState", "train"]
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Optimisation settings of `train`."""
+
+    steps: int = 1000
+    """Optimiser steps in all."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = 20
+    """Steps of linear warm-up."""
+    decay_fraction: float = 0.3
+    """Last part of the run over which the learning rate falls linearly to zero."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay on matrices, embeddings among them; vectors have none."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this global norm."""
+    seed: int = 0
+    """Seed of initialisation and of every batch."""
+    checkpoint_seconds: float = 180.0
+    """Wall time between two states written to disk."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.warmup_steps < 0 or not 0 <= self.decay_fraction <= 1:
+            raise ConfigError("need steps >= 1, warmup_steps >= 0 and decay_fraction between 0 and 1")
+        if not (0 < self.learning_rate < math.inf and self.max_grad_norm > 0 and self.weight_decay >= 0):
+            raise ConfigError("learning_rate and max_grad_norm must be positive, weight_decay not negative")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of `step`, counted from 0: warm-up, plateau, linear decay.
+
+        The plateau lets a run be made longer without a new schedule.
+        """
+        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        decay = self.decay_fraction * self.steps
+        return self.learning_rate * min(warm, (self.steps - step) / decay if decay else 1.0)
+
+
+class Objective(Protocol):
+    """A loss of the generator on a batch."""
+
+    def __call__(self, generator: LoRAGenerator, batch: TrainingBatch, step: int) -> tuple[Tensor, dict[str, float]]:
+        """A scalar loss with gradients to the generator, and its named parts for the log."""
+        ...
+
+    def modules(self) -> Iterable[nn.Module]:
+        """Modules besides the generator that are trained with it, such as a delta head."""
+        ...
+
+    def weight(self, batch: TrainingBatch) -> float:
+        """How much a batch counts: the loss of two batches in one is the mean of their losses, weighted by this."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Where a run stands after a step: what the log line shows."""
+
+    step: int
+    loss: float
+    parts: dict[str, float]
+    learning_rate: float
+    grad_norm: float
+    seconds: float
+    """Wall time of this step."""
+
+
+def train(
+    generator: LoRAGenerator,
+    objective: Objective,
+    batches: Callable[[int], TrainingBatch],
+    config: TrainingConfig,
+    *,
+    state_path: Path | None = None,
+    on_step: Callable[[TrainingState], None] | None = None,
+    group: ProcessGroup | None = None,
+) -> int:
+    """Fit `generator` in place.
+
+    Args:
+        batches: gives the batch of a step; must depend on the step number alone.
+        state_path: file for the run's state; if it exists, the run continues from it.
+        on_step: called after every step.
+        group: the processes that train together, each calling this with the same arguments; each computes its
+            share of a batch, and the first one writes the state. None trains in this process alone.
+
+    Returns:
+        The step the run started from: 0, or where it was resumed.
+
+    Raises:
+        CheckpointError: `state_path` belongs to a run with other settings or of another model, is beyond
+            `config.steps`, or is no state of a run.
+        ConfigError: the loss or its gradient became NaN or infinite, or a batch has fewer groups than there are
+            processes.
+    """
+    trained = nn.ModuleList([generator, *objective.modules()]).train()
+    matrices = [p for p in trained.parameters() if p.dim() > 1]
+    vectors = [p for p in trained.parameters() if p.dim() <= 1]
+    optimiser = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        lr=config.learning_rate,
+        betas=(0.9, 0.98),
+    )
+    first = _restore(state_path, trained, optimiser, config)
+    own_state = state_path if group is None or group.rank == 0 else None
+    saved = time.monotonic()
+    for step in range(first, config.steps):
+        started = time.monotonic()
+        for settings in optimiser.param_groups:
+            settings["lr"] = config.learning_rate_at(step)
+        batch = batches(step) if group is None else share_of(batches(step), group)
+        loss, parts = objective(generator, batch, step)
+        optimiser.zero_grad(set_to_none=True)
+        if group is None:
+            loss.backward()
+        else:
+            loss, parts = backward_of_share(loss, parts, objective.weight(batch), trained.parameters(), group)
+        norm = float(nn.utils.clip_grad_norm_(trained.parameters(), config.max_grad_norm))
+        if not (torch.isfinite(loss) and math.isfinite(norm)):
+            raise ConfigError(
+                f"loss {float(loss.detach())} and gradient norm {norm} at step {step}; "
+                "lower learning_rate or check the data"
+            )
+        optimiser.step()
+        last = step + 1 == config.steps
+        if own_state and (last or time.monotonic() - saved > config.checkpoint_seconds):
+            _save(own_state, step + 1, trained, optimiser, config)
+            saved = time.monotonic()
+        if on_step:
+            rate = config.learning_rate_at(step)
+            on_step(TrainingState(step, float(loss.detach()), parts, rate, norm, time.monotonic() - started))
+    generator.eval()
+    return first
+
+
+def _settings(config: TrainingConfig) -> dict[str, object]:
+    """What must not change between a stop and its resumption; a run may be made longer, and saved more often."""
+    return {k: v for k, v in asdict(config).items() if k not in ("steps", "checkpoint_seconds")}
+
+
+def _save(path: Path, step: int, trained: nn.Module, optimiser: torch.optim.Optimizer, config: TrainingConfig) -> None:
+    parts = {"model": trained.state_dict(), "optimiser": optimiser.state_dict()}
+    state = {"step": step, **parts, "settings": _settings(config)}
+    temporary = path.with_name(path.name + ".tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _restore(path: Path | None, trained: nn.Module, optimiser: torch.optim.Optimizer, config: TrainingConfig) -> int:
+    if path is None or not path.exists():
+        return 0
+    try:
+        state = torch.load(path, weights_only=True)
+        settings, step = dict(state["settings"]), int(state["step"])
+        model, moments = state["model"], state["optimiser"]
+    except Exception as error:  # what a foreign file makes the reader raise is not documented
+        raise CheckpointError(f"{path} is not the state of a training run; use another workdir: {error!r}") from error
+    here = _settings(config)
+    if settings != here:
+        changed = ", ".join(sorted(k for k in settings.keys() | here.keys() if settings.get(k) != here.get(k)))
+        raise CheckpointError(
+            f"{path} is the state of a run with other settings ({changed}); use them again or another workdir"
+        )
+    if step > config.steps:
+        raise CheckpointError(
+            f"{path} is the state after {step} steps, beyond the {config.steps} asked for; "
+            "ask for more or use another workdir"
+        )
+    try:
+        trained.load_state_dict(model)
+        optimiser.load_state_dict(moments)
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path} is the state of another model: {error}") from error
+    return step

@@ -1,0 +1,167 @@
+from collections.abc import Iterable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llgbm.config import LoRASpec, lora_spec
+from llgbm.errors import AdapterMismatchError, ConfigError
+from llgbm.generator import create_generator
+from llgbm.lora import LoRAWeights
+from tests.small_generator import IRREGULAR, SMALL, SPEC, SPECS, TINY, active_generator, conditions
+
+ALL_SPECS = {**SPECS, "irregular": IRREGULAR}
+every_spec = pytest.mark.parametrize("spec", ALL_SPECS.values(), ids=ALL_SPECS.keys())
+
+
+def require_close(left: LoRAWeights, right: LoRAWeights, *, tolerance: float) -> None:
+    assert left.spec == right.spec
+    for name in left.spec.names:
+        torch.testing.assert_close(left.a[name], right.a[name], atol=tolerance, rtol=0)
+        torch.testing.assert_close(left.b[name], right.b[name], atol=tolerance, rtol=0)
+
+
+def random_readout(adapters: Iterable[LoRAWeights]) -> torch.Tensor:
+    """A scalar that depends on every entry of every A and B."""
+    draw = torch.Generator().manual_seed(1)
+    tensors = [t for adapter in adapters for _, a, b in adapter.pairs() for t in (a, b)]
+    return torch.stack([(t * torch.randn(t.shape, generator=draw)).sum() for t in tensors]).sum()
+
+
+@every_spec
+def test_adapters_have_the_shapes_of_their_spec(spec: LoRASpec) -> None:
+    for adapter in active_generator(spec)(conditions(3)):
+        assert adapter.spec == spec
+        assert adapter.dtype == torch.float32
+        for module in spec.modules:
+            assert adapter.a[module.name].shape == (spec.rank, module.in_features)
+            assert adapter.b[module.name].shape == (module.out_features, spec.rank)
+
+
+@every_spec
+def test_every_factor_is_a_core_in_the_span_of_its_own_modules_basis(spec: LoRASpec) -> None:
+    generator = active_generator(spec)
+    condition = conditions(2)
+    q, p = generator.cores(condition)
+    seen_a: dict[int, int] = {}
+    seen_b: dict[int, int] = {}
+    for index, module in enumerate(spec.modules):
+        place_a, place_b = seen_a.get(module.in_features, 0), seen_b.get(module.out_features, 0)
+        seen_a[module.in_features], seen_b[module.out_features] = place_a + 1, place_b + 1
+        a0 = generator.a0[str(module.in_features)][place_a]
+        b0 = generator.b0[str(module.out_features)][place_b].t()
+        for row, adapter in enumerate(generator(condition)):
+            torch.testing.assert_close(adapter.a[module.name], q[row, index] @ a0)
+            torch.testing.assert_close(adapter.b[module.name], b0 @ p[row, index])
+
+
+@every_spec
+def test_a_batch_is_its_rows_one_by_one(spec: LoRASpec) -> None:
+    generator = active_generator(spec)
+    condition = conditions(5)
+    for row, adapter in enumerate(generator(condition)):
+        require_close(adapter, generator(condition[row : row + 1])[0], tolerance=1e-5)
+
+
+@settings(max_examples=20)
+@given(count=st.integers(0, 6), seed=st.integers(0, 1000))
+def test_the_same_conditions_give_the_same_bits(count: int, seed: int) -> None:
+    generator = active_generator()
+    condition = conditions(count, seed=seed)
+    first, again = generator(condition), generator(condition)
+    assert len(first) == len(again) == count
+    for left, right in zip(first, again, strict=True):
+        require_close(left, right, tolerance=0)
+
+
+def test_another_condition_gives_another_adapter_in_every_module() -> None:
+    one, other = active_generator()(conditions(2))
+    for name in SPEC.names:
+        assert (one.a[name] - other.a[name]).norm() > 0.1 * one.a[name].norm()
+        assert (one.b[name] - other.b[name]).norm() > 0.1 * one.b[name].norm()
+
+
+@every_spec
+def test_gradients_reach_every_parameter_once_b0_is_not_zero(spec: LoRASpec) -> None:
+    generator = active_generator(spec)
+    random_readout(generator(conditions(3))).backward()
+    silent = [name for name, p in generator.named_parameters() if p.grad is None or not bool(p.grad.any())]
+    assert silent == []
+
+
+def test_a_new_generator_changes_nothing_and_can_learn() -> None:
+    generator = create_generator(TINY, SPEC, SMALL)
+    adapters = generator(conditions(2))
+    for adapter in [*adapters, generator.shared_adapter()]:
+        assert set(adapter.detach().product_norms().values()) == {0.0}
+    random_readout(adapters).backward()
+    for b0 in generator.b0.values():
+        assert b0.grad is not None
+        assert bool(b0.grad.any(dim=-1).all())
+
+
+def test_the_shared_adapter_is_what_the_constant_cores_give() -> None:
+    generator = active_generator()
+    three = generator.materialise(*generator.cores(None, count=3))
+    assert len(three) == 3
+    for adapter in three:
+        require_close(adapter, generator.shared_adapter(), tolerance=1e-6)
+    with torch.no_grad():
+        generator.heads.zero_()
+    require_close(generator(conditions(1))[0], generator.shared_adapter(), tolerance=1e-6)
+
+
+def test_the_seed_decides_the_parameters_and_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    one, same, other = (create_generator(TINY, SPEC, SMALL, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), before)
+    for (name, p), q in zip(one.named_parameters(), same.parameters(), strict=True):
+        assert torch.equal(p, q), name
+    assert not torch.equal(one.q0, other.q0)
+    assert not torch.equal(one.a0["64"], other.a0["64"])
+
+
+def test_names_and_shapes_of_the_state_stay_readable() -> None:
+    """States of long runs and artefacts hold these names: whoever changes one must convert the old ones."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in create_generator(TINY, SPEC, SMALL).state_dict().items()}
+    assert shapes == {
+        "a0.64": (12, 8, 64),
+        "a0.128": (2, 8, 128),
+        "b0.64": (6, 8, 64),
+        "b0.32": (4, 8, 32),
+        "b0.128": (4, 8, 128),
+        "q0": (14, 4, 8),
+        "p0": (14, 8, 4),
+        "read.weight": (32, 384),
+        "read.bias": (32,),
+        "layer_embedding.weight": (2, 32),
+        "target_embedding.weight": (7, 32),
+        "norm.weight": (32,),
+        "norm.bias": (32,),
+        "heads": (7, 32, 64),
+        **{
+            f"{block}.{name}": shape
+            for block in ("blocks.0", "module_block")
+            for name, shape in {
+                "norm.weight": (32,),
+                "norm.bias": (32,),
+                "up.weight": (64, 32),
+                "up.bias": (64,),
+                "down.weight": (32, 64),
+                "down.bias": (32,),
+            }.items()
+        },
+    }
+
+
+@pytest.mark.parametrize("shape", [(384,), (2, 383), (1, 2, 384)])
+def test_a_condition_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="this generator reads"):
+        active_generator()(torch.zeros(shape))
+
+
+def test_a_spec_of_another_model_is_refused() -> None:
+    with pytest.raises(AdapterMismatchError, match="in the adapter"):
+        create_generator(TINY, lora_spec("qwen2.5-0.5b"), SMALL)

@@ -1,0 +1,45 @@
+"""Generators for the tiny base that are small, and whose adapters do something."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llgbm.config import GeneratorConfig, LoRASpec, lora_spec, model_spec
+from llgbm.generator import LoRAGenerator, create_generator
+
+TINY = model_spec("tiny")
+SPEC = lora_spec("tiny")
+SMALL = GeneratorConfig(condition_size=384, basis_rank=8, hidden_size=32, num_blocks=1)
+
+SPECS = {
+    "all": SPEC,
+    "rank 1": LoRASpec.for_model(TINY, rank=1, alpha=1.0),
+    "two targets": LoRASpec.for_model(TINY, rank=3, alpha=5.0, targets=("down_proj", "q_proj")),
+    "one layer": LoRASpec.for_model(TINY, rank=4, layers=(1,)),
+    "layers upside down": LoRASpec.for_model(TINY, rank=4, layers=(1, 0)),
+    "one module": LoRASpec.for_model(TINY, rank=2, targets=("k_proj",), layers=(0,)),
+    "rank-stabilised": LoRASpec(2, 3.0, SPEC.modules, use_rslora=True),
+}
+IRREGULAR = LoRASpec(2, 3.0, SPEC.modules[3:9])
+"""Other targets in the first layer than in the second."""
+
+
+def active_generator(
+    spec: LoRASpec = SPEC, *, config: GeneratorConfig = SMALL, seed: int = 0, size: float = 0.1
+) -> LoRAGenerator:
+    """A generator as after some training: B0 is not zero, and the condition counts."""
+    generator = create_generator(TINY, spec, config, seed=seed)
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for b0 in generator.b0.values():
+            b0.normal_(std=size, generator=draw)
+        generator.heads.normal_(std=4 * config.hidden_size**-0.5, generator=draw)
+    return generator
+
+
+def conditions(count: int, *, seed: int = 0, size: int = SMALL.condition_size) -> Tensor:
+    """(count, size) float32, rows of length 1."""
+    return torch.nn.functional.normalize(
+        torch.randn(count, size, generator=torch.Generator().manual_seed(seed)), dim=-1
+    )
