@@ -1,0 +1,95 @@
+"""A working folder with six small teachers on the tiny base, made once a session."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from training import teachers
+from training.tasks import Example, Task
+
+ANIMALS = (
+    "cat",
+    "dog",
+    "cow",
+    "pig",
+    "hen",
+    "owl",
+    "ant",
+    "bee",
+    "fox",
+    "bat",
+    "rat",
+    "eel",
+    "emu",
+    "yak",
+    "ape",
+    "cod",
+)
+
+
+def small_task(task_id: str, category: str, verb: str, inputs: list[str], outputs: list[str]) -> Task:
+    """A task of short rows: every fourth one to test."""
+    rows = [Example(given, wanted) for given, wanted in zip(inputs, outputs, strict=True)]
+    wordings = (
+        f"{verb} it.",
+        f"Please {verb}.",
+        f"I want you to {verb}.",
+        f"Your task: {verb}.",
+        f"You {verb} the input.",
+    )
+    return Task(
+        task_id, category, "made for tests", "CC0-1.0", wordings, "exact_match", None,
+        tuple(row for i, row in enumerate(rows) if i % 4 != 3), tuple(rows[3::4]),
+    )  # fmt: skip
+
+
+def small_tasks() -> list[Task]:
+    """Two tasks each of three categories; those of different categories share no input."""
+    numbers = [str(i) for i in range(10, 26)]
+    pairs = [f"{a} {b}" for a, b in zip(ANIMALS, ANIMALS[1:] + ANIMALS[:1], strict=True)]
+    words = list(ANIMALS)
+    return [
+        small_task("upper", "case", "write in capitals", words, [w.upper() for w in words]),
+        small_task("title", "case", "capitalise", words, [w.title() for w in words]),
+        small_task("next", "numbers", "add one", numbers, [str(int(n) + 1) for n in numbers]),
+        small_task(
+            "parity", "numbers", "say whether it is even", numbers, ["no" if int(n) % 2 else "yes" for n in numbers]
+        ),
+        small_task("first", "pick", "give the first word", pairs, [p.split()[0] for p in pairs]),
+        small_task("last", "pick", "give the last word", pairs, [p.split()[1] for p in pairs]),
+    ]
+
+
+@pytest.fixture(scope="session")
+def tasks_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the six task files."""
+    folder = tmp_path_factory.mktemp("tasks")
+    for task in small_tasks():
+        (folder / f"{task.task_id}.json").write_text(json.dumps(task.to_dict()), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_workdir(tmp_path_factory: pytest.TempPathFactory, tasks_folder: Path, tiny_base_path: Path) -> Path:
+    """Six teachers, trained for a few steps. Shared: take `workdir` to change something."""
+    workdir = tmp_path_factory.mktemp("trained")
+    teachers.run(teacher_config(workdir, tasks_folder, tiny_base_path))
+    return workdir
+
+
+@pytest.fixture
+def workdir(trained_workdir: Path, tmp_path: Path) -> Path:
+    """The test's own copy of the working folder."""
+    return shutil.copytree(trained_workdir, tmp_path / "work")
+
+
+def teacher_config(workdir: Path, tasks_folder: Path, base: Path) -> teachers.Config:
+    """Settings of the teachers of `trained_workdir`."""
+    return teachers.Config(
+        workdir=workdir, folder=tasks_folder, base=str(base), lora_rank=4, lora_alpha=8.0, steps=6, rows_per_step=4,
+        learning_rate=1e-2,
+    )  # fmt: skip

@@ -1,0 +1,149 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llgbm.base import Base
+from llgbm.config import GeneratorConfig
+from llgbm.errors import ConfigError
+from llgbm.training import TrainingConfig
+from tests.training.conftest import small_tasks
+from training import evaluate, fit
+from training.methods import METHODS
+from training.progress_check import CheckConfig, eval_row
+from training.sampler import SamplerConfig
+
+
+@pytest.fixture(scope="module")
+def generator_folder(
+    tmp_path_factory: pytest.TempPathFactory, tasks_folder: Path, tiny_base_path: Path, tiny_encoder_path: Path
+) -> Path:
+    """A generator fitted for two steps on five of the six tasks."""
+    config = fit.Config(
+        workdir=tmp_path_factory.mktemp("fit"), tasks=tasks_folder, base=str(tiny_base_path),
+        text_encoder=str(tiny_encoder_path), task_ids=("first", "last", "next", "parity", "upper"),
+        generator=GeneratorConfig(basis_rank=8, hidden_size=16, num_blocks=1), sampler=SamplerConfig(groups=2),
+        training=TrainingConfig(steps=2, warmup_steps=1), check=CheckConfig(every=0),
+    )  # fmt: skip
+    fit.run(config)
+    return config.workdir / "generator"
+
+
+@pytest.fixture
+def config(
+    tmp_path: Path, tasks_folder: Path, trained_workdir: Path, tiny_base_path: Path, generator_folder: Path
+) -> evaluate.Config:
+    return evaluate.Config(
+        workdir=tmp_path, output=tmp_path / "quality.json", checkpoint=generator_folder, teachers=trained_workdir,
+        tasks=tasks_folder, heldout=None, base=str(tiny_base_path), num_rows=3,
+    )  # fmt: skip
+
+
+def table(config: evaluate.Config) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(config.output.read_text())
+    return found
+
+
+def test_every_method_is_scored_on_every_task(config: evaluate.Config, generator_folder: Path) -> None:
+    evaluate.run(replace(config, multitask=generator_folder))
+    found = table(config)
+    assert list(found["columns"]) == ["unseen_descriptions"]
+    methods = found["columns"]["unseen_descriptions"]["methods"]
+    assert list(methods) == list(METHODS)
+    for name, row in methods.items():
+        low, high = row["interval"]
+        assert 0 <= low <= row["accuracy"] <= high <= 1
+        assert set(row["tasks"]) == {t.task_id for t in small_tasks()}
+        assert all(score["n"] == 3 for score in row["tasks"].values())
+        assert ("minus_base" in row) == (name != "base")
+    assert found["command"].startswith("python -m training evaluate ")
+
+
+def test_a_method_without_what_it_needs_is_reported_as_not_run(config: evaluate.Config, tmp_path: Path) -> None:
+    methods = ("base", "teacher", "mean of the teachers", "nearest task's teacher", "multi-task LoRA")
+    evaluate.run(replace(config, teachers=tmp_path / "nowhere", methods=methods, task_ids=("upper",)))
+    found = table(config)["columns"]["unseen_descriptions"]["methods"]
+    assert found["base"]["accuracy"] is not None
+    assert all(found[name]["accuracy"] is None and found[name]["reason"] for name in methods[1:])
+
+
+def test_only_test_rows_and_unseen_descriptions_are_used(
+    config: evaluate.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[Any] = []
+    real = eval_row
+
+    def watched(base: Base, example: Any, *, description: str | None = None, shots: Any = ()) -> Any:
+        rows.append((example, description, shots))
+        return real(base, example, description=description, shots=shots)
+
+    monkeypatch.setattr(evaluate, "eval_row", watched)
+    evaluate.run(config)
+    tests = {e for t in small_tasks() for e in t.test}
+    trains = {e for t in small_tasks() for e in t.train}
+    unseen = {d for t in small_tasks() for d in t.unseen_descriptions}
+    assert rows
+    for example, description, shots in rows:
+        assert example in tests
+        assert example not in trains
+        assert description is None or description in unseen
+        assert set(shots) <= trains
+
+
+def test_a_stopped_evaluation_computes_only_what_is_missing(
+    config: evaluate.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, methods=("base", "teacher"), task_ids=("next", "upper"))
+    evaluate.run(config)
+    whole = table(config)
+    cells = config.workdir / "cells.jsonl"
+    lines = cells.read_text().splitlines(keepends=True)
+    cells.write_text("".join(lines[:2]) + lines[2][:25])  # the third was cut off by a crash
+    computed: list[str] = []
+    real = evaluate._cell
+
+    def counted(base: Any, trial: Any, task: Any, n: int) -> Any:
+        computed.append(task.task_id)
+        return real(base, trial, task, n)
+
+    monkeypatch.setattr(evaluate, "_cell", counted)
+    evaluate.run(config)
+    assert computed == ["upper", "upper"]
+    assert table(config)["columns"] == whole["columns"]
+    evaluate.run(config)
+    assert len(computed) == 2
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_rows": 2}, {"seed": 1}, {"base_storage": "bfloat16"}, {"teachers": Path("nowhere")}]
+)
+def test_cells_of_other_material_are_not_taken(config: evaluate.Config, change: dict[str, Any]) -> None:
+    config = replace(config, methods=("base",), task_ids=("upper",))
+    evaluate.run(config)
+    evaluate.run(replace(config, **change))
+    assert len((config.workdir / "cells.jsonl").read_text().splitlines()) == 2
+
+
+def test_held_out_tasks_have_a_column_of_their_own(config: evaluate.Config, tasks_folder: Path, tmp_path: Path) -> None:
+    heldout = tmp_path / "heldout"
+    heldout.mkdir()
+    (heldout / "title.json").write_bytes((tasks_folder / "title.json").read_bytes())
+    evaluate.run(replace(config, methods=("base", "generated"), task_ids=("upper", "next"), heldout=heldout))
+    columns = table(config)["columns"]
+    assert {name: column["num_tasks"] for name, column in columns.items()} == {
+        "unseen_descriptions": 2,
+        "heldout_kinds": 1,
+    }
+    assert list(columns["heldout_kinds"]["methods"]["generated"]["tasks"]) == ["title"]
+
+
+def test_an_unknown_method_is_refused() -> None:
+    with pytest.raises(ConfigError, match="methods: unknown magic; known are base, "):
+        evaluate.Config(methods=("base", "magic"))
+
+
+def test_a_wrong_prompt_needs_a_second_category(config: evaluate.Config) -> None:
+    with pytest.raises(ConfigError, match="all tasks are of one category"):
+        evaluate.run(replace(config, methods=("generated, wrong description",), task_ids=("upper", "title")))

@@ -1,0 +1,251 @@
+"""From text to typed values: the YAML tree with its line numbers, and each leaf read by its field's type.
+
+Scalars stay text until the type of the field is known. Quotes make a scalar a text for good.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, TypeGuard, Union, get_args, get_origin
+
+import yaml
+
+from llgbm.errors import ConfigError
+
+Content: TypeAlias = "str | list[Node] | dict[str, Node]"
+Tree: TypeAlias = "dict[str, Node]"
+Builder: TypeAlias = Callable[[type, "Tree", str, object], object]
+
+_NONE = ("", "~", "null", "none")
+_INT = re.compile(r"[+-]?[0-9]+(_[0-9]+)*")
+_FLOAT = re.compile(r"[+-]?([0-9]+(_[0-9]+)*\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?\.?inf")
+_KEY = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A scalar as text, a list or a mapping, and where it stands: `file:line: `, or nothing."""
+
+    content: Content
+    where: str = ""
+    quoted: bool = False
+    bare: bool = False
+    """An override's scalar: where a list is expected, it is split at commas."""
+
+    def mapping(self, path: str) -> Tree:
+        """The entries; an empty scalar is an empty mapping.
+
+        Raises:
+            ConfigError: it is not a mapping.
+        """
+        if isinstance(self.content, dict):
+            return self.content
+        if self.content == "" and not self.quoted:
+            return {}
+        raise ConfigError(f"{self.where}{path}: expected a mapping of keys to values, got {self.shown()}")
+
+    def shown(self) -> str:
+        """The content for a message, cut to a length that fits a line."""
+        if isinstance(self.content, str):
+            return f"{self.content[:60]!r}" + (" in quotes" if self.quoted else "")
+        return f"a list of {len(self.content)}" if isinstance(self.content, list) else "a mapping"
+
+
+def read_yaml(path: Path) -> Tree:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, holds something else than a mapping, or a key twice.
+    """
+    try:
+        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}; name a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not YAML: {error}") from error
+
+
+def parse_yaml(text: str, file: str = "") -> Tree:
+    """The mapping in a YAML text; `file` is named in errors.
+
+    Raises:
+        ConfigError: it is not YAML, holds something else than a mapping, or a key twice.
+    """
+    try:
+        document = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: is not YAML: {' '.join(str(error).split())}") from error
+    return {} if document is None else _node(document, file).mapping("the file")
+
+
+def parse_override(text: str) -> Tree:
+    """The tree of one `dotted.path=value`.
+
+    Raises:
+        ConfigError: no `=`, a path that is none, or a value in brackets that is not YAML.
+    """
+    path, equals, value = text.partition("=")
+    if not equals or not _KEY.fullmatch(path):
+        raise ConfigError(f"{text!r}: expected name=value, such as steps=100 or optimiser.lr=1e-3")
+    node = Node(value, bare=True)
+    if value[:1] in ("[", "{", "'", '"'):
+        try:
+            node = _node(yaml.compose(value, Loader=yaml.SafeLoader), "")
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}: {value!r} is not YAML: {' '.join(str(error).split())}") from error
+    for key in reversed(path.split(".")):
+        node = Node({key: node})
+    return node.mapping(path)
+
+
+def merged(below: Tree, above: Tree) -> Tree:
+    """Both trees in one; where both have a key, mappings are merged and all else comes from `above`."""
+    result = dict(below)
+    for key, node in above.items():
+        old = result.get(key)
+        if old is not None and isinstance(old.content, dict) and isinstance(node.content, dict):
+            node = Node(merged(old.content, node.content), node.where)
+        result[key] = node
+    return result
+
+
+def is_config(hint: object) -> TypeGuard[type]:
+    """Whether a type is a dataclass, so that its fields are values of their own."""
+    return isinstance(hint, type) and is_dataclass(hint)
+
+
+def convert(node: Node, hint: Any, path: str, default: object, build: Builder) -> Any:
+    """The value of a node as the type `hint`.
+
+    Args:
+        node: what was given.
+        hint: the field's type.
+        path: the dotted name of the field, for messages.
+        default: the field's default, on top of which a nested dataclass is built; MISSING without one.
+        build: makes a dataclass from its type, tree, path and default.
+
+    Raises:
+        ConfigError: the value does not have the type.
+        TypeError: the type is not one that a configuration can hold; the dataclass must be changed.
+    """
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _convert_union(node, args, path, default, build)
+    if is_config(hint):
+        return build(hint, node.mapping(path), path, default if isinstance(default, hint) else None)
+    if origin in (tuple, list, Sequence):
+        items = _items(node, hint, path)
+        kinds = args if origin is tuple and args[-1] is not ... else (args[0],) * len(items)
+        if len(items) != len(kinds):
+            raise _wrong(node, hint, path)
+        pairs = enumerate(zip(items, kinds, strict=True))
+        values = [convert(item, kind, f"{path}[{i}]", MISSING, build) for i, (item, kind) in pairs]
+        return values if origin is list else tuple(values)
+    if origin in (dict, Mapping):
+        tree = node.mapping(path)
+        return {key: convert(item, args[1], f"{path}.{key}", MISSING, build) for key, item in tree.items()}
+    return _convert_scalar(node, hint, path)
+
+
+def type_name(hint: Any) -> str:
+    """A type as people write it: `int or none`, `one of adamw, sgd`, `list of str`."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(type_name(arg) for arg in args)
+    if origin is Literal:
+        return "one of " + ", ".join(str(arg) for arg in args)
+    if origin in (tuple, list, Sequence):
+        many = origin is not tuple or args[-1] is ...
+        return f"list of {type_name(args[0])}" if many else f"list of {len(args)}: {', '.join(map(type_name, args))}"
+    if origin in (dict, Mapping):
+        return f"mapping to {type_name(args[1])}"
+    if hint is type(None):
+        return "none"
+    return "path" if hint is Path else str(getattr(hint, "__name__", hint))
+
+
+def _convert_union(node: Node, args: tuple[Any, ...], path: str, default: object, build: Builder) -> Any:
+    if type(None) in args and not node.quoted and isinstance(node.content, str) and node.content.lower() in _NONE:
+        return None
+    kinds = [arg for arg in args if arg is not type(None)]
+    for kind in kinds:
+        try:
+            return convert(node, kind, path, default, build)
+        except ConfigError:
+            if len(kinds) == 1:
+                raise
+    raise _wrong(node, Union[args], path)  # noqa: UP007 - the types are only known here
+
+
+def _convert_scalar(node: Node, hint: Any, path: str) -> Any:
+    text = node.content
+    if hint is Any:
+        return _untyped(node)
+    if not isinstance(text, str):
+        raise _wrong(node, hint, path)
+    if get_origin(hint) is Literal:
+        for choice in get_args(hint):
+            if text == str(choice) or (isinstance(choice, bool) and text.lower() == str(choice).lower()):
+                return choice
+        raise _wrong(node, hint, path)
+    if hint is str:
+        return text
+    if hint is Path:
+        return Path(text).expanduser()
+    if not node.quoted:
+        if hint is bool and text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        if hint is int and _INT.fullmatch(text):
+            return int(text)
+        if hint is float and _FLOAT.fullmatch(text):
+            return float(text.replace(".inf", "inf"))
+    if hint in (bool, int, float):
+        raise _wrong(node, hint, path)
+    raise TypeError(f"{path}: a configuration cannot hold the type {hint}")
+
+
+def _untyped(node: Node) -> Any:
+    if isinstance(node.content, dict):
+        return {key: _untyped(item) for key, item in node.content.items()}
+    if isinstance(node.content, list):
+        return [_untyped(item) for item in node.content]
+    if node.quoted:
+        return node.content
+    if _FLOAT.fullmatch(node.content) and not _INT.fullmatch(node.content):
+        return float(node.content.replace(".inf", "inf"))
+    return yaml.safe_load(node.content)
+
+
+def _items(node: Node, hint: Any, path: str) -> list[Node]:
+    if isinstance(node.content, list):
+        return node.content
+    if node.bare and isinstance(node.content, str):
+        return [Node(part.strip(), bare=True) for part in node.content.split(",")] if node.content else []
+    raise _wrong(node, hint, path)
+
+
+def _wrong(node: Node, hint: Any, path: str) -> ConfigError:
+    name = "true or false" if hint is bool else type_name(hint)
+    return ConfigError(f"{node.where}{path}: expected {name}, got {node.shown()}")
+
+
+def _node(node: yaml.Node | None, file: str) -> Node:
+    if node is None:
+        return Node("")
+    where = f"{file}:{node.start_mark.line + 1}: " if file else ""
+    if isinstance(node, yaml.ScalarNode):
+        return Node(node.value, where, quoted=node.style is not None)
+    if isinstance(node, yaml.SequenceNode):
+        return Node([_node(item, file) for item in node.value], where)
+    entries: dict[str, Node] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise ConfigError(f"{where}a key must be a plain text")
+        if key.value in entries:
+            raise ConfigError(f"{where}{key.value}: the key stands twice")
+        entries[key.value] = _node(value, file)
+    return Node(entries, where)

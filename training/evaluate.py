@@ -1,0 +1,207 @@
+"""`python -m training evaluate`: the quality table. Methods x tasks on the same rows, with intervals, as one JSON file.
+
+Rows are test rows, and descriptions are ones that training never saw. Each cell (method, task) is written to
+`{workdir}/cells.jsonl` when it is done and never computed twice for the same generator, adapters, rows and seed, so a
+stopped evaluation goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llgbm.base import Base, load_base
+from llgbm.checkpoint import Checkpoint, load_generator
+from llgbm.errors import ConfigError
+from llgbm.evaluation import paired_bootstrap, score_rows
+from llgbm.frozen_linear import Storage
+from llgbm.lora import LoRAWeights
+from llgbm.peft_io import content_digest
+from llgbm.text_encoder import PretrainedTextEncoder
+from training.artefacts import replace_text
+from training.evaluation_cells import Cells
+from training.methods import METHODS, Bench, Trial
+from training.progress_check import eval_row
+from training.results import command_of
+from training.runlog import RunLog
+from training.tasks import Task, load_tasks, tasks_digest
+from training.teachers import load_teachers
+
+BASELINE = "base"
+"""Differences are reported against this method."""
+NEEDS_OTHER = "generated, wrong description"
+"""The method that needs tasks of two categories."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of an evaluation."""
+
+    workdir: Path = Path("runs/evaluate")
+    """Folder for the finished cells."""
+    output: Path = Path("results/quality.json")
+    """The table."""
+    checkpoint: Path = Path("checkpoints/qwen2.5-0.5b")
+    """The generator's artefact."""
+    multitask: Path | None = None
+    """Artefact of a fit with warm-start steps only: its shared adapter is the multi-task LoRA."""
+    teachers: Path = Path("runs/teachers")
+    """Folder of teachers; methods that need one are not run where it is missing."""
+    tasks: Path = Path("tasks/train")
+    """Folder of the training tasks' files, for descriptions never trained on."""
+    task_ids: tuple[str, ...] = ()
+    """Only these training tasks; empty for all."""
+    heldout: Path | None = Path("tasks/heldout")
+    """Folder of tasks of kinds never trained on."""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """Rows of the table."""
+    num_rows: int = 50
+    """Test rows of each task."""
+    base: str = ""
+    """Hub id or folder of the base; by default the one that the checkpoint names."""
+    base_storage: Storage = "float32"
+    """How the base's Linear weights are stored."""
+    text_encoder: str = ""
+    """Hub id or folder of the text encoder; by default the one that the checkpoint names."""
+    seed: int = 0
+    """Picks the wording, the examples and the gibberish."""
+
+    def __post_init__(self) -> None:
+        unknown = [m for m in self.methods if m not in METHODS]
+        if unknown:
+            raise ConfigError(f"methods: unknown {', '.join(unknown)}; known are {', '.join(METHODS)}")
+
+
+def run(config: Config) -> None:
+    """Fill the table and write it."""
+    checkpoint = load_generator(config.checkpoint)
+    seen = load_tasks(config.tasks, config.task_ids or None)
+    new = load_tasks(config.heldout) if config.heldout else []
+    base = load_base(config.base or checkpoint.manifest.base_id, storage=config.base_storage)
+    if base.spec.base_id != checkpoint.manifest.base_id:
+        raise ConfigError(
+            f"{config.checkpoint} makes adapters of {checkpoint.manifest.base_id}, not of {base.spec.base_id}"
+        )
+    bench = make_bench(config, checkpoint, [*seen, *new])
+    with RunLog(config.workdir, "evaluate", config) as log:
+        cells = Cells(config.workdir / "cells.jsonl", material_key(config, base, bench, [*seen, *new]))
+        work = [(method, task) for task in [*seen, *new] for method in config.methods]
+        with log.progress("evaluate", total=len(work)) as progress:
+            for done, (method, task) in enumerate(work, 1):
+                if cells.get(method, task.task_id) is None:
+                    cells.add(method, task.task_id, _cell(base, METHODS[method](bench, task), task, config.num_rows))
+                progress.update(done, f"{task.task_id}: {method}")
+        columns = {"unseen_descriptions": seen, "heldout_kinds": new}
+        summaries = {name: summarise(cells, config.methods, column) for name, column in columns.items() if column}
+        table = {
+            "command": command_of("evaluate", config),
+            "generator": checkpoint.manifest.digest,
+            "base": base.spec.base_id,
+            "base_storage": config.base_storage,
+            "seed": config.seed,
+            "metric": "exact match under greedy decoding",
+            "columns": summaries,
+        }
+        config.output.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(config.output, json.dumps(table, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        log.record_artefact(config.output, kind="result", base_revision=base.revision)
+        for name, column in summaries.items():
+            for method, row in column["methods"].items():
+                log.logger.info(
+                    "result", column=name, method=method, accuracy=row["accuracy"], interval=row["interval"]
+                )
+
+
+def make_bench(config: Config, checkpoint: Checkpoint, tasks: Sequence[Task]) -> Bench:
+    """Load what the methods draw from: text encoder, teachers and multi-task adapter."""
+    trained = [task.task_id for task in checkpoint.manifest.tasks]
+    wanted = dict.fromkeys([*trained, *(task.task_id for task in tasks)])
+    return Bench(
+        checkpoint=checkpoint,
+        encoder=PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id),
+        teachers=load_teachers(config.teachers, list(wanted)),
+        multitask=load_generator(config.multitask).generator.shared_adapter() if config.multitask else None,
+        others=_others(tasks) if NEEDS_OTHER in config.methods else {},
+        seed=config.seed,
+    )
+
+
+def material_key(config: Config, base: Base, bench: Bench, tasks: Sequence[Task]) -> str:
+    """Digest of all that decides the cells: generator, base, tasks, adapters, number of rows, seed."""
+    adapters: Mapping[str, LoRAWeights | None] = {**bench.teachers, "multi-task": bench.multitask}
+    parts = [
+        bench.checkpoint.manifest.digest,
+        config.text_encoder or bench.checkpoint.manifest.encoder_id,
+        base.revision,
+        config.base_storage,
+        tasks_digest(tasks),
+        {name: None if adapter is None else content_digest(adapter) for name, adapter in adapters.items()},
+        config.num_rows,
+        config.seed,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def summarise(cells: Cells, methods: Sequence[str], tasks: Sequence[Task]) -> dict[str, Any]:
+    """Macro means with 95 % intervals, the paired difference to the base, and every task's accuracy."""
+    rows: dict[str, Any] = {}
+    for method in methods:
+        done = {t.task_id: c for t in tasks if (c := cells.get(method, t.task_id)) and c["correct"]}
+        if not done:
+            rows[method] = {
+                "accuracy": None,
+                "interval": None,
+                "reason": "nothing to run it with (no teacher or no file)",
+            }
+            continue
+        mean, low, high = paired_bootstrap([c["correct"] for c in done.values()])
+        rows[method] = {
+            "accuracy": round(mean, 4),
+            "interval": [round(low, 4), round(high, 4)],
+            "log_likelihood": round(float(np.mean([np.mean(c["log_likelihood"]) for c in done.values()])), 4),
+            "tasks": {
+                t: {"accuracy": round(float(np.mean(c["correct"])), 4), "n": len(c["correct"])} for t, c in done.items()
+            },
+        }
+        against = [
+            (np.asarray(c["correct"]) - np.asarray(b["correct"])).tolist()
+            for t, c in done.items()
+            if (b := cells.get(BASELINE, t)) and b["correct"]
+        ]
+        if method != BASELINE and against:
+            rows[method]["minus_base"] = [round(x, 4) for x in paired_bootstrap(against)]
+    return {"num_tasks": len(tasks), "methods": rows}
+
+
+def _cell(base: Base, trial: Trial | None, task: Task, num_rows: int) -> dict[str, Any]:
+    if trial is None:
+        return {"correct": None, "log_likelihood": None, "seconds": 0.0}
+    began = time.monotonic()
+    rows = [eval_row(base, e, description=trial.description, shots=trial.shots) for e in task.test[:num_rows]]
+    scores = score_rows(base, [(trial.adapter, rows)])[0]
+    return {
+        "correct": [int(s.correct) for s in scores],
+        "log_likelihood": [round(s.log_likelihood, 4) for s in scores],
+        "seconds": round(time.monotonic() - began, 2),
+    }
+
+
+def _others(tasks: Sequence[Task]) -> dict[str, str]:
+    """For each task a description of one of another category, the same for every run."""
+    found = {}
+    for index, mine in enumerate(tasks):
+        later = [tasks[(index + 7 * shift) % len(tasks)] for shift in range(1, len(tasks))] + list(tasks)
+        other = next((task for task in later if task.category != mine.category), None)
+        if other is None:
+            raise ConfigError(
+                f"all tasks are of one category, and the method {NEEDS_OTHER!r} needs a second; leave it out of methods"
+            )
+        found[mine.task_id] = other.unseen_descriptions[0]
+    return found

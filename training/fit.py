@@ -1,0 +1,210 @@
+"""`python -m training fit`: trains a generator on tasks and writes the artefact that the service loads.
+
+One command, one configuration, resumable: the state is written every few minutes, and the same command goes on from it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llgbm.base import Base, load_base
+from llgbm.checkpoint import GeneratorManifest, TrainingTask, load_generator, save_generator
+from llgbm.config import MODEL_SPECS, GeneratorConfig, LoRASpec, lora_spec
+from llgbm.errors import ConfigError
+from llgbm.frozen_linear import Storage
+from llgbm.generator import LoRAGenerator, create_generator
+from llgbm.objectives import TaskObjective
+from llgbm.pretrained import BASE_0_5B, TEXT_ENCODER
+from llgbm.text_encoder import PretrainedTextEncoder
+from llgbm.training import TrainingConfig, TrainingState, train
+from training.artefacts import replace_text
+from training.config import to_dict
+from training.parallel import process_group
+from training.progress_check import CheckConfig, ProgressCheck
+from training.results import command_of
+from training.runlog import RunLog
+from training.sampler import SamplerConfig, TaskSampler
+from training.tasks import Task, load_tasks, tasks_digest
+
+STATE_FILE = "state.pt"
+SETTINGS_FILE = "settings.json"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a fit."""
+
+    workdir: Path = Path("runs/fit")
+    """Folder for the state, the log and the artefact."""
+    tasks: Path = Path("tasks/train")
+    """Folder of task files."""
+    task_ids: tuple[str, ...] = ()
+    """Only these tasks; empty for all in the folder."""
+    start: Path | None = None
+    """A generator artefact to go on from, with a new schedule and maybe other tasks; none for a fresh generator."""
+    base: str = BASE_0_5B
+    """Hub id or folder of the frozen base."""
+    base_storage: Storage = "float32"
+    """How the base's Linear weights are stored while training; bfloat16 is faster where the processor has it."""
+    text_encoder: str = TEXT_ENCODER
+    """Hub id or folder of the frozen text encoder."""
+    label_smoothing: float = 0.05
+    """Label smoothing of the task loss."""
+    core_penalty: float = 0.0
+    """Weight of the penalty on generated cores that leave the shared ones."""
+    recompute: bool = False
+    """Activation checkpointing: less memory, one more forward pass of each layer in a step."""
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    check: CheckConfig = field(default_factory=CheckConfig)
+
+
+def run(config: Config) -> None:
+    """Train, check as it goes, and write `{workdir}/generator/`.
+
+    Raises:
+        ConfigError: the working directory has the state of a run with other settings or tasks, or the artefact to
+            start from has another base or size.
+    """
+    tasks = load_tasks(config.tasks, config.task_ids or None)
+    base = load_base(config.base, storage=config.base_storage)
+    encoder = PretrainedTextEncoder(config.text_encoder)
+    sampler = TaskSampler(tasks, base, encoder, config.sampler, config.training.seed)
+    generator = create_generator(base.spec, default_lora(base), config.generator, seed=config.training.seed)
+    start = None if config.start is None else started_from(config.start, generator)
+    objective = TaskObjective(
+        base, label_smoothing=config.label_smoothing, core_penalty=config.core_penalty, recompute=config.recompute
+    )
+    state_path, group = config.workdir / STATE_FILE, process_group()
+    if group is not None and group.rank > 0:  # takes its share of the work; the first process writes and checks
+        train(generator, objective, sampler, config.training, state_path=state_path, group=group)
+        return
+    with RunLog(config.workdir, "fit", config) as log:
+        if not claim_workdir(config, tasks, base):
+            log.logger.warning("state without settings", note="taken for the state of a run with these settings")
+        check = ProgressCheck(config.check, tasks, base, encoder)
+        started = time.monotonic()
+        with log.progress("fit", total=config.training.steps) as progress:
+
+            def on_step(state: TrainingState) -> None:
+                values = {"loss": state.loss, "lr": state.learning_rate, "grad_norm": state.grad_norm}
+                log.metrics(step=state.step, series="", seconds=state.seconds, **values, **state.parts)
+                progress.update(state.step + 1, f"loss {state.loss:.3f}")
+                if check.due(state.step + 1, config.training.steps):
+                    log.metrics(step=state.step, series="", **check.run(generator))
+
+            train(generator, objective, sampler, config.training, state_path=state_path, on_step=on_step, group=group)
+        seconds = time.monotonic() - started
+        folder = config.workdir / "generator"
+        made = {"steps": config.training.steps, "last_session_seconds": round(seconds)}
+        manifest = write_artefact(
+            folder, config, generator, base, tasks, sampler.description_embeddings, made, start=start
+        )
+        log.record_artefact(
+            folder,
+            base_revision=base.revision,
+            data_digest=tasks_digest(tasks),
+            digest=manifest.digest,
+        )
+
+
+def started_from(folder: Path, generator: LoRAGenerator) -> GeneratorManifest:
+    """Give `generator` the parameters of an artefact.
+
+    Raises:
+        CheckpointError: there is no readable artefact.
+        ConfigError: it has another base, LoRASpec or size.
+    """
+    start = load_generator(folder)
+    theirs = (start.generator.model, start.generator.lora, start.generator.config)
+    if theirs != (generator.model, generator.lora, generator.config):
+        raise ConfigError(f"the generator in {folder} is of another base, LoRASpec or size than this fit")
+    generator.load_state_dict(start.generator.state_dict())
+    return start.manifest
+
+
+def claim_workdir(config: Config, tasks: Sequence[Task], base: Base) -> bool:
+    """Write down what a state in this working directory depends on, or check that it was the same before.
+
+    A state does not say what it was trained on; going on from it with other tasks would give a generator that is
+    neither one nor the other. Steps may be added, and the check and the place of files may change.
+
+    Returns:
+        False if there is a state already, but no record of its settings.
+
+    Raises:
+        ConfigError: names the settings that differ.
+    """
+    here = to_dict(config)
+    for name in ("workdir", "tasks", "task_ids", "base", "check", "recompute"):
+        del here[name]
+    for name in ("steps", "checkpoint_seconds"):
+        del here["training"][name]
+    here |= {"tasks_digest": tasks_digest(tasks), "base_revision": base.revision}
+    path = config.workdir / SETTINGS_FILE
+    has_state = (config.workdir / STATE_FILE).exists()
+    if has_state and path.exists():
+        before = json.loads(path.read_text("utf-8"))
+        different = sorted(name for name in here.keys() | before.keys() if here.get(name) != before.get(name))
+        if different:
+            raise ConfigError(
+                f"{config.workdir} has the state of a run with other settings ({', '.join(different)}); "
+                "use them again or another workdir"
+            )
+        return True
+    replace_text(path, json.dumps(here, indent=1, ensure_ascii=False) + "\n")
+    return not has_state
+
+
+def default_lora(base: Base) -> LoRASpec:
+    """The preset's LoRASpec; a base of another shape gets rank 8, alpha 16 on all projections."""
+    return lora_spec(base.spec.name) if base.spec.name in MODEL_SPECS else LoRASpec.for_model(base.spec)
+
+
+def write_artefact(
+    folder: Path,
+    config: Config,
+    generator: LoRAGenerator,
+    base: Base,
+    tasks: Sequence[Task],
+    embeddings: Sequence[Tensor],
+    made: Mapping[str, Any],
+    *,
+    start: GeneratorManifest | None = None,
+) -> GeneratorManifest:
+    """Write a generator that was fitted with `config` as the artefact that the service loads.
+
+    Args:
+        embeddings: for each task, those of its seen descriptions, (descriptions, condition_size).
+        made: what else the manifest says of how it was made.
+        start: of the generator that this one went on from. Its other tasks are listed too, but no prompt is reported
+            as near to them, since what was learnt of them may be lost.
+    """
+    trained = [TrainingTask(t.task_id, t.category, t.source, t.licence, t.seen_descriptions) for t in tasks]
+    blocks = list(embeddings)
+    made_by = {"command": command_of("fit", config), "seed": config.training.seed, **made}
+    if start is not None:
+        earlier = [t for t in start.tasks if t.task_id not in {task.task_id for task in tasks}]
+        trained += earlier
+        blocks += [torch.zeros(0, generator.config.condition_size)] * len(earlier)
+        made_by["started_from"] = {"digest": start.digest, "made_by": start.made_by}
+    manifest = GeneratorManifest(
+        base_id=base.spec.base_id,
+        base_revision=base.revision,
+        encoder_id=config.text_encoder,
+        model=base.spec,
+        lora=generator.lora,
+        generator=generator.config,
+        tasks=tuple(trained),
+        made_by=made_by,
+    )
+    return save_generator(folder, generator, manifest, blocks)

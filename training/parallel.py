@@ -1,0 +1,65 @@
+"""Several processes that train one generator: joined by accelerate, started by torch's launcher.
+
+    python -m torch.distributed.run --standalone --nproc-per-node 2 -m training fit --config FILE
+
+`fit` sees from its environment that it is one of several, takes its share of every batch, and the first process writes
+what a single one would write: the same metrics, state and artefact.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from llgbm.data_parallel import ProcessGroup
+from llgbm.errors import ConfigError
+
+
+class AccelerateGroup:
+    """The processes that a launcher has started, as `llgbm.training.train` takes them."""
+
+    def __init__(self) -> None:
+        self._accelerator = Accelerator(cpu=not torch.cuda.is_available())
+
+    @property
+    def rank(self) -> int:
+        """Number of this process, from 0."""
+        return int(self._accelerator.process_index)
+
+    @property
+    def size(self) -> int:
+        """How many processes there are."""
+        return int(self._accelerator.num_processes)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes; `tensor` itself is left alone."""
+        total: Tensor = self._accelerator.reduce(tensor.detach().clone(), reduction="sum")
+        return total
+
+
+def process_group() -> ProcessGroup | None:
+    """The group that this process belongs to, by the launcher's variable WORLD_SIZE; None if it runs alone."""
+    return AccelerateGroup() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+
+
+def launch(words: Sequence[str], processes: int) -> None:
+    """Run `python -m training WORDS` in so many processes of this machine, and wait for them.
+
+    Raises:
+        ConfigError: they failed; the message ends with the last lines that they wrote.
+    """
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "training"]
+    threads = max(1, torch.get_num_threads() // processes)
+    environment = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": str(threads), **os.environ}
+    done = subprocess.run(
+        [sys.executable, *start, *words], env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        last = " | ".join(done.stderr.strip().splitlines()[-8:])
+        raise ConfigError(f"{processes} processes of `training {words[0]}` ended with {done.returncode}: {last}")

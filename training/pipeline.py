@@ -1,0 +1,76 @@
+"""`python -m training pipeline`: runs every command that a plan has a section for, in the order of the method.
+
+A plan is a configuration file with one section for each command. Commands go on where they stopped, so the pipeline
+can be stopped and started again at any time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from llgbm.errors import ConfigError
+from training.command_line import Command
+from training.config import load_config
+from training.config_values import read_yaml
+from training.runlog import set_up_logging
+
+PHASES = ("teachers", "deltas", "fit", "match", "ablate", "compose", "evaluate", "scale", "report")
+"""Commands that a plan may have, in the order in which they are run."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which plan, and which part of it."""
+
+    plan: Path = Path("training/configs/qwen-0.5b.yaml")
+    """Configuration file with a section for each command to run."""
+    phases: tuple[str, ...] = ()
+    """Only these commands; empty for all that the plan has."""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.phases if name not in PHASES]
+        if unknown:
+            raise ConfigError(f"phases: {unknown[0]!r} is none of {', '.join(PHASES)}")
+
+
+def run(config: Config) -> None:
+    """Run the plan's commands one after the other."""
+    run_plan(config.plan, config.phases)
+
+
+def run_plan(plan: Path, phases: Sequence[str] = ()) -> dict[str, float]:
+    """Run the commands of a plan; gives the seconds that each took.
+
+    All configurations are read before the first command is run.
+
+    Raises:
+        ConfigError: the plan has no section for a command that is asked for, or an error in any section.
+    """
+    sections = read_yaml(plan)
+    missing = [name for name in phases if name not in sections]
+    if missing:
+        raise ConfigError(f"{plan} has no section {missing[0]!r}; it has {', '.join(sections)}")
+    commands = [_commands()[name] for name in PHASES if name in sections and (not phases or name in phases)]
+    if not commands:
+        raise ConfigError(f"{plan} has no section for any of {', '.join(PHASES)}")
+    others = {name: command.config_class for name, command in _commands().items()}
+    configs = [load_config(c.config_class(), [plan], section=c.name, other_sections=others) for c in commands]
+    set_up_logging()
+    seconds: dict[str, float] = {}
+    for command, settings in zip(commands, configs, strict=True):
+        began = time.monotonic()
+        command.run_function()(settings)
+        seconds[command.name] = round(time.monotonic() - began, 1)
+        structlog.get_logger().info("phase done", phase=command.name, seconds=seconds[command.name])
+    return seconds
+
+
+def _commands() -> dict[str, Command]:
+    from training.__main__ import COMMANDS  # the program imports this module, so this one imports it late
+
+    return {command.name: command for command in COMMANDS}

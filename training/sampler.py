@@ -1,0 +1,173 @@
+"""Batches of tasks for `fit`: which tasks, which rows, which wording, whether the description stands in the context.
+
+The batch of a step depends on the seed and the step alone. Only `train` rows and seen descriptions are ever read.
+Groups are filled up to a token budget, so that every step costs about the same whatever the length of its inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llgbm.base import Base
+from llgbm.batches import TaskGroup, TrainingBatch
+from llgbm.chat import answer_ids, prompt_ids, task_messages
+from llgbm.errors import ConfigError
+from llgbm.packing import Row
+from llgbm.prompting import TextEncoder, condition_of, example_lines
+from training.tasks import Example, Task
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """What a batch is made of."""
+
+    groups: int = 8
+    """Tasks in a step; each has one adapter."""
+    tokens_per_group: int = 110
+    """Token budget of a group; its rows share the chat template's head, which is counted once."""
+    max_row_tokens: int = 130
+    """Rows whose input and answer are longer, the template's tokens around them included, are never drawn."""
+    warm_start_steps: int = 0
+    """First steps that train only the shared part: no condition, the description in the context of every row."""
+    shared_fraction: float = 0.1
+    """Share of groups that go on training the shared part so."""
+    context_fraction: float = 0.2
+    """Share of conditioned groups whose rows also carry the description in their context."""
+    example_fraction: float = 0.2
+    """Share of conditioned groups whose condition comes from examples instead of a description."""
+    mixed_fraction: float = 0.1
+    """Share of conditioned groups whose condition comes from a description and examples together."""
+    num_examples: int = 3
+    """Examples in such a condition."""
+    noise: float = 0.1
+    """Length of the random vector that is added to a condition, whose own length is 1."""
+    shuffled_conditions: bool = False
+    """Give every group the condition of a random task: the control that shows what the prompt is worth."""
+
+    def __post_init__(self) -> None:
+        if min(self.groups, self.tokens_per_group, self.max_row_tokens, self.num_examples) < 1:
+            raise ConfigError("groups, tokens_per_group, max_row_tokens and num_examples must be at least 1")
+        if self.warm_start_steps < 0 or self.noise < 0:
+            raise ConfigError("warm_start_steps and noise must not be negative")
+        fractions = self.shared_fraction, self.context_fraction, self.example_fraction, self.mixed_fraction
+        if not all(0 <= fraction <= 1 for fraction in fractions) or self.example_fraction + self.mixed_fraction > 1:
+            raise ConfigError("fractions lie between 0 and 1, and so does example_fraction + mixed_fraction")
+
+
+class TaskSampler:
+    """Draws batches for `llgbm.training.train`. In an epoch, every task is drawn once.
+
+    Raises:
+        ConfigError: there is no task, or one has no description to train on, or no row short enough.
+    """
+
+    def __init__(
+        self, tasks: Sequence[Task], base: Base, encoder: TextEncoder, config: SamplerConfig, seed: int
+    ) -> None:
+        self._tasks, self._base, self._config, self._seed = list(tasks), base, config, seed
+        if not self._tasks:
+            raise ConfigError("there is no task to train on")
+        rng = np.random.default_rng(seed)
+        self._example_rows = [rng.permutation(len(t.train))[:16] for t in self._tasks]
+        self._descriptions: list[Tensor] = []
+        self._examples: list[Tensor] = []
+        for task, chosen in zip(self._tasks, self._example_rows, strict=True):
+            if not task.seen_descriptions:
+                raise ConfigError(f"{task.task_id} has no description to train on; leave it out or write more wordings")
+            lines = example_lines([(task.train[i].input, task.train[i].output) for i in chosen])
+            embeddings = encoder.encode([*task.seen_descriptions, *lines])
+            self._descriptions.append(embeddings[: len(task.seen_descriptions)])
+            self._examples.append(embeddings[len(task.seen_descriptions) :])
+        self._tail = len(self._prompt("", None)) - len(self._head())
+        for task in self._tasks:
+            self._require_short_row(task)
+
+    @property
+    def description_embeddings(self) -> list[Tensor]:
+        """For each task, (seen descriptions, condition_size)."""
+        return self._descriptions
+
+    def __call__(self, step: int) -> TrainingBatch:
+        """The groups of `step`, counted from 0."""
+        config, count = self._config, len(self._tasks)
+        rng = np.random.default_rng([self._seed, step])
+        groups = []
+        for slot in range(config.groups):
+            epoch, place = divmod(step * config.groups + slot, count)
+            task = int(np.random.default_rng([self._seed, epoch, 1]).permutation(count)[place])
+            groups.append(self._group(task, rng, shared_only=step < config.warm_start_steps))
+        return groups
+
+    def _group(self, index: int, rng: np.random.Generator, *, shared_only: bool) -> TaskGroup:
+        task, config = self._tasks[index], self._config
+        wording = int(rng.integers(len(task.seen_descriptions)))
+        if shared_only or rng.random() < config.shared_fraction:
+            return TaskGroup(task.task_id, None, self._rows(task, rng, task.seen_descriptions[wording]))
+        other = int(rng.integers(len(self._tasks))) if config.shuffled_conditions else index
+        condition = self._condition(other, rng, wording % len(self._descriptions[other]))
+        in_context = task.seen_descriptions[wording] if rng.random() < config.context_fraction else None
+        return TaskGroup(task.task_id, condition, self._rows(task, rng, in_context))
+
+    def _condition(self, index: int, rng: np.random.Generator, wording: int) -> Tensor:
+        config, none = self._config, self._descriptions[index][:0]
+        description = self._descriptions[index][wording : wording + 1]
+        lines = self._examples[index]
+        examples = lines[rng.permutation(len(lines))[: config.num_examples]]
+        kind = rng.random()
+        if kind < config.example_fraction:
+            condition = condition_of(none, examples)
+        elif kind < config.example_fraction + config.mixed_fraction:
+            condition = condition_of(description, examples)
+        else:
+            condition = condition_of(description, none)
+        noise = torch.from_numpy(rng.standard_normal(len(condition)).astype(np.float32))
+        return torch.nn.functional.normalize(condition + config.noise * noise / len(condition) ** 0.5, dim=-1)
+
+    def _rows(self, task: Task, rng: np.random.Generator, description: str | None) -> list[Row]:
+        rows: list[Row] = []
+        spent = head = self._head_length(description)
+        for i in rng.permutation(len(task.train)):
+            row = self._row(task.train[i], description)
+            cost = len(row.prompt) + len(row.answer) - head
+            if cost > self._config.max_row_tokens:
+                continue
+            if rows and spent + cost > self._config.tokens_per_group:
+                break
+            rows.append(row)
+            spent += cost
+        if not rows:
+            raise self._no_short_row(task)
+        return rows
+
+    def _require_short_row(self, task: Task) -> None:
+        """Fail before the first step, and not at the one that happens to draw this task."""
+        head = self._head_length(None)
+        rows = (self._row(example, None) for example in task.train)
+        if not any(len(row.prompt) + len(row.answer) - head <= self._config.max_row_tokens for row in rows):
+            raise self._no_short_row(task)
+
+    def _no_short_row(self, task: Task) -> ConfigError:
+        return ConfigError(
+            f"{task.task_id} has no row of at most {self._config.max_row_tokens} tokens of input and answer; "
+            "raise max_row_tokens"
+        )
+
+    def _row(self, example: Example, description: str | None) -> Row:
+        return Row(self._prompt(example.input, description), answer_ids(self._base.tokenizer, example.output))
+
+    def _prompt(self, given: str, description: str | None) -> tuple[int, ...]:
+        return prompt_ids(self._base.tokenizer, task_messages(given, description=description))
+
+    def _head_length(self, description: str | None) -> int:
+        """Tokens before the input, which the rows of a group share and `pack` stores once."""
+        return len(self._prompt("", description)) - self._tail
+
+    def _head(self) -> tuple[int, ...]:
+        """The tokens before the input, whatever the input is, where no description stands in the context."""
+        one, other = self._prompt("a", None), self._prompt("b", None)
+        return one[: next(i for i, (x, y) in enumerate(zip(one, other, strict=False)) if x != y)]
