@@ -1,0 +1,84 @@
+"""`python -m service`: runs the application with uvicorn, from the settings.
+
+SIGTERM and SIGINT drain first and stop then; a second signal stops at once. The process ends with status 1 when the
+models cannot be loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from types import FrameType
+
+import structlog
+import uvicorn
+
+from service.app import create_app, drain
+from service.settings import Settings
+from service.state import State
+
+
+class DrainingServer(uvicorn.Server):
+    """A server that goes on listening while it drains, so that /readyz can say so."""
+
+    def __init__(self, config: uvicorn.Config, state: State) -> None:
+        super().__init__(config)
+        self._state = state
+        self._draining: asyncio.Task[None] | None = None
+        self._event_loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Remember the event loop, for the signal handler."""
+        self._event_loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain at the first signal, stop at the second."""
+        loop = self._event_loop
+        if self._state.draining or loop is None:
+            super().handle_exit(sig, frame)
+            return
+        self._state.draining = True
+        loop.call_soon_threadsafe(self._start_draining)
+
+    def _start_draining(self) -> None:
+        structlog.get_logger("service").info("draining", requests=self._state.active)
+        self._draining = asyncio.ensure_future(self._drain())
+
+    async def _drain(self) -> None:
+        await drain(self._state, seconds=self._state.settings.drain_seconds)
+        self.should_exit = True
+
+    def fail(self) -> None:
+        """Stop because the service cannot work."""
+        self.should_exit = True
+
+
+def main() -> int:
+    """Serve until told to stop; the process's exit status."""
+    settings = Settings()
+    # llgbm reads it from there; the setting may have come from a .env file
+    os.environ["LLGBM_CACHE_DIR"] = str(settings.cache_dir)
+    app = create_app(settings)
+    state: State = app.state.llgbm
+    server = DrainingServer(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=5,
+        ),
+        state,
+    )
+    state.on_failure = server.fail
+    server.run()
+    return 1 if state.failure is not None or not server.started else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,295 @@
+"""The folder of adapters on disk: one PEFT folder for each id, names as symbolic links to them.
+
+    {store}/{id}/adapter_config.json, adapter_model.safetensors    exactly as PEFT writes them
+    {store}/{id}/llgbm.json                                        what else is known: the record
+    {store}/{name} -> {id}                                         a name is a link, so other readers can use it too
+
+A folder is written under a temporary name, synced and renamed, and removed by renaming it away first: a reader, in this
+process or another, sees a whole adapter or none. Adapters are immutable. Everything here blocks and may run in any
+thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from llgbm.lora import LoRAWeights
+from llgbm.peft_io import content_digest, load_peft, save_peft
+
+CONFIG_FILE, WEIGHTS_FILE, RECORD_FILE = "adapter_config.json", "adapter_model.safetensors", "llgbm.json"
+ADAPTER_ID = re.compile(r"lora-[0-9a-f]{24}")
+ADAPTER_NAME = re.compile(r"(?!lora-[0-9a-f]{24}$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_TEMPORARY = ".tmp-"
+_STALE_SECONDS = 3600.0
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class StoreFullError(Exception):
+    """The disk has no room for an adapter; nothing of it was kept."""
+
+
+class AdapterDamagedError(Exception):
+    """An adapter's files are not what was written."""
+
+
+class NameTakenError(Exception):
+    """The name belongs to another adapter."""
+
+
+class FileFact(BaseModel):
+    """Size and hash of one file of an adapter."""
+
+    model_config = ConfigDict(frozen=True)
+    bytes: int
+    sha256: str
+
+
+class AdapterRecord(BaseModel):
+    """What is known about an adapter without reading its tensors; the content of `llgbm.json`."""
+
+    model_config = ConfigDict(frozen=True)
+    id: str
+    digest: str
+    base: str
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    num_parameters: int
+    created: float
+    source: Literal["generated", "loaded", "composed"]
+    descriptions: tuple[str, ...] = ()
+    examples: tuple[tuple[str, str], ...] = ()
+    scale: float = 1.0
+    generator: str | None = None
+    parts: tuple[tuple[str, float], ...] = ()
+    nearest: tuple[tuple[str, float], ...] = ()
+    confidence: float | None = None
+    warning: str | None = None
+    norms: Mapping[str, tuple[float | None, ...]] = {}
+    files: Mapping[str, FileFact] = {}
+
+
+class AdapterFiles:
+    """The store's folder, shared by any number of processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._records: dict[str, AdapterRecord] = {}
+        self._remove_leftovers()
+
+    def _remove_leftovers(self) -> None:
+        """Temporary folders of processes that were killed; young ones may belong to a process at work."""
+        for path in self.folder.glob(_TEMPORARY + "*"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def path(self, identity: str) -> Path:
+        """The folder of an adapter, there or not."""
+        return self.folder / identity
+
+    def exists(self, identity: str) -> bool:
+        """Whether there is such an adapter on disk now."""
+        return ADAPTER_ID.fullmatch(identity) is not None and (self.folder / identity / CONFIG_FILE).is_file()
+
+    def record(self, identity: str) -> AdapterRecord | None:
+        """The record of an adapter, None if there is no such adapter or its record is not readable."""
+        if not self.exists(identity):
+            self._records.pop(identity, None)
+            return None
+        known = self._records.get(identity)
+        if known is None:
+            try:
+                text = (self.folder / identity / RECORD_FILE).read_text("utf-8")
+                known = AdapterRecord.model_validate_json(text)
+            except (OSError, ValidationError, UnicodeDecodeError):
+                return None
+            if known.id != identity:
+                return None
+            self._records[identity] = known
+        return known
+
+    def records(self) -> list[AdapterRecord]:
+        """All adapters, the newest first. Each record is read once, since adapters do not change."""
+        with os.scandir(self.folder) as entries:
+            identities = [entry.name for entry in entries if ADAPTER_ID.fullmatch(entry.name)]
+        found = [record for identity in identities if (record := self.record(identity)) is not None]
+        return sorted(found, key=lambda record: (-record.created, record.id))
+
+    def write(self, weights: LoRAWeights, record: AdapterRecord) -> tuple[AdapterRecord, bool]:
+        """Store an adapter.
+
+        Returns:
+            The record with its file facts, and whether the adapter is new; one that another process wrote first stays.
+
+        Raises:
+            StoreFullError: no room; nothing was kept.
+        """
+        work = self.folder / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        inner = work / record.id
+        try:
+            work.mkdir()
+            save_peft(weights, inner, base_id=record.base)
+            facts = {name: _fact(inner / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
+            record = record.model_copy(update={"files": facts})
+            _write_synced(inner / RECORD_FILE, record.model_dump_json(indent=1).encode() + b"\n")
+            _sync_folder(inner)
+            made = self._publish(inner, self.folder / record.id)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise StoreFullError(
+                    f"no room in {self.folder} for an adapter of {weights.num_bytes} bytes; free some and try again"
+                ) from error
+            raise
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return (record if made else self.record(record.id) or record), made
+
+    def _publish(self, inner: Path, final: Path) -> bool:
+        for _ in range(3):
+            try:
+                inner.rename(final)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                if self.record(final.name) is not None:
+                    return False
+                # Something without a readable record has the place: move it away whole, and try again.
+                self._remove_folder(final)
+            else:
+                _sync_folder(self.folder)
+                return True
+        raise AdapterDamagedError(f"{final} cannot be replaced; remove it by hand")
+
+    def read(self, identity: str) -> LoRAWeights:
+        """The tensors of an adapter, checked against its record.
+
+        Raises:
+            FileNotFoundError: there is no such adapter (any more).
+            AdapterDamagedError: the tensors are not those that were written.
+            AdapterFormatError: the files are not a valid adapter.
+        """
+        record = self.record(identity)
+        if record is None:
+            raise FileNotFoundError(errno.ENOENT, "no such adapter", str(self.folder / identity))
+        weights, _ = load_peft(self.folder / identity)
+        if content_digest(weights) != record.digest:
+            raise AdapterDamagedError(f"the tensors of {identity} are not those that were stored")
+        return weights
+
+    def delete(self, identity: str) -> bool:
+        """Remove an adapter and all its names; False if it was not there."""
+        self._records.pop(identity, None)
+        if ADAPTER_ID.fullmatch(identity) is None or not (self.folder / identity).is_dir():
+            return False
+        for name in self.names().get(identity, ()):
+            self.unname(name)
+        return self._remove_folder(self.folder / identity)
+
+    def discard(self, identity: str) -> None:
+        """Remove an adapter's folder but keep its names, for one that is about to be written again."""
+        self._records.pop(identity, None)
+        self._remove_folder(self.folder / identity)
+
+    def _remove_folder(self, path: Path) -> bool:
+        grave = self.folder / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        try:
+            path.rename(grave)
+        except FileNotFoundError:
+            return False
+        _sync_folder(self.folder)
+        shutil.rmtree(grave, ignore_errors=True)
+        return True
+
+    # names
+
+    def resolve(self, name_or_id: str) -> str | None:
+        """The id of an adapter by its id or one of its names; None if there is none."""
+        if ADAPTER_ID.fullmatch(name_or_id):
+            return name_or_id if self.exists(name_or_id) else None
+        if ADAPTER_NAME.fullmatch(name_or_id) is None:
+            return None
+        try:
+            target = str((self.folder / name_or_id).readlink())
+        except OSError:
+            return None
+        return target if self.exists(target) else None
+
+    def name(self, name: str, identity: str) -> None:
+        """Give an adapter a name. A name whose adapter is gone is free again.
+
+        Raises:
+            NameTakenError: it is the name of another adapter.
+            ValueError: it is not a valid name.
+        """
+        if ADAPTER_NAME.fullmatch(name) is None:
+            raise ValueError(f"{name!r} is not a valid name: 1 to 64 letters, digits, dots, dashes and underscores")
+        link = self.folder / name
+        for _ in range(3):
+            try:
+                link.symlink_to(identity, target_is_directory=True)
+            except FileExistsError:
+                held_by = self.resolve(name)
+                if held_by == identity:
+                    return
+                if held_by is not None or not link.is_symlink():
+                    raise NameTakenError(f"the name {name!r} belongs to {held_by or 'something else'}") from None
+                self.unname(name)
+            else:
+                return
+        raise NameTakenError(f"the name {name!r} is being changed by others; try again")
+
+    def unname(self, name: str) -> bool:
+        """Take a name away; False if it was not there."""
+        link = self.folder / name
+        if ADAPTER_NAME.fullmatch(name) is None or not link.is_symlink():
+            return False
+        try:
+            link.unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def names(self) -> dict[str, list[str]]:
+        """Id -> its names, sorted."""
+        found: dict[str, list[str]] = {}
+        with os.scandir(self.folder) as entries:
+            links = [e.name for e in entries if e.is_symlink() and ADAPTER_NAME.fullmatch(e.name)]
+        for name in sorted(links):
+            with contextlib.suppress(OSError):
+                found.setdefault(str((self.folder / name).readlink()), []).append(name)
+        return found
+
+
+def _fact(path: Path) -> FileFact:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileFact(bytes=path.stat().st_size, sha256=digest)
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,152 @@
+"""The application: what it is put together from, and how it starts and stops. The main path of the service.
+
+    request -> RequestContext (id, log, metrics) -> Gate (key, rate, size) -> a route
+      /generate-adapter   AdapterService.get_or_make -> Engine.run(AdapterMaker.make) -> AdapterFiles.write
+      /chat, /v1/...      ChatService.start -> AdapterStore.acquire -> Engine.submit -> tokens -> text
+
+The process listens at once and loads in the background; /readyz is 503 until base and generator are there. When it is
+told to stop it drains: /readyz turns 503, new work is refused, running answers are finished until the deadline and then
+ended with an error that their clients see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+import structlog
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+
+from llgbm.errors import LLGBMError
+from service import errors, openapi, routes
+from service.adapter_catalogue import AdapterCatalogue
+from service.adapter_files import AdapterFiles
+from service.adapter_service import AdapterService
+from service.adapter_store import AdapterStore
+from service.chat_service import ChatService
+from service.engine import Engine
+from service.engine_api import EngineLimits, StoppedError
+from service.metrics import Metrics
+from service.models import LoadModels, load_models
+from service.observability import RequestContext, configure_logging, enable_tracing
+from service.security import Gate, rate_limiter
+from service.settings import Settings
+from service.state import Services, State
+
+_log = structlog.get_logger("service")
+
+
+def create_app(settings: Settings | None = None, *, load: LoadModels = load_models) -> FastAPI:
+    """The application. `load` is what makes the models; tests put a quicker one in its place."""
+    settings = settings or Settings()
+    configure_logging(settings)
+    metrics = Metrics()
+    state = State(settings, metrics)
+    limiter = rate_limiter(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        loop = asyncio.get_running_loop()
+        engine = Engine(
+            EngineLimits(settings.max_batch, settings.max_queue, settings.max_jobs, settings.prefill_tokens),
+            metrics,
+            on_death=lambda: loop.call_soon_threadsafe(_fail, state, "the engine has stopped"),
+        )
+        engine.start()
+        loading = asyncio.create_task(_load(state, engine, load))
+        try:
+            yield
+        finally:
+            await drain(state, seconds=settings.drain_seconds)
+            loading.cancel()
+            await engine.stop()
+            await asyncio.gather(loading, return_exceptions=True)
+            if state.services is not None:
+                state.services.models.cache.close()
+            if limiter is not None:
+                await limiter.close()
+
+    app = FastAPI(
+        title="LLGBM",
+        summary="Makes a LoRA adapter from a sentence that describes a task, and serves it",
+        version=version("llgbm"),
+        lifespan=lifespan,
+        # the interactive documents would load scripts from other machines
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    app.state.llgbm = state
+    errors.install(app)
+    openapi.install(app)
+    for router in routes.ROUTERS:
+        app.include_router(router)
+    # the one that is added last is the outermost
+    app.add_middleware(Gate, settings=settings, limiter=limiter, metrics=metrics)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"]
+        )
+    app.add_middleware(RequestContext, state=state)
+    if settings.otel:
+        enable_tracing(app)
+    return app
+
+
+async def _load(state: State, engine: Engine, load: LoadModels) -> None:
+    """Load the models in the torch thread and open the routes."""
+    settings, metrics, start = state.settings, state.metrics, time.perf_counter()
+
+    def progress(text: str) -> None:
+        state.progress = text
+
+    try:
+        models = await engine.run(lambda: load(settings, metrics, progress))
+        files = await asyncio.to_thread(AdapterFiles, settings.store_dir)
+    except StoppedError:
+        return
+    except (LLGBMError, OSError) as error:
+        _log.error("loading_failed", error=str(error))
+        _fail(state, str(error))
+        return
+    except Exception as error:
+        _log.exception("loading_failed")
+        _fail(state, f"{type(error).__name__}; the log says more")
+        return
+    engine.attach(models.new_decoder)
+    store = AdapterStore(files, models.base.spec, max_bytes=settings.adapter_memory, metrics=metrics)
+    catalogue = AdapterCatalogue(store, models.base.spec.base_id, metrics)
+    adapters = AdapterService(settings, models, engine, store, catalogue, metrics)
+    chat = ChatService(settings, models, engine, adapters, catalogue)
+    state.services = Services(models, engine, store, catalogue, adapters, chat, started=int(time.time()))
+    _log.info(
+        "ready",
+        seconds=round(time.perf_counter() - start, 1),
+        base=models.base.spec.base_id,
+        base_revision=models.base.revision,
+        generator=models.generator_digest[:12],
+        store=str(settings.store_dir),
+    )
+
+
+def _fail(state: State, reason: str) -> None:
+    state.failure = reason
+    state.on_failure()
+
+
+async def drain(state: State, *, seconds: float) -> None:
+    """Refuse new work, wait up to `seconds` for what is under way, then end it with an error. May be called twice."""
+    state.draining = True
+    deadline = time.monotonic() + seconds
+    while state.active and time.monotonic() < deadline:
+        await asyncio.sleep(0.05)
+    if state.active and state.services is not None:
+        _log.warning("drain_deadline", requests=state.active)
+        state.services.engine.end_rows(StoppedError("the service is shutting down and the answer was not complete"))
+        grace = time.monotonic() + 2
+        while state.active and time.monotonic() < grace:
+            await asyncio.sleep(0.05)

@@ -1,0 +1,154 @@
+"""Loads what answers are made with: base, generator, text encoder and its cache. Runs in the torch thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import structlog
+import torch
+
+from llgbm.base import Base, load_base
+from llgbm.chat import prompt_ids
+from llgbm.checkpoint import load_generator
+from llgbm.decoding import Decoder, Row
+from llgbm.embedding_cache import SqliteEmbeddingCache
+from llgbm.errors import CheckpointError
+from llgbm.pretrained import resolve_pretrained
+from llgbm.prompting import AdapterMaker
+from llgbm.sampling import SamplingParams
+from llgbm.text_encoder import PretrainedTextEncoder
+from service.embedding_cache import LastingCache, RedisEmbeddingCache, ResilientCache
+from service.engine_api import DecoderLike
+from service.metrics import Metrics
+from service.settings import Settings
+
+_log = structlog.get_logger("service.models")
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Models:
+    """Everything that is loaded.
+
+    Attributes:
+        max_context: tokens of a prompt and its answer together.
+        cache: of text embeddings.
+    """
+
+    base: Base
+    maker: AdapterMaker
+    new_decoder: Callable[[], DecoderLike]
+    max_context: int
+    cache: ResilientCache
+
+    @property
+    def generator_digest(self) -> str:
+        """sha256 of the generator's tensors."""
+        return self.maker.checkpoint.manifest.digest
+
+
+class LoadModels(Protocol):
+    """`load_models`, or what a test puts in its place."""
+
+    def __call__(self, settings: Settings, metrics: Metrics, progress: Progress) -> Models:
+        """Load everything; called in the torch thread."""
+        ...
+
+
+def load_models(settings: Settings, metrics: Metrics, progress: Progress) -> Models:
+    """Find, fetch where needed, and load.
+
+    Raises:
+        CheckpointError: there is no readable generator, or it was made for another base or encoder.
+        PretrainedNotFoundError: no source has the base or the encoder.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+
+    def say(text: str) -> None:
+        progress(text)
+        _log.info("loading", step=text)
+
+    say("reading the generator")
+    manifest = (checkpoint := load_generator(settings.checkpoint)).manifest
+
+    base_name = settings.base or manifest.base_id
+    _fetch(base_name, progress)
+    say(f"loading {base_name}")
+    base = load_base(base_name, storage=settings.base_storage)
+    if base.spec.base_id != manifest.base_id:
+        raise CheckpointError(
+            f"the generator in {settings.checkpoint} makes adapters for {manifest.base_id}, but the base is "
+            f"{base.spec.base_id}; set LLGBM_BASE or LLGBM_CHECKPOINT so that they fit"
+        )
+
+    encoder_name = settings.text_encoder or manifest.encoder_id
+    _fetch(encoder_name, progress)
+    say(f"loading {encoder_name}")
+    cache = embedding_cache(settings, metrics)
+    encoder = PretrainedTextEncoder(encoder_name, cache=cache).load()
+    if encoder.dim != manifest.generator.condition_size:
+        raise CheckpointError(
+            f"the generator wants embeddings of {manifest.generator.condition_size} numbers, and {encoder_name} gives "
+            f"{encoder.dim}; leave LLGBM_TEXT_ENCODER unset to use {manifest.encoder_id}"
+        )
+
+    model: Any = base.model
+    limit = min(settings.max_context, int(model.config.max_position_embeddings))
+
+    def new_decoder() -> Decoder:
+        return Decoder(base, max_context=limit, prefill_tokens=settings.prefill_tokens)
+
+    say("warming up")
+    # weights are read from the disk when they are first used: better now than in the first request
+    warm = Row(prompt_ids(base.tokenizer, [{"role": "user", "content": "Hello"}]), None, SamplingParams(max_tokens=1))
+    new_decoder().add([warm])
+    return Models(base, AdapterMaker(checkpoint, encoder), new_decoder, limit, cache)
+
+
+def _fetch(name_or_path: str, progress: Progress) -> None:
+    """Bring weights onto this machine, with progress in the log and in /readyz, if they are not here."""
+    last = time.monotonic()
+
+    def report(stage: str, done: int, total: int | None) -> None:
+        nonlocal last
+        share = f" {100 * done // total} %" if total else ""
+        progress(f"{name_or_path}: {stage}{share}")
+        if time.monotonic() - last > 2:
+            last = time.monotonic()
+            _log.info("fetching", what=name_or_path, stage=stage, done=done, total=total)
+
+    progress(f"looking for {name_or_path}")
+    resolve_pretrained(name_or_path, progress=report)
+
+
+def embedding_cache(settings: Settings, metrics: Metrics) -> ResilientCache:
+    """The cache that the settings ask for: memory over Redis, or over a file."""
+    check = None
+    if settings.redis_url is None:
+        path = settings.cache_dir / "embeddings.sqlite"
+
+        def open_lasting() -> LastingCache:
+            return SqliteEmbeddingCache(path)
+    else:
+        redis = RedisEmbeddingCache(
+            settings.redis_url.get_secret_value(),
+            ttl=settings.redis_ttl,
+            timeout=settings.redis_timeout,
+            metrics=metrics,
+        )
+        check = redis.ping
+
+        def open_lasting() -> LastingCache:
+            return redis
+
+    return ResilientCache(
+        open_lasting,
+        max_items=settings.embedding_memory,
+        retry_after=settings.redis_retry_after,
+        metrics=metrics,
+        check=check,
+    )

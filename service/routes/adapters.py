@@ -1,0 +1,225 @@
+"""Adapters: make, list, show, download, combine, delete; and vLLM's load and unload."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+
+from service import adapter_views as views
+from service.adapter_catalogue import unknown_adapter
+from service.adapter_files import CONFIG_FILE, WEIGHTS_FILE, AdapterRecord
+from service.file_response import etag_of, not_modified, send_file
+from service.schemas.adapters import (
+    AdapterDetail,
+    AdapterPage,
+    ComposeRequest,
+    Deleted,
+    GenerateAdapterRequest,
+    GeneratedAdapter,
+    LoadAdapterRequest,
+    UnloadAdapterRequest,
+)
+from service.schemas.common import errors
+from service.sse import while_connected
+from service.state import Ready, Services
+
+router = APIRouter(tags=["adapters"])
+
+_ZIP, _BYTES = "application/zip", "application/octet-stream"
+_FILES: dict[int | str, dict[str, object]] = {
+    200: {"description": "The adapter", "content": {_ZIP: {}, _BYTES: {}}},
+    201: {"description": "The adapter, just made", "model": GeneratedAdapter, "content": {_ZIP: {}, _BYTES: {}}},
+}
+_TEXT: dict[int | str, dict[str, object]] = {
+    200: {"description": "vLLM's words", "content": {"text/plain": {"schema": {"type": "string"}}}}
+}
+_BINARY: dict[int | str, dict[str, object]] = {
+    200: {"description": "The file", "content": {_BYTES: {"schema": {"type": "string", "format": "binary"}}}},
+    206: {"description": "A part of the file", "content": {_BYTES: {"schema": {"type": "string", "format": "binary"}}}},
+    304: {"description": "The client has this file"},
+}
+
+
+@router.post(
+    "/generate-adapter",
+    response_model=GeneratedAdapter,
+    responses={**_FILES, **errors(409, 507)},
+    summary="Make the adapter of a task",
+)
+async def generate_adapter(body: GenerateAdapterRequest, request: Request, services: Ready) -> Response:
+    """Make an adapter from a description, examples, or both.
+
+    The id is a hash of the request and the generator, so the same request always means the same adapter: 201 when it
+    was made, 200 when it existed. JSON unless `Accept` asks for the files: `application/zip` is the PEFT folder,
+    `application/octet-stream` the safetensors.
+    """
+    start = time.perf_counter()
+    wanted = services.chat.adapter_request(body.descriptions, body.pairs, body.scale)
+    await services.catalogue.require_free(body.name, services.models.maker.id_of(wanted))
+    outcome = await while_connected(request, services.adapters.get_or_make(wanted))
+    if body.name is not None:
+        await services.catalogue.name(body.name, outcome.record.id)
+    status = 201 if outcome.made else 200
+    headers = {"Location": f"/adapters/{outcome.record.id}", "X-Adapter-Id": outcome.record.id}
+    accept = request.headers.get("accept", "")
+    if _ZIP in accept:
+        return await _archive(services, outcome.record, status, headers)
+    if _BYTES in accept:
+        path = services.catalogue.folder(outcome.record.id) / WEIGHTS_FILE
+        data = await asyncio.to_thread(path.read_bytes)
+        headers["ETag"] = etag_of(outcome.record.files[WEIGHTS_FILE].sha256)
+        return Response(data, status, headers, _BYTES)
+    names = (await services.catalogue.names()).get(outcome.record.id, [])
+    view = views.generated(outcome.record, names, outcome.seconds, time.perf_counter() - start)
+    return JSONResponse(view.model_dump(mode="json"), status, headers)
+
+
+@router.get("/adapters", response_model=AdapterPage, responses=errors(404), summary="List adapters, the newest first")
+async def list_adapters(
+    services: Ready,
+    limit: Annotated[int, Query(ge=1, le=100, description="Adapters on a page.")] = 20,
+    after: Annotated[str | None, Query(max_length=64, description="`next` of the page before.")] = None,
+) -> AdapterPage:
+    """One page of the adapters in the store, without their norms."""
+    records, more = await services.catalogue.page(limit, after)
+    names = await services.catalogue.names()
+    return AdapterPage(
+        data=[views.adapter(record, names.get(record.id, [])) for record in records],
+        has_more=more,
+        next=records[-1].id if more else None,
+    )
+
+
+@router.post(
+    "/adapters/compose",
+    response_model=GeneratedAdapter,
+    responses={201: {"model": GeneratedAdapter, "description": "Just made"}, **errors(404, 409, 507)},
+    summary="Add adapters up",
+)
+async def compose(body: ComposeRequest, services: Ready, response: Response) -> GeneratedAdapter:
+    """The adapter whose effect is the exact weighted sum of others'; its rank is the sum of theirs."""
+    start = time.perf_counter()
+    await services.catalogue.require_free(body.name, None)
+    outcome = await services.adapters.compose(body.ids, body.weights)
+    if body.name is not None:
+        await services.catalogue.name(body.name, outcome.record.id)
+    names = (await services.catalogue.names()).get(outcome.record.id, [])
+    response.status_code = 201 if outcome.made else 200
+    response.headers["Location"] = f"/adapters/{outcome.record.id}"
+    return views.generated(outcome.record, names, outcome.seconds, time.perf_counter() - start)
+
+
+@router.get("/adapters/{adapter_id}", response_model=AdapterDetail, responses=errors(404), summary="Show an adapter")
+async def show_adapter(adapter_id: str, services: Ready) -> AdapterDetail:
+    """What is known of an adapter, with the size of its effect by module and layer."""
+    record = await services.catalogue.record(adapter_id)
+    return views.detail(record, (await services.catalogue.names()).get(record.id, []))
+
+
+@router.delete("/adapters/{adapter_id}", response_model=Deleted, responses=errors(404), summary="Delete an adapter")
+async def delete_adapter(adapter_id: str, services: Ready) -> Deleted:
+    """Remove an adapter and its names. Answers that are using it are finished with it."""
+    return Deleted(id=await services.catalogue.delete(adapter_id))
+
+
+async def _file(services: Services, request: Request, adapter_id: str, name: str, media_type: str) -> Response:
+    record = await services.catalogue.record(adapter_id)
+    fact = record.files[name]
+    try:
+        return await send_file(
+            request,
+            services.catalogue.folder(record.id) / name,
+            size=fact.bytes,
+            sha256=fact.sha256,
+            media_type=media_type,
+            filename=name,
+        )
+    except FileNotFoundError:
+        raise unknown_adapter(adapter_id) from None
+
+
+@router.get(
+    "/adapters/{adapter_id}/adapter_model.safetensors",
+    response_class=Response,
+    responses={**_BINARY, **errors(404, 416)},
+    summary="Download the tensors",
+)
+async def adapter_weights(adapter_id: str, request: Request, services: Ready) -> Response:
+    """The tensors as PEFT writes them, with a strong ETag and byte ranges."""
+    return await _file(services, request, adapter_id, WEIGHTS_FILE, _BYTES)
+
+
+@router.get(
+    "/adapters/{adapter_id}/adapter_config.json",
+    response_class=Response,
+    responses={
+        200: {"description": "PEFT's configuration", "content": {"application/json": {"schema": {"type": "object"}}}},
+        206: {"description": "A part of the file", "content": {"application/json": {}}},
+        304: {"description": "The client has this file"},
+        **errors(404, 416),
+    },
+    summary="Download the configuration",
+)
+async def adapter_configuration(adapter_id: str, request: Request, services: Ready) -> Response:
+    """`adapter_config.json` as PEFT writes it."""
+    return await _file(services, request, adapter_id, CONFIG_FILE, "application/json")
+
+
+@router.get(
+    "/adapters/{adapter_id}/archive",
+    response_class=Response,
+    responses={
+        200: {"description": "The zip", "content": {_ZIP: {"schema": {"type": "string", "format": "binary"}}}},
+        304: {"description": "The client has this file"},
+        **errors(404),
+    },
+    summary="Download the PEFT folder as a zip",
+)
+async def adapter_archive(adapter_id: str, request: Request, services: Ready) -> Response:
+    """A zip with one folder, ready for `PeftModel.from_pretrained`."""
+    record = await services.catalogue.record(adapter_id)
+    unchanged = not_modified(request, etag_of(views.archive_sha256(record)))
+    return unchanged or await _archive(services, record, 200, {})
+
+
+async def _archive(services: Services, record: AdapterRecord, status: int, headers: dict[str, str]) -> Response:
+    try:
+        data = await asyncio.to_thread(views.archive, services.catalogue.folder(record.id), record.id)
+    except FileNotFoundError:
+        raise unknown_adapter(record.id) from None
+    headers = {
+        **headers,
+        "ETag": etag_of(views.archive_sha256(record)),
+        "Content-Disposition": f'attachment; filename="{record.id}.zip"',
+    }
+    return Response(data, status, headers, _ZIP)
+
+
+@router.post(
+    "/v1/load_lora_adapter",
+    response_class=Response,
+    responses={**_TEXT, **errors(400, 403, 404, 507)},
+    summary="Load a PEFT folder, as vLLM does",
+)
+async def load_lora_adapter(body: LoadAdapterRequest, services: Ready) -> Response:
+    """Check the PEFT folder `lora_path`, copy it into the store and name it `lora_name`."""
+    await services.catalogue.require_free(body.lora_name, None, taken_status=400)
+    outcome = await services.adapters.load(body.lora_path)
+    await services.catalogue.name(body.lora_name, outcome.record.id, taken_status=400)
+    return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+
+@router.post(
+    "/v1/unload_lora_adapter",
+    response_class=Response,
+    responses={**_TEXT, **errors(404)},
+    summary="Unload an adapter, as vLLM does",
+)
+async def unload_lora_adapter(body: UnloadAdapterRequest, services: Ready) -> Response:
+    """Take the name away; an adapter that was loaded and has no other name is deleted."""
+    await services.catalogue.unload(body.lora_name)
+    return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")

@@ -1,0 +1,61 @@
+"""POST /chat: a task and a question in, the adapted answer out."""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+from fastapi import APIRouter, Request
+
+from service.chat_service import Wish
+from service.schemas.chat import ChatRequest, ChatResponse, ChatTimingsMs
+from service.schemas.common import Usage, errors
+from service.sse import while_connected
+from service.state import Ready, Services
+
+router = APIRouter(tags=["chat"])
+
+
+@router.post(
+    "/chat", response_model=ChatResponse, responses=errors(400, 404, 504, 507), summary="Ask with an adapter applied"
+)
+async def chat(body: ChatRequest, request: Request, services: Ready) -> ChatResponse:
+    """Answer with the adapter of a task, made on the way if there is none, or with one named by id or name."""
+    return await while_connected(request, _answer(body, services))
+
+
+async def _answer(body: ChatRequest, services: Services) -> ChatResponse:
+    start = time.perf_counter()
+    wish = Wish(
+        messages=[(message.role, message.text) for message in body.conversation],
+        max_tokens=body.max_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        seed=body.seed,
+        compare_base=body.compare_base,
+    )
+    generation = await services.chat.start_adapted(body.prompt, body.adapter_id, wish)
+    answer, *others = await generation.answers()
+    done = time.perf_counter()
+    return ChatResponse(
+        id=f"chat-{uuid.uuid4().hex}",
+        adapter_id=generation.adapter_id or "",
+        answer=answer.text,
+        base_answer=others[0].text if others else None,
+        modules_hooked=generation.modules_hooked,
+        usage=Usage(
+            prompt_tokens=generation.prompt_tokens,
+            completion_tokens=generation.completion_tokens,
+            total_tokens=generation.prompt_tokens + generation.completion_tokens,
+        ),
+        finish_reason=answer.finish_reason,
+        timings_ms=ChatTimingsMs(
+            adapter=_milliseconds(start, generation.started),
+            first_token=_milliseconds(generation.started, generation.first_token or done),
+            total=_milliseconds(start, done),
+        ),
+    )
+
+
+def _milliseconds(start: float, end: float) -> float:
+    return round(1000 * (end - start), 3)

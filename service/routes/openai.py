@@ -1,0 +1,180 @@
+"""OpenAI's chat completions and models, with adapters as models."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from llgbm.decoding import Step
+from service.chat_service import ChatService, Wish
+from service.generation import Generation
+from service.schemas.common import Usage, errors
+from service.schemas.openai import (
+    AssistantMessage,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionRequest,
+    Choice,
+    ChunkChoice,
+    Delta,
+    Logprobs,
+    Model,
+    ModelList,
+    TokenLogprob,
+    TopLogprob,
+)
+from service.sse import EventStream, event, while_connected
+from service.state import Ready, Services
+
+router = APIRouter(prefix="/v1", tags=["openai"])
+
+
+@router.post(
+    "/chat/completions",
+    response_model=ChatCompletion,
+    responses={
+        200: {
+            "description": "The answer; with `stream` chunks as server-sent events, the last one `[DONE]`",
+            "content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/ChatCompletionChunk"}}},
+        },
+        **errors(400, 404, 504, 507),
+    },
+    summary="OpenAI's chat completion",
+)
+async def chat_completions(body: ChatCompletionRequest, request: Request, services: Ready) -> ChatCompletion | Response:
+    """Answer a conversation.
+
+    `model` is the base, an adapter's id or name, or `prompt:` and the description of a task, which makes its adapter.
+    """
+    if not body.stream:
+        return await while_connected(request, _complete(body, services))
+    generation = await while_connected(request, services.chat.start(body.model, _wish(body)))
+    headers = {} if generation.adapter_id is None else {"X-Adapter-Id": generation.adapter_id}
+    return EventStream(_events(body, services.chat, generation), generation.close, headers)
+
+
+def _wish(body: ChatCompletionRequest) -> Wish:
+    return Wish(
+        messages=[(message.role, message.text) for message in body.messages],
+        max_tokens=body.max_completion_tokens or body.max_tokens,
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        seed=body.seed,
+        stop=body.stops,
+        top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        choices=body.n or 1,
+    )
+
+
+async def _complete(body: ChatCompletionRequest, services: Services) -> ChatCompletion:
+    generation = await services.chat.start(body.model, _wish(body))
+    answers = await generation.answers()
+    return ChatCompletion(
+        id=_new_id(),
+        created=int(time.time()),
+        model=body.model,
+        choices=[
+            Choice(
+                index=index,
+                message=AssistantMessage(content=answer.text),
+                logprobs=_logprobs(services.chat, answer.steps) if body.logprobs else None,
+                finish_reason=answer.finish_reason,
+            )
+            for index, answer in enumerate(answers)
+        ],
+        usage=_usage(generation),
+        system_fingerprint=services.chat.fingerprint,
+        adapter_id=generation.adapter_id,
+    )
+
+
+async def _events(body: ChatCompletionRequest, chat: ChatService, generation: Generation) -> AsyncIterator[str]:
+    identity, created = _new_id(), int(time.time())
+    with_usage = body.stream_options is not None and body.stream_options.include_usage
+
+    def chunk(choices: list[ChunkChoice], **more: Usage | None) -> str:
+        return event(
+            ChatCompletionChunk(
+                id=identity,
+                object="chat.completion.chunk",
+                created=created,
+                model=body.model,
+                choices=choices,
+                system_fingerprint=chat.fingerprint,
+                adapter_id=generation.adapter_id,
+                **more,
+            )
+        )
+
+    for index in range(body.n or 1):
+        yield chunk([ChunkChoice(index=index, delta=Delta(role="assistant", content=""), finish_reason=None)])
+    async for piece in generation.pieces():
+        logprobs = _logprobs(chat, [piece.step]) if body.logprobs and piece.step is not None else None
+        if not piece.text and logprobs is None and piece.finish_reason is None:
+            continue  # half a character, or the start of what may be a stop string
+        delta = Delta(content=piece.text) if piece.text else Delta()
+        yield chunk([ChunkChoice(index=piece.index, delta=delta, logprobs=logprobs, finish_reason=piece.finish_reason)])
+    if with_usage:
+        yield chunk([], usage=_usage(generation))
+
+
+def _logprobs(chat: ChatService, steps: Sequence[Step]) -> Logprobs:
+    content = []
+    for item in steps:
+        text, raw = chat.token_text(item.token)
+        top = []
+        for token, logprob in item.top_logprobs:
+            other, other_raw = chat.token_text(token)
+            top.append(TopLogprob(token=other, logprob=logprob, bytes=other_raw))
+        content.append(TokenLogprob(token=text, logprob=item.logprob or 0.0, bytes=raw, top_logprobs=top))
+    return Logprobs(content=content, refusal=None)
+
+
+def _usage(generation: Generation) -> Usage:
+    return Usage(
+        prompt_tokens=generation.prompt_tokens,
+        completion_tokens=generation.completion_tokens,
+        total_tokens=generation.prompt_tokens + generation.completion_tokens,
+    )
+
+
+def _new_id() -> str:
+    return f"chatcmpl-{uuid.uuid4().hex}"
+
+
+@router.get("/models", response_model=ModelList, responses=errors(), summary="All models: the base and the adapters")
+async def list_models(services: Ready) -> ModelList:
+    """The base, then every adapter under its id, then every name."""
+    return ModelList(data=await _models(services))
+
+
+@router.get("/models/{model:path}", response_model=Model, responses=errors(404), summary="One model")
+async def show_model(model: str, services: Ready) -> Model:
+    """A model by the id that `model` of a chat completion takes."""
+    base = services.models.base.spec.base_id
+    if model == base:
+        return _base_model(services)
+    record = await services.catalogue.record(model)
+    return _adapter_model(services, model, record.created)
+
+
+async def _models(services: Services) -> list[Model]:
+    records, names = await services.catalogue.everything()
+    models = [_base_model(services)]
+    for record in records:
+        models += [_adapter_model(services, name, record.created) for name in (record.id, *names.get(record.id, ()))]
+    return models
+
+
+def _base_model(services: Services) -> Model:
+    base = services.models.base.spec.base_id
+    return Model(id=base, created=services.started, root=base, parent=None, max_model_len=services.chat.max_context)
+
+
+def _adapter_model(services: Services, name: str, created: float) -> Model:
+    base = services.models.base.spec.base_id
+    return Model(id=name, created=int(created), root=base, parent=base, max_model_len=services.chat.max_context)

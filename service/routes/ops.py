@@ -1,0 +1,66 @@
+"""For whoever operates the service: alive, ready, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Response
+
+from service.metrics import CONTENT_TYPE
+from service.schemas import ops
+from service.schemas.common import errors
+from service.state import AppState, State
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/livez", response_model=ops.Live, summary="Does the process answer?")
+async def livez() -> ops.Live:
+    """Touches nothing: neither torch, nor Redis, nor the disk."""
+    return ops.Live()
+
+
+@router.get(
+    "/readyz",
+    response_model=ops.Ready,
+    responses={503: {"model": ops.Ready, "description": "Not (or no longer) ready"}},
+    summary="Are requests served?",
+)
+async def readyz(state: AppState, response: Response) -> ops.Ready:
+    """200 once base and generator are loaded, until the process drains. Without Redis it is degraded, but serves."""
+    answer = await _readiness(state)
+    if answer.status not in ("ready", "degraded"):
+        response.status_code = 503
+    return answer
+
+
+async def _readiness(state: State) -> ops.Ready:
+    services = state.services
+    known: dict[str, str | None] = {"base": None, "generator": None}
+    if services is not None:
+        known = {
+            "base": services.models.base.spec.base_id,
+            "generator": services.models.generator_digest[:12],
+        }
+    if state.draining:
+        return ops.Ready(status="draining", reason="shutting down", embedding_cache="unknown", **known)
+    if state.failure is not None:
+        return ops.Ready(status="failed", reason=state.failure, embedding_cache="unknown", **known)
+    if services is None:
+        return ops.Ready(status="loading", reason=state.progress, embedding_cache="unknown", **known)
+    problem = await asyncio.to_thread(services.models.cache.current_problem)
+    if problem is not None:
+        reason = f"text embeddings are not kept: the cache is {problem}"
+        return ops.Ready(status="degraded", reason=reason, embedding_cache="degraded", **known)
+    return ops.Ready(status="ready", reason=None, embedding_cache="ok", **known)
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"description": "Prometheus' text format", "content": {"text/plain": {}}}, **errors()},
+    summary="Prometheus metrics",
+)
+async def metrics(state: AppState) -> Response:
+    """What Prometheus scrapes."""
+    return Response(state.metrics.render(), media_type=CONTENT_TYPE)

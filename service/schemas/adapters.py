@@ -1,0 +1,219 @@
+"""Models of the adapter routes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from service.schemas.common import Strict
+
+Name = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"),
+    Field(description="A name to use in place of the id: letters, digits, dots, dashes and underscores."),
+]
+Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
+FRENCH = "Translate the English word to French."
+
+
+class Example(Strict):
+    """One example of the task."""
+
+    input: Text
+    output: Text
+
+
+class GenerateAdapterRequest(Strict):
+    """A task, as one description or several wordings of it, as examples, or both."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"prompt": FRENCH},
+                {
+                    "prompts": [FRENCH, "Give the French word for the English one."],
+                    "examples": [{"input": "cheese", "output": "fromage"}],
+                    "name": "french",
+                },
+            ]
+        }
+    )
+    prompt: Text | None = Field(None, description="What the adapter shall make the base do.")
+    prompts: list[Text] | None = Field(
+        None, min_length=1, max_length=16, description="The same task in several wordings."
+    )
+    examples: list[Example] | None = Field(None, min_length=1, max_length=64, description="Examples of the task.")
+    name: Name | None = None
+    scale: float = Field(1.0, ge=-4, le=4, allow_inf_nan=False, description="Factor on the adapter's effect.")
+
+    @model_validator(mode="after")
+    def _one_task(self) -> GenerateAdapterRequest:
+        if self.prompt is not None and self.prompts is not None:
+            raise ValueError("give prompt or prompts, not both")
+        if self.prompt is None and self.prompts is None and self.examples is None:
+            raise ValueError("give a prompt, prompts or examples")
+        return self
+
+    @property
+    def descriptions(self) -> tuple[str, ...]:
+        """All wordings of the task."""
+        return (self.prompt,) if self.prompt is not None else tuple(self.prompts or ())
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """The examples as (input, output)."""
+        return tuple((example.input, example.output) for example in self.examples or ())
+
+
+class ComposeRequest(Strict):
+    """Adapters to add up."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"ids": ["french", "upper-case"], "weights": [1.0, 0.5], "name": "both"}]}
+    )
+    ids: list[str] = Field(min_length=1, max_length=8, description="Ids or names.")
+    weights: list[Annotated[float, Field(ge=-4, le=4, allow_inf_nan=False)]] = Field(
+        min_length=1, max_length=8, description="One factor for each."
+    )
+    name: Name | None = None
+
+    @model_validator(mode="after")
+    def _same_length(self) -> ComposeRequest:
+        if len(self.ids) != len(self.weights):
+            raise ValueError(f"{len(self.ids)} ids and {len(self.weights)} weights: give one weight for each id")
+        return self
+
+
+class LoadAdapterRequest(BaseModel):
+    """vLLM's request to load an adapter from a folder of the server."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"lora_name": "sql", "lora_path": "/srv/adapters/sql"}]})
+    lora_name: Name
+    lora_path: str = Field(min_length=1, max_length=4096, description="A PEFT folder under one of LLGBM_ADAPTER_ROOTS.")
+
+
+class UnloadAdapterRequest(BaseModel):
+    """vLLM's request to unload an adapter."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"lora_name": "sql"}]})
+    lora_name: str = Field(min_length=1, max_length=64)
+
+
+class TimingsMs(BaseModel):
+    """Where the time went, in milliseconds; zero for what was not needed."""
+
+    encode: float = Field(description="Text encoder, with its cache.")
+    generate: float = Field(description="Generator.")
+    store: float = Field(description="Writing the PEFT folder.")
+    total: float
+
+
+class Links(BaseModel):
+    """Paths of the adapter's files."""
+
+    adapter: str
+    weights: str
+    config: str
+    archive: str
+
+
+class NearestTask(BaseModel):
+    """A training task and the cosine of its nearest description to the request."""
+
+    task_id: str
+    similarity: float
+
+
+_ADAPTER: dict[str, Any] = {
+    "id": "lora-0f3a5d1c2b4e69788796a5b4",
+    "names": ["french"],
+    "digest": "5f1c0f0d6f1c4a6a8d8c5e0b7a6f9e3d2c1b0a998877665544332211ffeeddcc",
+    "base": "Qwen/Qwen2.5-Coder-0.5B-Instruct",
+    "rank": 8,
+    "alpha": 16.0,
+    "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "num_parameters": 4399104,
+    "bytes": 17636904,
+    "created": 1763848800.0,
+    "source": "generated",
+    "prompts": [FRENCH],
+    "examples": [],
+    "scale": 1.0,
+    "nearest_tasks": [{"task_id": "translate_en_fr", "similarity": 0.93}],
+    "confidence": 0.9,
+    "warning": None,
+    "links": {
+        "adapter": "/adapters/lora-0f3a5d1c2b4e69788796a5b4",
+        "weights": "/adapters/lora-0f3a5d1c2b4e69788796a5b4/adapter_model.safetensors",
+        "config": "/adapters/lora-0f3a5d1c2b4e69788796a5b4/adapter_config.json",
+        "archive": "/adapters/lora-0f3a5d1c2b4e69788796a5b4/archive",
+    },
+}
+
+
+def _example(**more: Any) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [{**_ADAPTER, **more}]})
+
+
+class Adapter(BaseModel):
+    """An adapter."""
+
+    model_config = _example()
+    id: str
+    names: list[str]
+    digest: str = Field(description="sha256 over the names, types, shapes and bytes of the tensors, and alpha.")
+    base: str = Field(description="Hub id of the base that it fits.")
+    rank: int
+    alpha: float
+    target_modules: list[str]
+    num_parameters: int
+    bytes: int = Field(description="Size of adapter_model.safetensors.")
+    created: float = Field(description="Seconds since 1970.")
+    source: Literal["generated", "loaded", "composed"]
+    prompts: list[str]
+    examples: list[Example]
+    scale: float
+    nearest_tasks: list[NearestTask] = Field(description="Nearest tasks that the generator was trained on.")
+    confidence: float | None = Field(description="0 to 1; null where there is no calibration.")
+    warning: str | None = Field(description="Set when the request is far from all that the generator knows.")
+    links: Links
+
+
+class GeneratedAdapter(Adapter):
+    """An adapter and what making it took."""
+
+    model_config = _example(timings_ms={"encode": 21.4, "generate": 14.0, "store": 25.3, "total": 62.9})
+    timings_ms: TimingsMs
+
+
+class AdapterDetail(Adapter):
+    """An adapter with the size of its effect."""
+
+    model_config = _example(norms={"q_proj": [0.21, 0.34], "v_proj": [0.12, None]})
+    norms: dict[str, list[float | None]] = Field(
+        description="Module -> Frobenius norm of scaling * B @ A in each layer of the base; null where there is none."
+    )
+
+
+class AdapterPage(BaseModel):
+    """One page of adapters, the newest first."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"object": "list", "data": [_ADAPTER], "has_more": False, "next": None}]}
+    )
+    object: Literal["list"] = "list"
+    data: list[Adapter]
+    has_more: bool
+    next: str | None = Field(description="What to give as `after` for the next page.")
+
+
+class Deleted(BaseModel):
+    """What was deleted."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"id": _ADAPTER["id"], "object": "adapter", "deleted": True}]}
+    )
+    id: str
+    object: Literal["adapter"] = "adapter"
+    deleted: Literal[True] = True

@@ -1,0 +1,87 @@
+"""Models of POST /chat."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from service.schemas.adapters import FRENCH, Text
+from service.schemas.common import Message, Strict, Usage
+
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63, description="The same seed gives the same answer.")]
+Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False, description="0 takes the likeliest token.")]
+TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False, description="Nucleus that is sampled from.")]
+MaxTokens = Annotated[int, Field(ge=1, le=2**20, description="Most tokens of the answer.")]
+
+
+class ChatRequest(Strict):
+    """A question, and the adapter that shall answer it: by the task's description, by id or by name."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"prompt": FRENCH, "query": "cheese", "max_tokens": 16, "compare_base": True},
+                {"adapter_id": "french", "messages": [{"role": "user", "content": "cheese"}]},
+            ]
+        }
+    )
+    prompt: Text | None = Field(None, description="Description of the task; its adapter is made if there is none yet.")
+    adapter_id: str | None = Field(None, min_length=1, max_length=64, description="Id or name of an adapter.")
+    query: Text | None = Field(None, description="The user's turn.")
+    messages: list[Message] | None = Field(None, min_length=1, max_length=256, description="A whole conversation.")
+    max_tokens: MaxTokens | None = None
+    temperature: Temperature = 0.0
+    top_p: TopP = 1.0
+    seed: Seed | None = None
+    compare_base: bool = Field(False, description="Also answer with the plain base, in the same batch.")
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> ChatRequest:
+        if (self.prompt is None) == (self.adapter_id is None):
+            raise ValueError("give either prompt or adapter_id; the plain base is at /v1/chat/completions")
+        if (self.query is None) == (self.messages is None):
+            raise ValueError("give either query or messages")
+        return self
+
+    @property
+    def conversation(self) -> list[Message]:
+        """The messages, or the query as the only one."""
+        return self.messages or [Message(role="user", content=self.query or "")]
+
+
+class ChatTimingsMs(BaseModel):
+    """Where the time went, in milliseconds."""
+
+    adapter: float = Field(description="Finding or making the adapter.")
+    first_token: float = Field(description="From then to the first token.")
+    total: float
+
+
+class ChatResponse(BaseModel):
+    """The answer with the adapter applied."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "chat-6f1d0a8e7c5b4a39",
+                    "adapter_id": "lora-0f3a5d1c2b4e69788796a5b4",
+                    "answer": "fromage",
+                    "base_answer": "Cheese is a dairy product",
+                    "modules_hooked": 168,
+                    "usage": {"prompt_tokens": 30, "completion_tokens": 4, "total_tokens": 34},
+                    "finish_reason": "stop",
+                    "timings_ms": {"adapter": 61.0, "first_token": 210.5, "total": 704.1},
+                }
+            ]
+        }
+    )
+    id: str
+    adapter_id: str
+    answer: str
+    base_answer: str | None = None
+    modules_hooked: int = Field(description="Modules of the base that the adapter changed for this answer.")
+    usage: Usage
+    finish_reason: Literal["stop", "length"]
+    timings_ms: ChatTimingsMs

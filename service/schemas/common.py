@@ -1,0 +1,98 @@
+"""Models that several routes share."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Strict(BaseModel):
+    """A request model: an unknown field is a mistake of the caller, who is told so."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ErrorBody(BaseModel):
+    """OpenAI's error object."""
+
+    message: str = Field(description="What was wrong, what was expected, what to do next.")
+    type: str
+    code: str | None = Field(description="Machine-readable reason.")
+    param: str | None = Field(description="The field of the request that is to blame.")
+
+
+class ErrorEnvelope(BaseModel):
+    """The body of every error."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "error": {
+                        "message": "there is no adapter 'french'; GET /adapters lists those there are",
+                        "type": "invalid_request_error",
+                        "code": "adapter_not_found",
+                        "param": None,
+                    },
+                    "request_id": "3f0c2a4be0d94b0f9d6a7a0f5c1e2d3b",
+                }
+            ]
+        }
+    )
+    error: ErrorBody
+    request_id: str
+
+
+class Usage(BaseModel):
+    """Token counts."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class TextPart(BaseModel):
+    """One part of a message's content. Only text is understood."""
+
+    type: Literal["text"] = "text"
+    text: str
+
+
+class Message(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"role": "user", "content": "cheese"}]})
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The content as one string."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+_MEANING = {
+    400: "The request cannot be served as it is",
+    401: "The API key is missing or unknown",
+    403: "This is switched off",
+    404: "There is no such thing",
+    409: "The name is taken",
+    413: "The body or the prompt is too large",
+    416: "No byte of that range exists",
+    422: "A field is missing, unknown or out of range",
+    429: "Too many requests; Retry-After says when to come back",
+    500: "A fault of the service",
+    503: "Not ready, or shutting down",
+    504: "The deadline passed before the answer was complete",
+    507: "The disk is full",
+}
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI entries for the errors of a route: those named, and those that any route can give."""
+    return {
+        status: {"model": ErrorEnvelope, "description": _MEANING[status]}
+        for status in sorted({*statuses, 401, 413, 422, 429, 500, 503})
+    }

@@ -1,0 +1,39 @@
+"""Models of the operational routes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Live(BaseModel):
+    """The process answers."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "alive"}]})
+    status: Literal["alive"] = "alive"
+
+
+class Ready(BaseModel):
+    """Whether requests are served, and by what."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "status": "ready",
+                    "reason": None,
+                    "embedding_cache": "ok",
+                    "base": "Qwen/Qwen2.5-Coder-0.5B-Instruct",
+                    "generator": "9c1185a5c5e9",
+                }
+            ]
+        }
+    )
+    status: Literal["ready", "degraded", "loading", "draining", "failed"] = Field(
+        description="degraded: requests are served, but without Redis. 200 for it and ready, 503 for the others."
+    )
+    reason: str | None = Field(description="What is missing, when the status is not ready.")
+    embedding_cache: Literal["ok", "degraded", "unknown"]
+    base: str | None
+    generator: str | None = Field(description="First digits of the generator's digest.")

@@ -1,0 +1,214 @@
+"""Every knob of the service, as environment variables with the prefix LLGBM_ (or a `.env` file).
+
+Lists are JSON or separated by commas. `python -m service.settings` prints the table of docs/OPERATIONS.md, and with
+`--write` puts it there between its two marks; a test holds the committed table to this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from platformdirs import user_cache_dir, user_data_dir
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_CHECKPOINT = ROOT / "checkpoints" / "qwen2.5-0.5b"
+TABLE_DOCUMENT = ROOT / "docs" / "OPERATIONS.md"
+TABLE_START, TABLE_END = "<!-- settings: start -->", "<!-- settings: end -->"
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_RATE = re.compile(r"\d+\s*(/|per)\s*(\d+\s*)?(second|minute|hour|day)s?")
+
+
+def _split(value: Any) -> Any:
+    """A JSON list, or words separated by commas."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    return json.loads(text) if text.startswith("[") else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _hashes(values: tuple[str, ...]) -> tuple[str, ...]:
+    values = tuple(value.lower() for value in values)
+    for value in values:
+        if _SHA256.fullmatch(value) is None:
+            raise ValueError(
+                'an API key is given as the 64 hexadecimal digits of its sha256: printf %s "$KEY" | sha256sum'
+            )
+    return values
+
+
+def _rate(value: str) -> str:
+    if value and _RATE.fullmatch(value.strip()) is None:
+        raise ValueError(f"{value!r} is not a rate such as 60/minute or 1000/2 hours")
+    return value.strip()
+
+
+def _user_data() -> Path:
+    return Path(user_data_dir("llgbm"))
+
+
+def _user_cache() -> Path:
+    return Path(user_cache_dir("llgbm"))
+
+
+Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Paths = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split)]
+Rate = Annotated[str, AfterValidator(_rate)]
+
+
+class Settings(BaseSettings):
+    """The configuration of one service process. Frozen: a change needs a restart."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LLGBM_",
+        env_file=".env",
+        env_ignore_empty=True,  # a compose file passes on what is not set as the empty string
+        extra="ignore",
+        frozen=True,
+        validate_default=True,
+    )
+
+    # where it listens
+    host: str = Field("127.0.0.1", description="Address to listen on. 0.0.0.0 in a container.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    cors_origins: Strings = Field((), description="Origins that browsers may call from. Empty: no CORS headers.")
+    public_paths: Strings = Field(
+        ("/", "/static/*", "/livez", "/readyz", "/openapi.json"),
+        description="Paths that need no API key; a trailing * stands for any ending.",
+    )
+
+    # what it loads
+    checkpoint: Path = Field(
+        DEFAULT_CHECKPOINT, description="Folder of the generator (manifest.json and generator.safetensors)."
+    )
+    base: str | None = Field(
+        None, description="Frozen base: a hub id or a folder. Default: the base that the generator was made for."
+    )
+    text_encoder: str | None = Field(
+        None, description="Text encoder: a hub id or a folder. Default: the one that the generator was trained with."
+    )
+    base_storage: Literal["float32", "bfloat16", "int8"] = Field(
+        "float32", description="How the base's Linear weights are kept. int8 is the fastest on a CPU, float32 exact."
+    )
+    threads: int = Field(0, ge=0, description="Threads of torch; 0 leaves the choice to torch.")
+
+    # what it keeps
+    store_dir: Path = Field(
+        default_factory=lambda: _user_data() / "adapters",
+        description="Folder of the adapters, one PEFT folder each. Several processes may share it. "
+        "Default: `adapters` in the user's data folder.",
+    )
+    cache_dir: Path = Field(
+        default_factory=_user_cache,
+        description="Folder of fetched weights and of the embedding cache. Default: the user's cache folder.",
+    )
+    adapter_memory: int = Field(
+        512 * 2**20, ge=0, description="Bytes of adapters kept in memory; those in use are never dropped."
+    )
+    embedding_memory: int = Field(4096, ge=1, description="Text embeddings kept in memory (1.5 kB each).")
+    redis_url: SecretStr | None = Field(
+        None,
+        description="redis://:password@host:6379/0. Set: text embeddings and rate limits live in Redis. "
+        "Unset: both stay in this process, and embeddings also in a file.",
+    )
+    redis_ttl: int = Field(30 * 86400, ge=1, description="Seconds that Redis keeps a text embedding.")
+    redis_timeout: float = Field(0.05, gt=0, description="Seconds that one exchange with Redis may take.")
+    redis_retry_after: float = Field(
+        2.0, ge=0, description="Seconds that Redis is left alone after it failed, so that no request waits for it."
+    )
+
+    # how much it takes on
+    max_batch: int = Field(16, ge=1, le=256, description="Rows that are decoded together.")
+    max_queue: int = Field(64, ge=0, description="Rows that may wait for a place in the batch; more are answered 429.")
+    max_jobs: int = Field(32, ge=1, description="Adapters that may wait to be made; more are answered 429.")
+    prefill_tokens: int = Field(
+        1024, ge=1, description="Prompt tokens that may join the batch between two decoding steps (always one row)."
+    )
+    request_timeout: float = Field(300.0, gt=0, description="Seconds from admission after which an answer is ended.")
+    drain_seconds: float = Field(25.0, ge=0, description="Seconds that running requests get after SIGTERM.")
+
+    # how large a request may be
+    max_body_bytes: int = Field(1 << 20, ge=1024, description="Bytes of a request body; more is answered 413.")
+    max_prompt_chars: int = Field(
+        4000, ge=1, description="Characters of a task prompt with its examples; more is answered 413."
+    )
+    max_context: int = Field(
+        4096, ge=16, description="Tokens of a prompt and its answer together; the base's own limit holds too."
+    )
+    max_tokens: int = Field(256, ge=1, description="Tokens of an answer when the request does not say.")
+    max_choices: int = Field(8, ge=1, description="Largest `n` of a chat request.")
+    max_rank: int = Field(64, ge=1, description="Largest rank of an adapter that is loaded or combined.")
+
+    # who may use it
+    api_key_hashes: Annotated[Strings, AfterValidator(_hashes)] = Field(
+        (), description="sha256 of each API key, in hexadecimal. Empty: no key is asked for."
+    )
+    rate_limit: Rate = Field(
+        "", description="Requests for each key, or for each address without keys, such as 60/minute. Empty: no limit."
+    )
+    adapter_roots: Paths = Field(
+        (),
+        description="Folders from which /v1/load_lora_adapter may read adapters. Empty: the route answers 403.",
+    )
+
+    # what it tells
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
+    log_format: Literal["json", "console"] = Field("json", description="JSON lines, or lines for a person to read.")
+    otel: bool = Field(
+        False, description="Trace requests with OpenTelemetry; needs `pip install 'llgbm[otel]'` and OTEL_* variables."
+    )
+
+
+def table() -> str:
+    """The knobs as a Markdown table."""
+    lines = ["| variable | default | what it does |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        description = (field.description or "").replace("|", "\\|")
+        lines.append(f"| `LLGBM_{name.upper()}` | {_default_text(name, field.default)} | {description} |")
+    return "\n".join(lines) + "\n"
+
+
+def _default_text(name: str, default: Any) -> str:
+    if Settings.model_fields[name].default_factory is not None:
+        return "see text"
+    if default is None or default == () or default == "":
+        return "empty"
+    if isinstance(default, Path):
+        return f"`{default.relative_to(ROOT)}`"
+    if isinstance(default, tuple):
+        return f"`{','.join(str(part) for part in default)}`"
+    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
+
+
+def with_table(document: str) -> str:
+    """`document` with the current table between its two marks.
+
+    Raises:
+        ValueError: the marks are not there.
+    """
+    before, start, rest = document.partition(TABLE_START)
+    _, end, after = rest.partition(TABLE_END)
+    if not start or not end:
+        raise ValueError(f"the document must hold the lines {TABLE_START} and {TABLE_END}")
+    return f"{before}{start}\n{table()}{end}{after}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the table, or write it into docs/OPERATIONS.md."""
+    parser = argparse.ArgumentParser(prog="python -m service.settings", description=main.__doc__)
+    parser.add_argument("--write", action="store_true", help=f"update {TABLE_DOCUMENT.relative_to(ROOT)}")
+    if parser.parse_args(arguments).write:
+        TABLE_DOCUMENT.write_text(with_table(TABLE_DOCUMENT.read_text("utf-8")), "utf-8")
+    else:
+        sys.stdout.write(table())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The state of one application: what is loaded, whether it drains, how many requests are under way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from service.adapter_catalogue import AdapterCatalogue
+from service.adapter_service import AdapterService
+from service.adapter_store import AdapterStore
+from service.chat_service import ChatService
+from service.engine import Engine
+from service.errors import ApiError
+from service.metrics import Metrics
+from service.models import Models
+from service.settings import Settings
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the routes work with, once everything is loaded."""
+
+    models: Models
+    engine: Engine
+    store: AdapterStore
+    catalogue: AdapterCatalogue
+    adapters: AdapterService
+    chat: ChatService
+    started: int
+    """When the models were loaded, in seconds since 1970."""
+
+
+class State:
+    """Shared by the lifespan, the middleware and the routes; touched from the event loop only."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self.settings, self.metrics = settings, metrics
+        self.services: Services | None = None
+        self.failure: str | None = None
+        self.progress = "starting"
+        self.draining = False
+        self.active = 0
+        """Requests under way, those for health and metrics left out."""
+        self.on_failure: Callable[[], None] = lambda: None
+
+    def require_services(self) -> Services:
+        """What is loaded.
+
+        Raises:
+            ApiError: 503, it is not loaded (yet), or the process is shutting down.
+        """
+        if self.draining:
+            raise ApiError(503, "this process is shutting down; send the request again", code="draining", retry_after=1)
+        if self.failure is not None:
+            raise ApiError(503, "this process cannot serve; GET /readyz says why", code="failed")
+        if self.services is None:
+            raise ApiError(
+                503, "the models are still loading; GET /readyz says when they are there", code="loading", retry_after=2
+            )
+        return self.services
+
+
+def _state(request: Request) -> State:
+    state: State = request.app.state.llgbm
+    return state
+
+
+def _services(request: Request) -> Services:
+    return _state(request).require_services()
+
+
+AppState = Annotated[State, Depends(_state)]
+Ready = Annotated[Services, Depends(_services)]

@@ -1,0 +1,43 @@
+"""The errors of the engine, the store and the library in HTTP's terms: one table for all use cases."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from llgbm.errors import AdapterFormatError, AdapterMismatchError, ConfigError
+from service.adapter_files import NameTakenError, StoreFullError
+from service.engine_api import DeadlineError, EngineError, QueueFullError, StoppedError, UnstableError
+from service.errors import ApiError, internal_error
+
+_T = TypeVar("_T")
+KNOWN = (EngineError, StoreFullError, NameTakenError, AdapterMismatchError, AdapterFormatError, ConfigError)
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What the client is told of `error`; 500 for what is not its business."""
+    if isinstance(error, QueueFullError):
+        return ApiError(429, f"{error}; come back later", code="queue_full", retry_after=error.retry_after)
+    if isinstance(error, DeadlineError):
+        return ApiError(504, f"{error}; ask for fewer tokens, or again when there is less load")
+    if isinstance(error, StoppedError):
+        return ApiError(503, f"{error}; send the request again", code="draining", retry_after=1)
+    if isinstance(error, UnstableError):
+        return ApiError(422, str(error), code="adapter_unstable")
+    if isinstance(error, StoreFullError):
+        return ApiError(507, str(error))
+    if isinstance(error, NameTakenError):
+        return ApiError(409, f"{error}; choose another", code="name_taken", param="name")
+    if isinstance(error, AdapterMismatchError):
+        return ApiError(422, str(error), code="adapter_mismatch")
+    if isinstance(error, (AdapterFormatError, ConfigError)):
+        return ApiError(422, str(error), code="adapter_invalid")
+    return internal_error()
+
+
+async def translated(work: Awaitable[_T]) -> _T:
+    """Await `work`, and raise what is known as an ApiError."""
+    try:
+        return await work
+    except KNOWN as error:
+        raise as_api_error(error) from error

@@ -1,0 +1,174 @@
+"""A real Chromium on the playground of a real service over the tiny models.
+
+The page's policy forbids `eval`, so tests wait with `expect` and never with `wait_for_function`. All waits are long,
+since a busy machine is no bug.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
+
+from tests.conftest import find_chromium
+from tests.service.harness import LiveServer
+
+WAIT_MS = 60_000
+DESKTOP = {"width": 1440, "height": 900}
+CAPITAL = "Name the capital city of the country."
+NASTY = """It's "odd": <img src=x onerror=alert(1)> & $HOME `id` \\n é 漢"""
+"""A task that breaks out of whatever it is not quoted for."""
+PHONE = {"width": 360, "height": 740}
+# text that was asked for and refused is logged by the browser itself
+_EXPECTED_CONSOLE = "Failed to load resource"
+
+CONTRASTS = """() => {
+  const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+  const rgba = (color) => {
+    canvas.clearRect(0, 0, 1, 1);
+    canvas.fillStyle = color;
+    canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const luminance = ([r, g, b]) => {
+    const part = (v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    return 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b);
+  };
+  const ground = (element) => {
+    for (let e = element; e; e = e.parentElement) {
+      const color = rgba(getComputedStyle(e).backgroundColor);
+      if (color[3] === 255) return color;
+    }
+    return [255, 255, 255, 255];
+  };
+  const found = [];
+  for (const element of document.querySelectorAll("body *")) {
+    const own = [...element.childNodes].some((n) => n.nodeType === Node.TEXT_NODE && n.data.trim());
+    if (!own || !element.checkVisibility() || element.closest(".visually-hidden, :disabled")) continue;
+    const [a, b] = [luminance(rgba(getComputedStyle(element).color)), luminance(ground(element))];
+    found.push([element.textContent.trim().slice(0, 40), (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)]);
+  }
+  return found;
+}"""
+"""Of every visible text: its beginning, and the ratio of its colour's luminance to that of the ground."""
+
+
+class PacedDecoder:
+    """The decoder it is put around, slower by `pause` seconds a step, and failing at the step when `fail_in` is 0."""
+
+    def __init__(self, inner: Any, pace: Pace) -> None:
+        self._inner, self._pace = inner, pace
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def step(self) -> Any:
+        time.sleep(self._pace.pause)
+        if self._pace.fail_in is not None:
+            self._pace.fail_in -= 1
+            if self._pace.fail_in < 0:
+                self._pace.fail_in = None
+                raise RuntimeError("a fault that a test wants")
+        return self._inner.step()
+
+
+class Pace:
+    """What a test sets while the service runs."""
+
+    def __init__(self) -> None:
+        self.pause = 0.0
+        self.fail_in: int | None = None
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """A headless browser."""
+    expect.set_options(timeout=WAIT_MS)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=find_chromium(), args=["--no-sandbox", "--disable-gpu"], timeout=WAIT_MS
+        )
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def playground(browser: Browser, server: LiveServer, *, expected: str | None = None, **options: Any) -> Iterator[Page]:
+    """The page in a fresh browser profile.
+
+    At the end nothing may have been asked of another machine, and the page may have logged no error, other than those
+    that hold the text `expected`.
+    """
+    context = browser.new_context(**{"viewport": DESKTOP, "reduced_motion": "reduce", **options})
+    context.set_default_timeout(WAIT_MS)
+    page = context.new_page()
+    problems: list[str] = []
+
+    def on_console(message: ConsoleMessage) -> None:
+        wanted = _EXPECTED_CONSOLE in message.text or (expected is not None and expected in message.text)
+        if message.type in ("error", "warning") and not wanted:
+            problems.append(message.text)
+
+    def on_request(request: Request) -> None:
+        if not request.url.startswith((server.url + "/", f"blob:{server.url}/")):
+            problems.append(f"asked for {request.url}")
+
+    page.on("console", on_console)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", on_request)
+    page.goto(server.url)
+    expect(page.locator("#readiness")).to_have_attribute("data-status", "ready")
+    yield page
+    context.close()
+    assert problems == []
+
+
+def make_adapter(page: Page, prompt: str) -> str:
+    """Make the adapter of a task through the form; its id."""
+    page.get_by_label("What should the model do?").fill(prompt)
+    page.get_by_role("button", name="Make adapter").click()
+    expect(page.locator("#adapter-title")).to_have_text(" ".join(prompt.split()))
+    expect(page.locator(".heat")).to_be_visible()
+    return page.locator("#adapter-id").inner_text()
+
+
+def ask(page: Page, question: str, *, max_tokens: int = 12) -> None:
+    """Send a question to both models, without waiting for the answers."""
+    options = page.locator(".options")
+    if options.get_attribute("open") is None:
+        options.locator("summary").click()
+    page.get_by_label("Max tokens").fill(str(max_tokens))
+    page.get_by_label("Input for both models").fill(question)
+    page.get_by_label("Input for both models").press("Enter")
+    expect(page.locator(".turn").last.locator(".asked")).to_contain_text(question)
+
+
+def answered(page: Page, state: str = "complete") -> tuple[str, str]:
+    """The texts of the last turn, base and adapter, once both answers are in `state`."""
+    turn = page.locator(".turn").last
+    texts = []
+    for lane in ("base", "adapted"):
+        answer = turn.locator(f".answer[data-lane={lane}]")
+        expect(answer).to_have_attribute("data-state", state)
+        texts.append(answer.locator(".answer-text").evaluate("e => e.firstChild.data"))
+    return texts[0], texts[1]
+
+
+def completion(api: httpx.Client, model: str, question: str, max_tokens: int = 12) -> str:
+    """What the API answers without streaming, to one question at temperature 0."""
+    messages = [{"role": "user", "content": question}]
+    body = {"model": model, "messages": messages, "max_tokens": max_tokens, "temperature": 0}
+    text: str = (
+        api.post("/v1/chat/completions", json=body).raise_for_status().json()["choices"][0]["message"]["content"]
+    )
+    return text
+
+
+def snippet(page: Page, label: str) -> str:
+    """The code on one of the tabs."""
+    page.get_by_role("tab", name=label).click()
+    return page.get_by_role("tabpanel").locator("code").text_content() or ""

@@ -1,0 +1,63 @@
+"""One service over the tiny models and one Chromium for all tests of the playground."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page
+
+from service.metrics import Metrics
+from service.models import LoadModels, Models, Progress, load_models
+from service.settings import Settings
+from tests.service.harness import LiveServer, live, make_settings
+from tests.service.playground.browser import Pace, PacedDecoder, chromium, playground
+
+
+@pytest.fixture(scope="package")
+def pace() -> Pace:
+    return Pace()
+
+
+@pytest.fixture(scope="package")
+def load(tiny_checkpoint_path: Path, tiny_base_path: Path, tiny_encoder_path: Path, pace: Pace) -> LoadModels:
+    """The service's own loading of the tiny models, with a decoder whose pace a test sets."""
+    tiny = {
+        "checkpoint": tiny_checkpoint_path,
+        "base": str(tiny_base_path),
+        "text_encoder": str(tiny_encoder_path),
+    }
+
+    def load_paced(settings: Settings, metrics: Metrics, progress: Progress) -> Models:
+        models = load_models(settings.model_copy(update=tiny), metrics, progress)
+        return replace(models, new_decoder=lambda: PacedDecoder(models.new_decoder(), pace))
+
+    return load_paced
+
+
+@pytest.fixture(scope="package")
+def server(tmp_path_factory: pytest.TempPathFactory, load: LoadModels) -> Iterator[LiveServer]:
+    with live(make_settings(tmp_path_factory.mktemp("playground"), max_prompt_chars=400), load) as served:
+        yield served
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def page(browser: Browser, server: LiveServer, pace: Pace) -> Iterator[Page]:
+    pace.pause, pace.fail_in = 0.0, None
+    with playground(browser, server) as opened:
+        yield opened
+
+
+@pytest.fixture
+def api(server: LiveServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        yield client

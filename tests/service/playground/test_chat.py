@@ -1,0 +1,124 @@
+"""The chat: base and adapter side by side."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.service.harness import LiveServer, services_of, wait_until
+from tests.service.playground.browser import CAPITAL, Pace, answered, ask, completion, make_adapter
+
+pytestmark = pytest.mark.browser
+
+
+def test_both_models_stream_what_the_api_answers(page: Page, api: httpx.Client) -> None:
+    identity = make_adapter(page, CAPITAL)
+    base = api.get("/readyz").json()["base"]
+    for question in ("Peru", "Chad"):
+        ask(page, question)
+        plain, adapted = answered(page)
+        assert plain == completion(api, base, question)
+        assert adapted == completion(api, identity, question)
+        assert plain != adapted
+    expect(page.locator(".turn")).to_have_count(2)
+    expect(page.locator(".meta").last).to_contain_text(re.compile(r"12 tokens · first in .* · cut at max tokens"))
+    expect(page.locator("#announcer")).to_contain_text("Adapter:")
+
+    page.get_by_label("Tell the base the task, as text").check()
+    ask(page, "Mali")
+    plain, adapted = answered(page)
+    assert plain == completion(api, base, f"{CAPITAL}\n\nMali")
+    assert adapted == completion(api, identity, "Mali")
+    page.get_by_role("button", name="Clear").click()
+    expect(page.locator(".turn")).to_have_count(0)
+    expect(page.get_by_label("Input for both models")).to_be_focused()
+
+
+def test_earlier_turns_are_sent_when_that_is_wanted(page: Page) -> None:
+    identity = make_adapter(page, CAPITAL)
+    ask(page, "Peru")
+    first = answered(page)
+    page.get_by_label("Send the earlier turns too").check()
+    sent: dict[str, Any] = {}
+    page.on("request", lambda request: sent.update(_by_model(request.post_data)) if "/v1/" in request.url else None)
+    ask(page, "Chad")
+    answered(page)
+    for model, messages in sent.items():
+        lane = 1 if model == identity else 0
+        assert messages == [
+            {"role": "user", "content": "Peru"},
+            {"role": "assistant", "content": first[lane]},
+            {"role": "user", "content": "Chad"},
+        ]
+    assert len(sent) == 2
+
+
+def _by_model(body: str | None) -> dict[str, Any]:
+    content = json.loads(body or "{}")
+    return {content["model"]: content["messages"]}
+
+
+def test_stop_ends_both_answers_here_and_in_the_service(page: Page, server: LiveServer, pace: Pace) -> None:
+    make_adapter(page, CAPITAL)
+    pace.pause = 0.1
+    ask(page, "Peru", max_tokens=2000)
+    expect(page.locator(".answer[data-state=streaming]")).to_have_count(2)
+    page.get_by_role("button", name="Stop").click()
+    assert all(answered(page, "stopped"))
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    metrics = services_of(server.app).engine
+    wait_until(lambda: not metrics.rows, 60)
+
+
+def test_an_error_in_the_middle_of_an_answer_is_shown_below_what_has_come(page: Page, pace: Pace) -> None:
+    make_adapter(page, CAPITAL)
+    pace.fail_in = 4
+    ask(page, "Peru", max_tokens=50)
+    answered(page, "failed")
+    problems = page.locator(".turn .problem")
+    expect(problems).to_have_count(2)
+    expect(problems.first).to_contain_text("An error inside the service")
+    ask(page, "Chad")
+    assert all(answered(page))
+
+    start = 'data: {"choices": [{"index": 0, "delta": {"content": "Half an ans"}}]}\n\n'
+    page.route(
+        "**/v1/chat/completions", lambda route: route.fulfill(body=start, headers={"Content-Type": "text/event-stream"})
+    )
+    ask(page, "Mali")
+    assert answered(page, "failed") == ("Half an ans", "Half an ans")
+    expect(problems.last).to_contain_text("The connection ended before the answer was complete")
+
+
+def test_asks_again_with_the_adapter_that_is_shown_now(page: Page, api: httpx.Client) -> None:
+    ask_button = page.get_by_role("button", name="Send")
+    page.get_by_label("Input for both models").fill("Peru")
+    ask_button.click()
+    expect(page.locator("#chat-problem")).to_contain_text("There is no adapter to ask yet")
+    expect(page.get_by_label("What should the model do?")).to_be_focused()
+
+    first = make_adapter(page, CAPITAL)
+    ask(page, "Peru")
+    answered(page)
+    page.get_by_label("Scale of the effect").press("End")
+    expect(page.locator("#adapter-id")).not_to_have_text(first)
+    page.get_by_role("button", name="Ask again").click()
+    expect(page.locator(".turn")).to_have_count(2)
+    _, adapted = answered(page)
+    assert adapted == completion(api, page.locator("#adapter-id").inner_text(), "Peru")
+    expect(page.locator(".who").last).to_have_text(f"Adapter ×2 {CAPITAL}")
+
+
+def test_escape_stops_the_answers(page: Page, pace: Pace) -> None:
+    make_adapter(page, CAPITAL)
+    pace.pause = 0.1
+    ask(page, "Peru", max_tokens=2000)
+    expect(page.locator(".answer[data-state=streaming]")).to_have_count(2)
+    page.keyboard.press("Escape")
+    answered(page, "stopped")
+    expect(page.locator("#announcer")).to_have_text("Stopped")

@@ -1,0 +1,76 @@
+"""The snippets: what is copied from the page runs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.service.harness import LiveServer
+from tests.service.playground.browser import CAPITAL, NASTY, completion, make_adapter, playground, snippet
+
+pytestmark = pytest.mark.browser
+
+
+def test_the_snippets_run(
+    page: Page, api: httpx.Client, tiny_base_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("needs curl")
+    identity = make_adapter(page, NASTY)
+    page.get_by_label("Input for both models").fill(NASTY)
+    page.get_by_label("Input for both models").blur()
+
+    run = subprocess.run(["bash", "-ec", snippet(page, "curl")], capture_output=True, check=True, timeout=120)
+    decoder, text, answers = json.JSONDecoder(), run.stdout.decode(), []
+    while text:
+        answer, end = decoder.raw_decode(text)
+        answers.append(answer)
+        text = text[end:].lstrip()
+    assert answers[0]["id"] == identity
+    assert answers[1]["adapter_id"] == identity
+    expected = completion(api, identity, NASTY, 64)
+    assert answers[1]["choices"][0]["message"]["content"] == expected
+
+    assert printed(snippet(page, "openai")) == expected + "\n"
+
+    code = snippet(page, "PEFT")
+    archive = api.get(f"/adapters/{identity}/archive").raise_for_status().content
+    zipfile.ZipFile(io.BytesIO(archive)).extractall(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    base = json.dumps(api.get("/readyz").json()["base"])
+    assert code.count(base) == 1
+    assert printed(code.replace(base, json.dumps(str(tiny_base_path)))) == expected + "\n"
+
+    for label in ("vLLM", "LoRAX"):
+        code = snippet(page, label)
+        assert identity in code
+        subprocess.run(["bash", "-n"], input=code.encode(), check=True, timeout=60)
+
+
+def printed(code: str) -> str:
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        exec(compile(code, "snippet", "exec"), {})
+    return output.getvalue()
+
+
+def test_the_tabs_follow_the_arrow_keys_and_copying_copies(browser: Browser, server: LiveServer) -> None:
+    with playground(browser, server, permissions=["clipboard-read", "clipboard-write"]) as page:
+        make_adapter(page, CAPITAL)
+        page.get_by_role("tab", name="curl").focus()
+        page.keyboard.press("ArrowLeft")
+        expect(page.get_by_role("tab", name="LoRAX")).to_be_focused()
+        page.keyboard.press("Home")
+        expect(page.get_by_role("tab", name="curl")).to_have_attribute("aria-selected", "true")
+        page.get_by_role("button", name="Copy the snippet").click()
+        expect(page.get_by_role("button", name="Copy the snippet")).to_have_text("Copied")
+        assert page.evaluate("navigator.clipboard.readText()") == snippet(page, "curl")

@@ -1,0 +1,404 @@
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from llgbm.config import LoRASpec, model_spec
+from llgbm.lora import LoRAWeights, combine
+from llgbm.peft_io import content_digest, from_bytes, load_peft, save_peft
+from service.adapter_files import RECORD_FILE, WEIGHTS_FILE
+from service.models import LoadModels
+from service.settings import Settings
+from tests.fixtures import random_lora
+from tests.service.harness import running, services_of, state_of
+
+FRENCH = {"prompt": "Translate the English word to French."}
+App = tuple[FastAPI, httpx.AsyncClient]
+
+
+async def make(client: httpx.AsyncClient, prompt: str, **more: object) -> dict[str, Any]:
+    answer = await client.post("/generate-adapter", json={"prompt": prompt, **more})
+    assert answer.status_code in (200, 201), answer.text
+    made: dict[str, Any] = answer.json()
+    return made
+
+
+# making
+
+
+async def test_the_first_time_is_201_and_the_same_request_again_200(client: httpx.AsyncClient) -> None:
+    first = await client.post("/generate-adapter", json=FRENCH)
+    again = await client.post("/generate-adapter", json={"prompts": ["  Translate the English  word to French. "]})
+    assert (first.status_code, again.status_code) == (201, 200)
+    made, existing = first.json(), again.json()
+    assert made["id"] == existing["id"]
+    assert made["digest"] == existing["digest"]
+    assert first.headers["Location"] == f"/adapters/{made['id']}"
+    assert made["base"] == "llgbm/tiny-random-qwen2"
+    assert (made["rank"], made["alpha"], made["num_parameters"]) == (4, 8.0, 8192)
+    assert made["nearest_tasks"][0] == {"task_id": "task_0", "similarity": pytest.approx(1.0, abs=1e-3)}
+    assert made["confidence"] == pytest.approx(1.0, abs=1e-3)
+    assert made["warning"] is None
+    assert made["timings_ms"]["generate"] > 0
+    assert existing["timings_ms"]["generate"] == 0
+
+
+async def test_what_changes_the_task_changes_the_id_and_a_name_does_not(client: httpx.AsyncClient) -> None:
+    bodies = [
+        FRENCH,
+        {"prompt": "Translate the English word to German."},
+        {**FRENCH, "scale": 0.5},
+        {**FRENCH, "examples": [{"input": "cheese", "output": "fromage"}]},
+        {"examples": [{"input": "cheese", "output": "fromage"}]},
+    ]
+    ids = [(await client.post("/generate-adapter", json=body)).json()["id"] for body in bodies]
+    assert len(set(ids)) == len(ids)
+    named = await client.post("/generate-adapter", json={**FRENCH, "name": "french"})
+    assert named.status_code == 200
+    assert named.json()["id"] == ids[0]
+    assert named.json()["names"] == ["french"]
+
+
+async def test_many_who_ask_at_once_are_one_piece_of_work(dummy_app: App) -> None:
+    app, client = dummy_app
+    answers = await asyncio.gather(*(client.post("/generate-adapter", json=FRENCH) for _ in range(8)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 7 + [201]
+    count = state_of(app).metrics.registry.get_sample_value(
+        "llgbm_adapter_generation_seconds_count", {"stage": "generate"}
+    )
+    assert count == 1
+
+
+async def test_work_goes_on_when_who_asked_first_hangs_up(dummy_app: App) -> None:
+    app, client = dummy_app
+    first = asyncio.ensure_future(client.post("/generate-adapter", json=FRENCH))
+    await asyncio.sleep(0)
+    second = asyncio.ensure_future(client.post("/generate-adapter", json=FRENCH))
+    while not services_of(app).adapters._making:
+        await asyncio.sleep(0)
+    first.cancel()
+    assert (await second).status_code in (200, 201)
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"), [("application/zip", "zip"), ("application/octet-stream, */*;q=0.1", "tensors")]
+)
+async def test_accept_brings_the_files_at_once(client: httpx.AsyncClient, accept: str, kind: str) -> None:
+    for status in (201, 200):
+        answer = await client.post("/generate-adapter", json=FRENCH, headers={"Accept": accept})
+        assert answer.status_code == status
+        identity = answer.headers["X-Adapter-Id"]
+        path = "archive" if kind == "zip" else WEIGHTS_FILE
+        file = await client.get(f"/adapters/{identity}/{path}")
+        assert answer.content == file.content
+        assert answer.headers["ETag"] == file.headers["ETag"]
+
+
+async def test_a_far_request_carries_a_warning(client: httpx.AsyncClient, dummy_app: App) -> None:
+    maker = services_of(dummy_app[0]).models.maker
+    curve = maker.checkpoint.manifest.confidence
+    far = await make(client, "zzz qqq")
+    nearest = far["nearest_tasks"][0]["similarity"]
+    assert far["confidence"] == pytest.approx(max(0.0, nearest), abs=1e-3)
+    assert (far["warning"] is not None) == (far["confidence"] < curve["threshold"])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"prompt": ""},
+        {"prompt": " \n "},
+        {"prompt": "\u001c"},
+        {"prompt": "\ud800"},
+        {"prompt": 3},
+        {"prompt": "a", "prompts": ["b"]},
+        {"prompts": []},
+        {"prompts": ["a", ""]},
+        {"examples": [{"input": "a"}]},
+        {"examples": [{"input": "a", "output": " "}]},
+        {"prompt": "a", "scale": 5},
+        {"prompt": "a", "name": "../x"},
+        {"prompt": "a", "name": "lora-" + "0" * 24},
+        {"prompt": "a", "unknown": 1},
+        [],
+        "text",
+    ],
+)
+async def test_a_wrong_request_is_422_in_the_envelope(client: httpx.AsyncClient, body: object) -> None:
+    answer = await client.post(
+        "/generate-adapter", content=json.dumps(body), headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 422, answer.text
+    envelope = answer.json()
+    assert set(envelope) == {"error", "request_id"}
+    assert set(envelope["error"]) == {"message", "type", "code", "param"}
+    assert envelope["request_id"] == answer.headers["X-Request-ID"]
+
+
+async def test_a_prompt_that_is_too_long_is_413(settings: Settings, load_dummy: LoadModels) -> None:
+    async with running(settings.model_copy(update={"max_prompt_chars": 30}), load_dummy) as (_, client):
+        assert (await client.post("/generate-adapter", json={"prompt": "x" * 30})).status_code == 201
+        assert (await client.post("/generate-adapter", json={"prompt": "x" * 31})).status_code == 413
+        body = {"prompt": "x" * 20, "examples": [{"input": "a" * 6, "output": "b" * 5}]}
+        assert (await client.post("/generate-adapter", json=body)).status_code == 413
+
+
+async def test_a_name_that_is_taken_is_409_before_anything_is_made(client: httpx.AsyncClient) -> None:
+    await make(client, "one task", name="mine")
+    taken = await client.post("/generate-adapter", json={"prompt": "another task", "name": "mine"})
+    assert taken.status_code == 409
+    assert taken.json()["error"]["code"] == "name_taken"
+    assert len((await client.get("/adapters")).json()["data"]) == 1
+
+
+# showing
+
+
+async def test_the_detail_has_the_norms_of_the_tensors(client: httpx.AsyncClient) -> None:
+    made = await make(client, "a task", name="mine")
+    detail = (await client.get("/adapters/mine")).json()
+    config = (await client.get("/adapters/mine/adapter_config.json")).json()
+    weights = from_bytes((await client.get("/adapters/mine/adapter_model.safetensors")).content, config)
+    assert content_digest(weights) == made["digest"] == detail["digest"]
+    for name, norm in weights.product_norms().items():
+        layer, target = int(name.split(".")[2]), name.rpartition(".")[2]
+        assert detail["norms"][target][layer] == pytest.approx(norm, rel=1e-4)
+    assert set(detail) - set(made) == {"norms"}
+
+
+async def test_pages_show_every_adapter_once(client: httpx.AsyncClient) -> None:
+    made = [(await make(client, f"task {i}"))["id"] for i in range(5)]
+    seen: list[str] = []
+    after: str | None = None
+    while True:
+        parameters = {"limit": 2} | ({"after": after} if after else {})
+        page = (await client.get("/adapters", params=parameters)).json()
+        seen += [adapter["id"] for adapter in page["data"]]
+        after = page["next"]
+        assert page["has_more"] == (after is not None)
+        if after is None:
+            break
+    assert seen == made[::-1]
+    assert (await client.get("/adapters", params={"after": "lora-" + "0" * 24})).status_code == 404
+    assert (await client.get("/adapters", params={"limit": 0})).status_code == 422
+
+
+async def test_an_unknown_adapter_is_404_and_says_what_to_do(client: httpx.AsyncClient) -> None:
+    for path in ("", "/adapter_model.safetensors", "/adapter_config.json", "/archive"):
+        for which in ("lora-" + "0" * 24, "nobody", "..%2f..", "%00"):
+            answer = await client.get(f"/adapters/{which}{path}")
+            assert answer.status_code == 404, (which, path)
+    assert "GET /adapters" in (await client.get("/adapters/nobody")).json()["error"]["message"]
+
+
+async def test_the_zip_is_a_peft_folder(client: httpx.AsyncClient, tmp_path: Path) -> None:
+    made = await make(client, "a task")
+    data = (await client.get(f"/adapters/{made['id']}/archive")).content
+    zipfile.ZipFile(io.BytesIO(data)).extractall(tmp_path)
+    weights, base = load_peft(tmp_path / str(made["id"]))
+    assert content_digest(weights) == made["digest"]
+    assert base == made["base"]
+    assert (await client.get(f"/adapters/{made['id']}/archive")).content == data
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json", "archive"])
+async def test_files_have_strong_etags_and_304(client: httpx.AsyncClient, file: str) -> None:
+    made = await make(client, "a task")
+    path = f"/adapters/{made['id']}/{file}"
+    full = await client.get(path)
+    etag = full.headers["ETag"]
+    if file != "archive":
+        assert etag == f'"{hashlib.sha256(full.content).hexdigest()}"'
+    for given in (etag, f'"other", {etag}', f"W/{etag}", "*"):
+        answer = await client.get(path, headers={"If-None-Match": given})
+        assert (answer.status_code, answer.content) == (304, b"")
+        assert answer.headers["ETag"] == etag
+    assert (await client.get(path, headers={"If-None-Match": '"other"'})).content == full.content
+
+
+@pytest.mark.parametrize(
+    ("header", "start", "stop"),
+    [("bytes=0-9", 0, 10), ("bytes=10-", 10, None), ("bytes=-7", -7, None), ("bytes=0-99999999", 0, None)],
+)
+async def test_a_range_is_answered_with_206(
+    client: httpx.AsyncClient, header: str, start: int, stop: int | None
+) -> None:
+    path = f"/adapters/{(await make(client, 'a task'))['id']}/adapter_model.safetensors"
+    full = (await client.get(path)).content
+    part = await client.get(path, headers={"Range": header})
+    assert part.status_code == 206
+    assert part.content == full[start:stop]
+    begin = start % len(full)
+    assert part.headers["Content-Range"] == f"bytes {begin}-{begin + len(part.content) - 1}/{len(full)}"
+
+
+@pytest.mark.parametrize("header", ["bytes=a-b", "lines=0-1", "bytes=9-3", "bytes=0-1,5-6", "bytes=-", "x" * 500])
+async def test_a_range_that_means_nothing_gets_the_whole(client: httpx.AsyncClient, header: str) -> None:
+    path = f"/adapters/{(await make(client, 'a task'))['id']}/adapter_model.safetensors"
+    answer = await client.get(path, headers={"Range": header})
+    assert answer.status_code == 200
+    assert int(answer.headers["Content-Length"]) == len(answer.content)
+
+
+async def test_a_range_beyond_the_end_is_416_and_an_old_if_range_gets_the_whole(client: httpx.AsyncClient) -> None:
+    path = f"/adapters/{(await make(client, 'a task'))['id']}/adapter_model.safetensors"
+    size = len((await client.get(path)).content)
+    beyond = await client.get(path, headers={"Range": f"bytes={size}-"})
+    assert beyond.status_code == 416
+    assert beyond.headers["Content-Range"] == f"bytes */{size}"
+    assert beyond.json()["error"]["code"] == "range_not_satisfiable"
+    old = await client.get(path, headers={"Range": "bytes=0-1", "If-Range": '"old"'})
+    assert (old.status_code, len(old.content)) == (200, size)
+
+
+# deleting
+
+
+async def test_delete_takes_the_adapter_and_its_names(client: httpx.AsyncClient) -> None:
+    made = await make(client, "a task", name="mine")
+    assert (await client.delete("/adapters/mine")).json() == {"id": made["id"], "object": "adapter", "deleted": True}
+    assert (await client.get(f"/adapters/{made['id']}")).status_code == 404
+    assert (await client.delete("/adapters/mine")).status_code == 404
+    assert (await client.post("/generate-adapter", json={"prompt": "a task"})).status_code == 201
+
+
+# combining
+
+
+async def test_composing_adds_the_effects_up(client: httpx.AsyncClient, dummy_app: App) -> None:
+    parts = [await make(client, prompt) for prompt in ("one task", "another task")]
+    body = {"ids": [part["id"] for part in parts], "weights": [1.0, -0.5], "name": "both"}
+    first = await client.post("/adapters/compose", json=body)
+    again = await client.post("/adapters/compose", json={**body, "name": None})
+    assert (first.status_code, again.status_code) == (201, 200)
+    made = first.json()
+    assert made["id"] == again.json()["id"]
+    assert (made["rank"], made["source"], made["names"]) == (8, "composed", ["both"])
+    files = services_of(dummy_app[0]).store.files
+    expected = combine([files.read(str(part["id"])) for part in parts], [1.0, -0.5])
+    assert content_digest(files.read(made["id"])) == content_digest(expected)
+
+
+async def test_what_cannot_be_composed_is_refused(client: httpx.AsyncClient) -> None:
+    one = (await make(client, "one task"))["id"]
+    refused = {
+        404: {"ids": [one, "nobody"], "weights": [1, 1]},
+        422: {"ids": [one], "weights": [1, 1]},
+    }
+    for status, body in refused.items():
+        assert (await client.post("/adapters/compose", json=body)).status_code == status
+    too_many = {"ids": [one] * 8, "weights": [1] * 8}
+    assert (await client.post("/adapters/compose", json=too_many)).status_code == 201  # rank 32
+    both = (await client.post("/adapters/compose", json=too_many)).json()["id"]
+    over = await client.post("/adapters/compose", json={"ids": [both] * 3, "weights": [1] * 3})
+    assert over.status_code == 422
+    assert "LLGBM_MAX_RANK" in over.json()["error"]["message"]
+
+
+# loading, as vLLM does
+
+
+def foreign(folder: Path, weights: LoRAWeights | None = None) -> Path:
+    spec = LoRASpec.for_model(model_spec("tiny"), rank=3, alpha=6.0, targets=("q_proj", "v_proj"))
+    save_peft(weights or random_lora(spec, 7), folder, base_id="someone/else")
+    return folder
+
+
+async def test_an_adapter_from_elsewhere_is_loaded_used_and_unloaded(
+    settings: Settings, load_dummy: LoadModels, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    folder = foreign(root / "sql")
+    async with running(settings.model_copy(update={"adapter_roots": (root,)}), load_dummy) as (_, client):
+        body = {"lora_name": "sql", "lora_path": str(folder)}
+        loaded = await client.post("/v1/load_lora_adapter", json=body)
+        assert loaded.status_code == 200
+        assert loaded.text == "Success: LoRA adapter 'sql' added successfully."
+        assert (await client.post("/v1/load_lora_adapter", json=body)).status_code == 400
+        detail = (await client.get("/adapters/sql")).json()
+        assert (detail["rank"], detail["base"], detail["source"]) == (3, "someone/else", "loaded")
+        assert set(detail["norms"]) == {"q_proj", "v_proj"}
+        answer = await client.post("/chat", json={"adapter_id": "sql", "query": "x"})
+        assert answer.json()["modules_hooked"] == 4
+        assert "sql" in [m["id"] for m in (await client.get("/v1/models")).json()["data"]]
+        assert (await client.post("/v1/unload_lora_adapter", json={"lora_name": "sql"})).status_code == 200
+        assert (await client.get(f"/adapters/{detail['id']}")).status_code == 404
+        assert (await client.post("/v1/unload_lora_adapter", json={"lora_name": "sql"})).status_code == 404
+
+
+async def test_only_folders_under_the_roots_are_read(
+    settings: Settings, load_dummy: LoadModels, tmp_path: Path, client: httpx.AsyncClient
+) -> None:
+    outside = foreign(tmp_path / "outside")
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "link").symlink_to(outside)
+    off = await client.post("/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": str(outside)})
+    assert off.status_code == 403
+    assert "LLGBM_ADAPTER_ROOTS" in off.json()["error"]["message"]
+    async with running(settings.model_copy(update={"adapter_roots": (root,)}), load_dummy) as (_, other):
+        for path in (outside, root / "link", root / ".." / "outside", "relative", "a\0b", "x" * 4000):
+            body = {"lora_name": "x", "lora_path": str(path)}
+            assert (await other.post("/v1/load_lora_adapter", json=body)).status_code == 403, path
+        body = {"lora_name": "x", "lora_path": str(root / "none")}
+        assert (await other.post("/v1/load_lora_adapter", json=body)).status_code == 404
+
+
+async def test_what_is_no_adapter_for_this_base_is_422_and_nothing_is_written(
+    settings: Settings, load_dummy: LoadModels, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    torn = foreign(root / "torn") / WEIGHTS_FILE
+    torn.write_bytes(torn.read_bytes()[:-10])
+    wide = LoRASpec.for_model(model_spec("tiny"), rank=65, alpha=8.0)
+    foreign(root / "wide", random_lora(wide, 1))
+    foreign(root / "other", random_lora(LoRASpec.for_model(model_spec("qwen2.5-0.5b"), layers=[0]), 1))
+    (root / "empty").mkdir()
+    async with running(settings.model_copy(update={"adapter_roots": (root,)}), load_dummy) as (_, client):
+        for name in ("torn", "wide", "other", "empty"):
+            body = {"lora_name": name, "lora_path": str(root / name)}
+            answer = await client.post("/v1/load_lora_adapter", json=body)
+            assert answer.status_code == 422, (name, answer.text)
+            assert str(root) not in answer.text
+        assert (await client.get("/adapters")).json()["data"] == []
+    assert list(settings.store_dir.iterdir()) == []
+
+
+# damage
+
+
+async def test_a_damaged_adapter_is_made_again_from_its_record(dummy_app: App) -> None:
+    app, client = dummy_app
+    made = await make(client, "a task", name="mine")
+    path = services_of(app).store.files.path(str(made["id"])) / WEIGHTS_FILE
+    good = path.read_bytes()
+    path.write_bytes(good[:-8] + b"\0" * 8)
+    services_of(app).store.forget(str(made["id"]))
+    answer = await client.post("/chat", json={"adapter_id": "mine", "query": "x"})
+    assert answer.status_code == 200
+    assert path.read_bytes() == good
+
+
+async def test_a_damaged_adapter_that_cannot_be_made_again_is_an_error(dummy_app: App) -> None:
+    app, client = dummy_app
+    made = await make(client, "a task")
+    files = services_of(app).store.files
+    record = files.path(str(made["id"])) / RECORD_FILE
+    record.write_text(record.read_text().replace('"generated"', '"loaded"'))
+    path = files.path(str(made["id"])) / WEIGHTS_FILE
+    path.write_bytes(path.read_bytes()[:-8])
+    services_of(app).store.forget(str(made["id"]))
+    files._records.clear()
+    answer = await client.post("/chat", json={"adapter_id": made["id"], "query": "x"})
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "adapter_damaged"

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from service.models import LoadModels
+from service.settings import Settings
+from tests.service.dummy_decoder import DummyDecoder
+from tests.service.harness import CHEESE, running, services_of, until
+
+App = tuple[FastAPI, httpx.AsyncClient]
+FRENCH = "Translate the English word to French."
+
+
+async def test_a_prompt_makes_the_adapter_and_answers_with_it(client: httpx.AsyncClient, dummy: DummyDecoder) -> None:
+    answer = await client.post("/chat", json={"prompt": FRENCH, "query": "cheese", "compare_base": True})
+    body = answer.json()
+    assert answer.status_code == 200
+    assert (body["answer"], body["base_answer"]) == ("adapted answer", "plain answer")
+    assert body["modules_hooked"] == 14
+    assert body["finish_reason"] == "stop"
+    usage = body["usage"]
+    assert usage["completion_tokens"] == sum(len(text) + 1 for text in ("adapted answer", "plain answer"))
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    made = await client.post("/generate-adapter", json={"prompt": FRENCH})
+    assert (made.status_code, made.json()["id"]) == (200, body["adapter_id"])
+    assert dummy.sizes[0] == 2  # both answers in one batch
+
+
+async def test_by_id_by_name_and_by_messages_it_is_the_same(client: httpx.AsyncClient, dummy: DummyDecoder) -> None:
+    made = (await client.post("/generate-adapter", json={"prompt": FRENCH, "name": "french"})).json()
+    for adapter in (made["id"], "french"):
+        for question in ({"query": "cheese"}, {"messages": CHEESE}):
+            answer = (await client.post("/chat", json={"adapter_id": adapter, **question})).json()
+            assert (answer["adapter_id"], answer["answer"]) == (made["id"], "adapted answer")
+            assert "base_answer" not in answer or answer["base_answer"] is None
+    assert len({tuple(row.prompt) for row in dummy.added}) == 1
+
+
+async def test_the_prompt_has_the_chat_template_with_its_system_message(dummy_app: App, dummy: DummyDecoder) -> None:
+    app, client = dummy_app
+    await client.post("/chat", json={"prompt": FRENCH, "query": "cheese"})
+    text = services_of(app).models.base.tokenizer.decode(dummy.added[-1].prompt)
+    assert text.startswith("<|im_start|>system\nYou are Qwen")
+    assert text.endswith("<|im_start|>user\ncheese<|im_end|>\n<|im_start|>assistant\n")
+
+
+async def test_sampling_is_passed_on(client: httpx.AsyncClient, dummy: DummyDecoder) -> None:
+    body = {"prompt": FRENCH, "query": "x", "max_tokens": 3, "temperature": 0.5, "top_p": 0.9, "seed": 7}
+    answer = (await client.post("/chat", json=body)).json()
+    params = dummy.added[-1].params
+    assert (params.max_tokens, params.temperature, params.top_p, params.seed) == (3, 0.5, 0.9, 7)
+    assert (answer["answer"], answer["finish_reason"]) == ("ada", "length")
+    await client.post("/chat", json={"prompt": FRENCH, "query": "x"})
+    assert dummy.added[-1].params.temperature == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (404, {"adapter_id": "nobody", "query": "x"}),
+        (404, {"adapter_id": "llgbm/tiny-random-qwen2", "query": "x"}),
+        (422, {"query": "x"}),
+        (422, {"prompt": "a", "adapter_id": "b", "query": "x"}),
+        (422, {"prompt": "a"}),
+        (422, {"prompt": "a", "query": "x", "messages": CHEESE}),
+        (422, {"prompt": "a", "messages": []}),
+        (422, {"prompt": "a", "messages": [{"role": "robot", "content": "x"}]}),
+        (422, {"prompt": "a", "query": "x", "temperature": -1}),
+        (422, {"prompt": "a", "query": "x", "temperature": "NaN"}),
+        (422, {"prompt": "a", "query": "x", "top_p": 0}),
+        (422, {"prompt": "a", "query": "x", "seed": 2**63}),
+        (422, {"prompt": "a", "query": "x", "max_tokens": 0}),
+        (400, {"prompt": "a", "query": "x", "max_tokens": 4090}),
+        (400, {"prompt": "a", "query": "x" * 5000}),
+        (413, {"prompt": "a" * 5000, "query": "x"}),
+    ],
+)
+async def test_wrong_requests(client: httpx.AsyncClient, dummy: DummyDecoder, status: int, body: object) -> None:
+    answer = await client.post("/chat", json=body)
+    assert answer.status_code == status, answer.text
+    assert dummy.added == []
+
+
+async def test_the_deadline_is_504_and_frees_everything(
+    settings: Settings, load_dummy: LoadModels, dummy: DummyDecoder
+) -> None:
+    dummy.step_seconds = 0.05
+    async with running(settings.model_copy(update={"request_timeout": 0.1}), load_dummy) as (app, client):
+        answer = await client.post("/chat", json={"prompt": FRENCH, "query": "x"})
+        assert answer.status_code == 504
+        assert answer.json()["error"]["code"] == "deadline_exceeded"
+        assert dummy.rows == []
+        assert set(services_of(app).store.resident.values()) == {0}
+
+
+async def test_past_the_queue_is_429_with_retry_after(
+    settings: Settings, load_dummy: LoadModels, dummy: DummyDecoder
+) -> None:
+    small = settings.model_copy(update={"max_batch": 1, "max_queue": 1})
+    async with running(small, load_dummy) as (app, client):
+        await client.post("/generate-adapter", json={"prompt": FRENCH, "name": "french"})
+        dummy.hold.clear()
+        body = {"adapter_id": "french", "query": "x"}
+        first = asyncio.ensure_future(client.post("/chat", json=body))
+        await until(lambda: len(dummy.rows) == 1)
+        second = asyncio.ensure_future(client.post("/chat", json=body))
+        await until(lambda: services_of(app).engine.rows == 2)
+        refused = await client.post("/chat", json=body)
+        assert refused.status_code == 429
+        assert refused.json()["error"]["code"] == "queue_full"
+        assert int(refused.headers["Retry-After"]) >= 1
+        dummy.hold.set()
+        assert [(await task).status_code for task in (first, second)] == [200, 200]
+        assert set(services_of(app).store.resident.values()) == {0}
+
+
+async def test_an_adapter_that_is_too_large_is_said_to_be(client: httpx.AsyncClient, dummy: DummyDecoder) -> None:
+    dummy._script = lambda row: [65, -1]
+    answer = await client.post("/chat", json={"prompt": FRENCH, "query": "x"})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["code"] == "adapter_unstable"
+
+
+async def test_a_failing_decoder_is_500_without_insides(dummy_app: App, dummy: DummyDecoder) -> None:
+    app, client = dummy_app
+    dummy.fail_step = RuntimeError("secret inside")
+    answer = await client.post("/chat", json={"prompt": FRENCH, "query": "x"})
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert set(services_of(app).store.resident.values()) == {0}
+    assert (await client.post("/chat", json={"prompt": FRENCH, "query": "x"})).status_code == 200

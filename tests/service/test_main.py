@@ -1,0 +1,138 @@
+"""The process: starts, serves, drains at SIGTERM."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import string
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from llgbm.base import Base
+from llgbm.chat import prompt_ids
+from llgbm.decoding import generate
+from llgbm.sampling import SamplingParams
+from tests.service.harness import free_port, wait_until
+
+
+class Process:
+    """`python -m service` on the tiny models."""
+
+    def __init__(self, folder: Path, checkpoint: Path, base: Path, **more: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = folder / "log"
+        values = {
+            "PORT": str(self.port),
+            "CHECKPOINT": str(checkpoint),
+            "BASE": str(base),
+            "STORE_DIR": str(folder / "store"),
+            "CACHE_DIR": str(folder / "cache"),
+            "THREADS": "1",
+            **more,
+        }
+        env = {**os.environ, **{f"LLGBM_{name}": value for name, value in values.items()}, "HF_HUB_OFFLINE": "1"}
+        with self.log.open("wb") as log:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-W", "error::ResourceWarning", "-m", "service"],
+                env=env,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def status(self) -> str:
+        try:
+            answer = httpx.get(f"{self.url}/readyz", timeout=30)
+        except httpx.TransportError:
+            return "silent"
+        return str(answer.json()["status"])
+
+    def wait_ready(self) -> None:
+        wait_until(lambda: self.status() == "ready" or self.popen.poll() is not None, seconds=240)
+        assert self.popen.poll() is None, self.log.read_text()
+
+    def events(self) -> list[str]:
+        return [json.loads(line)["event"] for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+    def end(self) -> None:
+        if self.popen.poll() is None:
+            self.popen.kill()
+        self.popen.wait()
+
+
+@pytest.fixture
+def process(tmp_path: Path, tiny_checkpoint_path: Path, tiny_base_path: Path) -> Iterator[Process]:
+    process = Process(tmp_path, tiny_checkpoint_path, tiny_base_path, DRAIN_SECONDS="2", REQUEST_TIMEOUT="100")
+    yield process
+    process.end()
+
+
+def endless_question(base: Base) -> str:
+    """A question to which the tiny base's greedy answer is still going on after 300 tokens."""
+    questions = [letter * 3 for letter in string.ascii_lowercase]
+    prompts = [prompt_ids(base.tokenizer, [{"role": "user", "content": question}]) for question in questions]
+    answers = generate(base, prompts, params=SamplingParams(max_tokens=300))
+    return next(question for question, answer in zip(questions, answers, strict=True) if len(answer) == 300)
+
+
+def test_it_serves_the_main_path_and_drains_at_sigterm(process: Process, tiny_base: Base) -> None:
+    process.wait_ready()
+    made = httpx.post(f"{process.url}/generate-adapter", json={"prompt": "Reverse the letters."}, timeout=60)
+    assert made.status_code == 201
+    body = {"adapter_id": made.json()["id"], "query": "abc", "max_tokens": 8, "compare_base": True}
+    answer = httpx.post(f"{process.url}/chat", json=body, timeout=60).json()
+    assert answer["modules_hooked"] == 14
+
+    # takes longer than the drain: the greedy answer of the base runs in a circle
+    long = {
+        "model": tiny_base.spec.base_id,
+        "messages": [{"role": "user", "content": endless_question(tiny_base)}],
+        "max_tokens": 3900,
+        "temperature": 0,
+        "stream": True,
+    }
+    events: list[str] = []
+    first = threading.Event()
+
+    def read() -> None:
+        with httpx.stream("POST", f"{process.url}/v1/chat/completions", json=long, timeout=60) as stream:
+            for line in stream.iter_lines():
+                if line:
+                    events.append(line)
+                    first.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert first.wait(60)
+    process.popen.send_signal(signal.SIGTERM)
+    wait_until(lambda: process.status() == "draining", seconds=10)
+    refused = httpx.post(f"{process.url}/chat", json=body, timeout=60)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+    reader.join(60)
+    assert process.popen.wait(30) in (0, -signal.SIGTERM)
+    assert events[-1] == "data: [DONE]"
+    last = json.loads(events[-2].removeprefix("data: "))
+    assert last["error"]["code"] == "draining"
+    assert {"ready", "draining", "drain_deadline"} <= set(process.events())
+
+
+def test_an_idle_process_stops_at_once(process: Process) -> None:
+    process.wait_ready()
+    process.popen.send_signal(signal.SIGINT)
+    assert process.popen.wait(30) in (0, -signal.SIGINT)
+
+
+def test_without_a_generator_it_ends_with_status_1_and_says_why(tmp_path: Path, tiny_base_path: Path) -> None:
+    process = Process(tmp_path, tmp_path / "nothing", tiny_base_path)
+    try:
+        assert process.popen.wait(240) == 1
+        assert "no generator in" in process.log.read_text()
+    finally:
+        process.end()

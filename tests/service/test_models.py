@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from llgbm.base import Base
+from llgbm.checkpoint import GeneratorManifest
+from llgbm.errors import CheckpointError, PretrainedNotFoundError
+from llgbm.prompting import AdapterRequest
+from service.metrics import Metrics
+from service.models import embedding_cache, load_models
+from service.settings import Settings
+from tests.service.harness import make_settings
+
+
+@pytest.fixture
+def tiny_settings(tmp_path: Path, tiny_checkpoint_path: Path, tiny_base_path: Path) -> Settings:
+    return make_settings(tmp_path, checkpoint=tiny_checkpoint_path, base=str(tiny_base_path))
+
+
+def edited(settings: Settings, folder: Path, change: Callable[[GeneratorManifest], GeneratorManifest]) -> Settings:
+    """The settings with a copy of the checkpoint whose manifest is changed."""
+    shutil.copytree(settings.checkpoint, folder)
+    path = folder / "manifest.json"
+    path.write_text(change(GeneratorManifest.from_json(path.read_text("utf-8"))).to_json(), "utf-8")
+    return settings.model_copy(update={"checkpoint": folder})
+
+
+def test_everything_is_found_loaded_and_fits(tiny_settings: Settings, tiny_base: Base) -> None:
+    told: list[str] = []
+    metrics = Metrics()
+    models = load_models(tiny_settings, metrics, told.append)
+    assert models.base.spec == tiny_base.spec
+    assert models.max_context == 4096
+    assert len(models.generator_digest) == 64
+    assert told[0] == "reading the generator"
+    assert sum(text.startswith("loading") for text in told) == 2
+    (made,) = models.maker.make([AdapterRequest(("a task",))])
+    models.maker.make([AdapterRequest(("a task",))])
+    for outcome, count in (("miss", 1), ("memory", 1)):
+        assert metrics.registry.get_sample_value("llgbm_embedding_cache_total", {"outcome": outcome}) == count
+    assert made.weights.spec.modules == models.maker.checkpoint.generator.lora.modules
+    models.cache.close()
+
+
+def test_the_context_is_the_smaller_of_the_setting_and_the_base(tiny_settings: Settings) -> None:
+    for wanted, expected in ((100, 100), (100_000, 4096)):
+        settings = tiny_settings.model_copy(update={"max_context": wanted})
+        models = load_models(settings, Metrics(), lambda text: None)
+        assert models.max_context == expected
+        models.new_decoder()
+        models.cache.close()
+
+
+def test_a_generator_for_another_base_is_refused(tiny_settings: Settings, tmp_path: Path) -> None:
+    settings = edited(tiny_settings, tmp_path / "other", lambda manifest: replace(manifest, base_id="someone/else"))
+    with pytest.raises(CheckpointError, match=r"makes adapters for someone/else.*LLGBM_BASE"):
+        load_models(settings, Metrics(), lambda text: None)
+
+
+def test_what_is_not_there_is_named(tiny_settings: Settings, tmp_path: Path) -> None:
+    for update, error in (
+        ({"checkpoint": tmp_path / "none"}, CheckpointError),
+        ({"base": str(tmp_path / "none")}, PretrainedNotFoundError),
+        ({"text_encoder": str(tmp_path / "none")}, PretrainedNotFoundError),
+    ):
+        with pytest.raises(error, match="none"):
+            load_models(tiny_settings.model_copy(update=update), Metrics(), lambda text: None)
+
+
+def test_without_redis_embeddings_outlive_the_process_in_a_file(tiny_settings: Settings) -> None:
+    first = embedding_cache(tiny_settings, Metrics())
+    first.set_many({"key": b"value"})
+    first.close()
+    second = embedding_cache(tiny_settings, Metrics())
+    assert second.get_many(["key"]) == [b"value"]
+    assert second.current_problem() is None
+    second.close()
+
+
+def test_with_a_redis_that_is_not_there_the_cache_says_so_and_works(tiny_settings: Settings) -> None:
+    settings = tiny_settings.model_copy(update={"redis_url": SecretStr("redis://127.0.0.1:1/0")})
+    cache = embedding_cache(settings, Metrics())
+    cache.set_many({"key": b"value"})
+    assert cache.get_many(["key"]) == [b"value"]
+    assert cache.current_problem() == "unreachable"
+    assert not settings.cache_dir.exists()
+    cache.close()

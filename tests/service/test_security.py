@@ -1,0 +1,105 @@
+import hashlib
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from service.errors import ApiError
+from service.models import LoadModels
+from service.security import Keyring
+from service.settings import Settings
+from tests.service.harness import make_settings, running, state_of
+
+KEYS = ("first-key", "second-key")
+HASHES = tuple(hashlib.sha256(key.encode()).hexdigest() for key in KEYS)
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_known_key_is_let_in_under_a_name_that_is_not_the_key(key: str) -> None:
+    name = Keyring(HASHES).identify(f"Bearer {key}")
+    assert name == hashlib.sha256(key.encode()).hexdigest()[:8]
+
+
+@pytest.mark.parametrize(
+    "header", [None, "", "Bearer", "Bearer ", "Basic first-key", "Bearer nope", f"Bearer {HASHES[0]}"]
+)
+def test_anything_else_is_401(header: str | None) -> None:
+    with pytest.raises(ApiError) as caught:
+        Keyring(HASHES).identify(header)
+    assert caught.value.status_code == 401
+
+
+async def test_every_route_but_the_public_ones_asks_for_a_key(settings: Settings, load_dummy: LoadModels) -> None:
+    async with running(settings.model_copy(update={"api_key_hashes": HASHES}), load_dummy) as (app, client):
+        public = {"/livez", "/readyz", "/"}
+        asked = 0
+        for path, methods in app.openapi()["paths"].items():
+            for method in methods:
+                answer = await client.request(method, path.replace("{adapter_id}", "x").replace("{model}", "x"))
+                if path in public:
+                    assert answer.status_code == 200, path
+                else:
+                    asked += 1
+                    assert answer.status_code == 401, (method, path)
+                    assert answer.headers["WWW-Authenticate"] == "Bearer"
+                    assert answer.json()["error"]["code"] == "invalid_api_key"
+        assert asked >= 12
+        for path in ("/nothing/here", "/metrics", "/livez/", "/v1/models/x"):
+            assert (await client.get(path)).status_code == 401, path
+        assert (await client.get("/adapters", headers=bearer(KEYS[1]))).status_code == 200
+
+
+async def test_a_body_that_is_too_large_is_413_whether_or_not_it_says_so(
+    settings: Settings, load_dummy: LoadModels
+) -> None:
+    async with running(settings.model_copy(update={"max_body_bytes": 2048}), load_dummy) as (_, client):
+        large = b'{"prompt": "' + b"x" * 4000 + b'"}'
+
+        async def in_pieces() -> AsyncIterator[bytes]:
+            for start in range(0, len(large), 100):
+                yield large[start : start + 100]
+
+        head = {"Content-Type": "application/json"}
+        declared = await client.post("/generate-adapter", content=large, headers=head)
+        chunked = await client.post("/generate-adapter", content=in_pieces(), headers=head)
+        for answer in (declared, chunked):
+            assert answer.status_code == 413
+            assert answer.json()["error"]["code"] == "too_large"
+
+
+async def test_each_key_has_its_own_rate_and_429_says_when_to_come_back(
+    settings: Settings, load_dummy: LoadModels
+) -> None:
+    limited = settings.model_copy(update={"api_key_hashes": HASHES, "rate_limit": "2/minute"})
+    async with running(limited, load_dummy) as (app, client):
+        statuses = [(await client.get("/adapters", headers=bearer(KEYS[0]))).status_code for _ in range(3)]
+        refused = await client.get("/adapters", headers=bearer(KEYS[0]))
+        other = await client.get("/adapters", headers=bearer(KEYS[1]))
+        health = await client.get("/readyz")
+        rejected = state_of(app).metrics.registry.get_sample_value("llgbm_rejected_total", {"reason": "rate"})
+    assert statuses == [200, 200, 429]
+    assert refused.json()["error"]["type"] == "rate_limit_error"
+    assert 1 <= int(refused.headers["Retry-After"]) <= 60
+    assert (other.status_code, health.status_code) == (200, 200)
+    assert rejected == 2
+
+
+async def test_cors_is_off_unless_an_origin_is_named(
+    dummy_app: tuple[FastAPI, httpx.AsyncClient], tmp_path_factory: pytest.TempPathFactory, load_dummy: LoadModels
+) -> None:
+    origin = {"Origin": "https://page.example"}
+    assert "access-control-allow-origin" not in (await dummy_app[1].get("/livez", headers=origin)).headers
+    allowed = make_settings(
+        tmp_path_factory.mktemp("cors"), cors_origins=("https://page.example",), api_key_hashes=HASHES
+    )
+    async with running(allowed, load_dummy) as (_, client):
+        preflight = await client.options("/chat", headers={**origin, "Access-Control-Request-Method": "POST"})
+        refused = await client.get("/adapters", headers=origin)
+    assert preflight.status_code == 200
+    assert refused.status_code == 401
+    assert refused.headers["access-control-allow-origin"] == "https://page.example"

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import TABLE_DOCUMENT, Settings, main, table, with_table
+
+HASH = hashlib.sha256(b"key").hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import os
+
+    for name in [name for name in os.environ if name.startswith("LLGBM_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_knob_is_described_and_in_the_table() -> None:
+    rows = re.findall(r"^\| `LLGBM_(\w+)` \| (.+?) \| (.+) \|$", table(), re.MULTILINE)
+    assert [name.lower() for name, _, _ in rows] == list(Settings.model_fields)
+    assert all(default and len(text) > 15 for _, default, text in rows)
+
+
+def test_the_table_in_the_document_is_current() -> None:
+    document = TABLE_DOCUMENT.read_text("utf-8")
+    assert with_table(document) == document, "run: python -m service.settings --write"
+
+
+def test_the_table_can_be_printed_and_replaced(capsys: pytest.CaptureFixture[str]) -> None:
+    main([])
+    assert capsys.readouterr().out == table()
+    with pytest.raises(ValueError, match="must hold the lines"):
+        with_table("no marks")
+
+
+def test_lists_come_with_commas_or_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLGBM_CORS_ORIGINS", "https://a.example, https://b.example")
+    monkeypatch.setenv("LLGBM_ADAPTER_ROOTS", '["/srv/a", "/srv/b"]')
+    monkeypatch.setenv("LLGBM_API_KEY_HASHES", HASH.upper())
+    settings = Settings()
+    assert settings.cors_origins == ("https://a.example", "https://b.example")
+    assert settings.adapter_roots == (Path("/srv/a"), Path("/srv/b"))
+    assert settings.api_key_hashes == (HASH,)
+
+
+def test_the_environment_goes_before_the_file_and_empty_means_unset(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("LLGBM_PORT=9000\nLLGBM_HOST=0.0.0.0\nSOMETHING_ELSE=1\n")
+    monkeypatch.setenv("LLGBM_PORT", "9100")
+    monkeypatch.setenv("LLGBM_REDIS_URL", "")
+    settings = Settings()
+    assert (settings.port, settings.host, settings.redis_url) == (9100, "0.0.0.0", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("API_KEY_HASHES", "my-plain-key", "sha256sum"),
+        ("RATE_LIMIT", "often", "not a rate"),
+        ("PORT", "70000", "65535"),
+        ("BASE_STORAGE", "float8", "int8"),
+        ("MAX_BATCH", "0", "greater than"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_what_is_right(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
+) -> None:
+    monkeypatch.setenv(f"LLGBM_{name}", value)
+    with pytest.raises(ValidationError, match=told):
+        Settings()
+
+
+@pytest.mark.parametrize("rate", ["60/minute", "5 per second", "1000/2 hours", ""])
+def test_rates_are_those_of_limits(monkeypatch: pytest.MonkeyPatch, rate: str) -> None:
+    from limits import parse
+
+    monkeypatch.setenv("LLGBM_RATE_LIMIT", rate)
+    settings = Settings()
+    assert settings.rate_limit == rate
+    if rate:
+        parse(settings.rate_limit)
+
+
+def test_a_password_does_not_show() -> None:
+    settings = Settings(redis_url="redis://:secret@host:1/0")
+    assert "secret" not in repr(settings)
+    assert "secret" not in settings.model_dump_json()

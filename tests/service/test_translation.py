@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+
+from llgbm.errors import AdapterFormatError, AdapterMismatchError, ConfigError
+from service.adapter_files import NameTakenError, StoreFullError
+from service.engine_api import DeadlineError, EngineError, QueueFullError, StoppedError, UnstableError
+from service.errors import ApiError
+from service.translation import as_api_error, translated
+
+TABLE = [
+    (QueueFullError("full", 3.2), 429, "queue_full"),
+    (DeadlineError("late"), 504, "deadline_exceeded"),
+    (StoppedError("stopping"), 503, "draining"),
+    (UnstableError("too large"), 422, "adapter_unstable"),
+    (EngineError("private"), 500, "internal_error"),
+    (StoreFullError("no room"), 507, "insufficient_storage"),
+    (NameTakenError("taken"), 409, "name_taken"),
+    (AdapterMismatchError("other base"), 422, "adapter_mismatch"),
+    (AdapterFormatError("torn"), 422, "adapter_invalid"),
+    (ConfigError("out of range"), 422, "adapter_invalid"),
+    (ValueError("private"), 500, "internal_error"),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "code"), TABLE, ids=lambda value: type(value).__name__)
+def test_each_error_has_its_status(error: Exception, status: int, code: str) -> None:
+    told = as_api_error(error)
+    assert (told.status_code, told.code) == (status, code)
+    assert ("private" in told.message) is False
+    assert (told.headers or {}).get("Retry-After") == {429: "4", 503: "1"}.get(status)
+
+
+async def test_known_errors_are_translated_and_others_left_alone() -> None:
+    async def fail(error: Exception) -> None:
+        raise error
+
+    with pytest.raises(ApiError) as caught:
+        await translated(fail(StoreFullError("no room")))
+    assert caught.value.status_code == 507
+    with pytest.raises(ValueError, match="as it is"):
+        await translated(fail(ValueError("as it is")))
