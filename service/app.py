@@ -89,7 +89,11 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
     app.add_middleware(Gate, settings=settings, limiter=limiter, metrics=metrics)
     if settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"]
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["ETag", "Location", "Retry-After", "X-Adapter-Id", "X-Request-ID"],
         )
     app.add_middleware(RequestContext, state=state)
     if settings.otel:

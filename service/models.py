@@ -11,7 +11,6 @@ import structlog
 import torch
 
 from llgbm.base import Base, load_base
-from llgbm.chat import prompt_ids
 from llgbm.checkpoint import load_generator
 from llgbm.decoding import Decoder, Row
 from llgbm.embedding_cache import SqliteEmbeddingCache
@@ -104,8 +103,8 @@ def load_models(settings: Settings, metrics: Metrics, progress: Progress) -> Mod
 
     say("warming up")
     # weights are read from the disk when they are first used: better now than in the first request
-    warm = Row(prompt_ids(base.tokenizer, [{"role": "user", "content": "Hello"}]), None, SamplingParams(max_tokens=1))
-    new_decoder().add([warm])
+    hello = base.tokenizer("Hello", add_special_tokens=False)["input_ids"]
+    new_decoder().add([Row(hello, None, SamplingParams(max_tokens=1))])
     return Models(base, AdapterMaker(checkpoint, encoder), new_decoder, limit, cache)
 
 

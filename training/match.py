@@ -82,7 +82,7 @@ def fit_arm(material: Material, config: Config, log: RunLog, state_path: Path) -
     """
     series = config.title
     generator = create_generator(material.base.spec, material.lora, config.generator, seed=config.training.seed)
-    if config.start == "teachers":
+    if config.generator_start == "teachers":
         start_from_teachers(generator, material.teachers, seed=config.training.seed)
     objective, calibration = _objective(material, config)
     sampler = material.sampler(config.groups, config.training.seed, with_teachers=config.loss != "delta")

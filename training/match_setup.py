@@ -68,7 +68,7 @@ class MatchSetup:
     """Backward passes that calibrate the delta head before a guided fit."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    start: Literal["fresh", "teachers"] = "fresh"
+    generator_start: Literal["fresh", "teachers"] = "fresh"
     """Where the generator starts: at nothing, or at the mean of the training teachers with bases that span them; the
     latter needs teachers of the generator's own rank and alpha that were trained from one start."""
     evaluate_every: int = 0

@@ -10,12 +10,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from llgbm.errors import ConfigError
 from training.command_line import Command
-from training.config import load_config
+from training.config import config_fields, load_config
 from training.config_values import read_yaml
 from training.runlog import set_up_logging
 
@@ -31,6 +32,8 @@ class Config:
     """Configuration file with a section for each command to run."""
     phases: tuple[str, ...] = ()
     """Only these commands; empty for all that the plan has."""
+    shared: tuple[str, ...] = ()
+    """Values for every command that has them, as NAME=VALUE; they win over the plan."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.phases if name not in PHASES]
@@ -40,16 +43,17 @@ class Config:
 
 def run(config: Config) -> None:
     """Run the plan's commands one after the other."""
-    run_plan(config.plan, config.phases)
+    run_plan(config.plan, config.phases, config.shared)
 
 
-def run_plan(plan: Path, phases: Sequence[str] = ()) -> dict[str, float]:
+def run_plan(plan: Path, phases: Sequence[str] = (), shared: Sequence[str] = ()) -> dict[str, float]:
     """Run the commands of a plan; gives the seconds that each took.
 
     All configurations are read before the first command is run.
 
     Raises:
-        ConfigError: the plan has no section for a command that is asked for, or an error in any section.
+        ConfigError: the plan has no section for a command that is asked for, an error in any section, or a shared value
+            that no command has.
     """
     sections = read_yaml(plan)
     missing = [name for name in phases if name not in sections]
@@ -58,8 +62,12 @@ def run_plan(plan: Path, phases: Sequence[str] = ()) -> dict[str, float]:
     commands = [_commands()[name] for name in PHASES if name in sections and (not phases or name in phases)]
     if not commands:
         raise ConfigError(f"{plan} has no section for any of {', '.join(PHASES)}")
-    others = {name: command.config_class for name, command in _commands().items()}
-    configs = [load_config(c.config_class(), [plan], section=c.name, other_sections=others) for c in commands]
+    configs = [_load(command, plan, shared) for command in commands]
+    for value in shared:
+        if not any(_has(command, value) for command in commands):
+            raise ConfigError(
+                f"shared: none of {', '.join(c.name for c in commands)} has a value {value.partition('=')[0]!r}"
+            )
     set_up_logging()
     seconds: dict[str, float] = {}
     for command, settings in zip(commands, configs, strict=True):
@@ -68,6 +76,17 @@ def run_plan(plan: Path, phases: Sequence[str] = ()) -> dict[str, float]:
         seconds[command.name] = round(time.monotonic() - began, 1)
         structlog.get_logger().info("phase done", phase=command.name, seconds=seconds[command.name])
     return seconds
+
+
+def _load(command: Command, plan: Path, shared: Sequence[str]) -> Any:
+    others = {name: other.config_class for name, other in _commands().items()}
+    values = [value for value in shared if _has(command, value)]
+    return load_config(command.config_class(), [plan], values, section=command.name, other_sections=others)
+
+
+def _has(command: Command, value: str) -> bool:
+    """Whether a command's configuration has the value that an override names."""
+    return value.partition("=")[0].partition(".")[0] in config_fields(command.config_class())
 
 
 def _commands() -> dict[str, Command]:

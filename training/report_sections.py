@@ -243,7 +243,10 @@ def quality(result: Result) -> list[Section]:
 
 
 def _spread(value: Mapping[str, Any]) -> str:
-    return number(value["mean"]) + ("" if value["deviation"] is None else f" ± {number(value['deviation'])}")
+    deviation = value["deviation"]
+    if deviation is None:
+        return number(value["mean"])
+    return f"{number(value['mean'])} ± {number(deviation) if deviation >= 1000 else f'{deviation:.3f}'}"
 
 
 def _mega(size: int | None) -> float | None:

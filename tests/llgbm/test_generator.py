@@ -1,4 +1,4 @@
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from llgbm.config import LoRASpec, lora_spec
 from llgbm.errors import AdapterMismatchError, ConfigError
-from llgbm.generator import create_generator
+from llgbm.generator import LoRAGenerator, create_generator
 from llgbm.lora import LoRAWeights
 from tests.small_generator import IRREGULAR, SMALL, SPEC, SPECS, TINY, active_generator, conditions
 
@@ -54,6 +54,26 @@ def test_every_factor_is_a_core_in_the_span_of_its_own_modules_basis(spec: LoRAS
         for row, adapter in enumerate(generator(condition)):
             torch.testing.assert_close(adapter.a[module.name], q[row, index] @ a0)
             torch.testing.assert_close(adapter.b[module.name], b0 @ p[row, index])
+
+
+@every_spec
+@torch.no_grad()
+def test_a_core_is_made_for_its_own_layer_and_target(spec: LoRASpec) -> None:
+    condition = conditions(1)
+    before = active_generator(spec).cores(condition)[0][0]
+
+    def changed_modules(change: Callable[[LoRAGenerator], object]) -> list[bool]:
+        generator = active_generator(spec)
+        change(generator)
+        return [not torch.equal(x, y) for x, y in zip(generator.cores(condition)[0][0], before, strict=True)]
+
+    for layer in {m.layer for m in spec.modules}:
+        found = changed_modules(lambda g, layer=layer: g.layer_embedding.weight[layer].add_(1))  # type: ignore[misc]
+        assert found == [m.layer == layer for m in spec.modules]
+    for number, target in enumerate(spec.target_modules):
+        expected = [m.target == target for m in spec.modules]
+        assert changed_modules(lambda g, i=number: g.target_embedding.weight[i].add_(1)) == expected  # type: ignore[misc]
+        assert changed_modules(lambda g, i=number: g.heads[i].mul_(2)) == expected  # type: ignore[misc]
 
 
 @every_spec

@@ -173,7 +173,10 @@ def test_a_full_disk_is_an_error_of_its_own_and_leaves_nothing(tmp_path: Path) -
     code = f"""
 import resource, signal
 from pathlib import Path
-from tests.service.test_adapter_files import *
+from llgbm.config import lora_spec
+from service.adapter_files import AdapterFiles, StoreFullError
+from tests.fixtures import random_lora
+from tests.service.test_adapter_files import record
 files = AdapterFiles(Path({str(tmp_path)!r}))
 weights = random_lora(lora_spec("tiny"), 1)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

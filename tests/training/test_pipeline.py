@@ -41,6 +41,16 @@ def test_an_error_in_a_later_section_stops_the_plan_before_its_first_command(pla
     assert not (plan.parent / "work").exists()
 
 
+def test_shared_values_win_over_the_plan_for_every_command_that_has_them(plan: Path) -> None:
+    other = plan.parent / "other"
+    shared = [f"workdir={other}", "probes.count=3"]
+    assert list(pipeline.run_plan(plan, ["teachers", "deltas"], shared)) == ["teachers", "deltas"]
+    assert len(read_results(other)["deltas"]["probes"]) == 3
+    assert not (plan.parent / "work").exists()
+    with pytest.raises(ConfigError, match="shared: none of teachers has a value 'probez'"):
+        pipeline.run_plan(plan, ["teachers"], ["probez=1"])
+
+
 def test_a_command_without_a_section_is_refused(plan: Path) -> None:
     with pytest.raises(ConfigError, match="has no section 'match'; it has shared, teachers, deltas, report"):
         pipeline.run_plan(plan, ["match"])

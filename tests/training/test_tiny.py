@@ -9,10 +9,10 @@ from training.results import read_results
 
 SMALLER = {
     r"steps: 60": "steps: 3", r"steps: 160": "steps: 4", r"warm_start_steps: 40": "warm_start_steps: 1",
-    r"steps: 200": "steps: 4", r"steps: 120": "steps: 3", r"num_pairs: 2": "num_pairs: 1",
+    r"steps: 100,": "steps: 4,", r"steps: 80,": "steps: 3,", r"num_pairs: 2": "num_pairs: 1",
     r"num_rows: 10": "num_rows: 2",
     r"num_tasks: 6": "num_tasks: 2", r"every: 80": "every: 4", r"guided_every: \[.*\]": "guided_every: [2]",
-    r"kinds: \[.*\]": "kinds: [weight, guided]", r"parallel_steps: 3": "parallel_steps: 0",
+    r"groups: 9": "groups: 2", r"kinds: \[.*\]": "kinds: [weight, guided]", r"parallel_steps: 3": "parallel_steps: 0",
     r"fit_steps: 4": "fit_steps: 2",
     r"evaluate_every: \d+": "evaluate_every: 0", r"hidden_size: 128": "hidden_size: 16",
 }  # fmt: skip

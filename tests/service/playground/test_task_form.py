@@ -59,7 +59,7 @@ def test_takes_examples_and_a_name_and_asks_for_what_is_missing(page: Page, api:
     page.get_by_role("button", name="Remove example 2").click()
     expect(page.get_by_label("Input of example 1")).to_be_focused()
 
-    page.get_by_label("Name").fill("backwards")
+    page.get_by_role("textbox", name="Name (to use").fill("backwards")
     page.get_by_role("button", name="Make adapter").click()
     expect(page.locator("#adapter-title")).to_have_text("backwards")
     expect(problem).to_be_hidden()

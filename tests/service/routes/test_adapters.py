@@ -224,6 +224,9 @@ async def test_files_have_strong_etags_and_304(client: httpx.AsyncClient, file: 
         assert (answer.status_code, answer.content) == (304, b"")
         assert answer.headers["ETag"] == etag
     assert (await client.get(path, headers={"If-None-Match": '"other"'})).content == full.content
+    head = await client.head(path)
+    assert (head.status_code, head.headers["ETag"]) == (200, etag)
+    assert head.headers["Content-Length"] == full.headers["Content-Length"]
 
 
 @pytest.mark.parametrize(

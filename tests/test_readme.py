@@ -1,0 +1,48 @@
+"""The README's commands do what the README says, on the real base with the shipped generator."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llgbm.peft_io import load_peft
+from tests.readme_examples import README, Example, examples, run, same, service
+
+EXAMPLES = examples(README.read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def port(real_base_path: Path, real_encoder_path: Path) -> Iterator[int]:
+    """A service that loads what the fixtures have fetched."""
+    with service() as at:
+        yield at
+
+
+def test_the_readme_has_an_example_for_every_way_to_use_the_service() -> None:
+    commands = " ".join(e.command for e in EXAMPLES)
+    for path in ("/generate-adapter", "/adapters/", "adapter_model.safetensors", "/chat", "/livez", "/readyz"):
+        assert path in commands
+    assert "examples/generate_and_load_with_peft.py" in commands
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("example", EXAMPLES, ids=[e.command.split("\n")[0][:60] for e in EXAMPLES])
+def test_a_command_prints_what_the_readme_says(example: Example, port: int) -> None:
+    printed = run(example, port)
+    assert same(printed, example.answer), f"{example.command}\nprints\n{printed}\nbut the README says\n{example.answer}"
+
+
+@pytest.mark.real
+def test_the_readme_library_example_runs(
+    real_encoder_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), flags=re.DOTALL)
+    (tmp_path / "checkpoints").symlink_to(README.parent / "checkpoints")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, str(README), "exec"), {})
+    weights, base_id = load_peft(tmp_path / "french")
+    assert base_id == "Qwen/Qwen2.5-Coder-0.5B-Instruct"
+    assert sum(weights.product_norms().values()) > 0
