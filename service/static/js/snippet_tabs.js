@@ -26,7 +26,7 @@ export class SnippetTabs {
   constructor() {
     const list = el("div", { class: "tabs", role: "tablist", "aria-label": "Snippets" }, ...this.#tabs);
     this.#panel.append(
-      el("pre", { tabindex: 0, "aria-label": "Snippet" }, this.#code),
+      el("pre", { tabindex: 0, role: "region", "aria-label": "Snippet" }, this.#code),
       copyButton("Copy the snippet", () => this.#code.textContent ?? ""),
     );
     this.element = el("div", {}, list, this.#panel);
