@@ -1,4 +1,4 @@
-"""Loads a frozen base: its model, tokenizer and shape in one object."""
+"""Loads a frozen base: its model, tokenizer and shape in one object, or without the model for who decodes elsewhere."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from llgbm.config import MODEL_SPECS, ModelSpec
-from llgbm.errors import PretrainedNotFoundError
+from llgbm.errors import ConfigError, PretrainedNotFoundError
 from llgbm.frozen_linear import Storage, store_linears
+from llgbm.model_folder import folder_problem
 from llgbm.pretrained import pretrained_revision, resolve_pretrained
 from llgbm.quiet import no_progress_bars
 
@@ -33,32 +34,76 @@ class Base:
     revision: str
 
 
-def load_base(name_or_path: str | Path, *, storage: Storage = "float32") -> Base:
+@dataclass(frozen=True, eq=False)
+class BareBase:
+    """A base without its model: enough to make adapters for it and to turn conversations into its tokens.
+
+    Attributes:
+        tokenizer, spec, revision: as in `Base`.
+        max_positions: tokens that the model can take.
+    """
+
+    tokenizer: Any
+    spec: ModelSpec
+    revision: str
+    max_positions: int
+
+
+def load_base(name_or_path: str | Path, *, storage: Storage = "float32", device: str = "cpu") -> Base:
     """Resolve and load a Qwen2.5 base.
 
     Args:
         name_or_path: a hub id, or a folder in Hugging Face layout. A hub id becomes the base id; the base id of a
             folder is that of the preset with its shape, or the folder's name where there is none.
-        storage: how the Linear weights are stored; activations stay float32.
+        storage: how the Linear weights are stored. On a processor activations stay float32; on a GPU "bfloat16" is
+            for the whole model, since its Linears multiply in bfloat16 by themselves.
+        device: as torch names it, "cpu" or "cuda".
 
     Raises:
         PretrainedNotFoundError: no source has the weights, or the folder holds another architecture.
-        ConfigError: an unknown storage.
+        ConfigError: an unknown storage, or int8, whose kernel is one of processors, on a GPU.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = resolve_pretrained(name_or_path)
+    config = _config(path)
+    on_gpu = torch.device(device).type != "cpu"
+    if on_gpu and storage in ("int8", "int8_training"):
+        raise ConfigError("int8 is for processors; on a GPU choose bfloat16 or float32")
+    dtype = torch.bfloat16 if on_gpu and storage == "bfloat16" else torch.float32
+    with no_progress_bars():
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
+    model.eval().requires_grad_(False).to(device)
+    store_linears(model, "float32" if on_gpu and storage == "bfloat16" else storage)
+    spec = _spec(config, name_or_path)
+    return Base(model, AutoTokenizer.from_pretrained(path), spec, pretrained_revision(path))
+
+
+def load_bare_base(name_or_path: str | Path) -> BareBase:
+    """As `load_base`, but the weights are not read; a folder that the caller names need not hold any.
+
+    Raises:
+        PretrainedNotFoundError: no source has the base, or the folder holds another architecture.
+    """
+    from transformers import AutoTokenizer
+
+    named = Path(name_or_path).expanduser()
+    path = named if folder_problem(named, weights=False) is None else resolve_pretrained(name_or_path)
+    config = _config(path)
+    revision = pretrained_revision(path, weights=folder_problem(path) is None)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    return BareBase(tokenizer, _spec(config, name_or_path), revision, int(config.max_position_embeddings))
+
+
+def _config(path: Path) -> Any:
+    from transformers import AutoConfig
+
     config = AutoConfig.from_pretrained(path)
     if config.model_type != "qwen2":
         raise PretrainedNotFoundError(
             f"{path} holds a {config.model_type} model; LLGBM works with Qwen2.5 (model_type qwen2)"
         )
-    with no_progress_bars():
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
-    model.eval().requires_grad_(False)
-    store_linears(model, storage)
-    spec = _spec(config, name_or_path)
-    return Base(model, AutoTokenizer.from_pretrained(path), spec, pretrained_revision(path))
+    return config
 
 
 def _spec(config: Any, name_or_path: str | Path) -> ModelSpec:

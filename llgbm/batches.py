@@ -19,6 +19,7 @@ class TaskGroup:
         task_id: for the log.
         condition: (condition_size,) float32; None stands for the generator's shared adapter.
         rows: tokenised prompts and answers; may be empty for losses that need none.
+        context_rows: the same rows with the description in the context, for context distillation.
         teacher: the task's own adapter, for weight losses.
         delta: (probes, layers, hidden) float32, the teacher's delta, for delta losses.
     """
@@ -26,6 +27,7 @@ class TaskGroup:
     task_id: str
     condition: Tensor | None
     rows: Sequence[Row] = ()
+    context_rows: Sequence[Row] = ()
     teacher: LoRAWeights | None = None
     delta: Tensor | None = None
 

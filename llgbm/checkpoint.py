@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -30,6 +31,7 @@ __all__ = [
     "TrainingTask",
     "load_generator",
     "save_generator",
+    "write_confidence",
 ]
 
 WEIGHTS_FILE = "generator.safetensors"
@@ -73,8 +75,8 @@ def save_generator(
     """Write the artefact; the manifest is written last, so a folder cut short has none and is refused.
 
     Args:
-        prompt_embeddings: for each task of the manifest, (descriptions, condition_size) float32; (0, condition_size)
-            keeps a task out of the prompt index.
+        prompt_embeddings: for each task of the manifest, those of its descriptions that the prompt index is to hold,
+            (n, condition_size) float32, no more than it has; (0, condition_size) keeps a task out of the index.
 
     Returns:
         The manifest with its digest filled in.
@@ -88,12 +90,13 @@ def save_generator(
             "the manifest describes another generator; take model, lora and config from the generator"
         )
     size = generator.config.condition_size
-    expected = [(len(task.descriptions), size) for task in manifest.tasks]
+    most = [len(task.descriptions) for task in manifest.tasks]
     found = [tuple(block.shape) for block in prompt_embeddings]
-    if len(found) != len(expected) or any(f not in (e, (0, size)) for f, e in zip(found, expected, strict=True)):
+    fits = len(found) == len(most) and all(len(f) == 2 and f[1] == size for f in found)
+    if not fits or any(f[0] > m for f, m in zip(found, most, strict=True)):
         raise CheckpointError(
-            "every task of the manifest needs an embedding for each of its descriptions, or for none; "
-            f"expected blocks of shapes {expected}, got {found}"
+            "every task of the manifest needs a block of embeddings, at most one for each of its descriptions; "
+            f"expected blocks of (n, {size}) with n up to {most}, got {found}"
         )
     tensors: dict[str, Tensor] = {}
     for name, tensor in generator.state_dict().items():
@@ -161,6 +164,17 @@ def load_generator(folder: Path) -> Checkpoint:
             f"the prompt index in {folder} does not fit the {len(manifest.tasks)} tasks of its manifest"
         )
     return Checkpoint(generator.eval().requires_grad_(False), manifest, index)
+
+
+def write_confidence(folder: Path, confidence: dict[str, Any]) -> GeneratorManifest:
+    """Give the artefact in `folder` another confidence curve; its tensors and digest stay what they are.
+
+    Raises:
+        CheckpointError: the artefact cannot be read, or the curve is not of the manifest's form.
+    """
+    manifest = replace(load_generator(folder).manifest, confidence=confidence)
+    _write(folder / MANIFEST_FILE, manifest.to_json().encode())
+    return manifest
 
 
 def _write(path: Path, data: bytes) -> None:

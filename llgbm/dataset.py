@@ -9,7 +9,7 @@ run that asks for an item gets the same one.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -70,10 +70,19 @@ class RealAdapterDataset:
         return (self[i] for i in range(len(self)))
 
 
-def measure_deltas(adapters: RealAdapterDataset, meter: DeltaMeter, cache: DeltaCache) -> Iterator[str]:
+Measure = Callable[[Iterable[tuple[str, LoRAWeights]]], Iterable[tuple[str, Tensor]]]
+"""Gives, for each id and adapter it takes, the id and the delta (probes, layers, hidden), in any order."""
+
+
+def measure_deltas(
+    adapters: RealAdapterDataset, meter: DeltaMeter, cache: DeltaCache, measure: Measure | None = None
+) -> Iterator[str]:
     """Fill a cache with the deltas of all adapters, one at each step; what is there is not measured again.
 
     An adapter that was trained again since is measured anew.
+
+    Args:
+        measure: measures those that are missing, elsewhere say; by default the meter does, one after the other.
 
     Yields:
         The id of each adapter, when its delta is in the cache.
@@ -83,15 +92,32 @@ def measure_deltas(adapters: RealAdapterDataset, meter: DeltaMeter, cache: Delta
         AdapterFormatError, AdapterMismatchError: an adapter is torn or does not fit the base.
     """
     cache.put_base(meter.base_activation)
-    for entry, weights in zip(adapters.entries, adapters, strict=True):
-        digest = content_digest(weights)
-        if cache.digest_of(entry.adapter_id) not in (None, digest):
-            cache.discard(entry.adapter_id)
-        if cache.get(entry.adapter_id) is None:
+    present: list[str] = []
+    digests: dict[str, str] = {}
+
+    def missing() -> Iterator[tuple[str, LoRAWeights]]:
+        for entry, weights in zip(adapters.entries, adapters, strict=True):
+            digest = content_digest(weights)
+            if cache.digest_of(entry.adapter_id) not in (None, digest):
+                cache.discard(entry.adapter_id)
+            if cache.get(entry.adapter_id) is None:
+                digests[entry.adapter_id] = digest
+                yield entry.adapter_id, weights
+            else:
+                present.append(entry.adapter_id)
+
+    def here(missing: Iterable[tuple[str, LoRAWeights]]) -> Iterator[tuple[str, Tensor]]:
+        for adapter_id, weights in missing:
             with torch.no_grad():
-                delta = Delta(meter.deltas([weights])[0], meter.measurement)
-            cache.put(entry.adapter_id, delta, adapter_digest=digest)
-        yield entry.adapter_id
+                values = meter.deltas([weights])[0]
+            yield adapter_id, values
+
+    for adapter_id, values in (measure or here)(missing()):
+        cache.put(adapter_id, Delta(values, meter.measurement), adapter_digest=digests[adapter_id])
+        yield from present
+        present.clear()
+        yield adapter_id
+    yield from present
 
 
 class AdapterTokens(NamedTuple):

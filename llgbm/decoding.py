@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from llgbm.base import Base
+from llgbm.decode_pass import DecodePass
 from llgbm.errors import AdapterMismatchError, ConfigError, ContextLengthError
 from llgbm.functional import FunctionalLoRA, PreparedLoRA
 from llgbm.kv_cache import RowCache
 from llgbm.lora import LoRAWeights
 from llgbm.sampling import SamplingParams, log_probabilities, make_generator, sample
+from llgbm.stacked_lora import StackedLoRA
 
 FinishReason = Literal["stop", "length", "error"]
 
@@ -91,10 +93,13 @@ class Decoder:
         self._model = model
         self._prefill_tokens = prefill_tokens
         self._vocabulary = min(config.vocab_size, len(base.tokenizer))
-        self._dtype: torch.dtype = model.get_input_embeddings().weight.dtype
+        embedding: Tensor = model.get_input_embeddings().weight
+        self._dtype, self._device = embedding.dtype, embedding.device
         spec = base.spec
-        self._cache = RowCache(spec.num_layers, spec.num_kv_heads, spec.head_dim, self._dtype)
+        self._cache = RowCache(spec.num_layers, spec.num_kv_heads, spec.head_dim, self._dtype, self._device)
+        self._pass = DecodePass(base.model, compiled=self._device.type == "cuda")
         self._functional = FunctionalLoRA(base.model)
+        self._stacked = StackedLoRA(embedding)
         self._running: list[_Running] = []
         self._prepared: PreparedLoRA | None = None
 
@@ -162,12 +167,13 @@ class Decoder:
         if not self._running:
             return []
         if self._prepared is None:
-            self._prepared = self._functional.prepare([running.adapter for running in self._running])
+            with torch.inference_mode():
+                self._prepared = self._stacked.arrange([running.adapter for running in self._running])
         with torch.inference_mode(), self._functional.applied(self._prepared):
-            positions = torch.tensor(self._cache.lengths)[:, None]
+            positions = torch.tensor(self._cache.lengths, device=self._device)
             mask = self._cache.start_step()
-            last = torch.tensor([[running.row.output[-1]] for running in self._running])
-            hidden = self._forward(last, positions, mask)[:, 0]
+            last = torch.tensor([running.row.output[-1] for running in self._running], device=self._device)
+            hidden = self._pass(last, positions, mask, self._cache)
             self._cache.finish_step()
         return self._choose(self._running, hidden)
 
@@ -191,35 +197,37 @@ class Decoder:
         return groups
 
     def _prefill(self, rows: list[Row]) -> list[Step]:
-        new = [_Running(row, self._adapter_of(row), make_generator(row.params.seed)) for row in rows]
+        adapters = self._adapters_of(rows)
+        new = [
+            _Running(row, adapter, make_generator(row.params.seed)) for row, adapter in zip(rows, adapters, strict=True)
+        ]
         lengths = [len(row.prompt) for row in rows]
         width = max(lengths)
-        ids = torch.tensor([[*row.prompt, *[0] * (width - len(row.prompt))] for row in rows])
-        positions = torch.arange(width)[None, :]
+        ids = torch.tensor([[*row.prompt, *[0] * (width - len(row.prompt))] for row in rows], device=self._device)
+        positions = torch.arange(width, device=self._device)[None, :]
         with torch.inference_mode():
             self._cache.start_joining(lengths)
             self._running += new
             self._prepared = None
             with self._functional.applied([running.adapter for running in new]):
                 # no mask: prompts are padded at the right, so causality alone keeps the padding out of them
-                hidden = self._forward(ids, positions, None)
+                hidden = self._prompt_states(ids, positions)
         return self._choose(new, hidden[torch.arange(len(rows)), torch.tensor(lengths) - 1])
 
-    def _adapter_of(self, row: Row) -> LoRAWeights | None:
-        """The row's adapter in the model's dtype; one object for all running rows that share it."""
-        if row.adapter is None:
-            return None
-        for running in self._running:
-            if running.row.adapter is row.adapter:
-                return running.adapter
-        return row.adapter.detach().to(self._dtype)
+    def _adapters_of(self, rows: Sequence[Row]) -> list[LoRAWeights | None]:
+        """The rows' adapters as the model is; one object for all rows that share one, those that run among them."""
+        known = {id(running.row.adapter): running.adapter for running in self._running}
+        for row in rows:
+            if row.adapter is not None and id(row.adapter) not in known:
+                known[id(row.adapter)] = row.adapter.map(lambda t: t.detach().to(self._device, self._dtype))
+        return [None if row.adapter is None else known[id(row.adapter)] for row in rows]
 
-    def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-        """Last hidden states (rows, tokens, hidden)."""
+    def _prompt_states(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Last hidden states (rows, tokens, hidden) of joining rows."""
         out = self._model.model(
             input_ids=ids,
             position_ids=positions,
-            attention_mask={"full_attention": mask},
+            attention_mask={"full_attention": None},
             past_key_values=self._cache,
             use_cache=True,
         )
@@ -230,7 +238,7 @@ class Decoder:
         """The next token of each row from its last hidden state (rows, hidden); rows that end are removed."""
         with torch.inference_mode():
             # the head may have more rows than there are tokens, to round it up
-            logits: Tensor = self._model.lm_head(hidden)[:, : self._vocabulary].float()
+            logits: Tensor = self._model.lm_head(hidden)[:, : self._vocabulary].float().cpu()
             best = logits.max(dim=-1)
             finite = best.values.isfinite().tolist()
             steps = [

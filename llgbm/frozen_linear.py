@@ -1,23 +1,28 @@
 """Frozen Linear layers that store their weight in fewer bits and still pass gradients to their input.
 
 `bfloat16` multiplies in bfloat16 and accumulates in float32; on processors with AVX512-BF16 or AMX it is over
-twice as fast as float32, on others slower. `int8` (symmetric, one scale for each output channel, activations
-quantised on the fly) is for decoding: a quarter of the bytes to read for each token. Activations come in and
-go out in their own dtype.
+twice as fast as float32, on others slower. `int8` is for decoding: a quarter of the bytes to read for each
+token. It is symmetric, with one scale for each output channel, and activations are quantised on the fly with one
+scale for each row. `int8_training` has int8 products in both directions, see `llgbm.int8_training`, and the head in
+bfloat16. Activations come in and go out in their own dtype.
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal, cast
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llgbm.errors import ConfigError
+from llgbm.int8_training import Int8TrainingLinear
+from llgbm.shared_input import SharedInput, input_groups
 
-Storage = Literal["float32", "bfloat16", "int8"]
+Storage = Literal["float32", "bfloat16", "int8", "int8_training"]
+_HEAD = "lm_head"
 
 
 class BFloat16Linear(nn.Linear):
@@ -48,43 +53,97 @@ class _LowPrecisionProduct(torch.autograd.Function):
 
 
 class Int8Linear(nn.Module):
-    """y = x W^T + b with W in int8 through torch's dynamic quantised kernel. No gradient, so only to decode.
+    """y = x W^T + b with W in int8 and x quantised row by row. No gradient, so only to decode.
 
-    Activations are quantised with one scale for the whole batch, so a row's numbers depend a little on the
-    other rows.
+    Each row of `x` has its own scale, so its numbers do not depend, to the last bit, on the rows beside it. A module
+    may be a part of a larger product that several modules share; see `int8_group`.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, shared: SharedInput[Tensor], reader: int, columns: slice, in_features: int) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        weight = linear.weight.detach().float()
+        self.in_features, self.out_features = in_features, columns.stop - columns.start
+        self._shared, self._reader, self._columns = shared, reader, columns
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features), in the dtype of `x`; a view of the shared product."""
+        return self._shared.read(self._reader, x)[..., self._columns]
+
+
+def int8_group(linears: Sequence[nn.Linear]) -> list[Int8Linear]:
+    """Linears that read the same input, as modules that have it multiplied only once when they are called in turn.
+
+    Raises:
+        ConfigError: torch has no int8 kernel for this processor.
+    """
+    biases = [torch.zeros(m.out_features) if m.bias is None else m.bias.detach().float() for m in linears]
+    product = _Int8Product(
+        torch.cat([m.weight.detach().float() for m in linears]),
+        torch.cat(biases) if any(m.bias is not None for m in linears) else None,
+    )
+    shared = SharedInput(product, len(linears))
+    modules, start = [], 0
+    for reader, linear in enumerate(linears):
+        columns = slice(start, start + linear.out_features)
+        modules.append(Int8Linear(shared, reader, columns, linear.in_features))
+        start = columns.stop
+    return modules
+
+
+class _Int8Product:
+    """x -> x W^T + b through the kernel of FBGEMM, which takes one activation scale for all rows.
+
+    So rows are divided by their largest magnitude first, which makes one scale right for each, and their products are
+    multiplied by it again.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        if "fbgemm" not in torch.backends.quantized.supported_engines:
+            raise ConfigError("this build of torch has no int8 kernel for this processor; choose the storage float32")
+        # without VNNI the kernel adds pairs of products in 16 bits, which only 7-bit activations cannot overflow
+        self._steps = 127 if torch.cpu._is_vnni_supported() else 63
         scales = weight.abs().amax(dim=1).clamp_min(1e-8) / 127
-        zeros = torch.zeros(self.out_features, dtype=torch.long)
+        zeros = torch.zeros(len(weight), dtype=torch.long)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch announces a successor of this kernel that is not faster on a CPU
             quantised = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
-            self._packed = torch.ops.quantized.linear_prepack(
-                quantised, None if linear.bias is None else linear.bias.detach().float()
-            )
+            self._packed = torch.ops.quantized.linear_prepack(quantised, None)
+        self._bias = bias
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features), in the dtype of `x`."""
-        out = torch.ops.quantized.linear_dynamic(x.float(), self._packed, reduce_range=False)
-        return cast(Tensor, out).to(x.dtype)
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = x.float()
+        largest = rows.abs().amax(dim=-1, keepdim=True).clamp_min_(1e-20)
+        out: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+            rows / largest, 1 / self._steps, self._steps + 1, self._packed
+        )
+        out = out.mul_(largest) if self._bias is None else torch.addcmul(self._bias, out, largest)
+        return out.to(x.dtype)
 
 
 def store_linears(model: nn.Module, storage: Storage, *, skip: tuple[str, ...] = ()) -> None:
     """Replace every Linear of `model` in place, except those whose last name part is in `skip`.
 
     Raises:
-        ConfigError: `storage` is none of float32, bfloat16, int8.
+        ConfigError: an unknown `storage`, or torch has no int8 kernel for this processor.
     """
+    if storage not in get_args(Storage):
+        raise ConfigError(f"unknown storage {storage!r}; known are {', '.join(get_args(Storage))}")
     if storage == "float32":
         return
-    kinds: dict[str, type[nn.Module]] = {"bfloat16": BFloat16Linear, "int8": Int8Linear}
-    if storage not in kinds:
-        raise ConfigError(f"unknown storage {storage!r}; known are float32, bfloat16, int8")
-    for name, module in list(model.named_modules()):
-        parent, _, last = name.rpartition(".")
-        if isinstance(module, nn.Linear) and last not in skip:
-            setattr(model.get_submodule(parent), last, kinds[storage](module))
+    linears = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] not in skip
+    }
+    for names in input_groups(linears):
+        group = [linears.pop(name) for name in names]  # popped, so that both forms of all weights are never in memory
+        for name, module in zip(names, _stored(group, names, storage), strict=True):
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, module)
+
+
+def _stored(group: Sequence[nn.Linear], names: Sequence[str], storage: Storage) -> Sequence[nn.Module]:
+    if storage == "int8":
+        return int8_group(group)
+    if storage == "int8_training" and names[0].rpartition(".")[2] != _HEAD:
+        return [Int8TrainingLinear(linear) for linear in group]
+    return [BFloat16Linear(linear) for linear in group]

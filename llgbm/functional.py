@@ -28,6 +28,10 @@ _MODELS_IN_USE: WeakSet[nn.Module] = WeakSet()
 up."""
 
 
+Hook = Callable[[Tensor, Tensor], Tensor]
+"""Input and output of a Linear -> its output with the products added, in place."""
+
+
 @dataclass(frozen=True)
 class _Span:
     """Consecutive rows, or consecutive tokens of a packed row, that share one adapter."""
@@ -50,9 +54,13 @@ class AppliedLoRA:
 
 
 class PreparedLoRA:
-    """Adapters that are checked and laid out for one batch composition, to be applied again and again."""
+    """Adapters that are checked and laid out for one batch composition, to be applied again and again.
 
-    def __init__(self, hooks: Mapping[str, _Hook]) -> None:
+    Args:
+        hooks: module name -> what adds the products of all adapters to the module's output.
+    """
+
+    def __init__(self, hooks: Mapping[str, Hook]) -> None:
         self.hooks = hooks
 
 
@@ -96,7 +104,7 @@ class FunctionalLoRA:
     ) -> PreparedLoRA:
         """Do the work of `applied` that can be shared by many contexts of one batch composition.
 
-        For decoding, where a context is entered for every token. Arguments and errors are those of `applied`.
+        Arguments and errors are those of `applied`. Decoding, token by token, has a faster form: `StackedLoRA`.
         """
         return PreparedLoRA(self._hooks(weights, lengths))
 
@@ -111,7 +119,7 @@ class FunctionalLoRA:
 
         Args:
             weights: one adapter for the whole batch, or one for each row, None for a row of the plain base;
-                or what `prepare` made of them.
+                or what `prepare` or `StackedLoRA.arrange` made of them.
             lengths: for a packed batch of one row: the number of tokens of each span, one span for each of
                 `weights`.
 
@@ -201,10 +209,7 @@ class _Hook:
             return result
         flat_output = output.view(tokens, -1)
         for (start, stop), scaling, a_i, b_i in zip(bounds, scalings, a, b, strict=True):
-            if stop - start == 1:  # a row that is being decoded: matrix times vector is faster
-                flat_output[start].addmv_(b_i, torch.mv(a_i, flat[start]), alpha=scaling)
-            else:
-                flat_output[start:stop].addmm_(flat[start:stop] @ a_i.t(), b_i.t(), alpha=scaling)
+            flat_output[start:stop].addmm_(flat[start:stop] @ a_i.t(), b_i.t(), alpha=scaling)
         return output
 
 
@@ -249,7 +254,7 @@ class _AddLoRA(torch.autograd.Function):
         return grad, grad_x, None, None, *grad_a, *grad_b
 
 
-def _recording(name: str, hook: _Hook, fired: set[str]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+def _recording(name: str, hook: Hook, fired: set[str]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
     def run(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         fired.add(name)
         return hook(args[0], output)

@@ -1,8 +1,9 @@
 """LoRAGenerator: a condition vector in, a LoRA adapter out, in one forward pass.
 
 Every adapted module has two bases that all adapters share, A0 (R, in) and B0 (out, R). A trunk reads the condition and
-emits two small cores for each module, Q (r, R) and P (R, r), and the adapter is A = Q A0, B = B0 P. So any LoRA of rank
-r inside the span of the bases can be made, the bases alone are a multi-task adapter, and the result is plain LoRA.
+emits two small cores for each module, Q (r, R) and P (R, r), and one gate g for all, and the adapter is A = Q A0,
+B = g B0 P. So any LoRA of rank r inside the span of the bases can be made, the bases alone are a multi-task adapter,
+and the result is plain LoRA. The gate is there for prompts that ask for nothing: one number takes all of it away.
 The shared bases with a generated core follow Zhyper; the layer and module embeddings follow Text-to-LoRA (2506.06105).
 """
 
@@ -75,11 +76,12 @@ class LoRAGenerator(nn.Module):
         self.target_embedding = nn.Embedding(len(targets), hidden)
         self.module_block = _ResidualBlock(hidden)
         self.norm = nn.LayerNorm(hidden)
+        self.gate = nn.Linear(hidden, 1)
         self.heads = nn.Parameter(torch.empty(len(targets), hidden, 2 * rank * basis))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """A0 as PEFT initialises A (Kaiming uniform), B0 zero, constant cores orthonormal, heads small."""
+        """A0 as PEFT initialises A (Kaiming uniform), B0 zero, constant cores orthonormal, heads small, gates open."""
         for a0 in self.a0.values():
             bound = 1 / math.sqrt(a0.shape[-1])
             nn.init.uniform_(a0, -bound, bound)
@@ -91,9 +93,11 @@ class LoRAGenerator(nn.Module):
         nn.init.normal_(self.layer_embedding.weight, std=0.5)
         nn.init.normal_(self.target_embedding.weight, std=0.5)
         nn.init.normal_(self.heads, std=0.4 / math.sqrt(self.config.hidden_size))
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
 
     def cores(self, condition: Tensor | None, count: int = 1) -> tuple[Tensor, Tensor]:
-        """Q (n, modules, r, R) and P (n, modules, R, r), float32.
+        """Q (n, modules, r, R) and P (n, modules, R, r), float32; P holds the gate.
 
         Args:
             condition: (n, condition_size) float32, or None for the constant cores alone, repeated `count` times.
@@ -103,6 +107,20 @@ class LoRAGenerator(nn.Module):
         """
         if condition is None:
             return self.q0.expand(count, -1, -1, -1), self.p0.expand(count, -1, -1, -1)
+        gate, dq, dp = self.changes(condition)
+        return self.q0 + dq, gate[:, None, None, None] * (self.p0 + dp)
+
+    def changes(self, condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What a condition (n, condition_size) float32 makes of the constant cores.
+
+        Returns:
+            gate: (n,) between 0 and 2, how strong the adapter is.
+            dq: (n, modules, r, R), what is added to the constant Q.
+            dp: (n, modules, R, r), what is added to the constant P before the gate.
+
+        Raises:
+            ConfigError: `condition` has another shape.
+        """
         if condition.dim() != 2 or condition.shape[1] != self.config.condition_size:
             raise ConfigError(
                 f"the condition has shape {tuple(condition.shape)}, this generator reads (n, "
@@ -112,6 +130,7 @@ class LoRAGenerator(nn.Module):
         x = self.read(condition * math.sqrt(self.config.condition_size))
         for block in self.blocks:
             x = block(x)
+        gate = 2 * self.gate(nn.functional.layer_norm(x, x.shape[-1:]))[:, 0].sigmoid()
         layer_of, target_of = self.get_buffer("_layer_of"), self.get_buffer("_target_of")
         place = self.layer_embedding(layer_of) + self.target_embedding(target_of)
         y = self.norm(self.module_block(x[:, None] + place[None]))
@@ -120,7 +139,7 @@ class LoRAGenerator(nn.Module):
         for head, members in zip(self.heads, self._by_target.values(), strict=True):
             out[:, members] = y[:, members] @ head
         dq, dp = (out * (_CORE_STEP / math.sqrt(basis))).split(rank * basis, dim=-1)
-        return self.q0 + dq.view(n, count, rank, basis), self.p0 + dp.view(n, count, basis, rank)
+        return gate, dq.view(n, count, rank, basis), dp.view(n, count, basis, rank)
 
     def materialise(self, q: Tensor, p: Tensor) -> list[LoRAWeights]:
         """Adapters from cores: A = Q A0 and B = B0 P for every module.

@@ -28,17 +28,19 @@ class RowCache(Cache):
         num_kv_heads: key and value heads of each layer.
         head_dim: size of one head.
         dtype: of keys and values.
+        device: where they are kept; None for the processor's memory.
     """
 
-    def __init__(self, num_layers: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, num_layers: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device | None = None
+    ) -> None:
         super().__init__(layers=[])
-        self._empty = torch.zeros(0, num_kv_heads, 0, head_dim, dtype=dtype)
+        self._empty = torch.zeros(0, num_kv_heads, 0, head_dim, dtype=dtype, device=device)
         self._keys = [self._empty] * num_layers
         self._values = [self._empty] * num_layers
         self._lengths: list[int] = []
         self._joining: slice | None = None
-        self._slots = torch.zeros(0, dtype=torch.long)
-        self._columns = torch.zeros(0, dtype=torch.long)
+        self._new_places = torch.zeros(0, dtype=torch.long)
 
     @property
     def lengths(self) -> Sequence[int]:
@@ -69,9 +71,13 @@ class RowCache(Cache):
         self._joining = None
         rows, longest = len(self._lengths), max(self._lengths) + 1
         self._reserve(rows, longest)
-        self._slots, self._columns = torch.arange(rows), torch.tensor(self._lengths)
-        hidden = torch.arange(longest)[None, :] > self._columns[:, None]
-        mask = torch.zeros(hidden.shape, dtype=self._empty.dtype).masked_fill_(hidden, float("-inf"))
+        _, heads, room, _ = self._keys[0].shape
+        device = self._empty.device
+        columns = torch.tensor(self._lengths, device=device)
+        starts = torch.arange(rows * heads, device=device).view(rows, heads) * room
+        self._new_places = (starts + columns[:, None]).flatten()
+        hidden = torch.arange(longest, device=device)[None, :] > columns[:, None]
+        mask = self._empty.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
         return mask[:, None, None, :]
 
     def finish_step(self) -> None:
@@ -88,8 +94,9 @@ class RowCache(Cache):
             keys[self._joining, :, :width] = key_states
             values[self._joining, :, :width] = value_states
             return key_states, value_states
-        keys[self._slots, :, self._columns] = key_states[:, :, 0]
-        values[self._slots, :, self._columns] = value_states[:, :, 0]
+        size = key_states.shape[-1]
+        keys.view(-1, size).index_copy_(0, self._new_places, key_states.reshape(-1, size))
+        values.view(-1, size).index_copy_(0, self._new_places, value_states.reshape(-1, size))
         rows, longest = len(self._lengths), max(self._lengths) + 1
         return keys[:rows, :, :longest], values[:rows, :, :longest]
 
@@ -117,7 +124,9 @@ class RowCache(Cache):
 
     def _reserve(self, rows: int, tokens: int) -> None:
         has_rows, has_tokens = self._size()
-        if rows > has_rows or tokens > has_tokens:
+        # a resize may have failed half way, and a step writes to the same places in every layer
+        uneven = len({tensor.shape for tensor in (*self._keys, *self._values)}) > 1
+        if rows > has_rows or tokens > has_tokens or uneven:
             self._resize(max(_up(rows, _ROW_BLOCK), has_rows), max(_up(tokens, _TOKEN_BLOCK), has_tokens))
 
     def _shrink(self) -> None:
@@ -128,7 +137,7 @@ class RowCache(Cache):
             self._resize(rows, tokens)
 
     def _size(self) -> tuple[int, int]:
-        """Rows and tokens that there is room for in every layer: a resize may have failed half way."""
+        """Rows and tokens that there is room for in every layer."""
         tensors = (*self._keys, *self._values)
         return min(t.shape[0] for t in tensors), min(t.shape[2] for t in tensors)
 

@@ -20,12 +20,15 @@ _SAMPLES = 64
 _SAMPLE_BYTES = 4096
 
 
-def folder_problem(folder: Path) -> str | None:
+def folder_problem(folder: Path, *, weights: bool = True) -> str | None:
     """Why `folder` cannot be loaded as a model, or None when it can.
 
     It needs a config.json that names its model type, a tokenizer, and safetensors files that are as long as
     their headers say, which finds a download that was cut off. Pickled weights (``pytorch_model.bin``) are
     not accepted, since reading them runs code.
+
+    Args:
+        weights: whether it needs weights at all.
     """
     if not folder.is_dir():
         return f"{folder} is not a folder"
@@ -40,20 +43,23 @@ def folder_problem(folder: Path) -> str | None:
     if not any(all((folder / file).is_file() for file in files) for files in _TOKENIZERS):
         return f"{folder} has no tokenizer (tokenizer.json, or vocab.json with merges.txt, or vocab.txt)"
     try:
-        for path in _weight_files(folder):
+        for path in _weight_files(folder) if weights else ():
             _safetensors_header(path)
     except (OSError, ValueError) as error:
         return str(error)
     return None
 
 
-def pretrained_revision(path: Path) -> str:
+def pretrained_revision(path: Path, *, weights: bool = True) -> str:
     """16 hex digits that identify the weights in a resolved folder, for cache keys and manifests.
 
     Weights that LLGBM unpacked or converted: a digest of what they were made from, the same on every machine.
     A snapshot in the hub's cache: the start of its commit hash. Any other folder: a digest of config.json and
     of each weight file's name, length, header and 64 evenly spaced samples of 4 KiB, which tells other
     weights of the same shapes without reading all of them.
+
+    Args:
+        weights: False for a folder without: then the digest of other folders is of config.json alone.
 
     Raises:
         ValueError: the folder is not a whole model; see `folder_problem`.
@@ -62,11 +68,11 @@ def pretrained_revision(path: Path) -> str:
         return manifest_revision(json.loads((path / SOURCE_FILE).read_text(encoding="utf-8")))
     if path.parent.name == "snapshots" and _COMMIT.fullmatch(path.name):
         return path.name[:16]
-    problem = folder_problem(path)
+    problem = folder_problem(path, weights=weights)
     if problem is not None:
         raise ValueError(f"no revision of a folder that is not a whole model: {problem}")
     digest = hashlib.sha256((path / "config.json").read_bytes())
-    for file in _weight_files(path):
+    for file in _weight_files(path) if weights else ():
         digest.update(f"\0{file.name}\0{file.stat().st_size}\0".encode())
         digest.update(_safetensors_header(file))
         with file.open("rb") as handle:

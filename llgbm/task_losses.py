@@ -52,9 +52,13 @@ def sft_loss(logits: Tensor, batch: PackedBatch, *, label_smoothing: float = 0.0
     Raises:
         AdapterMismatchError: the logits are of another batch, or a row has no label.
     """
+    return mean_by_row(sft_by_label(logits, batch, label_smoothing=label_smoothing), batch)
+
+
+def sft_by_label(logits: Tensor, batch: PackedBatch, *, label_smoothing: float = 0.0) -> Tensor:
+    """The cross entropy (labels,) of which `sft_loss` is the mean. Raises what it raises."""
     _require_labels(logits, batch)
-    losses = F.cross_entropy(logits, batch.labels, reduction="none", label_smoothing=label_smoothing)
-    return _mean_by_row(losses, batch)
+    return F.cross_entropy(logits, batch.labels, reduction="none", label_smoothing=label_smoothing)
 
 
 def kl_loss(logits: Tensor, batch: PackedBatch, teacher_values: Tensor, teacher_indices: Tensor) -> Tensor:
@@ -74,13 +78,26 @@ def kl_loss(logits: Tensor, batch: PackedBatch, teacher_values: Tensor, teacher_
             f"the teacher's log-probabilities are {tuple(teacher_values.shape)}, their tokens "
             f"{tuple(teacher_indices.shape)} and the student has {logits.shape[0]} label positions; take the same rows"
         )
+    return mean_by_row(kl_by_label(logits, teacher_values, teacher_indices), batch)
+
+
+def kl_by_label(logits: Tensor, teacher_values: Tensor, teacher_indices: Tensor) -> Tensor:
+    """The divergence (labels,) of which `kl_loss` is the mean; the three tensors have as many rows."""
     student = logits.log_softmax(-1).gather(1, teacher_indices)
     teacher_p = teacher_values.exp()
     teacher_rest = (1 - teacher_p.sum(-1)).clamp_min(1e-6)
     student_rest = (1 - student.exp().sum(-1)).clamp_min(1e-6)
     losses = (teacher_p * (teacher_values - student)).sum(-1)
-    losses = losses + teacher_rest * (teacher_rest.log() - student_rest.log())
-    return _mean_by_row(losses, batch)
+    return losses + teacher_rest * (teacher_rest.log() - student_rest.log())
+
+
+def mean_by_row(losses: Tensor, batch: PackedBatch) -> Tensor:
+    """A mean over labels (labels,) in each row, then over rows: scalar."""
+    rows = len(batch.last_index)
+    zeros = losses.new_zeros(rows)
+    sums = zeros.index_add(0, batch.label_row, losses)
+    counts = zeros.index_add(0, batch.label_row, torch.ones_like(losses))
+    return (sums / counts).mean()
 
 
 def _require_labels(logits: Tensor, batch: PackedBatch) -> None:
@@ -89,11 +106,3 @@ def _require_labels(logits: Tensor, batch: PackedBatch) -> None:
     without = len(batch.last_index) - len(batch.label_row.unique())
     if without:
         raise AdapterMismatchError(f"{without} rows have no label; a loss on labels needs an answer in every row")
-
-
-def _mean_by_row(losses: Tensor, batch: PackedBatch) -> Tensor:
-    rows = len(batch.last_index)
-    zeros = losses.new_zeros(rows)
-    sums = zeros.index_add(0, batch.label_row, losses)
-    counts = zeros.index_add(0, batch.label_row, torch.ones_like(losses))
-    return (sums / counts).mean()

@@ -41,6 +41,12 @@ def find_chromium() -> str | None:
     return named or next((path for name in CHROMIUM_NAMES if (path := shutil.which(name))), None)
 
 
+def find_vllm() -> str | None:
+    """The Python of an environment with vLLM, which needs one of its own: LLGBM_TEST_VLLM."""
+    named = os.environ.get("LLGBM_TEST_VLLM")
+    return named and shutil.which(named)
+
+
 def missing_tool(marker: str) -> str | None:
     """What a test with this marker needs and this machine does not have; None if it can run."""
     if marker == "redis" and shutil.which("redis-server") is None:
@@ -49,8 +55,8 @@ def missing_tool(marker: str) -> str | None:
         return "no Chromium on the PATH (Debian: apt-get install chromium; or set LLGBM_TEST_CHROMIUM)"
     if marker == "ray" and importlib.util.find_spec("ray") is None:
         return "Ray is not installed (pip install 'llgbm[ray]', or make test-scale)"
-    if marker == "vllm" and importlib.util.find_spec("vllm") is None:
-        return "vLLM is not installed (pip install vllm)"
+    if marker == "vllm" and find_vllm() is None:
+        return "no Python with vLLM is named in LLGBM_TEST_VLLM (make test-scale makes one)"
     return None
 
 

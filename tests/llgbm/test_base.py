@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from llgbm.base import Base, load_base
+from llgbm.base import Base, load_bare_base, load_base
 from llgbm.config import model_spec
 from llgbm.errors import ConfigError, PretrainedNotFoundError
 from llgbm.frozen_linear import BFloat16Linear, Int8Linear, Storage
@@ -56,9 +56,26 @@ def test_the_storage_is_that_of_every_linear(tiny_base: Base, tiny_base_path: Pa
     assert 0 < (stored - plain).norm() < 0.05 * plain.norm()
 
 
+def test_a_bare_base_is_the_base_but_for_its_model(tiny_base: Base, folder: Path) -> None:
+    bare = load_bare_base(folder)
+    assert (bare.spec, bare.revision, bare.max_positions) == (tiny_base.spec, tiny_base.revision, 4096)
+    (folder / "model.safetensors").unlink()
+    bare = load_bare_base(folder)
+    assert bare.spec == tiny_base.spec
+    assert bare.tokenizer("a text")["input_ids"] == tiny_base.tokenizer("a text")["input_ids"]
+    edit_config(folder, model_type="gpt2")
+    with pytest.raises(PretrainedNotFoundError, match=r"works with Qwen2\.5"):
+        load_bare_base(folder)
+
+
 def test_an_unknown_storage_is_refused(tiny_base_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown storage 'float8'"):
         load_base(tiny_base_path, storage=cast(Any, "float8"))
+
+
+def test_int8_is_refused_on_a_gpu(tiny_base_path: Path) -> None:
+    with pytest.raises(ConfigError, match="int8 is for processors"):
+        load_base(tiny_base_path, storage="int8", device="cuda")
 
 
 def test_another_architecture_is_refused(folder: Path) -> None:

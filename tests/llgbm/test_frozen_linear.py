@@ -9,12 +9,14 @@ from torch import nn
 from llgbm.base import load_base
 from llgbm.config import lora_spec
 from llgbm.errors import ConfigError
-from llgbm.frozen_linear import BFloat16Linear, Int8Linear, Storage, store_linears
+from llgbm.frozen_linear import BFloat16Linear, Int8Linear, Storage, int8_group, store_linears
 from llgbm.functional import FunctionalLoRA
+from llgbm.int8_training import Int8TrainingLinear
 from tests.fixtures import random_lora
 
-STORED: list[Storage] = ["bfloat16", "int8"]
-ERROR = {"bfloat16": 0.01, "int8": 0.03}
+STORED: list[Storage] = ["bfloat16", "int8", "int8_training"]
+TRAINABLE: list[Storage] = ["bfloat16", "int8_training"]
+ERROR = {"bfloat16": 0.01, "int8": 0.03, "int8_training": 0.03}
 """Relative error of an output that the form of storage may cause."""
 
 
@@ -62,6 +64,44 @@ def test_activations_keep_their_dtype(storage: Storage, dtype: torch.dtype) -> N
         assert module(x).dtype == dtype
 
 
+@given(
+    columns=st.integers(1, 70),
+    outputs=st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    exponents=st.lists(st.integers(-6, 6), min_size=1, max_size=9),
+    seed=st.integers(0, 99),
+)
+def test_an_int8_row_does_not_depend_on_the_rows_beside_it(
+    columns: int, outputs: list[int], exponents: list[int], seed: int
+) -> None:
+    modules = int8_group([linear(rows, columns, seed + i, bias=i != 1) for i, rows in enumerate(outputs)])
+    scales = torch.tensor([10.0**e for e in exponents])[:, None]
+    x = torch.randn(len(exponents), columns, generator=torch.Generator().manual_seed(seed)) * scales
+    together = [module(x) for module in modules]
+    for row in range(len(exponents)):
+        alone = x[row : row + 1].clone()
+        for module, whole in zip(modules, together, strict=True):
+            assert torch.equal(module(alone)[0], whole[row])
+
+
+def test_an_int8_row_of_zeros_is_the_bias_and_one_without_numbers_spoils_no_other() -> None:
+    module = linear(16, 24, 0)
+    (int8,) = int8_group([module])
+    x = torch.randn(4, 24, generator=torch.Generator().manual_seed(0))
+    x[1] = 0
+    expected = int8(x.clone())
+    assert torch.equal(expected[1], module.bias)
+    x[2] = torch.nan
+    actual = int8(x)
+    assert not actual[2].isfinite().any()
+    assert torch.equal(actual[[0, 1, 3]], expected[[0, 1, 3]])
+
+
+def test_int8_needs_a_processor_that_torch_has_the_kernel_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(torch.backends.quantized), "supported_engines", ["none"], raising=False)
+    with pytest.raises(ConfigError, match="no int8 kernel"):
+        int8_group([linear(2, 3, 0)])
+
+
 def test_bfloat16_passes_the_gradient_to_its_input_and_none_to_its_weight() -> None:
     module = linear(24, 40, 3)
     x = torch.randn(2, 5, 40, generator=torch.Generator().manual_seed(1)).requires_grad_()
@@ -78,9 +118,16 @@ def test_every_linear_of_a_model_is_replaced_but_those_left_out(storage: Storage
     model = load_base(tiny_base_path).model
     before = {n for n, m in model.named_modules() if type(m) is nn.Linear}
     store_linears(model, storage, skip=("lm_head",))
-    kind = {"bfloat16": BFloat16Linear, "int8": Int8Linear}[storage]
+    kind = {"bfloat16": BFloat16Linear, "int8": Int8Linear, "int8_training": Int8TrainingLinear}[storage]
     assert {n for n, m in model.named_modules() if type(m) is kind} == before - {"lm_head"}
     assert {n for n, m in model.named_modules() if type(m) is nn.Linear} == {"lm_head"}
+
+
+def test_a_head_in_training_is_bfloat16(tiny_base_path: Path) -> None:
+    model = load_base(tiny_base_path, storage="int8_training").model
+    kinds = {name.rpartition(".")[2]: type(m) for name, m in model.named_modules() if hasattr(m, "in_features")}
+    assert kinds.pop("lm_head") is BFloat16Linear
+    assert set(kinds.values()) == {Int8TrainingLinear}
 
 
 def test_float32_leaves_a_model_alone_and_other_names_are_refused() -> None:
@@ -112,7 +159,8 @@ def test_adapters_work_on_stored_linears(storage: Storage, tiny_base_path: Path)
     assert relative_error(hooked_stored, plain) > 0.3
 
 
-def test_gradients_through_bfloat16_storage_are_near_those_of_float32(tiny_base_path: Path) -> None:
+@pytest.mark.parametrize("storage", TRAINABLE)
+def test_gradients_through_storage_are_near_those_of_float32(storage: Storage, tiny_base_path: Path) -> None:
     ids = torch.arange(30).reshape(2, 15)
 
     def gradients(form: Storage) -> list[torch.Tensor]:
@@ -123,7 +171,7 @@ def test_gradients_through_bfloat16_storage_are_near_those_of_float32(tiny_base_
         leaves = [t for _, a, b in weights.pairs() for t in (a, b)]
         return list(torch.autograd.grad(loss, leaves))
 
-    for actual, expected in zip(gradients("bfloat16"), gradients("float32"), strict=True):
+    for actual, expected in zip(gradients(storage), gradients("float32"), strict=True):
         assert torch.nn.functional.cosine_similarity(actual.flatten(), expected.flatten(), dim=0) > 0.95
 
 
@@ -131,7 +179,10 @@ def test_gradients_through_bfloat16_storage_are_near_those_of_float32(tiny_base_
 def test_a_stored_linear_takes_less_room(storage: Storage) -> None:
     module = linear(64, 64, 0, bias=False)
     half = stored(module, storage)
-    if storage == "bfloat16":
+    if storage == "int8_training":  # for each direction a copy in one byte
+        assert sum(b.numel() for b in half.buffers() if b.dtype == torch.int8) == module.weight.numel() * 2
+        assert not list(half.parameters())
+    elif storage == "bfloat16":
         assert sum(p.numel() * p.element_size() for p in half.parameters()) == module.weight.numel() * 2
     else:
         assert not list(half.parameters())

@@ -161,6 +161,8 @@ def test_names_and_shapes_of_the_state_stay_readable() -> None:
         "norm.weight": (32,),
         "norm.bias": (32,),
         "heads": (7, 32, 64),
+        "gate.weight": (1, 32),
+        "gate.bias": (1,),
         **{
             f"{block}.{name}": shape
             for block in ("blocks.0", "module_block")
@@ -185,3 +187,18 @@ def test_a_condition_of_another_shape_is_refused(shape: tuple[int, ...]) -> None
 def test_a_spec_of_another_model_is_refused() -> None:
     with pytest.raises(AdapterMismatchError, match="in the adapter"):
         create_generator(TINY, lora_spec("qwen2.5-0.5b"), SMALL)
+
+
+@every_spec
+@torch.no_grad()
+def test_the_gate_is_one_when_new_and_scales_what_every_module_adds(spec: LoRASpec) -> None:
+    generator, condition = active_generator(spec), conditions(2)
+    assert torch.equal(generator.changes(condition)[0], torch.ones(2))
+    open_, shared = generator(condition), generator.shared_adapter()
+    generator.gate.bias.fill_(-20)
+    shut = generator(condition)
+    for name in spec.names:
+        for before, after in zip(open_, shut, strict=True):
+            assert torch.equal(after.a[name], before.a[name])
+            assert after.b[name].abs().max() < 1e-7 < before.b[name].abs().max()
+        assert torch.equal(generator.shared_adapter().b[name], shared.b[name])

@@ -129,3 +129,17 @@ def test_weights_made_here_have_the_revision_of_their_source(tmp_path: Path) -> 
     assert pretrained_revision(one) == pretrained_revision(two)
     (two / SOURCE_FILE).write_text('{"source": "gguf", "sha256": "ac"}')
     assert pretrained_revision(one) != pretrained_revision(two)
+
+
+def test_a_folder_without_weights_is_whole_for_who_wants_none(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "one")
+    with_weights = pretrained_revision(folder)
+    (folder / "model.safetensors").unlink()
+    assert folder_problem(folder) is not None
+    assert folder_problem(folder, weights=False) is None
+    revision = pretrained_revision(folder, weights=False)
+    assert revision != with_weights
+    (folder / "config.json").write_text('{"model_type": "qwen2", "hidden_size": 7}')
+    assert pretrained_revision(folder, weights=False) != revision
+    (folder / "tokenizer.json").unlink()
+    assert "no tokenizer" in (folder_problem(folder, weights=False) or "")

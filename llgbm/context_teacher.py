@@ -1,0 +1,66 @@
+"""Context distillation: what the model says with the description in its context is the target for the bare input.
+
+The teacher needs no adapter of its own and no labels of good quality: it is the generator's shared adapter, or the
+plain base, with the instruction in the user's turn. An adapter that repeats its predictions without the instruction
+carries the instruction. (Askell et al. 2021, arXiv 2112.00861, call this context distillation.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from llgbm.base import Base
+from llgbm.batches import TaskGroup
+from llgbm.errors import AdapterMismatchError
+from llgbm.functional import FunctionalLoRA
+from llgbm.generator import LoRAGenerator
+from llgbm.packing import pack
+from llgbm.task_losses import label_logits
+
+Teacher = Literal["shared", "base"]
+
+
+class ContextTeacher:
+    """Predictions for the rows of groups that carry the same rows with the description in the context.
+
+    Args:
+        teacher: the shared adapter as it is now, or the plain base.
+        top: how many tokens of each prediction are kept; the rest counts as one.
+    """
+
+    def __init__(self, base: Base, functional: FunctionalLoRA, teacher: Teacher = "shared", *, top: int = 32) -> None:
+        self._base, self._functional, self._teacher, self._top = base, functional, teacher, top
+
+    def __call__(self, generator: LoRAGenerator, groups: Sequence[TaskGroup]) -> tuple[Tensor, Tensor, Tensor] | None:
+        """What to learn, without gradients, or None where no group has `context_rows`.
+
+        Returns:
+            Which labels of `groups`, taken row by row, (n,) int64; for each the log-probabilities of the likeliest
+            tokens (n, top) float32; and which tokens these are (n, top) int64.
+
+        Raises:
+            AdapterMismatchError: a group's rows in context have other answers than its rows.
+        """
+        places: list[int] = []
+        start = 0
+        for group in groups:
+            end = start + sum(len(row.answer) for row in group.rows)
+            if group.context_rows:
+                if [tuple(row.answer) for row in group.rows] != [tuple(row.answer) for row in group.context_rows]:
+                    raise AdapterMismatchError(
+                        f"the rows of {group.task_id} have other answers in context; give the same rows in both forms"
+                    )
+                places += range(start, end)
+            start = end
+        taught = [group.context_rows for group in groups if group.context_rows]
+        if not taught:
+            return None
+        with torch.no_grad():
+            adapter = generator.shared_adapter() if self._teacher == "shared" else None
+            logits = label_logits(self._base, self._functional, pack(taught), [adapter] * len(taught))
+            values, indices = logits.log_softmax(-1).topk(self._top)
+        return torch.tensor(places), values, indices

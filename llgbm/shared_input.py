@@ -1,0 +1,54 @@
+"""Work that is done once for several modules because they read the same input: q, k and v; gate and up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+from torch import Tensor
+
+_READ_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+_T = TypeVar("_T")
+
+
+def input_groups(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Module names in groups that read one input, each in the order in which the model calls its modules."""
+    groups: dict[tuple[str, object], list[str]] = {}
+    for name in names:
+        parent, _, last = name.rpartition(".")
+        siblings = next((s for s in _READ_TOGETHER if last in s), (last,))
+        groups.setdefault((parent, siblings), []).append(name)
+    order = {last: place for siblings in _READ_TOGETHER for place, last in enumerate(siblings)}
+    return [tuple(sorted(group, key=lambda n: order.get(n.rpartition(".")[2], 0))) for group in groups.values()]
+
+
+class SharedInput(Generic[_T]):
+    """Computes a result when the first of its readers comes with an input, and hands it to the others.
+
+    A result is given only for the very tensor object that it was computed from, and once to each reader: a
+    reader that comes again has it computed again, so that an input whose memory was used anew is not mistaken.
+    It is let go when all have read it.
+
+    Args:
+        compute: input -> result.
+        readers: how many there are; they are called 0 to readers - 1.
+    """
+
+    def __init__(self, compute: Callable[[Tensor], _T], readers: int) -> None:
+        self._compute, self._readers = compute, readers
+        self._waiting: set[int] = set()
+        self._kept: tuple[Tensor, _T] | None = None
+
+    def read(self, reader: int, x: Tensor) -> _T:
+        """The result for `x`."""
+        if self._readers == 1:
+            return self._compute(x)
+        kept = self._kept
+        if kept is None or kept[0] is not x or reader not in self._waiting:
+            kept = self._kept = (x, self._compute(x))
+            self._waiting = set(range(self._readers))
+        self._waiting.discard(reader)
+        if not self._waiting:
+            self._kept = None
+        return kept[1]
