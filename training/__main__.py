@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from training.command_line import Command, main
+from training.memory import keep_freed_memory
 
 
 def _command(name: str, summary: str, module: str = "") -> Command:
@@ -19,6 +20,7 @@ COMMANDS = (
     _command("match", "fit a generator to teachers by weights, deltas or both"),
     _command("ablate", "compare kinds of loss over seeds, and what guided fits save"),
     _command("compose", "add deltas and adapters, and see what they do"),
+    _command("calibrate", "give a generator its confidence, near and far from what it was trained on"),
     _command("evaluate", "fill the quality table"),
     _command("scale", "check gradients, memory and cost on every base, and data-parallel fits"),
     _command("export", "write an adapter from a prompt, or a generator from a state"),
@@ -28,4 +30,5 @@ COMMANDS = (
 )
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main(COMMANDS, sys.argv[1:], program="python -m training"))

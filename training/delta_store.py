@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from llgbm.adapter_index import AdapterEntry
 from llgbm.base import Base
-from llgbm.dataset import RealAdapterDataset, measure_deltas
+from llgbm.dataset import Measure, RealAdapterDataset, measure_deltas
 from llgbm.delta import DeltaCache, DeltaMeter, measurement_of
 from llgbm.errors import CacheMismatchError
+from llgbm.lora import LoRAWeights
+from llgbm.measurement import Activation
+from training.fan_out import Workers
 from training.probe_config import ProbeConfig
 from training.runlog import RunLog
 
@@ -28,11 +35,38 @@ def open_deltas(folder: Path, base: Base, probes: ProbeConfig) -> tuple[DeltaMet
     return meter, cache
 
 
-def fill_cache(log: RunLog, adapters: RealAdapterDataset, meter: DeltaMeter, cache: DeltaCache) -> None:
-    """Measure the deltas that a cache lacks, with a bar."""
+def fill_cache(
+    log: RunLog, adapters: RealAdapterDataset, meter: DeltaMeter, cache: DeltaCache, measure: Measure | None = None
+) -> None:
+    """Measure the deltas that a cache lacks, with a bar; `measure` as in `llgbm.dataset.measure_deltas`."""
     with log.progress("deltas", total=len(adapters)) as progress:
-        for done, adapter_id in enumerate(measure_deltas(adapters, meter, cache), 1):
+        for done, adapter_id in enumerate(measure_deltas(adapters, meter, cache, measure), 1):
             progress.update(done, adapter_id)
+
+
+def measured_by(workers: Workers, probes: ProbeConfig, activation: Activation, shard: int) -> Measure:
+    """A `Measure` that hands the adapters to workers, `shard` of them at a time.
+
+    Args:
+        activation: of the plain base, from which all deltas are taken.
+    """
+
+    def measure(missing: Iterable[tuple[str, LoRAWeights]]) -> Iterator[tuple[str, Tensor]]:
+        adapters = iter(missing)
+        shards = iter(lambda: tuple(islice(adapters, shard)), ())
+        work = partial(_deltas, probes=probes, activation=activation)
+        for done, deltas in workers.map(work, shards):
+            yield from zip((adapter_id for adapter_id, _ in done), deltas, strict=True)
+
+    return measure
+
+
+def _deltas(
+    base: Base, shard: Sequence[tuple[str, LoRAWeights]], probes: ProbeConfig, activation: Activation
+) -> list[Tensor]:
+    meter = DeltaMeter(base, probes.build(), probes.layers_of(base.spec), activation)
+    with torch.no_grad():
+        return [meter.deltas([weights])[0] for _, weights in shard]
 
 
 def cached_delta(cache: DeltaCache, entry: AdapterEntry) -> Tensor:

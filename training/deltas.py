@@ -20,7 +20,8 @@ from llgbm.frozen_linear import Storage
 from llgbm.pretrained import BASE_0_5B
 from training.adapter_split import UNKNOWN, family_of, tasks_by_id
 from training.delta_statistics import cosine_distances, delta_distances, norm_map, silhouette, tsne, weight_grams
-from training.delta_store import cached_delta, fill_cache, open_deltas
+from training.delta_store import cached_delta, fill_cache, measured_by, open_deltas
+from training.fan_out import RayTask, open_workers
 from training.probe_config import ProbeConfig
 from training.results import write_result
 from training.runlog import RunLog
@@ -44,6 +45,11 @@ class Config:
     probes: ProbeConfig = field(default_factory=ProbeConfig)
     seed: int = 0
     """Seed of the map."""
+    ray: str | None = None
+    """Measure on a Ray cluster: local, auto or its address, see `docs/SCALING.md`; none: in this process."""
+    ray_task: RayTask = field(default_factory=RayTask)
+    ray_shard: int = 4
+    """Adapters that one Ray task measures."""
 
 
 def run(config: Config) -> None:
@@ -53,7 +59,9 @@ def run(config: Config) -> None:
     base = load_base(config.base, storage=config.base_storage)
     with RunLog(config.workdir, "deltas", config) as log:
         meter, cache = open_deltas(config.workdir / config.name, base, config.probes)
-        fill_cache(log, adapters, meter, cache)
+        with open_workers(config.ray, config.ray_task, base, config.base, config.base_storage) as workers:
+            shard = 1 if config.ray is None else config.ray_shard
+            fill_cache(log, adapters, meter, cache, measured_by(workers, config.probes, meter.base_activation, shard))
         deltas = torch.stack([cached_delta(cache, entry) for entry in adapters.entries])
         found: dict[str, Any] = {"base": base.spec.base_id, "probes": list(config.probes.build().texts)}
         found |= statistics(

@@ -11,7 +11,8 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from llgbm.peft_io import content_digest
 from llgbm.text_encoder import PretrainedTextEncoder
 from training.artefacts import replace_text
 from training.evaluation_cells import Cells
+from training.fan_out import RayTask, open_workers
 from training.methods import METHODS, Bench, Trial
 from training.progress_check import eval_row
 from training.results import command_of
@@ -35,9 +37,23 @@ from training.tasks import Task, load_tasks, tasks_digest
 from training.teachers import load_teachers
 
 BASELINE = "base"
-"""Differences are reported against this method."""
-NEEDS_OTHER = "generated, wrong description"
-"""The method that needs tasks of two categories."""
+"""Every method's difference to this one is reported."""
+NEEDS_OTHER = ("generated, wrong description", "generated, wrong description + description")
+"""The methods that need tasks of two categories."""
+COMPARED = (
+    ("generated", "generated, wrong description"),
+    ("generated", "shared adapter"),
+    ("generated", "multi-task LoRA + description"),
+    ("generated", "teacher"),
+    ("generated + description", "base + description"),
+    ("generated + description", "base + 3 examples"),
+    ("generated + description", "base + description + 3 examples"),
+    ("generated + description", "shared adapter + description"),
+    ("generated + description", "generated, wrong description + description"),
+    ("generated + description", "multi-task LoRA + description"),
+    ("generated + description", "nearest task's teacher, its own among them"),
+)
+"""Pairs whose difference is reported, task by task and row by row."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +88,9 @@ class Config:
     """Hub id or folder of the text encoder; by default the one that the checkpoint names."""
     seed: int = 0
     """Picks the wording, the examples and the gibberish."""
+    ray: str | None = None
+    """Compute the cells on a Ray cluster: local, auto or its address, see `docs/SCALING.md`; none: in this process."""
+    ray_task: RayTask = field(default_factory=RayTask)
 
     def __post_init__(self) -> None:
         unknown = [m for m in self.methods if m not in METHODS]
@@ -93,10 +112,17 @@ def run(config: Config) -> None:
     with RunLog(config.workdir, "evaluate", config) as log:
         cells = Cells(config.workdir / "cells.jsonl", material_key(config, base, bench, [*seen, *new]))
         work = [(method, task) for task in [*seen, *new] for method in config.methods]
-        with log.progress("evaluate", total=len(work)) as progress:
-            for done, (method, task) in enumerate(work, 1):
-                if cells.get(method, task.task_id) is None:
-                    cells.add(method, task.task_id, _cell(base, METHODS[method](bench, task), task, config.num_rows))
+        with (
+            open_workers(
+                config.ray, config.ray_task, base, config.base or checkpoint.manifest.base_id, config.base_storage
+            ) as workers,
+            log.progress("evaluate", total=len(work)) as progress,
+        ):
+            missing = [(method, task) for method, task in work if cells.get(method, task.task_id) is None]
+            trials = ((method, task, METHODS[method](bench, task)) for method, task in missing)
+            computed = workers.map(partial(_cell, num_rows=config.num_rows), trials)
+            for done, ((method, task, _), cell) in enumerate(computed, 1 + len(work) - len(missing)):
+                cells.add(method, task.task_id, cell)
                 progress.update(done, f"{task.task_id}: {method}")
         columns = {"unseen_descriptions": seen, "heldout_kinds": new}
         summaries = {name: summarise(cells, config.methods, column) for name, column in columns.items() if column}
@@ -128,7 +154,7 @@ def make_bench(config: Config, checkpoint: Checkpoint, tasks: Sequence[Task]) ->
         encoder=PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id),
         teachers=load_teachers(config.teachers, list(wanted)),
         multitask=load_generator(config.multitask).generator.shared_adapter() if config.multitask else None,
-        others=_others(tasks) if NEEDS_OTHER in config.methods else {},
+        others=_others(tasks) if set(NEEDS_OTHER) & set(config.methods) else {},
         seed=config.seed,
     )
 
@@ -150,7 +176,7 @@ def material_key(config: Config, base: Base, bench: Bench, tasks: Sequence[Task]
 
 
 def summarise(cells: Cells, methods: Sequence[str], tasks: Sequence[Task]) -> dict[str, Any]:
-    """Macro means with 95 % intervals, the paired difference to the base, and every task's accuracy."""
+    """Macro means with 95 % intervals, every task's accuracy, and paired differences with theirs."""
     rows: dict[str, Any] = {}
     for method in methods:
         done = {t.task_id: c for t in tasks if (c := cells.get(method, t.task_id)) and c["correct"]}
@@ -163,6 +189,7 @@ def summarise(cells: Cells, methods: Sequence[str], tasks: Sequence[Task]) -> di
             continue
         mean, low, high = paired_bootstrap([c["correct"] for c in done.values()])
         rows[method] = {
+            "num_tasks": len(done),
             "accuracy": round(mean, 4),
             "interval": [round(low, 4), round(high, 4)],
             "log_likelihood": round(float(np.mean([np.mean(c["log_likelihood"]) for c in done.values()])), 4),
@@ -170,17 +197,27 @@ def summarise(cells: Cells, methods: Sequence[str], tasks: Sequence[Task]) -> di
                 t: {"accuracy": round(float(np.mean(c["correct"])), 4), "n": len(c["correct"])} for t, c in done.items()
             },
         }
-        against = [
-            (np.asarray(c["correct"]) - np.asarray(b["correct"])).tolist()
-            for t, c in done.items()
-            if (b := cells.get(BASELINE, t)) and b["correct"]
-        ]
-        if method != BASELINE and against:
-            rows[method]["minus_base"] = [round(x, 4) for x in paired_bootstrap(against)]
-    return {"num_tasks": len(tasks), "methods": rows}
+    differences = [
+        found
+        for method, other in (*((m, BASELINE) for m in methods if m != BASELINE), *COMPARED)
+        if (found := _difference(cells, method, other, tasks)) is not None
+    ]
+    return {"num_tasks": len(tasks), "methods": rows, "differences": differences}
 
 
-def _cell(base: Base, trial: Trial | None, task: Task, num_rows: int) -> dict[str, Any]:
+def _difference(cells: Cells, method: str, other: str, tasks: Sequence[Task]) -> dict[str, Any] | None:
+    """Accuracy of `method` minus that of `other` on the tasks that have both; None where none has."""
+    pairs = [(cells.get(method, t.task_id), cells.get(other, t.task_id)) for t in tasks]
+    both = [(a["correct"], b["correct"]) for a, b in pairs if a and b and a["correct"] and b["correct"]]
+    if not both:
+        return None
+    mean, low, high = paired_bootstrap([(np.asarray(a) - np.asarray(b)).tolist() for a, b in both])
+    interval = [round(low, 4), round(high, 4)]
+    return {"of": method, "minus": other, "mean": round(mean, 4), "interval": interval, "num_tasks": len(both)}
+
+
+def _cell(base: Base, item: tuple[str, Task, Trial | None], num_rows: int) -> dict[str, Any]:
+    _, task, trial = item
     if trial is None:
         return {"correct": None, "log_likelihood": None, "seconds": 0.0}
     began = time.monotonic()
@@ -201,7 +238,8 @@ def _others(tasks: Sequence[Task]) -> dict[str, str]:
         other = next((task for task in later if task.category != mine.category), None)
         if other is None:
             raise ConfigError(
-                f"all tasks are of one category, and the method {NEEDS_OTHER!r} needs a second; leave it out of methods"
+                f"all tasks are of one category, and the method {NEEDS_OTHER[0]!r} needs a second; "
+                "leave it out of methods"
             )
         found[mine.task_id] = other.unseen_descriptions[0]
     return found

@@ -24,9 +24,8 @@ from llgbm.prompting import AdapterMaker, AdapterRequest, MadeAdapter
 from llgbm.text_encoder import PretrainedTextEncoder
 from training.config import load_config
 from training.fit import Config as FitConfig
-from training.fit import default_lora, write_artefact
+from training.fit import default_lora, training_tasks, write_artefact
 from training.runlog import set_up_logging
-from training.tasks import load_tasks
 
 ARROW = "=>"
 
@@ -128,7 +127,7 @@ def export_state(config: Config) -> GeneratorManifest:
         raise CheckpointError(
             f"{config.state} is the state of another generator than {config.fit} says: {error}"
         ) from error
-    tasks = load_tasks(settings.tasks, settings.task_ids or None)
+    tasks = [task for pool in training_tasks(settings) for task in pool]
     encoder = PretrainedTextEncoder(settings.text_encoder)
     embeddings = [encoder.encode(task.seen_descriptions) for task in tasks]
     return write_artefact(config.out, settings, generator.eval(), base, tasks, embeddings, {"steps": state["step"]})

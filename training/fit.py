@@ -18,6 +18,7 @@ from torch import Tensor
 from llgbm.base import Base, load_base
 from llgbm.checkpoint import GeneratorManifest, TrainingTask, load_generator, save_generator
 from llgbm.config import MODEL_SPECS, GeneratorConfig, LoRASpec, lora_spec
+from llgbm.context_teacher import Teacher
 from llgbm.errors import ConfigError
 from llgbm.frozen_linear import Storage
 from llgbm.generator import LoRAGenerator, create_generator
@@ -32,10 +33,12 @@ from training.progress_check import CheckConfig, ProgressCheck
 from training.results import command_of
 from training.runlog import RunLog
 from training.sampler import SamplerConfig, TaskSampler
+from training.synthetic_tasks import FAMILIES, SYNTHETIC_CATEGORY, synthetic_tasks
 from training.tasks import Task, load_tasks, tasks_digest
 
 STATE_FILE = "state.pt"
 SETTINGS_FILE = "settings.json"
+_INDEXED_WORDINGS = 2
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,10 @@ class Config:
     """Folder of task files."""
     task_ids: tuple[str, ...] = ()
     """Only these tasks; empty for all in the folder."""
+    synthetic_tasks: int = 0
+    """Procedural tasks beside them; `sampler.synthetic_groups` says how often these are drawn."""
+    hidden_families: tuple[str, ...] = ()
+    """Families of procedural tasks that are kept from training; the check reports them apart, as kinds never seen."""
     start: Path | None = None
     """A generator artefact to go on from, with a new schedule and maybe other tasks; none for a fresh generator."""
     base: str = BASE_0_5B
@@ -60,6 +67,12 @@ class Config:
     """Label smoothing of the task loss."""
     core_penalty: float = 0.0
     """Weight of the penalty on generated cores that leave the shared ones."""
+    null_weight: float = 1.0
+    """Weight of the loss that keeps adapters of texts that are no task near none, see `sampler.null_groups`."""
+    distillation: float = 0.0
+    """Share that the KL to what a teacher says with the description in its context has in the task loss, 0 to 1."""
+    context_teacher: Teacher = "shared"
+    """That teacher: the generator's own shared adapter, or the plain base."""
     recompute: bool = False
     """Activation checkpointing: less memory, one more forward pass of each layer in a step."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
@@ -75,23 +88,35 @@ def run(config: Config) -> None:
         ConfigError: the working directory has the state of a run with other settings or tasks, or the artefact to
             start from has another base or size.
     """
-    tasks = load_tasks(config.tasks, config.task_ids or None)
+    tasks, synthetic = training_tasks(config)
+    kept_back = hidden_tasks(config)
     base = load_base(config.base, storage=config.base_storage)
     encoder = PretrainedTextEncoder(config.text_encoder)
-    sampler = TaskSampler(tasks, base, encoder, config.sampler, config.training.seed)
+    sampler = TaskSampler(
+        tasks, base, encoder, config.sampler, config.training.seed, synthetic, with_context_rows=config.distillation > 0
+    )
     generator = create_generator(base.spec, default_lora(base), config.generator, seed=config.training.seed)
     start = None if config.start is None else started_from(config.start, generator)
     objective = TaskObjective(
-        base, label_smoothing=config.label_smoothing, core_penalty=config.core_penalty, recompute=config.recompute
+        base,
+        label_smoothing=config.label_smoothing,
+        core_penalty=config.core_penalty,
+        null_weight=config.null_weight,
+        distillation=config.distillation,
+        context_teacher=config.context_teacher,
+        recompute=config.recompute,
     )
     state_path, group = config.workdir / STATE_FILE, process_group()
     if group is not None and group.rank > 0:  # takes its share of the work; the first process writes and checks
         train(generator, objective, sampler, config.training, state_path=state_path, group=group)
+        group.close()
         return
+    all_tasks = [*tasks, *synthetic]
     with RunLog(config.workdir, "fit", config) as log:
-        if not claim_workdir(config, tasks, base):
+        if not claim_workdir(config, all_tasks, base):
             log.logger.warning("state without settings", note="taken for the state of a run with these settings")
         check = ProgressCheck(config.check, tasks, base, encoder)
+        hidden = ProgressCheck(config.check, kept_back, base, encoder, name="hidden")
         started = time.monotonic()
         with log.progress("fit", total=config.training.steps) as progress:
 
@@ -100,21 +125,39 @@ def run(config: Config) -> None:
                 log.metrics(step=state.step, series="", seconds=state.seconds, **values, **state.parts)
                 progress.update(state.step + 1, f"loss {state.loss:.3f}")
                 if check.due(state.step + 1, config.training.steps):
-                    log.metrics(step=state.step, series="", **check.run(generator))
+                    log.metrics(step=state.step, series="", **check.run(generator), **hidden.run(generator))
 
             train(generator, objective, sampler, config.training, state_path=state_path, on_step=on_step, group=group)
         seconds = time.monotonic() - started
         folder = config.workdir / "generator"
         made = {"steps": config.training.steps, "last_session_seconds": round(seconds)}
         manifest = write_artefact(
-            folder, config, generator, base, tasks, sampler.description_embeddings, made, start=start
+            folder, config, generator, base, all_tasks, sampler.description_embeddings, made, start=start
         )
         log.record_artefact(
             folder,
             base_revision=base.revision,
-            data_digest=tasks_digest(tasks),
+            data_digest=tasks_digest(all_tasks),
             digest=manifest.digest,
         )
+    if group is not None:
+        group.close()
+
+
+def training_tasks(config: Config) -> tuple[list[Task], list[Task]]:
+    """The tasks of the folder that `config` names, and the procedural ones beside them."""
+    shown = [family for family in FAMILIES if family not in config.hidden_families]
+    made_up = synthetic_tasks(families=shown, limit=config.synthetic_tasks) if config.synthetic_tasks else []
+    return load_tasks(config.tasks, config.task_ids or None), made_up
+
+
+def hidden_tasks(config: Config) -> list[Task]:
+    """The procedural tasks that `config` keeps from training.
+
+    Raises:
+        ConfigError: an unknown family.
+    """
+    return synthetic_tasks(families=config.hidden_families) if config.hidden_families else []
 
 
 def started_from(folder: Path, generator: LoRAGenerator) -> GeneratorManifest:
@@ -184,13 +227,15 @@ def write_artefact(
     """Write a generator that was fitted with `config` as the artefact that the service loads.
 
     Args:
-        embeddings: for each task, those of its seen descriptions, (descriptions, condition_size).
+        embeddings: for each task, those of its seen descriptions, (descriptions, condition_size). Of a procedural
+            task only the first wordings go into the prompt index, since there are many such tasks.
         made: what else the manifest says of how it was made.
         start: of the generator that this one went on from. Its other tasks are listed too, but no prompt is reported
             as near to them, since what was learnt of them may be lost.
     """
     trained = [TrainingTask(t.task_id, t.category, t.source, t.licence, t.seen_descriptions) for t in tasks]
-    blocks = list(embeddings)
+    made_up = [t.category.startswith(SYNTHETIC_CATEGORY) for t in tasks]
+    blocks = [e[:_INDEXED_WORDINGS] if made else e for e, made in zip(embeddings, made_up, strict=True)]
     made_by = {"command": command_of("fit", config), "seed": config.training.seed, **made}
     if start is not None:
         earlier = [t for t in start.tasks if t.task_id not in {task.task_id for task in tasks}]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -55,8 +56,17 @@ class Bench:
     seed: int
 
     def description(self, task: Task) -> str:
-        """The wording under test: one that training never saw."""
-        return task.unseen_descriptions[self.seed % len(task.unseen_descriptions)]
+        """The wording under test: one that training never saw.
+
+        Of a task that was trained on, one of those held back. Of any other no wording was seen, and the first ones say
+        what an answer looks like, as a user would who has nothing else to say it with.
+        """
+        wordings = task.unseen_descriptions if task.task_id in self._trained else task.descriptions
+        return wordings[self.seed % len(wordings)]
+
+    @cached_property
+    def _trained(self) -> frozenset[str]:
+        return frozenset(task.task_id for task in self.checkpoint.manifest.tasks)
 
     def shots(self, task: Task) -> tuple[Example, ...]:
         """Three short training rows, the same for every method."""
@@ -75,15 +85,16 @@ class Bench:
         made: LoRAWeights = adapter
         return made
 
-    def retrieved(self, task: Task, *, count: int, temperature: float = 0.05) -> LoRAWeights | None:
-        """Softmax over the `count` nearest training tasks that have a teacher, the task itself left out.
+    def retrieved(self, task: Task, *, count: int, temperature: float = 0.05, own: bool = False) -> LoRAWeights | None:
+        """Softmax over the `count` nearest training tasks that have a teacher, the task itself only if `own`.
 
         None where no other training task has one.
         """
         tasks = self.checkpoint.manifest.tasks
         query = self.encoder.encode([self.description(task)])[0]
         ranked = [(tasks[i].task_id, cosine) for i, cosine in self.checkpoint.prompt_index.nearest(query, len(tasks))]
-        near = [(name, cos) for name, cos in ranked if name in self.teachers and name != task.task_id][:count]
+        near = [(name, cos) for name, cos in ranked if name in self.teachers and (own or name != task.task_id)]
+        near = near[:count]
         if not near:
             return None
         weights = (torch.tensor([cosine for _, cosine in near]) / temperature).softmax(0)
@@ -120,7 +131,7 @@ def _adapter(adapter: LoRAWeights | None, description: str | None = None) -> Tri
 
 
 def _gibberish(bench: Bench, task: Task) -> Trial:
-    return Trial(bench.generate([GIBBERISH[bench.seed % len(GIBBERISH)]]))
+    return Trial(bench.generate([GIBBERISH[(bench.seed + crc32(task.task_id.encode())) % len(GIBBERISH)]]))
 
 
 METHODS: dict[str, Callable[[Bench, Task], Trial | None]] = {
@@ -131,8 +142,14 @@ METHODS: dict[str, Callable[[Bench, Task], Trial | None]] = {
     "multi-task LoRA": lambda bench, task: _adapter(bench.multitask),
     "multi-task LoRA + description": lambda bench, task: _adapter(bench.multitask, bench.description(task)),
     "shared adapter": lambda bench, task: Trial(bench.checkpoint.generator.shared_adapter()),
+    "shared adapter + description": lambda bench, task: Trial(
+        bench.checkpoint.generator.shared_adapter(), bench.description(task)
+    ),
     "mean of the teachers": lambda bench, task: _adapter(bench.mean_teacher),
     "nearest task's teacher": lambda bench, task: _adapter(bench.retrieved(task, count=1)),
+    "nearest task's teacher, its own among them": lambda bench, task: _adapter(
+        bench.retrieved(task, count=1, own=True)
+    ),
     "softmax over 5 nearest teachers": lambda bench, task: _adapter(bench.retrieved(task, count=5)),
     "generated": lambda bench, task: Trial(bench.generate([bench.description(task)])),
     "generated, wrong description": lambda bench, task: Trial(bench.generate([bench.others[task.task_id]])),
@@ -140,6 +157,9 @@ METHODS: dict[str, Callable[[Bench, Task], Trial | None]] = {
     "generated from 3 examples": lambda bench, task: Trial(bench.generate(shots=bench.shots(task))),
     "generated + description": lambda bench, task: Trial(
         bench.generate([bench.description(task)]), bench.description(task)
+    ),
+    "generated, wrong description + description": lambda bench, task: Trial(
+        bench.generate([bench.others[task.task_id]]), bench.description(task)
     ),
     "teacher": lambda bench, task: _adapter(bench.teachers.get(task.task_id)),
 }

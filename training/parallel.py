@@ -17,7 +17,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from llgbm.data_parallel import ProcessGroup
 from llgbm.errors import ConfigError
 
 
@@ -42,8 +41,13 @@ class AccelerateGroup:
         total: Tensor = self._accelerator.reduce(tensor.detach().clone(), reduction="sum")
         return total
 
+    def close(self) -> None:
+        """Wait for the others, then leave: a process that ends while others still talk to it may abort."""
+        self._accelerator.wait_for_everyone()
+        self._accelerator.end_training()
 
-def process_group() -> ProcessGroup | None:
+
+def process_group() -> AccelerateGroup | None:
     """The group that this process belongs to, by the launcher's variable WORLD_SIZE; None if it runs alone."""
     return AccelerateGroup() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
 

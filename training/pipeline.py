@@ -20,7 +20,7 @@ from training.config import config_fields, load_config
 from training.config_values import read_yaml
 from training.runlog import set_up_logging
 
-PHASES = ("teachers", "deltas", "fit", "match", "ablate", "compose", "evaluate", "scale", "report")
+PHASES = ("teachers", "deltas", "fit", "match", "ablate", "compose", "calibrate", "evaluate", "scale", "report")
 """Commands that a plan may have, in the order in which they are run."""
 
 

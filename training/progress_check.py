@@ -29,25 +29,29 @@ class CheckConfig:
     """Tasks in a check, spread evenly over all."""
     num_rows: int = 10
     """Test rows of each."""
+    skip_rows: int = 0
+    """First test rows that are left to the evaluation, so that no choice made by the checks is measured on them."""
 
     def __post_init__(self) -> None:
-        if self.every < 0 or self.num_tasks < 1 or self.num_rows < 1:
-            raise ConfigError("every must not be negative, num_tasks and num_rows must be at least 1")
+        if self.every < 0 or self.skip_rows < 0 or self.num_tasks < 1 or self.num_rows < 1:
+            raise ConfigError("every and skip_rows must not be negative, num_tasks and num_rows must be at least 1")
 
 
 class ProgressCheck:
     """Scores a generator on test rows with descriptions that were not trained on.
 
-    Tasks without test rows are left out.
+    Tasks without test rows to check on are left out. The names of the results begin with `name`.
     """
 
-    def __init__(self, config: CheckConfig, tasks: Sequence[Task], base: Base, encoder: TextEncoder) -> None:
-        self._config, self._base = config, base
-        measurable = [t for t in tasks if t.test] if config.every else []
+    def __init__(
+        self, config: CheckConfig, tasks: Sequence[Task], base: Base, encoder: TextEncoder, *, name: str = "check"
+    ) -> None:
+        self._config, self._base, self._name = config, base, name
+        measurable = [t for t in tasks if len(t.test) > config.skip_rows] if config.every else []
         count = min(config.num_tasks, len(measurable))
         picks = np.unique(np.linspace(0, len(measurable) - 1, count).astype(int))
         self._tasks = [measurable[i] for i in picks]
-        self._rows = [[eval_row(base, e) for e in t.test[: config.num_rows]] for t in self._tasks]
+        self._rows = [[eval_row(base, e) for e in t.test[config.skip_rows :][: config.num_rows]] for t in self._tasks]
         self._conditions = encoder.encode([t.unseen_descriptions[0] for t in self._tasks]) if self._tasks else None
 
     def due(self, done: int, total: int) -> bool:
@@ -74,9 +78,10 @@ class ProgressCheck:
 
     def _scores(self, adapters: Sequence[LoRAWeights], name: str) -> dict[str, float]:
         scores = score_rows(self._base, list(zip(adapters, self._rows, strict=True)))
+        name = f"{self._name}_{name}"
         return {
-            f"check_{name}_accuracy": float(np.mean([np.mean([s.correct for s in task]) for task in scores])),
-            f"check_{name}_log_likelihood": float(np.mean([np.mean([s.log_likelihood for s in t]) for t in scores])),
+            f"{name}_accuracy": float(np.mean([np.mean([s.correct for s in task]) for task in scores])),
+            f"{name}_log_likelihood": float(np.mean([np.mean([s.log_likelihood for s in t]) for t in scores])),
         }
 
 

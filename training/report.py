@@ -71,6 +71,7 @@ def sections(config: Config) -> list[Section]:
         "guided": make.guided,
         "composition": make.composition,
         "scale": make.scale,
+        "confidence": make.confidence,
     }
     found += [build(results[name]) for name, build in single.items() if name in results]
     found += make.quality(quality) if quality else []

@@ -242,6 +242,28 @@ def quality(result: Result) -> list[Section]:
     return sections
 
 
+def confidence(result: Result) -> Section:
+    """The reliability diagram: what was promised against what was measured."""
+    found = result["reliability"]
+    series = {
+        "measured": [(b["confidence"], b["accuracy"]) for b in found["bins"]],
+        "as promised": [(0.0, 0.0), (1.0, 1.0)],
+    }
+    drawing = line_chart(series, x="confidence", y="accuracy", markers=True)
+    curve = zip(result["curve"]["similarity"], result["curve"]["confidence"], strict=True)
+    content: list[Table | Picture] = [
+        Picture("confidence", drawing, f"Reliability over {len(result['points'])} prompts"),
+        Table(("confidence", "accuracy", "prompts"), [(b["confidence"], b["accuracy"], b["n"]) for b in found["bins"]]),
+        Table(("similarity to the nearest training prompt", "confidence"), list(curve), "The curve"),
+    ]
+    text = (
+        "Each category is predicted by a curve that was fitted without it. "
+        f"Expected calibration error {number(found['error'])}; {100 * result['warned']:.0f} % of the prompts lie below "
+        f"the threshold of {result['curve']['threshold']}."
+    )
+    return Section("Confidence", text, (result["command"],), content)
+
+
 def _spread(value: Mapping[str, Any]) -> str:
     deviation = value["deviation"]
     if deviation is None:

@@ -2,6 +2,7 @@
 
 The batch of a step depends on the seed and the step alone. Only `train` rows and seen descriptions are ever read.
 Groups are filled up to a token budget, so that every step costs about the same whatever the length of its inputs.
+Groups without rows carry the condition of a text that is no task; the objective wants no adapter for them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from llgbm.chat import answer_ids, prompt_ids, task_messages
 from llgbm.errors import ConfigError
 from llgbm.packing import Row
 from llgbm.prompting import TextEncoder, condition_of, example_lines
+from training.null_prompts import null_prompts
 from training.tasks import Example, Task
+
+_NULL_PROMPTS = 600
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,10 @@ class SamplerConfig:
 
     groups: int = 8
     """Tasks in a step; each has one adapter."""
+    synthetic_groups: int = 0
+    """How many of these are procedural tasks; the others come from the folder."""
+    null_groups: int = 0
+    """Texts in a step, beside the tasks, that are no task: gibberish, small talk, bare inputs. They cost no rows."""
     tokens_per_group: int = 110
     """Token budget of a group; its rows share the chat template's head, which is counted once."""
     max_row_tokens: int = 130
@@ -52,8 +60,10 @@ class SamplerConfig:
     def __post_init__(self) -> None:
         if min(self.groups, self.tokens_per_group, self.max_row_tokens, self.num_examples) < 1:
             raise ConfigError("groups, tokens_per_group, max_row_tokens and num_examples must be at least 1")
-        if self.warm_start_steps < 0 or self.noise < 0:
-            raise ConfigError("warm_start_steps and noise must not be negative")
+        if self.warm_start_steps < 0 or self.noise < 0 or self.null_groups < 0:
+            raise ConfigError("warm_start_steps, noise and null_groups must not be negative")
+        if not 0 <= self.synthetic_groups <= self.groups:
+            raise ConfigError("synthetic_groups lies between 0 and groups")
         fractions = self.shared_fraction, self.context_fraction, self.example_fraction, self.mixed_fraction
         if not all(0 <= fraction <= 1 for fraction in fractions) or self.example_fraction + self.mixed_fraction > 1:
             raise ConfigError("fractions lie between 0 and 1, and so does example_fraction + mixed_fraction")
@@ -62,16 +72,36 @@ class SamplerConfig:
 class TaskSampler:
     """Draws batches for `llgbm.training.train`. In an epoch, every task is drawn once.
 
+    Args:
+        tasks: those of the folder.
+        synthetic: procedural tasks, which have epochs of their own.
+        with_context_rows: also give rows of conditioned groups with the description in the context, for distillation.
+
     Raises:
-        ConfigError: there is no task, or one has no description to train on, or no row short enough.
+        ConfigError: there is no task, or one has no description to train on, or no row short enough; or groups are
+            wanted of tasks that there are none of.
     """
 
     def __init__(
-        self, tasks: Sequence[Task], base: Base, encoder: TextEncoder, config: SamplerConfig, seed: int
+        self,
+        tasks: Sequence[Task],
+        base: Base,
+        encoder: TextEncoder,
+        config: SamplerConfig,
+        seed: int,
+        synthetic: Sequence[Task] = (),
+        *,
+        with_context_rows: bool = True,
     ) -> None:
-        self._tasks, self._base, self._config, self._seed = list(tasks), base, config, seed
-        if not self._tasks:
+        self._tasks, self._base, self._config, self._seed = [*tasks, *synthetic], base, config, seed
+        self._num_own, self._with_context_rows = len(tasks), with_context_rows
+        if not tasks and config.synthetic_groups < config.groups:
             raise ConfigError("there is no task to train on")
+        if bool(synthetic) != bool(config.synthetic_groups):
+            raise ConfigError(
+                f"there are {len(synthetic)} procedural tasks and {config.synthetic_groups} groups of a step for them; "
+                "set synthetic_tasks and synthetic_groups, or neither"
+            )
         rng = np.random.default_rng(seed)
         self._example_rows = [rng.permutation(len(t.train))[:16] for t in self._tasks]
         self._descriptions: list[Tensor] = []
@@ -83,35 +113,50 @@ class TaskSampler:
             embeddings = encoder.encode([*task.seen_descriptions, *lines])
             self._descriptions.append(embeddings[: len(task.seen_descriptions)])
             self._examples.append(embeddings[len(task.seen_descriptions) :])
+        texts = null_prompts(self._tasks, _NULL_PROMPTS, seed) if config.null_groups else []
+        self._nulls = encoder.encode(texts) if texts else torch.empty(0)
         self._tail = len(self._prompt("", None)) - len(self._head())
         for task in self._tasks:
             self._require_short_row(task)
 
     @property
     def description_embeddings(self) -> list[Tensor]:
-        """For each task, (seen descriptions, condition_size)."""
+        """For each task, those of the folder first, (seen descriptions, condition_size)."""
         return self._descriptions
 
     def __call__(self, step: int) -> TrainingBatch:
         """The groups of `step`, counted from 0."""
-        config, count = self._config, len(self._tasks)
+        config, num_own = self._config, self._num_own
         rng = np.random.default_rng([self._seed, step])
-        groups = []
-        for slot in range(config.groups):
-            epoch, place = divmod(step * config.groups + slot, count)
-            task = int(np.random.default_rng([self._seed, epoch, 1]).permutation(count)[place])
-            groups.append(self._group(task, rng, shared_only=step < config.warm_start_steps))
+        own = self._drawn(num_own, step, config.groups - config.synthetic_groups, stream=1)
+        synthetic = self._drawn(len(self._tasks) - num_own, step, config.synthetic_groups, stream=2)
+        shared_only = step < config.warm_start_steps
+        drawn = [*own, *(num_own + task for task in synthetic)]
+        groups = [self._group(task, rng, shared_only=shared_only) for task in drawn]
+        for _ in range(0 if shared_only else config.null_groups):
+            text = self._nulls[int(rng.integers(len(self._nulls)))]
+            groups.append(TaskGroup("null", self._noisy(text, rng)))
         return groups
+
+    def _drawn(self, count: int, step: int, groups: int, *, stream: int) -> list[int]:
+        """The tasks of a step out of `count`, each once in an epoch."""
+        places = [divmod(step * groups + slot, count) for slot in range(groups)]
+        return [int(np.random.default_rng([self._seed, epoch, stream]).permutation(count)[i]) for epoch, i in places]
 
     def _group(self, index: int, rng: np.random.Generator, *, shared_only: bool) -> TaskGroup:
         task, config = self._tasks[index], self._config
         wording = int(rng.integers(len(task.seen_descriptions)))
         if shared_only or rng.random() < config.shared_fraction:
-            return TaskGroup(task.task_id, None, self._rows(task, rng, task.seen_descriptions[wording]))
+            _, rows = self._fitting(task, rng, task.seen_descriptions[wording])
+            return TaskGroup(task.task_id, None, rows)
         other = int(rng.integers(len(self._tasks))) if config.shuffled_conditions else index
         condition = self._condition(other, rng, wording % len(self._descriptions[other]))
         in_context = task.seen_descriptions[wording] if rng.random() < config.context_fraction else None
-        return TaskGroup(task.task_id, condition, self._rows(task, rng, in_context))
+        examples, rows = self._fitting(task, rng, in_context)
+        context_rows: list[Row] = []
+        if self._with_context_rows and in_context is None:
+            context_rows = [self._row(example, task.seen_descriptions[wording]) for example in examples]
+        return TaskGroup(task.task_id, condition, rows, context_rows)
 
     def _condition(self, index: int, rng: np.random.Generator, wording: int) -> Tensor:
         config, none = self._config, self._descriptions[index][:0]
@@ -125,10 +170,17 @@ class TaskSampler:
             condition = condition_of(description, examples)
         else:
             condition = condition_of(description, none)
-        noise = torch.from_numpy(rng.standard_normal(len(condition)).astype(np.float32))
-        return torch.nn.functional.normalize(condition + config.noise * noise / len(condition) ** 0.5, dim=-1)
+        return self._noisy(condition, rng)
 
-    def _rows(self, task: Task, rng: np.random.Generator, description: str | None) -> list[Row]:
+    def _noisy(self, condition: Tensor, rng: np.random.Generator) -> Tensor:
+        noise = torch.from_numpy(rng.standard_normal(len(condition)).astype(np.float32))
+        return torch.nn.functional.normalize(condition + self._config.noise * noise / len(condition) ** 0.5, dim=-1)
+
+    def _fitting(
+        self, task: Task, rng: np.random.Generator, description: str | None
+    ) -> tuple[list[Example], list[Row]]:
+        """Some of the task's training examples, as many as the token budget holds, and their rows."""
+        examples: list[Example] = []
         rows: list[Row] = []
         spent = head = self._head_length(description)
         for i in rng.permutation(len(task.train)):
@@ -138,11 +190,12 @@ class TaskSampler:
                 continue
             if rows and spent + cost > self._config.tokens_per_group:
                 break
+            examples.append(task.train[i])
             rows.append(row)
             spent += cost
         if not rows:
             raise self._no_short_row(task)
-        return rows
+        return examples, rows
 
     def _require_short_row(self, task: Task) -> None:
         """Fail before the first step, and not at the one that happens to draw this task."""

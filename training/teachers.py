@@ -11,7 +11,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,12 @@ from llgbm.pretrained import BASE_0_5B
 from llgbm.task_losses import sft_loss
 from training.artefacts import read_manifest, relative_name
 from training.config import to_dict
+from training.fan_out import RayTask, open_workers
 from training.runlog import RunLog
 from training.tasks import Task, load_tasks, tasks_digest
 
-_CHOICE = ("workdir", "folder", "tasks")
-"""Values that say which teachers there are; all others decide what a teacher becomes."""
+_CHOICE = ("workdir", "folder", "tasks", "ray", "ray_task")
+"""Values that say which teachers there are, and who trains them; all others decide what a teacher becomes."""
 _LAST_STEPS = 10
 """Steps over which the loss is averaged for the log."""
 _NUM_EXAMPLES = 16
@@ -88,6 +90,23 @@ class Config:
     """Seed of initialisation and row order."""
     index: int = 0
     """Number of the teacher within its task: the `idx` of its folder."""
+    ray: str | None = None
+    """Train on a Ray cluster: local, auto or its address, see `docs/SCALING.md`; none: in this process."""
+    ray_task: RayTask = field(default_factory=RayTask)
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A teacher that is not in its folder yet.
+
+    Attributes:
+        losses: of every step, nats.
+        seconds: that it took.
+    """
+
+    weights: LoRAWeights
+    losses: list[float]
+    seconds: float
 
 
 def run(config: Config) -> None:
@@ -103,25 +122,44 @@ def run(config: Config) -> None:
         if not missing:
             return
         base = load_base(config.base, storage=config.base_storage)
-        with log.progress("teachers", total=len(missing)) as progress:
-            for done, task in enumerate(missing, 1):
-                loss = make_teacher(log, base, task, config)
+        with (
+            open_workers(config.ray, config.ray_task, base, config.base, config.base_storage) as workers,
+            log.progress("teachers", total=len(missing)) as progress,
+        ):
+            work = partial(_trained, config=config, start=_start(config))
+            for done, (task, trained) in enumerate(workers.map(work, missing), 1):
+                loss = _keep(log, base, task, config, trained)
                 progress.update(done, f"{task.task_id}: loss {loss:.3f}")
 
 
 def make_teacher(log: RunLog, base: Base, task: Task, config: Config) -> float:
     """Train a teacher and put it into its workdir, listed in the index; gives the mean loss of its last steps, nats."""
+    return _keep(log, base, task, config, _trained(base, task, config, _start(config)))
+
+
+def _start(config: Config) -> LoRAWeights | None:
+    return None if config.start is None else load_generator(config.start).generator.shared_adapter()
+
+
+def _trained(base: Base, task: Task, config: Config, start: LoRAWeights | None) -> Trained:
     began = time.monotonic()
-    start = None if config.start is None else load_generator(config.start).generator.shared_adapter()
     weights, losses = train_teacher(base, task, config, start)
+    return Trained(weights, losses, time.monotonic() - began)
+
+
+def _keep(log: RunLog, base: Base, task: Task, config: Config, trained: Trained) -> float:
     folder = adapter_folder(config.workdir, task.task_id, config.index)
-    save_peft(weights, folder, base_id=base.spec.base_id)
-    loss, seconds = float(np.mean(losses[-_LAST_STEPS:])), time.monotonic() - began
-    for step, value in enumerate(losses):
+    save_peft(trained.weights, folder, base_id=base.spec.base_id)
+    loss = float(np.mean(trained.losses[-_LAST_STEPS:]))
+    for step, value in enumerate(trained.losses):
         log.metrics(step=step, series=folder.name, loss=value)
-    digest = tasks_digest([task])
     log.record_artefact(
-        folder, kind="adapter", base_revision=base.revision, data_digest=digest, seconds=seconds, loss=loss
+        folder,
+        kind="adapter",
+        base_revision=base.revision,
+        data_digest=tasks_digest([task]),
+        seconds=trained.seconds,
+        loss=loss,
     )
     list_teacher(config, task)
     return loss
@@ -166,8 +204,13 @@ def list_teacher(config: Config, task: Task) -> AdapterEntry:
     entry = AdapterEntry(folder.name, task.task_id, folder)
     known = load_index(config.workdir)
     if not (config.workdir / INDEX_FILE).exists() or entry.adapter_id not in {e.adapter_id for e in known}:
-        save_index(config.workdir, [*(e for e in known if e.adapter_id != entry.adapter_id), entry])
+        # by id, and not as they were finished: with several workers that order is another one each time
+        save_index(config.workdir, sorted({e.adapter_id: e for e in [*known, entry]}.values(), key=_adapter_id))
     return entry
+
+
+def _adapter_id(entry: AdapterEntry) -> str:
+    return entry.adapter_id
 
 
 def load_teachers(workdir: Path, task_ids: Sequence[str], index: int = 0) -> dict[str, LoRAWeights]:

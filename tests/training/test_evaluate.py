@@ -52,12 +52,21 @@ def test_every_method_is_scored_on_every_task(config: evaluate.Config, generator
     assert list(found["columns"]) == ["unseen_descriptions"]
     methods = found["columns"]["unseen_descriptions"]["methods"]
     assert list(methods) == list(METHODS)
-    for name, row in methods.items():
+    for row in methods.values():
         low, high = row["interval"]
         assert 0 <= low <= row["accuracy"] <= high <= 1
         assert set(row["tasks"]) == {t.task_id for t in small_tasks()}
         assert all(score["n"] == 3 for score in row["tasks"].values())
-        assert ("minus_base" in row) == (name != "base")
+        assert row["num_tasks"] == 6
+    differences = found["columns"]["unseen_descriptions"]["differences"]
+    pairs = [(d["of"], d["minus"]) for d in differences]
+    assert len(set(pairs)) == len(pairs)
+    assert {(name, "base") for name in methods if name != "base"} | set(evaluate.COMPARED) == set(pairs)
+    for difference in differences:
+        low, high = difference["interval"]
+        expected = methods[difference["of"]]["accuracy"] - methods[difference["minus"]]["accuracy"]
+        assert difference["mean"] == pytest.approx(expected, abs=2e-4)
+        assert low <= difference["mean"] <= high
     assert found["command"].startswith("python -m training evaluate ")
 
 
@@ -84,6 +93,7 @@ def test_only_test_rows_and_unseen_descriptions_are_used(
     tests = {e for t in small_tasks() for e in t.test}
     trains = {e for t in small_tasks() for e in t.train}
     unseen = {d for t in small_tasks() for d in t.unseen_descriptions}
+    unseen |= {d for t in small_tasks() if t.task_id == "title" for d in t.descriptions}  # not trained on
     assert rows
     for example, description, shots in rows:
         assert example in tests
@@ -104,9 +114,9 @@ def test_a_stopped_evaluation_computes_only_what_is_missing(
     computed: list[str] = []
     real = evaluate._cell
 
-    def counted(base: Any, trial: Any, task: Any, n: int) -> Any:
-        computed.append(task.task_id)
-        return real(base, trial, task, n)
+    def counted(base: Any, item: Any, num_rows: int) -> Any:
+        computed.append(item[1].task_id)
+        return real(base, item, num_rows)
 
     monkeypatch.setattr(evaluate, "_cell", counted)
     evaluate.run(config)

@@ -136,6 +136,22 @@ def test_a_generator_of_another_size_is_no_start(config: fit.Config) -> None:
         fit.run(replace(other, generator=replace(config.generator, hidden_size=48)))
 
 
+def test_procedural_tasks_are_trained_on_but_for_the_families_kept_back(config: fit.Config) -> None:
+    sampler = replace(config.sampler, synthetic_groups=2, null_groups=1, max_row_tokens=400)
+    config = replace(config, synthetic_tasks=5, hidden_families=("votes", "letters"), sampler=sampler)
+    fit.run(config)
+    manifest = load_generator(config.workdir / "generator").manifest
+    categories = [t.category for t in manifest.tasks]
+    assert sum(c.startswith("synthetic_") for c in categories) == 5
+    assert not {"synthetic_votes", "synthetic_letters"} & set(categories)
+    lines = read_metrics(config.workdir / "metrics" / "fit.jsonl")
+    checks = [line for line in lines if "check_right_accuracy" in line]
+    assert all({"hidden_right_accuracy", "hidden_wrong_log_likelihood"} <= line.keys() for line in checks)
+    assert all("null" in line for line in lines if line.get("step", 0) >= 2 and "loss" in line)
+    with pytest.raises(ConfigError, match="no family of synthetic tasks"):
+        fit.run(replace(config, hidden_families=("vote",)))
+
+
 def test_another_seed_gives_another_generator(config: fit.Config) -> None:
     fit.run(config)
     other = replace(config, workdir=config.workdir.with_name("other"), training=replace(config.training, seed=1))

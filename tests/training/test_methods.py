@@ -80,6 +80,16 @@ def test_retrieval_never_takes_the_tasks_own_teacher_nor_one_not_trained_on(benc
         assert any(same(found, bench.teachers[other]) for other in TASKS if other not in (name, "title"))
 
 
+def test_retrieval_may_find_the_tasks_own_teacher_where_it_is_allowed(bench: Bench) -> None:
+    method = "nearest task's teacher, its own among them"
+    assert all(same(trial_adapter(bench, method, n), bench.teachers[n]) for n in ("upper", "parity"))
+
+
+def test_a_task_not_trained_on_is_described_by_its_first_wording(bench: Bench) -> None:
+    assert bench.description(TASKS["title"]) == TASKS["title"].descriptions[0]
+    assert bench.description(TASKS["upper"]) == TASKS["upper"].unseen_descriptions[0]
+
+
 def test_retrieval_goes_to_the_nearest_description(bench: Bench) -> None:
     query = bench.encoder.encode([bench.description(TASKS["title"])])[0]
     best = max(

@@ -110,6 +110,14 @@ def test_tasks_without_test_rows_are_left_out(tiny_base: Base, encoder: Pretrain
     assert "check_wrong_accuracy" not in found  # there is no other task to take a wrong prompt from
 
 
+def test_rows_of_the_evaluation_are_left_to_it(tiny_base: Base, encoder: PretrainedTextEncoder) -> None:
+    generator, skipping = active_generator(), replace(CONFIG, skip_rows=2)
+    later = [replace(t, test=t.test[2:]) for t in TASKS]
+    expected = ProgressCheck(CONFIG, later, tiny_base, encoder).run(generator)
+    assert ProgressCheck(skipping, TASKS, tiny_base, encoder).run(generator) == pytest.approx(expected, abs=1e-6)
+    assert ProgressCheck(replace(CONFIG, skip_rows=4), TASKS, tiny_base, encoder).run(generator) == {}
+
+
 def test_a_row_holds_every_accepted_answer_and_what_is_in_its_context(tiny_base: Base) -> None:
     tokenizer = tiny_base.tokenizer
     row = eval_row(tiny_base, Example("1 + 1", "2", ("two", "2")))
@@ -122,7 +130,7 @@ def test_a_row_holds_every_accepted_answer_and_what_is_in_its_context(tiny_base:
     assert shown.prompt == prompt_ids(tokenizer, task_messages("c", description="Capitals.", examples=examples))
 
 
-@pytest.mark.parametrize("change", [{"every": -1}, {"num_tasks": 0}, {"num_rows": 0}])
+@pytest.mark.parametrize("change", [{"every": -1}, {"skip_rows": -1}, {"num_tasks": 0}, {"num_rows": 0}])
 def test_settings_out_of_range_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="must be at least 1"):
         replace(CONFIG, **change)

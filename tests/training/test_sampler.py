@@ -15,6 +15,7 @@ from llgbm.chat import answer_ids, prompt_ids, task_messages
 from llgbm.errors import ConfigError
 from llgbm.packing import pack
 from llgbm.text_encoder import PretrainedTextEncoder
+from training.null_prompts import SMALL_TALK, null_prompts
 from training.sampler import SamplerConfig, TaskSampler
 from training.tasks import Example, Task
 
@@ -258,6 +259,59 @@ def test_the_control_mixes_conditions_and_tasks_up(tiny_base: Base, encoder: Pre
     assert max(pairs.values()) < 0.25 * pairs.total()
 
 
+def test_rows_come_in_context_too_where_they_have_none(tiny_base: Base, encoder: PretrainedTextEncoder) -> None:
+    for group in groups_of(sampler_of(tiny_base, encoder, shared_fraction=0.2, context_fraction=0.4), 12):
+        if in_context(tiny_base, group):
+            assert not group.context_rows
+        else:
+            assert [row.answer for row in group.context_rows] == [row.answer for row in group.rows]
+            assert in_context(tiny_base, replace(group, rows=group.context_rows))
+
+
+# procedural tasks and texts that are no task
+
+
+def test_procedural_tasks_have_their_groups_and_their_epochs(tiny_base: Base, encoder: PretrainedTextEncoder) -> None:
+    own, made_up = TASKS[:1], TASKS[1:]
+    config = replace(CONFIG, groups=3, synthetic_groups=2, tokens_per_group=60)
+    sampler = TaskSampler(own, tiny_base, encoder, config, 0, made_up)
+    assert len(sampler.description_embeddings) == 3
+    for step in range(5):
+        drawn = [group.task_id for group in sampler(step)]
+        assert drawn[0] == "upper"
+        assert sorted(drawn[1:]) == ["first", "reverse"]
+
+
+def test_texts_that_are_no_task_come_without_rows_after_the_warm_start(
+    tiny_base: Base, encoder: PretrainedTextEncoder
+) -> None:
+    recorder = Recorder(encoder)
+    sampler = sampler_of(tiny_base, recorder, groups=2, null_groups=3, noise=0.0, warm_start_steps=1)
+    texts = set(null_prompts(TASKS, 600, 0))
+    assert texts <= recorder.seen
+    assert not {e.input for t in TASKS for e in t.test} & texts
+    assert not {d for t in TASKS for d in t.descriptions} & texts
+    assert len(sampler(0)) == 2
+    known = encoder.encode(sorted(texts))
+    for step in range(1, 6):
+        *groups, one, two, three = sampler(step)
+        assert all(group.rows for group in groups)
+        for null in (one, two, three):
+            assert null.condition is not None
+            assert not null.rows
+            assert float((known @ null.condition).max()) == pytest.approx(1, abs=1e-4)
+    assert content(sampler(3)[:2]) != content(sampler(4)[:2])
+
+
+def test_texts_that_are_no_task_are_of_every_kind_and_the_same_for_a_seed() -> None:
+    texts = null_prompts(TASKS, 300, 1)
+    assert texts == null_prompts(TASKS, 300, 1) != null_prompts(TASKS, 300, 2)
+    assert len(texts) == 300
+    assert all(text.strip() for text in texts)
+    assert sum(text in SMALL_TALK for text in texts) == 100
+    assert sum(text in WORDS for text in texts) == 100
+
+
 # what is refused
 
 
@@ -270,6 +324,8 @@ def test_the_control_mixes_conditions_and_tasks_up(tiny_base: Base, encoder: Pre
         ({"num_examples": 0}, "at least 1"),
         ({"warm_start_steps": -1}, "must not be negative"),
         ({"noise": -0.1}, "must not be negative"),
+        ({"null_groups": -1}, "must not be negative"),
+        ({"synthetic_groups": 5}, "between 0 and groups"),
         ({"shared_fraction": 1.1}, "between 0 and 1"),
         ({"context_fraction": float("nan")}, "between 0 and 1"),
         ({"example_fraction": 0.6, "mixed_fraction": 0.5}, "between 0 and 1"),
@@ -292,3 +348,7 @@ def test_tasks_that_cannot_be_trained_on_are_refused_before_the_first_step(
         sampler_of(tiny_base, encoder, tasks=[replace(TASKS[1], train=())])
     with pytest.raises(ConfigError, match="no task to train on"):
         sampler_of(tiny_base, encoder, tasks=[])
+    with pytest.raises(ConfigError, match="0 procedural tasks and 2 groups"):
+        sampler_of(tiny_base, encoder, synthetic_groups=2)
+    with pytest.raises(ConfigError, match="3 procedural tasks and 0 groups"):
+        TaskSampler(TASKS, tiny_base, encoder, CONFIG, 0, TASKS)

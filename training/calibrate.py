@@ -1,0 +1,110 @@
+"""`python -m training calibrate`: gives a generator its confidence, from how well it does near and far from training.
+
+Near are training tasks with wordings never trained on; far are procedural tasks of families that the fit kept back.
+Rows are those that neither training nor `evaluate` reads. The held-out kinds of `evaluate` are not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from llgbm.base import Base, load_base
+from llgbm.checkpoint import load_generator, write_confidence
+from llgbm.errors import ConfigError
+from llgbm.evaluation import score_rows
+from llgbm.frozen_linear import Storage
+from llgbm.prompting import AdapterMaker, AdapterRequest
+from llgbm.text_encoder import PretrainedTextEncoder
+from training.confidence import Point, confidence_curve, reliability
+from training.progress_check import eval_row
+from training.results import write_result
+from training.runlog import RunLog
+from training.synthetic_tasks import synthetic_tasks
+from training.tasks import Task, load_tasks, tasks_digest
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the confidence is measured on."""
+
+    workdir: Path = Path("runs/calibrate")
+    """Folder for the log and the result."""
+    checkpoint: Path = Path("checkpoints/qwen2.5-0.5b")
+    """The generator's artefact; its manifest gets the curve."""
+    tasks: Path = Path("tasks/train")
+    """Folder of the training tasks' files."""
+    task_ids: tuple[str, ...] = ()
+    """Only these of them; empty for all."""
+    hidden_families: tuple[str, ...] = ()
+    """Families of procedural tasks that the fit kept back."""
+    hidden_tasks: int = 80
+    """Tasks of these families, taken from them in turn."""
+    wordings: int = 2
+    """Wordings of each task, such as training never saw."""
+    num_rows: int = 8
+    """Test rows of each task."""
+    skip_rows: int = 50
+    """First test rows, which are left to `evaluate`."""
+    threshold: float = 0.25
+    """Confidence below which the service warns."""
+    base: str = ""
+    """Hub id or folder of the base; by default the one that the checkpoint names."""
+    base_storage: Storage = "float32"
+    """How the base's Linear weights are stored."""
+    text_encoder: str = ""
+    """Hub id or folder of the text encoder; by default the one that the checkpoint names."""
+
+    def __post_init__(self) -> None:
+        if min(self.wordings, self.num_rows, self.hidden_tasks) < 1 or self.skip_rows < 0:
+            raise ConfigError(
+                "wordings, num_rows and hidden_tasks must be at least 1, and skip_rows must not be negative"
+            )
+        if not 0 <= self.threshold <= 1:
+            raise ConfigError("threshold lies between 0 and 1")
+
+
+def run(config: Config) -> None:
+    """Measure, and write the curve into the artefact's manifest.
+
+    Raises:
+        ConfigError: a hidden task was trained on, or there is too little to measure on.
+    """
+    checkpoint = load_generator(config.checkpoint)
+    near = load_tasks(config.tasks, config.task_ids or None)
+    far = synthetic_tasks(families=config.hidden_families, limit=config.hidden_tasks) if config.hidden_families else []
+    trained = {task.task_id for task in checkpoint.manifest.tasks}
+    if known := [task.task_id for task in far if task.task_id in trained]:
+        raise ConfigError(f"{config.checkpoint} was trained on {known[0]}; name families that its fit kept back")
+    base = load_base(config.base or checkpoint.manifest.base_id, storage=config.base_storage)
+    maker = AdapterMaker(checkpoint, PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id))
+    tasks = [task for task in [*near, *far] if len(task.test) > config.skip_rows]
+    with RunLog(config.workdir, "calibrate", config) as log:
+        points: list[Point] = []
+        with log.progress("calibrate", total=len(tasks)) as progress:
+            for done, task in enumerate(tasks, 1):
+                points += measured(task, maker, base, config)
+                progress.update(done, task.task_id)
+        curve, found = confidence_curve(points, config.threshold), reliability(points)
+        expected = np.interp([p.similarity for p in points], curve["similarity"], curve["confidence"])
+        write_confidence(config.checkpoint, curve)
+        result = {
+            "generator": checkpoint.manifest.digest,
+            "curve": curve,
+            "reliability": found,
+            "warned": round(float((expected < config.threshold).mean()), 4),
+            "points": [[p.category, round(p.similarity, 4), round(p.accuracy, 4)] for p in points],
+        }
+        write_result(log, "confidence", config, result, base_revision=base.revision, data_digest=tasks_digest(tasks))
+
+
+def measured(task: Task, maker: AdapterMaker, base: Base, config: Config) -> Iterator[Point]:
+    """The points of one task: one for each wording, all measured on the same rows."""
+    wordings = task.unseen_descriptions[: config.wordings]
+    made = maker.make([AdapterRequest((text,)) for text in wordings])
+    rows = [eval_row(base, example) for example in task.test[config.skip_rows :][: config.num_rows]]
+    for adapter, scores in zip(made, score_rows(base, [(a.weights, rows) for a in made]), strict=True):
+        yield Point(task.category, adapter.nearest[0][1], float(np.mean([s.correct for s in scores])))

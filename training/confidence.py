@@ -1,0 +1,94 @@
+"""From measured prompts to a confidence: which share of right answers to expect at which distance from training.
+
+A prompt's distance is its cosine with the nearest training prompt. The confidence is an isotonic regression of
+accuracy on it (Zadrozny and Elkan 2002): nearer is never less sure. Whether it can be believed is measured with every
+category predicted by a curve that was fitted without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.isotonic import IsotonicRegression
+
+from llgbm.errors import ConfigError
+
+_KNOTS = 16
+_SMALLEST_STEP = 1e-4
+
+
+@dataclass(frozen=True)
+class Point:
+    """One prompt whose adapter was measured.
+
+    Attributes:
+        category: of its task.
+        similarity: cosine with the nearest training prompt.
+        accuracy: share of right answers, 0 to 1.
+    """
+
+    category: str
+    similarity: float
+    accuracy: float
+
+
+def confidence_curve(points: Sequence[Point], threshold: float) -> dict[str, Any]:
+    """What `GeneratorManifest.confidence` holds: rising similarities with a confidence for each, and the threshold.
+
+    Raises:
+        ConfigError: there are fewer than two distances to draw a curve through.
+    """
+    fitted = _fitted(points)
+    places = np.quantile([p.similarity for p in points], np.linspace(0, 1, _KNOTS)).round(4)
+    knots = [places[0], *(b for a, b in pairwise(places) if b - a >= _SMALLEST_STEP)]
+    return {
+        "similarity": [float(x) for x in knots],
+        "confidence": [round(float(y), 4) for y in fitted.predict(knots)],
+        "threshold": threshold,
+    }
+
+
+def reliability(points: Sequence[Point], *, bins: int = 5) -> dict[str, Any]:
+    """How far confidences are from accuracies, each category predicted without its own points.
+
+    Returns:
+        `bins`: of about as many prompts each, mean confidence, mean accuracy and their number; `error`: the expected
+        calibration error, the mean distance of the two weighted by number (Naeini et al. 2015); `spread`: the standard
+        deviation of the confidences, 0 for a confidence that says nothing.
+
+    Raises:
+        ConfigError: all points are of one category.
+    """
+    categories = sorted({p.category for p in points})
+    if len(categories) < 2:
+        raise ConfigError("all measured tasks are of one category; the reliability needs a second to predict it from")
+    predicted = np.zeros(len(points))
+    for category in categories:
+        mine = [i for i, p in enumerate(points) if p.category == category]
+        others = [p for p in points if p.category != category]
+        predicted[mine] = _fitted(others).predict([points[i].similarity for i in mine])
+    accuracy = np.array([p.accuracy for p in points])
+    order = np.argsort(predicted, kind="stable")
+    found = [_bin(predicted[part], accuracy[part]) for part in np.array_split(order, bins) if len(part)]
+    error = sum(b["n"] * abs(b["confidence"] - b["accuracy"]) for b in found) / len(points)
+    return {"bins": found, "error": round(error, 4), "spread": round(float(predicted.std()), 4)}
+
+
+def _fitted(points: Sequence[Point]) -> IsotonicRegression:
+    if len({p.similarity for p in points}) < 2:
+        raise ConfigError("a curve needs prompts at two distances at least; measure more tasks")
+    curve = IsotonicRegression(y_min=0.0, y_max=1.0, increasing=True, out_of_bounds="clip")
+    return curve.fit([p.similarity for p in points], [p.accuracy for p in points])
+
+
+def _bin(confidence: NDArray[np.float64], accuracy: NDArray[np.float64]) -> dict[str, Any]:
+    return {
+        "confidence": round(float(confidence.mean()), 4),
+        "accuracy": round(float(accuracy.mean()), 4),
+        "n": len(confidence),
+    }
