@@ -2,13 +2,15 @@
 
     python examples/generate_and_load_with_peft.py "Translate the English word to French." --query cheese
 
-Needs a running service (`make serve`). Exits with 1 if the two answers differ.
+Needs a running service (`make serve`). LLGBM_URL says where it is, LLGBM_API_KEY holds a key if it asks for one. Exits
+with 1 if the two answers differ.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 import tempfile
 import zipfile
@@ -27,11 +29,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prompt", help="what the adapter shall do")
     parser.add_argument("--query", default="cheese", help="what to ask both")
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="where the service listens")
+    parser.add_argument("--url", default=os.environ.get("LLGBM_URL", "http://127.0.0.1:8000"), help="the service")
     parser.add_argument("--max-tokens", type=int, default=16)
     args = parser.parse_args()
 
-    with httpx.Client(base_url=args.url, timeout=120) as client:
+    headers = {"Authorization": f"Bearer {key}"} if (key := os.environ.get("LLGBM_API_KEY")) else {}
+    with httpx.Client(base_url=args.url, headers=headers, timeout=120) as client:
         try:
             made = client.post("/generate-adapter", json={"prompt": args.prompt})
         except httpx.ConnectError:

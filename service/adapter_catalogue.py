@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
-from service.adapter_files import AdapterRecord, NameTakenError
+from service.adapter_files import AdapterRecord, NameTakenError, StoreFullError, require_name
 from service.adapter_store import AdapterStore
 from service.errors import ApiError
 from service.metrics import Metrics
+from service.translation import as_api_error
 
 
 def unknown_adapter(given: str) -> ApiError:
@@ -69,12 +71,15 @@ class AdapterCatalogue:
         """Id -> names."""
         return await asyncio.to_thread(self._files.names)
 
-    def folder(self, identity: str) -> Path:
-        """The adapter's PEFT folder."""
-        return self._files.path(identity)
+    async def folder(self, identity: str) -> Path:
+        """The adapter's PEFT folder on this machine. Raises ApiError 404."""
+        try:
+            return await asyncio.to_thread(self._files.local, identity)
+        except FileNotFoundError:
+            raise unknown_adapter(identity) from None
 
     async def name(self, name: str, identity: str, *, taken_status: int = 409) -> None:
-        """Give an adapter a name. Raises ApiError: it is taken, or means something else."""
+        """Give an adapter a name. Raises ApiError: it is taken, or means something else, or the disk is full."""
         if name == self._base_id:
             raise ApiError(taken_status, f"{name!r} is the name of the base", param="name")
         try:
@@ -83,16 +88,30 @@ class AdapterCatalogue:
             raise ApiError(taken_status, f"{error}; choose another", code="name_taken", param="name") from error
         except ValueError as error:
             raise ApiError(422, str(error), param="name") from error
+        except StoreFullError as error:
+            raise as_api_error(error) from error
 
     async def require_free(self, name: str | None, identity: str | None, *, taken_status: int = 409) -> None:
-        """Refuse early a name that belongs to another adapter than `identity`."""
+        """Refuse early a name that belongs to another adapter than `identity`, or that none may have."""
         if name is None:
             return
+        try:
+            require_name(name)
+        except ValueError as error:
+            raise ApiError(422, str(error), param="name") from error
         holder = await asyncio.to_thread(self._files.resolve, name)
         if holder is not None and holder != identity:
             raise ApiError(
                 taken_status, f"the name {name!r} belongs to {holder}; choose another", code="name_taken", param="name"
             )
+
+    async def composed_as(self, name: str | None, identities: Sequence[str], factors: Sequence[float]) -> str | None:
+        """The id of the adapter `name` if it is the weighted sum of these; ids may be names."""
+        if name is None or (holder := await asyncio.to_thread(self._files.resolve, name)) is None:
+            return None
+        parts = tuple(zip([await self.resolve(identity) for identity in identities], factors, strict=True))
+        record = await asyncio.to_thread(self._files.record, holder)
+        return holder if record is not None and record.parts == parts else None
 
     async def unload(self, name: str) -> None:
         """Take a name away, and delete its adapter if it was loaded and has no other name. Raises ApiError 404."""

@@ -5,8 +5,8 @@
     {store}/{name} -> {id}                                         a name is a link, so other readers can use it too
 
 A folder is written under a temporary name, synced and renamed, and removed by renaming it away first: a reader, in this
-process or another, sees a whole adapter or none. Adapters are immutable. Everything here blocks and may run in any
-thread.
+process or another, sees a whole adapter or none. Adapters are immutable. What a killed process left is swept when the
+store is opened. Everything here blocks and may run in any thread.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import hashlib
 import os
 import re
 import shutil
-import time
-import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -27,12 +26,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llgbm.lora import LoRAWeights
 from llgbm.peft_io import content_digest, load_peft, save_peft
+from service.work_folder import sweep, unused_path, work_folder
 
 CONFIG_FILE, WEIGHTS_FILE, RECORD_FILE = "adapter_config.json", "adapter_model.safetensors", "llgbm.json"
 ADAPTER_ID = re.compile(r"lora-[0-9a-f]{24}")
 ADAPTER_NAME = re.compile(r"(?!lora-[0-9a-f]{24}$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_TEMPORARY = ".tmp-"
-_STALE_SECONDS = 3600.0
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -88,18 +86,19 @@ class AdapterFiles:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._records: dict[str, AdapterRecord] = {}
-        self._remove_leftovers()
-
-    def _remove_leftovers(self) -> None:
-        """Temporary folders of processes that were killed; young ones may belong to a process at work."""
-        for path in self.folder.glob(_TEMPORARY + "*"):
-            with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                    shutil.rmtree(path, ignore_errors=True)
+        sweep(folder)
 
     def path(self, identity: str) -> Path:
         """The folder of an adapter, there or not."""
         return self.folder / identity
+
+    def local(self, identity: str) -> Path:
+        """The folder of an adapter that is in the store, on this machine; brought here first if it was elsewhere.
+
+        Raises:
+            FileNotFoundError: there is no such adapter.
+        """
+        return self.path(identity)
 
     def exists(self, identity: str) -> bool:
         """Whether there is such an adapter on disk now."""
@@ -112,15 +111,20 @@ class AdapterFiles:
             return None
         known = self._records.get(identity)
         if known is None:
-            try:
-                text = (self.folder / identity / RECORD_FILE).read_text("utf-8")
-                known = AdapterRecord.model_validate_json(text)
-            except (OSError, ValidationError, UnicodeDecodeError):
-                return None
-            if known.id != identity:
-                return None
-            self._records[identity] = known
+            known = self._read_record(identity)
+            if known is not None:
+                self._records[identity] = known
         return known
+
+    def _read_record(self, identity: str) -> AdapterRecord | None:
+        return self._record_here(identity)
+
+    def _record_here(self, identity: str) -> AdapterRecord | None:
+        """The record in this machine's folder, if it can be read."""
+        try:
+            return parse_record((self.folder / identity / RECORD_FILE).read_bytes(), identity)
+        except OSError:
+            return None
 
     def records(self) -> list[AdapterRecord]:
         """All adapters, the newest first. Each record is read once, since adapters do not change."""
@@ -138,25 +142,24 @@ class AdapterFiles:
         Raises:
             StoreFullError: no room; nothing was kept.
         """
-        work = self.folder / f"{_TEMPORARY}{uuid.uuid4().hex}"
-        inner = work / record.id
         try:
-            work.mkdir()
+            with self._written(weights, record) as (inner, mine):
+                made = self._publish(inner, self.folder / record.id)
+        except OSError as error:
+            raise store_full(error, f"an adapter of {weights.num_bytes} bytes") from error
+        return (mine if made else self.record(record.id) or mine), made
+
+    @contextmanager
+    def _written(self, weights: LoRAWeights, record: AdapterRecord) -> Iterator[tuple[Path, AdapterRecord]]:
+        """The adapter in a folder that nobody else looks at, gone at the end, and its record with file facts."""
+        with work_folder(self.folder) as work:
+            inner = work / record.id
             save_peft(weights, inner, base_id=record.base)
-            facts = {name: _fact(inner / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
+            facts = {name: file_fact(inner / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
             record = record.model_copy(update={"files": facts})
             _write_synced(inner / RECORD_FILE, record.model_dump_json(indent=1).encode() + b"\n")
             _sync_folder(inner)
-            made = self._publish(inner, self.folder / record.id)
-        except OSError as error:
-            if error.errno in _FULL:
-                raise StoreFullError(
-                    f"no room in {self.folder} for an adapter of {weights.num_bytes} bytes; free some and try again"
-                ) from error
-            raise
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-        return (record if made else self.record(record.id) or record), made
+            yield inner, record
 
     def _publish(self, inner: Path, final: Path) -> bool:
         for _ in range(3):
@@ -165,7 +168,7 @@ class AdapterFiles:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                if self.record(final.name) is not None:
+                if (final / CONFIG_FILE).is_file() and self._record_here(final.name) is not None:
                     return False
                 # Something without a readable record has the place: move it away whole, and try again.
                 self._remove_folder(final)
@@ -185,7 +188,7 @@ class AdapterFiles:
         record = self.record(identity)
         if record is None:
             raise FileNotFoundError(errno.ENOENT, "no such adapter", str(self.folder / identity))
-        weights, _ = load_peft(self.folder / identity)
+        weights, _ = load_peft(self.local(identity))
         if content_digest(weights) != record.digest:
             raise AdapterDamagedError(f"the tensors of {identity} are not those that were stored")
         return weights
@@ -205,7 +208,7 @@ class AdapterFiles:
         self._remove_folder(self.folder / identity)
 
     def _remove_folder(self, path: Path) -> bool:
-        grave = self.folder / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        grave = unused_path(self.folder)  # held by nobody: whoever sweeps it helps
         try:
             path.rename(grave)
         except FileNotFoundError:
@@ -234,9 +237,9 @@ class AdapterFiles:
         Raises:
             NameTakenError: it is the name of another adapter.
             ValueError: it is not a valid name.
+            StoreFullError: no room for it.
         """
-        if ADAPTER_NAME.fullmatch(name) is None:
-            raise ValueError(f"{name!r} is not a valid name: 1 to 64 letters, digits, dots, dashes and underscores")
+        require_name(name)
         link = self.folder / name
         for _ in range(3):
             try:
@@ -248,6 +251,8 @@ class AdapterFiles:
                 if held_by is not None or not link.is_symlink():
                     raise NameTakenError(f"the name {name!r} belongs to {held_by or 'something else'}") from None
                 self.unname(name)
+            except OSError as error:
+                raise store_full(error, f"the name {name!r}") from error
             else:
                 return
         raise NameTakenError(f"the name {name!r} is being changed by others; try again")
@@ -274,7 +279,30 @@ class AdapterFiles:
         return found
 
 
-def _fact(path: Path) -> FileFact:
+def require_name(name: str) -> None:
+    """Raise ValueError if `name` is not one that an adapter may have."""
+    if ADAPTER_NAME.fullmatch(name) is None:
+        raise ValueError(f"{name!r} is not a valid name: 1 to 64 letters, digits, dots, dashes and underscores")
+
+
+def store_full(error: OSError, what: str) -> Exception:
+    """StoreFullError if that is what `error` says, else `error`."""
+    if error.errno not in _FULL:
+        return error
+    return StoreFullError(f"no room in the store for {what}; delete adapters, or free some of its disk, and try again")
+
+
+def parse_record(data: bytes, identity: str) -> AdapterRecord | None:
+    """The record of an adapter from the content of its `llgbm.json`; None if it is not one, or another's."""
+    try:
+        record = AdapterRecord.model_validate_json(data)
+    except ValidationError:
+        return None
+    return record if record.id == identity else None
+
+
+def file_fact(path: Path) -> FileFact:
+    """Size and hash of a file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return FileFact(bytes=path.stat().st_size, sha256=digest)

@@ -1,7 +1,8 @@
 """Adapters on demand: make them, lend them out, combine and load them. Knows HTTP's errors but not its requests.
 
 Making is single flight: requests for one id that come together are one piece of work, which goes on when the first of
-them hangs up. The maker runs in the torch thread, files are written and read in worker threads.
+them hangs up. Among processes that share a Redis it is single flight too, see `service.turns`. The maker runs in the
+torch thread, files are written and read in worker threads.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from llgbm.peft_io import content_digest, load_peft
 from llgbm.prompting import AdapterRequest, MadeAdapter
 from service.adapter_catalogue import AdapterCatalogue, unknown_adapter
 from service.adapter_files import AdapterDamagedError, AdapterRecord
-from service.adapter_store import AdapterStore, Lease
+from service.adapter_store import AdapterReference, AdapterStore, Lease
 from service.engine import Engine
 from service.errors import ApiError
 from service.metrics import Metrics
 from service.models import Models
 from service.settings import Settings
 from service.translation import translated
+from service.turns import Turns
 
 _log = structlog.get_logger("service.adapters")
 
@@ -58,8 +60,10 @@ class AdapterService:
         engine: Engine,
         store: AdapterStore,
         catalogue: AdapterCatalogue,
+        turns: Turns,
         metrics: Metrics,
     ) -> None:
+        self._turns = turns
         self._settings, self._models, self._engine = settings, models, engine
         self._store, self._files, self._catalogue, self._metrics = store, store.files, catalogue, metrics
         self._making: dict[str, asyncio.Task[Outcome]] = {}
@@ -69,11 +73,20 @@ class AdapterService:
     async def get_or_make(self, request: AdapterRequest) -> Outcome:
         """The adapter of a request, made if there is none."""
         identity = self._models.maker.id_of(request)
+        existing = await self._existing(identity)
+        return existing or await self._single_flight(identity, lambda: self._make_in_turn(identity, request))
+
+    async def _existing(self, identity: str) -> Outcome | None:
         record = await asyncio.to_thread(self._files.record, identity)
-        if record is not None:
-            self._metrics.adapters.labels("existed").inc()
-            return Outcome(record, made=False, seconds={})
-        return await self._single_flight(identity, lambda: self._make(identity, request))
+        if record is None:
+            return None
+        self._metrics.adapters.labels("existed").inc()
+        return Outcome(record, made=False, seconds={})
+
+    async def _make_in_turn(self, identity: str, request: AdapterRequest) -> Outcome:
+        async with self._turns.turn(identity):
+            # another process may have made it while this one waited
+            return await self._existing(identity) or await self._make(identity, request)
 
     async def _single_flight(self, identity: str, work: Callable[[], Coroutine[Any, Any, Outcome]]) -> Outcome:
         task = self._making.get(identity)
@@ -89,7 +102,7 @@ class AdapterService:
         if not task.cancelled():
             task.exception()  # seen, also when everybody who waited has gone
 
-    async def _make(self, identity: str, request: AdapterRequest) -> Outcome:
+    async def _make(self, identity: str, request: AdapterRequest, *, replacing: bool = False) -> Outcome:
         def make() -> tuple[MadeAdapter, LoRAWeights, dict[str, float]]:
             (made,) = self._models.maker.make([request])
             # the maker gives views into the products of a whole batch; keep this adapter's numbers and no more
@@ -113,7 +126,7 @@ class AdapterService:
             confidence=made.confidence,
             warning=made.warning,
         )
-        record, new = await self._keep(weights, record)
+        record, new = await self._keep(weights, record, replacing=replacing)
         done = time.perf_counter()
         seconds = {**made.seconds, "store": done - ready, "total": done - start}
         for stage, value in seconds.items():
@@ -138,8 +151,12 @@ class AdapterService:
             **known,
         )
 
-    async def _keep(self, weights: LoRAWeights, record: AdapterRecord) -> tuple[AdapterRecord, bool]:
+    async def _keep(
+        self, weights: LoRAWeights, record: AdapterRecord, *, replacing: bool = False
+    ) -> tuple[AdapterRecord, bool]:
         def write() -> tuple[AdapterRecord, bool]:
+            if replacing:
+                self._files.discard(record.id)
             stored = self._files.write(weights, record.model_copy(update={"digest": content_digest(weights)}))
             self._store.keep(record.id, weights)
             return stored
@@ -147,6 +164,21 @@ class AdapterService:
         return await asyncio.to_thread(write)
 
     # using
+
+    async def refer(self, identity: str) -> AdapterReference:
+        """A reference to an adapter that others read from the store; its tensors are not looked at.
+
+        Raises:
+            ApiError: 404.
+        """
+        record = await asyncio.to_thread(self._files.record, identity)
+        if record is None:
+            raise unknown_adapter(identity)
+        return AdapterReference(identity, sum(norm is not None for norms in record.norms.values() for norm in norms))
+
+    async def verify(self, identity: str) -> None:
+        """Read an adapter's files, so that what others read is what was written. Repairs and raises as `lease`."""
+        (await self.lease(identity)).release()
 
     async def lease(self, identity: str) -> Lease:
         """A reference to an adapter's tensors, for whoever releases it.
@@ -186,11 +218,21 @@ class AdapterService:
             return False
 
         async def replace() -> Outcome:
-            await asyncio.to_thread(self._files.discard, identity)
-            return await self._make(identity, request)
+            async with self._turns.turn(identity):
+                repaired = await asyncio.to_thread(self._readable, identity)
+                if repaired is not None:  # by another process, while this one waited
+                    return Outcome(repaired, made=False, seconds={})
+                return await self._make(identity, request, replacing=True)
 
         await self._single_flight(identity, replace)
         return True
+
+    def _readable(self, identity: str) -> AdapterRecord | None:
+        try:
+            self._files.read(identity)
+        except (FileNotFoundError, AdapterDamagedError, AdapterFormatError):
+            return None
+        return self._files.record(identity)
 
     # from elsewhere
 

@@ -24,15 +24,40 @@ class _Entry:
     references: int = 0
 
 
-class Lease:
-    """A reference to an adapter: its tensors stay until `release`, which may be called more than once."""
+class AdapterReference:
+    """An adapter that a request is for, without its tensors.
 
-    def __init__(self, identity: str, weights: LoRAWeights, release: Callable[[], None]) -> None:
-        self.id, self.weights = identity, weights
-        self._release: Callable[[], None] | None = release
+    Attributes:
+        modules: number of modules that it changes.
+    """
+
+    def __init__(self, identity: str, modules: int) -> None:
+        self.id, self.modules = identity, modules
+
+    @property
+    def weights(self) -> LoRAWeights | None:
+        """The tensors, if the reference keeps them in memory."""
+        return None
 
     def release(self) -> None:
-        """Give the reference back."""
+        """Give the reference back. May be called more than once."""
+
+
+class Lease(AdapterReference):
+    """A reference to an adapter whose tensors stay until `release`."""
+
+    def __init__(self, identity: str, weights: LoRAWeights, release: Callable[[], None]) -> None:
+        super().__init__(identity, len(weights.spec.modules))
+        self._weights = weights
+        self._release: Callable[[], None] | None = release
+
+    @property
+    def weights(self) -> LoRAWeights:
+        """The tensors."""
+        return self._weights
+
+    def release(self) -> None:
+        """Give the reference back. May be called more than once."""
         release, self._release = self._release, None
         if release is not None:
             release()
@@ -84,7 +109,8 @@ class AdapterStore:
                 weights.spec.require_fits(self._base)
                 self._metrics.adapter_cache.labels("disk").inc()
                 with self._lock:
-                    self._entries[identity] = _Entry(weights)
+                    # not over an entry with references, which another who read it may have put there meanwhile
+                    self._entries.setdefault(identity, _Entry(weights))
                     lease = self._reference(identity)
                     self._evict()
         return lease

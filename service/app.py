@@ -2,7 +2,9 @@
 
     request -> RequestContext (id, log, metrics) -> Gate (key, rate, size) -> a route
       /generate-adapter   AdapterService.get_or_make -> Engine.run(AdapterMaker.make) -> AdapterFiles.write
-      /chat, /v1/...      ChatService.start -> AdapterStore.acquire -> Engine.submit -> tokens -> text
+      /chat, /v1/...      ChatService.start -> AdapterStore.acquire -> DecodingEngine.submit -> tokens -> text
+
+`DecodingEngine` is the Engine of this process, or VLLMEngine, which has vLLM servers decode.
 
 The process listens at once and loads in the background; /readyz is 503 until base and generator are there. When it is
 told to stop it drains: /readyz turns 503, new work is refused, running answers are finished until the deadline and then
@@ -24,20 +26,24 @@ from fastapi.middleware.cors import CORSMiddleware
 from llgbm.errors import LLGBMError
 from service import errors, openapi, routes
 from service.adapter_catalogue import AdapterCatalogue
-from service.adapter_files import AdapterFiles
 from service.adapter_service import AdapterService
 from service.adapter_store import AdapterStore
 from service.chat_service import ChatService
 from service.engine import Engine
-from service.engine_api import EngineLimits, StoppedError
+from service.engine_api import DecodingEngine, EngineError, EngineLimits, StoppedError
 from service.metrics import Metrics
 from service.models import LoadModels, load_models
-from service.observability import RequestContext, configure_logging, enable_tracing
+from service.observability import RequestContext, configure_logging, tracing, without_password
 from service.security import Gate, rate_limiter
 from service.settings import Settings
+from service.shared_files import open_files
 from service.state import Services, State
+from service.turns import Turns, turns_of
+from service.vllm_engine import VLLMEngine
 
 _log = structlog.get_logger("service")
+_LOADING_PATIENCE = 1.0
+"""Seconds that a shutdown waits for models that are being loaded."""
 
 
 def create_app(settings: Settings | None = None, *, load: LoadModels = load_models) -> FastAPI:
@@ -47,6 +53,7 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
     metrics = Metrics()
     state = State(settings, metrics)
     limiter = rate_limiter(settings)
+    turns = turns_of(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -57,16 +64,20 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
             on_death=lambda: loop.call_soon_threadsafe(_fail, state, "the engine has stopped"),
         )
         engine.start()
-        loading = asyncio.create_task(_load(state, engine, load))
+        loading = asyncio.create_task(_load(state, engine, turns, load))
         try:
             yield
         finally:
             await drain(state, seconds=settings.drain_seconds)
             loading.cancel()
-            await engine.stop()
+            if state.services is not None:
+                await state.services.decoding.stop()
+            # models may take minutes to load, and nothing is lost when that is cut off
+            await engine.stop(patience=_LOADING_PATIENCE if state.services is None else None)
             await asyncio.gather(loading, return_exceptions=True)
             if state.services is not None:
                 state.services.models.cache.close()
+            await turns.close()
             if limiter is not None:
                 await limiter.close()
 
@@ -75,6 +86,7 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
         summary="Makes a LoRA adapter from a sentence that describes a task, and serves it",
         version=version("llgbm"),
         lifespan=lifespan,
+        telemetry=tracing(settings.otel),
         # the interactive documents would load scripts from other machines
         docs_url=None,
         redoc_url=None,
@@ -96,24 +108,17 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
             expose_headers=["ETag", "Location", "Retry-After", "X-Adapter-Id", "X-Request-ID"],
         )
     app.add_middleware(RequestContext, state=state)
-    if settings.otel:
-        enable_tracing(app)
     return app
 
 
-async def _load(state: State, engine: Engine, load: LoadModels) -> None:
-    """Load the models in the torch thread and open the routes."""
-    settings, metrics, start = state.settings, state.metrics, time.perf_counter()
-
-    def progress(text: str) -> None:
-        state.progress = text
-
+async def _load(state: State, engine: Engine, turns: Turns, load: LoadModels) -> None:
+    """Load the models in the torch thread and open the routes; what goes wrong is said by /readyz and the log."""
+    start = time.perf_counter()
     try:
-        models = await engine.run(lambda: load(settings, metrics, progress))
-        files = await asyncio.to_thread(AdapterFiles, settings.store_dir)
+        services = await _loaded(state, engine, turns, load)
     except StoppedError:
         return
-    except (LLGBMError, OSError) as error:
+    except (LLGBMError, EngineError, OSError) as error:
         _log.error("loading_failed", error=str(error))
         _fail(state, str(error))
         return
@@ -121,20 +126,36 @@ async def _load(state: State, engine: Engine, load: LoadModels) -> None:
         _log.exception("loading_failed")
         _fail(state, f"{type(error).__name__}; the log says more")
         return
-    engine.attach(models.new_decoder)
-    store = AdapterStore(files, models.base.spec, max_bytes=settings.adapter_memory, metrics=metrics)
-    catalogue = AdapterCatalogue(store, models.base.spec.base_id, metrics)
-    adapters = AdapterService(settings, models, engine, store, catalogue, metrics)
-    chat = ChatService(settings, models, engine, adapters, catalogue)
-    state.services = Services(models, engine, store, catalogue, adapters, chat, started=int(time.time()))
+    state.services = services
     _log.info(
         "ready",
         seconds=round(time.perf_counter() - start, 1),
-        base=models.base.spec.base_id,
-        base_revision=models.base.revision,
-        generator=models.generator_digest[:12],
-        store=str(settings.store_dir),
+        base=services.models.base.spec.base_id,
+        base_revision=services.models.base.revision,
+        generator=services.models.generator_digest[:12],
+        store=without_password(state.settings.store_url or str(state.settings.store_dir)),
     )
+
+
+async def _loaded(state: State, engine: Engine, turns: Turns, load: LoadModels) -> Services:
+    settings, metrics = state.settings, state.metrics
+
+    def progress(text: str) -> None:
+        state.progress = text
+
+    models = await engine.run(lambda: load(settings, metrics, progress))
+    files = await asyncio.to_thread(open_files, settings.store_dir, settings.store_url)
+    store = AdapterStore(files, models.base.spec, max_bytes=settings.adapter_memory, metrics=metrics)
+    catalogue = AdapterCatalogue(store, models.base.spec.base_id, metrics)
+    adapters = AdapterService(settings, models, engine, store, catalogue, turns, metrics)
+    decoding: DecodingEngine = engine
+    if settings.engine == "vllm":
+        decoding = VLLMEngine(settings, metrics, adapters.verify)
+        await decoding.start()
+    elif models.new_decoder is not None:
+        engine.attach(models.new_decoder)
+    chat = ChatService(settings, models, decoding, adapters, catalogue)
+    return Services(models, engine, decoding, store, catalogue, adapters, chat, started=int(time.time()))
 
 
 def _fail(state: State, reason: str) -> None:
@@ -150,7 +171,7 @@ async def drain(state: State, *, seconds: float) -> None:
         await asyncio.sleep(0.05)
     if state.active and state.services is not None:
         _log.warning("drain_deadline", requests=state.active)
-        state.services.engine.end_rows(StoppedError("the service is shutting down and the answer was not complete"))
+        state.services.decoding.end_rows(StoppedError("the service is shutting down and the answer was not complete"))
         grace = time.monotonic() + 2
         while state.active and time.monotonic() < grace:
             await asyncio.sleep(0.05)

@@ -6,7 +6,9 @@ whose pieces come as they are made. Whoever gets one closes it: that frees its r
 
 from __future__ import annotations
 
+import asyncio
 import secrets
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +22,8 @@ from llgbm.prompting import AdapterRequest
 from llgbm.sampling import SamplingParams
 from service.adapter_catalogue import AdapterCatalogue
 from service.adapter_service import AdapterService
-from service.adapter_store import Lease
-from service.engine import Engine, TokenStream
-from service.engine_api import EngineError
+from service.adapter_store import AdapterReference
+from service.engine_api import DecodingEngine, EngineError, TokenStream
 from service.errors import ApiError
 from service.generation import Generation
 from service.models import Models
@@ -55,13 +56,15 @@ class ChatService:
         self,
         settings: Settings,
         models: Models,
-        engine: Engine,
+        engine: DecodingEngine,
         adapters: AdapterService,
         catalogue: AdapterCatalogue,
     ) -> None:
         self._settings, self._models, self._engine = settings, models, engine
         self._adapters, self._catalogue = adapters, catalogue
+        self._refer = adapters.lease if engine.needs_tensors else adapters.refer
         self._tokenizer = models.base.tokenizer
+        self._tokenising = threading.Lock()  # a tokenizer may change its settings while it works
         self._byte_of = _byte_decoder()
 
     async def start(self, model: str, wish: Wish) -> Generation:
@@ -69,9 +72,9 @@ class ChatService:
 
         Raises:
             ApiError: 404 unknown model, 400 too long or a conversation the template refuses, 413 a prompt too
-                large, 422 too many answers, 429 no room.
+                large, 422 too many answers, 429 no room, 502 and 503 from an engine elsewhere.
         """
-        return await self._start(lambda: self._lease(model), wish)
+        return await self._start(lambda: self._find(model), wish)
 
     async def start_adapted(self, prompt: str | None, adapter: str | None, wish: Wish) -> Generation:
         """Answer with an adapter, never with the plain base alone: that of the task `prompt`, or one by id or name.
@@ -80,17 +83,17 @@ class ChatService:
             ApiError: as `start`.
         """
         if prompt is not None:
-            return await self._start(lambda: self._lease_for(prompt), wish)
-        return await self._start(lambda: self._lease_named(adapter or ""), wish)
+            return await self._start(lambda: self._find_for(prompt), wish)
+        return await self._start(lambda: self._find_named(adapter or ""), wish)
 
-    async def _start(self, get_lease: Callable[[], Awaitable[Lease | None]], wish: Wish) -> Generation:
+    async def _start(self, find: Callable[[], Awaitable[AdapterReference | None]], wish: Wish) -> Generation:
         if wish.choices > self._settings.max_choices:
             raise ApiError(422, f"n is at most {self._settings.max_choices} here", param="n")
-        prompt = self._tokenise(wish.messages)
+        prompt = await asyncio.to_thread(self._tokenise, wish.messages)
         max_tokens = self._room(len(prompt), wish.max_tokens)
-        lease = await get_lease()
+        found = await find()
         try:
-            adapters = [lease] * wish.choices + ([None] if wish.compare_base else [])
+            adapters = [found] * wish.choices + ([None] if wish.compare_base else [])
             seed = secrets.randbits(62) if wish.seed is None else wish.seed
             rows = [
                 Row(
@@ -106,21 +109,21 @@ class ChatService:
                 )
                 for i, adapter in enumerate(adapters)
             ]
-            streams = self._submit(rows, [None if a is None else a.id for a in adapters])
+            streams = await self._submit(rows, [None if a is None else a.id for a in adapters])
         except BaseException:
-            if lease is not None:
-                lease.release()
+            if found is not None:
+                found.release()
             raise
         texts = [TextStream(self.decode, wish.stop) for _ in rows]
-        return Generation(streams, texts, lease, len(prompt))
+        return Generation(streams, texts, found, len(prompt))
 
-    async def _lease(self, model: str) -> Lease | None:
+    async def _find(self, model: str) -> AdapterReference | None:
         if model == self._models.base.spec.base_id:
             return None
         if model.startswith(PROMPT_PREFIX):
-            return await self._lease_for(model.removeprefix(PROMPT_PREFIX))
+            return await self._find_for(model.removeprefix(PROMPT_PREFIX))
         try:
-            return await self._lease_named(model)
+            return await self._find_named(model)
         except ApiError as error:
             if error.status_code != 404:
                 raise
@@ -132,12 +135,12 @@ class ChatService:
                 param="model",
             ) from error
 
-    async def _lease_for(self, prompt: str) -> Lease:
+    async def _find_for(self, prompt: str) -> AdapterReference:
         outcome = await self._adapters.get_or_make(self.adapter_request((prompt,)))
-        return await self._adapters.lease(outcome.record.id)
+        return await self._refer(outcome.record.id)
 
-    async def _lease_named(self, name_or_id: str) -> Lease:
-        return await self._adapters.lease(await self._catalogue.resolve(name_or_id))
+    async def _find_named(self, name_or_id: str) -> AdapterReference:
+        return await self._refer(await self._catalogue.resolve(name_or_id))
 
     def adapter_request(
         self,
@@ -166,12 +169,13 @@ class ChatService:
     def _tokenise(self, messages: Sequence[tuple[str, str]]) -> tuple[int, ...]:
         turns = [{"role": "system" if role == "developer" else role, "content": text} for role, text in messages]
         try:
-            return prompt_ids(self._tokenizer, turns)
+            with self._tokenising:
+                return prompt_ids(self._tokenizer, turns)
         except TemplateError as error:
             raise ApiError(400, f"the chat template refuses these messages: {error}", param="messages") from error
 
     def _room(self, prompt: int, wanted: int | None) -> int:
-        limit = self._models.max_context
+        limit = self.max_context
         if prompt + (wanted or 1) > limit:
             raise ApiError(
                 400,
@@ -182,16 +186,16 @@ class ChatService:
             )
         return wanted or min(self._settings.max_tokens, limit - prompt)
 
-    def _submit(self, rows: Sequence[Row], adapter_ids: Sequence[str | None]) -> list[TokenStream]:
+    async def _submit(self, rows: Sequence[Row], adapter_ids: Sequence[str | None]) -> list[TokenStream]:
         try:
-            return self._engine.submit(rows, adapter_ids, timeout=self._settings.request_timeout)
+            return await self._engine.submit(rows, adapter_ids, timeout=self._settings.request_timeout)
         except EngineError as error:
             raise as_api_error(error) from error
 
     @property
     def max_context(self) -> int:
         """Tokens of a prompt and its answer together."""
-        return self._models.max_context
+        return min(self._models.max_context, self._engine.max_context or self._models.max_context)
 
     # tokens as text
 

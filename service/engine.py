@@ -12,9 +12,10 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -27,6 +28,7 @@ from service.engine_api import (
     EngineLimits,
     QueueFullError,
     StoppedError,
+    TokenStream,
     UnstableError,
 )
 from service.metrics import Metrics
@@ -43,7 +45,7 @@ class _Entry:
     adapter_id: str | None
     deadline: float
     submitted: float
-    queue: asyncio.Queue[Step | EngineError | None]
+    queue: asyncio.Queue[Step | Exception | None]
     cancelled: bool = False
     last_token: float | None = None
 
@@ -54,44 +56,19 @@ class _Job:
     future: Future[Any] = field(default_factory=Future)
 
 
-class TokenStream:
-    """The tokens of one row as they come.
-
-    Iterate over it once. It ends after the step whose `finish_reason` is set, and raises an EngineError otherwise.
-    Whoever drops it early calls `cancel`.
-    """
-
-    def __init__(self, entry: _Entry, wake: Callable[[], None]) -> None:
-        self._entry, self._wake, self._ended = entry, wake, False
-
-    async def __aiter__(self) -> AsyncIterator[Step]:
-        while not self._ended:
-            item = await self._entry.queue.get()
-            if isinstance(item, EngineError):
-                self._ended = True
-                raise item
-            if item is None:
-                self._ended = True
-                return
-            self._ended = item.finish_reason is not None
-            yield item
-
-    def cancel(self) -> None:
-        """Take the row out of the batch before its next token. Harmless when it has ended."""
-        self._ended = True
-        self._entry.cancelled = True
-        self._wake()
-
-
 class Engine:
     """Owns the torch thread.
 
     Life: `start` inside the event loop, `run` a job that loads the models, `attach` a decoder, then `submit` and `run`
-    until `stop`.
+    until `stop`. Without a decoder it runs jobs only.
 
     Args:
         on_death: called in the torch thread if it ends on an error that it cannot recover from.
     """
+
+    needs_tensors = True
+    max_context = None  # the decoder's own, which the models know
+    available, problem = True, None  # a process whose torch thread has ended stops altogether
 
     def __init__(
         self, limits: EngineLimits, metrics: Metrics, *, on_death: Callable[[], object] = lambda: None
@@ -100,7 +77,8 @@ class Engine:
         self._condition = threading.Condition()
         self._jobs: deque[_Job] = deque()
         self._waiting: deque[_Entry] = deque()
-        self._running: dict[Row, _Entry] = {}
+        self._joining: list[_Entry] = []  # read by the decoder at this moment, in neither of the others
+        self._running: dict[Row, _Entry] = {}  # changed by the torch thread alone, and under the condition
         self._outbox: list[tuple[_Entry, Step | EngineError | None]] = []
         self._new_decoder: Callable[[], DecoderLike] | None = None
         self._decoder: DecoderLike | None = None
@@ -142,32 +120,24 @@ class Engine:
         result: _T = await asyncio.wrap_future(entry.future)
         return result
 
-    def submit(self, rows: Sequence[Row], adapter_ids: Sequence[str | None], *, timeout: float) -> list[TokenStream]:
-        """Queue rows; all of them or, when there are not enough places, none.
-
-        Args:
-            rows: prompt, adapter and sampling of each.
-            adapter_ids: what to call their adapters in metrics.
-            timeout: seconds from now after which a row is ended with DeadlineError.
-
-        Raises:
-            QueueFullError: the waiting rows would exceed the limit.
-            StoppedError: the engine is stopping.
-        """
+    async def submit(
+        self, rows: Sequence[Row], adapter_ids: Sequence[str | None], *, timeout: float
+    ) -> list[TokenStream]:
+        """See `service.engine_api.DecodingEngine`; the adapters' ids are their names in metrics."""
         now = time.monotonic()
         entries = [
             _Entry(row, name, now + timeout, now, asyncio.Queue()) for row, name in zip(rows, adapter_ids, strict=True)
         ]
         with self._condition:
             self._refuse_if_stopping()
-            free = self._limits.max_batch - len(self._running)
+            free = self._limits.max_batch - len(self._running) - len(self._joining)
             if len(self._waiting) + len(entries) > self._limits.max_queue + free:
                 self._metrics.rejected.labels("queue").inc()
                 raise QueueFullError(f"{len(self._waiting)} rows wait already", self._retry_after())
             self._waiting.extend(entries)
             self._report()
             self._condition.notify()
-        return [TokenStream(entry, self._wake) for entry in entries]
+        return [TokenStream(entry.queue, partial(self._cancel, entry)) for entry in entries]
 
     def end_rows(self, error: EngineError) -> None:
         """End every row, waiting or running, with `error`, before its next token."""
@@ -175,13 +145,17 @@ class Engine:
             self._evicting = error
             self._condition.notify()
 
-    async def stop(self) -> None:
-        """End all rows and jobs with StoppedError and join the thread. Waits for a job that is at work."""
+    async def stop(self, *, patience: float | None = None) -> None:
+        """End all rows and jobs with StoppedError and join the thread.
+
+        Args:
+            patience: seconds to wait for a job that is at work; None waits for its end.
+        """
         with self._condition:
             self._stopping = StoppedError("the service is shutting down")
             self._condition.notify()
         if self._thread.ident is not None:
-            await asyncio.to_thread(self._thread.join)
+            await asyncio.to_thread(self._thread.join, patience)
 
     @property
     def alive(self) -> bool:
@@ -192,7 +166,7 @@ class Engine:
     def rows(self) -> int:
         """Rows that wait or run."""
         with self._condition:
-            return len(self._waiting) + len(self._running)
+            return len(self._waiting) + len(self._joining) + len(self._running)
 
     def _refuse_if_stopping(self) -> None:
         if self._stopping is not None:
@@ -202,7 +176,8 @@ class Engine:
         waves = 1 + len(self._waiting) / self._limits.max_batch
         return min(60.0, max(1.0, waves * self._row_seconds))
 
-    def _wake(self) -> None:
+    def _cancel(self, entry: _Entry) -> None:
+        entry.cancelled = True
         with self._condition:
             self._condition.notify()
 
@@ -269,19 +244,21 @@ class Engine:
             else:
                 continue
             gone.add(entry)
-            if self._running.pop(entry.row, None) is not None:
+            if entry.row in self._running:
                 decoder.remove(entry.row)
             self._end(entry, reason, error)
         if gone:
             with self._condition:
                 self._waiting = deque(entry for entry in self._waiting if entry not in gone)
+                for entry in gone:
+                    self._running.pop(entry.row, None)
                 self._report()
 
     def _join(self, decoder: DecoderLike) -> None:
         """Take waiting rows into the batch, as many as have room, within the prompt tokens of one step."""
-        joining: list[_Entry] = []
         tokens = 0
         with self._condition:
+            joining = self._joining
             while self._waiting and len(self._running) + len(joining) < self._limits.max_batch:
                 tokens += len(self._waiting[0].row.prompt)
                 if joining and tokens > self._limits.prefill_tokens:
@@ -300,12 +277,15 @@ class Engine:
                     _log.exception("row_refused", adapter_id=entry.adapter_id)
                     self._end(entry, "failed", EngineError(f"the row could not start: {type(error).__name__}"))
         with self._condition:
+            self._joining = []
             self._report()
 
     def _add(self, decoder: DecoderLike, entries: Sequence[_Entry]) -> None:
         steps = decoder.add([entry.row for entry in entries])
+        with self._condition:
+            self._running |= {entry.row: entry for entry in entries}
+            self._joining = [entry for entry in self._joining if entry not in entries]
         for entry in entries:
-            self._running[entry.row] = entry
             self._metrics.prompt_tokens.inc(len(entry.row.prompt))
         self._hand_out(steps)
 
@@ -319,7 +299,8 @@ class Engine:
             failure = EngineError(f"decoding failed: {type(error).__name__}")
             for entry in self._running.values():
                 self._end(entry, "failed", failure)
-            self._running.clear()
+            with self._condition:
+                self._running.clear()
             self._decoder = None  # whatever it holds is not to be trusted; the next rows get a new one
             steps = []
         before = len(self._running)
@@ -333,7 +314,8 @@ class Engine:
         for step in steps:
             entry = self._running[step.row]
             if step.finish_reason is not None:
-                del self._running[step.row]
+                with self._condition:
+                    del self._running[step.row]
                 self._row_seconds += 0.1 * (now - entry.submitted - self._row_seconds)
             if step.finish_reason == "error":
                 problem = "the model's numbers ran out of range; the adapter is too large, try a smaller scale"
@@ -363,9 +345,10 @@ class Engine:
     def _abandon_all(self) -> None:
         with self._condition:
             error = self._stopping or StoppedError("the service is shutting down")
-            entries = [*self._waiting, *self._running.values()]
+            entries = [*self._waiting, *self._joining, *self._running.values()]
             jobs = list(self._jobs)
             self._waiting.clear()
+            self._joining = []
             self._running.clear()
             self._jobs.clear()
             self._report()
@@ -379,7 +362,7 @@ class Engine:
     def _report(self) -> None:
         self._metrics.on_load(
             [entry.adapter_id for entry in self._waiting],
-            [entry.adapter_id for entry in self._running.values()],
+            [entry.adapter_id for entry in [*self._joining, *self._running.values()]],
             self._limits.max_batch,
         )
 

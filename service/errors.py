@@ -12,12 +12,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from service.observability import request_id
+
+_log = structlog.get_logger("service.errors")
 
 _TYPES = {
     400: ("invalid_request_error", "bad_request"),
@@ -32,6 +35,7 @@ _TYPES = {
     422: ("invalid_request_error", "invalid_value"),
     429: ("rate_limit_error", "rate_limited"),
     500: ("server_error", "internal_error"),
+    502: ("server_error", "engine_error"),
     503: ("server_error", "unavailable"),
     504: ("server_error", "deadline_exceeded"),
     507: ("server_error", "insufficient_storage"),
@@ -97,6 +101,8 @@ def internal_error() -> ApiError:
 
 async def _on_http_exception(_: Request, error: Exception) -> JSONResponse:
     if isinstance(error, ApiError):
+        if error.status_code == 500:  # the client is told to look for it here
+            _log.error("internal_error", code=error.code, exc_info=error.__cause__)
         return error.response()
     if not isinstance(error, HTTPException):
         return internal_error().response()

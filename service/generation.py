@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llgbm.decoding import Step
-from service.adapter_store import Lease
-from service.engine import TokenStream
-from service.engine_api import EngineError
+from service.adapter_store import AdapterReference
+from service.engine_api import EngineError, TokenStream
 from service.errors import ApiError, internal_error
 from service.text_stream import TextStream
 from service.translation import as_api_error
@@ -49,11 +48,15 @@ class Generation:
     """
 
     def __init__(
-        self, streams: Sequence[TokenStream], texts: Sequence[TextStream], lease: Lease | None, prompt_tokens: int
+        self,
+        streams: Sequence[TokenStream],
+        texts: Sequence[TextStream],
+        adapter: AdapterReference | None,
+        prompt_tokens: int,
     ) -> None:
-        self._streams, self._texts, self._lease = streams, texts, lease
-        self.adapter_id = None if lease is None else lease.id
-        self.modules_hooked = 0 if lease is None else len(lease.weights.spec.modules)
+        self._streams, self._texts, self._adapter = streams, texts, adapter
+        self.adapter_id = None if adapter is None else adapter.id
+        self.modules_hooked = 0 if adapter is None else adapter.modules
         self.prompt_tokens, self.completion_tokens = prompt_tokens, 0
         self.started = time.perf_counter()
         self.first_token: float | None = None
@@ -62,7 +65,7 @@ class Generation:
         """All pieces of all answers, in the order in which they are made.
 
         Raises:
-            ApiError: 504 past the deadline, 503 when the service shuts down, 500 when decoding fails.
+            ApiError: 504 past the deadline, 503 when the service shuts down, 500 or 502 when decoding fails.
         """
         queue: asyncio.Queue[Piece | ApiError | None] = asyncio.Queue()
         tasks = [
@@ -102,6 +105,8 @@ class Generation:
                     reason = "stop" if text.stopped else reason
                 queue.put_nowait(Piece(index, piece, None if ends_turn else step, reason))
             queue.put_nowait(None)
+        except ApiError as error:
+            queue.put_nowait(error)
         except EngineError as error:
             queue.put_nowait(as_api_error(error))
         except Exception as error:
@@ -125,8 +130,8 @@ class Generation:
         """Free the rows and the adapter. May be called more than once."""
         for stream in self._streams:
             stream.cancel()
-        if self._lease is not None:
-            self._lease.release()
+        if self._adapter is not None:
+            self._adapter.release()
 
 
 def _reason(step: Step) -> FinishReason | None:

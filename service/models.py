@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
 import torch
 
-from llgbm.base import Base, load_base
+from llgbm.base import BareBase, Base, load_bare_base, load_base
 from llgbm.checkpoint import load_generator
 from llgbm.decoding import Decoder, Row
 from llgbm.embedding_cache import SqliteEmbeddingCache
@@ -33,13 +34,14 @@ class Models:
     """Everything that is loaded.
 
     Attributes:
+        new_decoder: None if the base is bare, since another engine decodes then.
         max_context: tokens of a prompt and its answer together.
         cache: of text embeddings.
     """
 
-    base: Base
+    base: Base | BareBase
     maker: AdapterMaker
-    new_decoder: Callable[[], DecoderLike]
+    new_decoder: Callable[[], DecoderLike] | None
     max_context: int
     cache: ResilientCache
 
@@ -75,9 +77,14 @@ def load_models(settings: Settings, metrics: Metrics, progress: Progress) -> Mod
     manifest = (checkpoint := load_generator(settings.checkpoint)).manifest
 
     base_name = settings.base or manifest.base_id
-    _fetch(base_name, progress)
+    if not (settings.engine == "vllm" and Path(base_name).expanduser().is_dir()):
+        _fetch(base_name, progress)
     say(f"loading {base_name}")
-    base = load_base(base_name, storage=settings.base_storage)
+    base: Base | BareBase
+    if settings.engine == "vllm":
+        base = load_bare_base(base_name)
+    else:
+        base = load_base(base_name, storage=settings.base_storage)
     if base.spec.base_id != manifest.base_id:
         raise CheckpointError(
             f"the generator in {settings.checkpoint} makes adapters for {manifest.base_id}, but the base is "
@@ -95,6 +102,9 @@ def load_models(settings: Settings, metrics: Metrics, progress: Progress) -> Mod
             f"{encoder.dim}; leave LLGBM_TEXT_ENCODER unset to use {manifest.encoder_id}"
         )
 
+    maker = AdapterMaker(checkpoint, encoder)
+    if isinstance(base, BareBase):
+        return Models(base, maker, None, min(settings.max_context, base.max_positions), cache)
     model: Any = base.model
     limit = min(settings.max_context, int(model.config.max_position_embeddings))
 
@@ -105,7 +115,7 @@ def load_models(settings: Settings, metrics: Metrics, progress: Progress) -> Mod
     # weights are read from the disk when they are first used: better now than in the first request
     hello = base.tokenizer("Hello", add_special_tokens=False)["input_ids"]
     new_decoder().add([Row(hello, None, SamplingParams(max_tokens=1))])
-    return Models(base, AdapterMaker(checkpoint, encoder), new_decoder, limit, cache)
+    return Models(base, maker, new_decoder, limit, cache)
 
 
 def _fetch(name_or_path: str, progress: Progress) -> None:

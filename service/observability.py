@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import structlog
+from fastapi.telemetry import TelemetryConfig
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -154,16 +155,26 @@ def _route(scope: Scope) -> str:
     return path if isinstance(path, str) else "unmatched"
 
 
-def enable_tracing(app: ASGIApp) -> None:
-    """Trace requests through OpenTelemetry's FastAPI instrumentation.
+def tracing(wanted: bool) -> TelemetryConfig:
+    """FastAPI's own OpenTelemetry hook: spans of requests to where the OTEL_* variables say, or nothing at all.
+
+    Its logs and its metrics stay off: the former would hold messages of exceptions, and /metrics has the latter.
 
     Raises:
         RuntimeError: LLGBM_OTEL is set but the extra is not installed.
     """
-    try:
-        from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
-    except ImportError as error:
-        raise RuntimeError(
-            "LLGBM_OTEL is set, but OpenTelemetry's FastAPI instrumentation is not installed: pip install 'llgbm[otel]'"
-        ) from error
-    FastAPIInstrumentor.instrument_app(app)
+    if wanted:
+        try:
+            import opentelemetry.exporter.otlp.proto.http  # noqa: F401
+        except ImportError as error:
+            raise RuntimeError(
+                "LLGBM_OTEL is set, but OpenTelemetry's exporter is not installed: pip install 'llgbm[otel]'"
+            ) from error
+    return {"tracing": wanted, "metrics": False, "logs": False, "operation_spans": False, "auto_configure": wanted}
+
+
+def without_password(address: str) -> str:
+    """An address fit for a log: what stands before the @ of its host is left out."""
+    scheme, separator, rest = address.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}" if separator else address

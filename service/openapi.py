@@ -1,4 +1,4 @@
-"""The OpenAPI document, complete: FastAPI's, with the stream's events and the API key added.
+"""The OpenAPI document, complete: FastAPI's, with the stream's events, the API key and links added.
 
 `python -m service.openapi` prints it, and with `--write` puts it into openapi.json at the root of the repository; a
 test holds the committed file to the code.
@@ -18,6 +18,7 @@ from service.schemas import adapters, chat, common, openai, ops
 from service.settings import ROOT
 
 DOCUMENT = ROOT / "openapi.json"
+_ON_AN_ADAPTER = ("show_adapter", "adapter_weights", "adapter_configuration", "adapter_archive", "delete_adapter")
 
 
 def install(app: FastAPI) -> None:
@@ -59,7 +60,27 @@ def complete(app: FastAPI) -> dict[str, Any]:
         "key": {"type": "http", "scheme": "bearer", "description": "Only where LLGBM_API_KEY_HASHES is set."}
     }
     document["security"] = [{}, {"key": []}]
+    _link(document["paths"])
     return document
+
+
+def _link(paths: dict[str, Any]) -> None:
+    """Say which operation takes what an answer gives."""
+
+    def adapter(identity: str) -> dict[str, Any]:
+        return {
+            operation: {"operationId": operation, "parameters": {"adapter_id": f"$response.body#/{identity}"}}
+            for operation in _ON_AN_ADAPTER
+        }
+
+    for path in ("/generate-adapter", "/adapters/compose"):
+        for status in ("200", "201"):
+            paths[path]["post"]["responses"][status]["links"] = adapter("id")
+    paths["/adapters/{adapter_id}"]["get"]["responses"]["200"]["links"] = adapter("id")
+    paths["/chat"]["post"]["responses"]["200"]["links"] = adapter("adapter_id")
+    paths["/adapters"]["get"]["responses"]["200"]["links"] = {
+        "next_page": {"operationId": "list_adapters", "parameters": {"after": "$response.body#/next"}}
+    }
 
 
 def text(document: dict[str, Any]) -> str:

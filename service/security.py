@@ -66,14 +66,15 @@ class RateLimiter:
     """A moving window per client, in Redis so that all processes count together, else in this process.
 
     When Redis does not answer, the count goes on in this process: a limit that is too generous for a while is better
-    than an outage.
+    than an outage. Redis is then left alone for `retry_after` seconds, so that not every request waits for it.
     """
 
-    def __init__(self, rate: str, redis_url: str | None, timeout: float) -> None:
+    def __init__(self, rate: str, redis_url: str | None, timeout: float, retry_after: float) -> None:
         self._item: RateLimitItem = parse(rate)
         self._local = MovingWindowRateLimiter(MemoryStorage())
         self._shared: MovingWindowRateLimiter | None = None
         self._pool: ConnectionPool | None = None
+        self._retry_after, self._closed_until = retry_after, 0.0
         if redis_url is not None:
             self._pool = ConnectionPool.from_url(
                 redis_url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
@@ -91,15 +92,15 @@ class RateLimiter:
         Raises:
             ApiError: 429 with Retry-After, the rate is used up.
         """
-        limiter = self._local
-        if self._shared is not None:
+        if self._shared is not None and time.monotonic() >= self._closed_until:
             try:
                 await self._check(self._shared, client)
             except (RedisError, OSError, TimeoutError) as error:
-                _log.warning("rate_limit_redis_failed", error=type(error).__name__)
+                self._closed_until = time.monotonic() + self._retry_after
+                _log.warning("rate_limit_redis_failed", error=type(error).__name__, again_in=self._retry_after)
             else:
                 return
-        await self._check(limiter, client)
+        await self._check(self._local, client)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -122,7 +123,7 @@ def rate_limiter(settings: Settings) -> RateLimiter | None:
     if not settings.rate_limit:
         return None
     redis_url = None if settings.redis_url is None else settings.redis_url.get_secret_value()
-    return RateLimiter(settings.rate_limit, redis_url, settings.redis_timeout)
+    return RateLimiter(settings.rate_limit, redis_url, settings.redis_timeout, settings.redis_retry_after)
 
 
 class Gate:

@@ -11,10 +11,11 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from platformdirs import user_cache_dir, user_data_dir
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,6 +49,23 @@ def _rate(value: str) -> str:
     if value and _RATE.fullmatch(value.strip()) is None:
         raise ValueError(f"{value!r} is not a rate such as 60/minute or 1000/2 hours")
     return value.strip()
+
+
+def _urls(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Addresses without a slash or /v1 at the end, each once."""
+    values = tuple(value.rstrip("/").removesuffix("/v1").rstrip("/") for value in values)
+    for value in values:
+        if not _is_server(value):
+            raise ValueError(f"{value!r} is no address of a vLLM server; it looks like http://host:8000")
+    return tuple(dict.fromkeys(values))
+
+
+def _is_server(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:  # a port that is no number
+        return False
 
 
 def _user_data() -> Path:
@@ -99,11 +117,45 @@ class Settings(BaseSettings):
     )
     threads: int = Field(0, ge=0, description="Threads of torch; 0 leaves the choice to torch.")
 
+    # what decodes
+    engine: Literal["torch", "vllm"] = Field(
+        "torch",
+        description="What decodes: this process with torch, or vLLM servers. Adapters are made here either way.",
+    )
+    vllm_url: Annotated[Strings, AfterValidator(_urls)] = Field(
+        (), description="Addresses of the vLLM servers, such as http://gpu-1:8000. All serve the same base."
+    )
+    vllm_api_key: SecretStr | None = Field(None, description="The key that the servers were given with --api-key.")
+    vllm_adapters: Literal["load", "resolver"] = Field(
+        "load",
+        description="How adapters reach the servers. load: by /v1/load_lora_adapter and back by its counterpart. "
+        "resolver: vLLM's lora_filesystem_resolver finds them in the store.",
+    )
+    vllm_store_dir: Path | None = Field(
+        None, description="Where the servers see the store's folder. Default: under the same path as this service."
+    )
+    vllm_max_loras: int = Field(
+        8,
+        ge=1,
+        description="The servers' --max-loras. One that decodes so many adapters is given no other, if it can be.",
+    )
+    vllm_max_cpu_loras: int = Field(
+        64,
+        ge=1,
+        description="The servers' --max-cpu-loras: adapters kept on each, the least recently used leaves first.",
+    )
+    vllm_check_seconds: float = Field(2.0, gt=0, description="Seconds between two looks at the servers' health.")
+
     # what it keeps
     store_dir: Path = Field(
         default_factory=lambda: _user_data() / "adapters",
         description="Folder of the adapters, one PEFT folder each. Several processes may share it. "
         "Default: `adapters` in the user's data folder.",
+    )
+    store_url: str = Field(
+        "",
+        description="Address of a store that machines share, in fsspec's form, such as s3://bucket/adapters; then "
+        "LLGBM_STORE_DIR keeps copies of what this machine used. Empty: LLGBM_STORE_DIR is the store.",
     )
     cache_dir: Path = Field(
         default_factory=_user_cache,
@@ -124,8 +176,17 @@ class Settings(BaseSettings):
         2.0, ge=0, description="Seconds that Redis is left alone after it failed, so that no request waits for it."
     )
 
+    redis_lease: float = Field(
+        10.0,
+        gt=0,
+        description="With LLGBM_REDIS_URL, processes make each adapter once among them: seconds after which another "
+        "one may make it if the first is gone.",
+    )
+
     # how much it takes on
-    max_batch: int = Field(16, ge=1, le=256, description="Rows that are decoded together.")
+    max_batch: int = Field(
+        16, ge=1, le=256, description="Rows that are decoded together; with vLLM, rows for each server."
+    )
     max_queue: int = Field(64, ge=0, description="Rows that may wait for a place in the batch; more are answered 429.")
     max_jobs: int = Field(32, ge=1, description="Adapters that may wait to be made; more are answered 429.")
     prefill_tokens: int = Field(
@@ -133,6 +194,14 @@ class Settings(BaseSettings):
     )
     request_timeout: float = Field(300.0, gt=0, description="Seconds from admission after which an answer is ended.")
     drain_seconds: float = Field(25.0, ge=0, description="Seconds that running requests get after SIGTERM.")
+
+    # how many replicas there are, with `serve run service.ray_app:app`
+    ray_min_replicas: int = Field(1, ge=0, description="Ray Serve: replicas that always run.")
+    ray_max_replicas: int = Field(4, ge=1, description="Ray Serve: replicas that run at most.")
+    ray_target_requests: float = Field(
+        8.0, gt=0, description="Ray Serve: requests under way for each replica at which their number is kept."
+    )
+    ray_cpus: float = Field(1.0, ge=0, description="Ray Serve: processors that a replica reserves, and torch threads.")
 
     # how large a request may be
     max_body_bytes: int = Field(1 << 20, ge=1024, description="Bytes of a request body; more is answered 413.")
@@ -162,8 +231,20 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
     log_format: Literal["json", "console"] = Field("json", description="JSON lines, or lines for a person to read.")
     otel: bool = Field(
-        False, description="Trace requests with OpenTelemetry; needs `pip install 'llgbm[otel]'` and OTEL_* variables."
+        False,
+        description="Send traces to OTEL_EXPORTER_OTLP_ENDPOINT; needs `pip install 'llgbm[otel]'`.",
     )
+
+    @model_validator(mode="after")
+    def _vllm_is_whole(self) -> Self:
+        if self.engine == "vllm" and not self.vllm_url:
+            raise ValueError("LLGBM_ENGINE=vllm needs LLGBM_VLLM_URL, the address of at least one vLLM server")
+        if self.vllm_max_loras > self.vllm_max_cpu_loras:
+            raise ValueError(
+                f"LLGBM_VLLM_MAX_LORAS is {self.vllm_max_loras} and LLGBM_VLLM_MAX_CPU_LORAS is only "
+                f"{self.vllm_max_cpu_loras}; a server keeps the adapters that it decodes with, so raise the second"
+            )
+        return self
 
 
 def table() -> str:

@@ -13,6 +13,7 @@ from service.adapter_service import AdapterService
 from service.adapter_store import AdapterStore
 from service.chat_service import ChatService
 from service.engine import Engine
+from service.engine_api import DecodingEngine
 from service.errors import ApiError
 from service.metrics import Metrics
 from service.models import Models
@@ -25,6 +26,9 @@ class Services:
 
     models: Models
     engine: Engine
+    """The torch thread."""
+    decoding: DecodingEngine
+    """What answers: the same, or vLLM."""
     store: AdapterStore
     catalogue: AdapterCatalogue
     adapters: AdapterService

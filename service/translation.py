@@ -7,7 +7,16 @@ from typing import TypeVar
 
 from llgbm.errors import AdapterFormatError, AdapterMismatchError, ConfigError
 from service.adapter_files import NameTakenError, StoreFullError
-from service.engine_api import DeadlineError, EngineError, QueueFullError, StoppedError, UnstableError
+from service.engine_api import (
+    DeadlineError,
+    EngineError,
+    QueueFullError,
+    RefusedError,
+    StoppedError,
+    UnavailableError,
+    UnstableError,
+    UpstreamError,
+)
 from service.errors import ApiError, internal_error
 
 _T = TypeVar("_T")
@@ -24,6 +33,12 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(503, f"{error}; send the request again", code="draining", retry_after=1)
     if isinstance(error, UnstableError):
         return ApiError(422, str(error), code="adapter_unstable")
+    if isinstance(error, UnavailableError):
+        return ApiError(503, str(error), code="engine_unavailable", retry_after=error.retry_after)
+    if isinstance(error, UpstreamError):
+        return ApiError(502, str(error))
+    if isinstance(error, RefusedError):
+        return ApiError(400, str(error))
     if isinstance(error, StoreFullError):
         return ApiError(507, str(error))
     if isinstance(error, NameTakenError):

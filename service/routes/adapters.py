@@ -69,8 +69,11 @@ async def generate_adapter(body: GenerateAdapterRequest, request: Request, servi
     if _ZIP in accept:
         return await _archive(services, outcome.record, status, headers)
     if _BYTES in accept:
-        path = services.catalogue.folder(outcome.record.id) / WEIGHTS_FILE
-        data = await asyncio.to_thread(path.read_bytes)
+        path = await services.catalogue.folder(outcome.record.id) / WEIGHTS_FILE
+        try:
+            data = await asyncio.to_thread(path.read_bytes)
+        except FileNotFoundError:
+            raise unknown_adapter(outcome.record.id) from None
         headers["ETag"] = etag_of(outcome.record.files[WEIGHTS_FILE].sha256)
         return Response(data, status, headers, _BYTES)
     names = (await services.catalogue.names()).get(outcome.record.id, [])
@@ -103,7 +106,8 @@ async def list_adapters(
 async def compose(body: ComposeRequest, services: Ready, response: Response) -> GeneratedAdapter:
     """The adapter whose effect is the exact weighted sum of others'; its rank is the sum of theirs."""
     start = time.perf_counter()
-    await services.catalogue.require_free(body.name, None)
+    before = await services.catalogue.composed_as(body.name, body.ids, body.weights)
+    await services.catalogue.require_free(body.name, before)
     outcome = await services.adapters.compose(body.ids, body.weights)
     if body.name is not None:
         await services.catalogue.name(body.name, outcome.record.id)
@@ -132,7 +136,7 @@ async def _file(services: Services, request: Request, adapter_id: str, name: str
     try:
         return await send_file(
             request,
-            services.catalogue.folder(record.id) / name,
+            await services.catalogue.folder(record.id) / name,
             size=fact.bytes,
             sha256=fact.sha256,
             media_type=media_type,
@@ -196,7 +200,7 @@ for _path, _endpoint in (
 
 async def _archive(services: Services, record: AdapterRecord, status: int, headers: dict[str, str]) -> Response:
     try:
-        data = await asyncio.to_thread(views.archive, services.catalogue.folder(record.id), record.id)
+        data = await asyncio.to_thread(views.archive, await services.catalogue.folder(record.id), record.id)
     except FileNotFoundError:
         raise unknown_adapter(record.id) from None
     headers = {

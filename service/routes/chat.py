@@ -17,7 +17,10 @@ router = APIRouter(tags=["chat"])
 
 
 @router.post(
-    "/chat", response_model=ChatResponse, responses=errors(400, 404, 504, 507), summary="Ask with an adapter applied"
+    "/chat",
+    response_model=ChatResponse,
+    responses=errors(400, 404, 502, 504, 507),
+    summary="Ask with an adapter applied",
 )
 async def chat(body: ChatRequest, request: Request, services: Ready) -> ChatResponse:
     """Answer with the adapter of a task, made on the way if there is none, or with one named by id or name."""

@@ -41,7 +41,7 @@ router = APIRouter(prefix="/v1", tags=["openai"])
             "description": "The answer; with `stream` chunks as server-sent events, the last one `[DONE]`",
             "content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/ChatCompletionChunk"}}},
         },
-        **errors(400, 404, 504, 507),
+        **errors(400, 404, 502, 504, 507),
     },
     summary="OpenAI's chat completion",
 )

@@ -27,7 +27,10 @@ async def livez() -> ops.Live:
     summary="Are requests served?",
 )
 async def readyz(state: AppState, response: Response) -> ops.Ready:
-    """200 once base and generator are loaded, until the process drains. Without Redis it is degraded, but serves."""
+    """200 once base and generator are loaded, until the process drains.
+
+    Without Redis, or without some of the vLLM servers, it is degraded, but serves.
+    """
     answer = await _readiness(state)
     if answer.status not in ("ready", "degraded"):
         response.status_code = 503
@@ -48,11 +51,16 @@ async def _readiness(state: State) -> ops.Ready:
         return ops.Ready(status="failed", reason=state.failure, embedding_cache="unknown", **known)
     if services is None:
         return ops.Ready(status="loading", reason=state.progress, embedding_cache="unknown", **known)
-    problem = await asyncio.to_thread(services.models.cache.current_problem)
-    if problem is not None:
-        reason = f"text embeddings are not kept: the cache is {problem}"
-        return ops.Ready(status="degraded", reason=reason, embedding_cache="degraded", **known)
-    return ops.Ready(status="ready", reason=None, embedding_cache="ok", **known)
+    cache = await asyncio.to_thread(services.models.cache.current_problem)
+    reasons = [] if cache is None else [f"text embeddings are not kept: the cache is {cache}"]
+    if services.decoding.problem is not None:
+        reasons.append(services.decoding.problem)
+    return ops.Ready(
+        status="unavailable" if not services.decoding.available else "degraded" if reasons else "ready",
+        reason="; ".join(reasons) or None,
+        embedding_cache="ok" if cache is None else "degraded",
+        **known,
+    )
 
 
 @router.get(

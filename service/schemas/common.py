@@ -84,6 +84,7 @@ _MEANING = {
     422: "A field is missing, unknown or out of range",
     429: "Too many requests; Retry-After says when to come back",
     500: "A fault of the service",
+    502: "A server that decodes for this one failed",
     503: "Not ready, or shutting down",
     504: "The deadline passed before the answer was complete",
     507: "The disk is full",

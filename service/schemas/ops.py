@@ -30,8 +30,9 @@ class Ready(BaseModel):
             ]
         }
     )
-    status: Literal["ready", "degraded", "loading", "draining", "failed"] = Field(
-        description="degraded: requests are served, but without Redis. 200 for it and ready, 503 for the others."
+    status: Literal["ready", "degraded", "unavailable", "loading", "draining", "failed"] = Field(
+        description="degraded: requests are served, but without Redis or some of the vLLM servers; unavailable: no "
+        "vLLM server answers. 200 for ready and degraded, 503 for the others."
     )
     reason: str | None = Field(description="What is missing, when the status is not ready.")
     embedding_cache: Literal["ok", "degraded", "unknown"]

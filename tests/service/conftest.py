@@ -2,58 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import httpx
 import pytest
-import torch
 from fastapi import FastAPI
 
 from llgbm.base import Base
-from llgbm.checkpoint import GeneratorManifest, TrainingTask, load_generator, save_generator
-from llgbm.config import GeneratorConfig, lora_spec
+from llgbm.checkpoint import load_generator
 from llgbm.decoding import Decoder, Row
-from llgbm.generator import create_generator
-from llgbm.prompting import AdapterMaker
+from llgbm.prompting import AdapterMaker, AdapterRequest
 from llgbm.text_encoder import PretrainedTextEncoder
 from service.metrics import Metrics
 from service.models import LoadModels, Models, Progress, embedding_cache
-from service.settings import Settings
+from service.settings import DEFAULT_CHECKPOINT, Settings
+from tests.conftest import find_vllm
 from tests.service.dummy_decoder import DummyDecoder
+from tests.service.engine_rigs import FRENCH, PLURAL
 from tests.service.harness import make_settings, running
+from tests.service.real_vllm import RealVLLM
+from tests.service.real_vllm import real_vllm as start_vllm
+from tests.service.redis_server import RedisServer
+from tests.service.tiny_checkpoint import build_tiny_checkpoint
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint_path(tmp_path_factory: pytest.TempPathFactory, tiny_base: Base, tiny_encoder_path: Path) -> Path:
+def tiny_checkpoint_path(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base_path: Path, tiny_encoder_path: Path
+) -> Path:
     """A random generator for the tiny base whose adapters change the base's answers."""
-    folder = tmp_path_factory.mktemp("tiny-generator")
-    config = GeneratorConfig(basis_rank=4, hidden_size=32, num_blocks=1)
-    generator = create_generator(tiny_base.spec, lora_spec("tiny"), config, seed=3)
-    random = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for b0 in generator.b0.values():
-            b0.normal_(std=0.4, generator=random)
-        generator.heads.normal_(std=0.3, generator=random)
-    descriptions = ("Translate the English word to French.", "Reverse the letters.")
-    manifest = GeneratorManifest(
-        base_id=tiny_base.spec.base_id,
-        base_revision=tiny_base.revision,
-        encoder_id=str(tiny_encoder_path),
-        model=tiny_base.spec,
-        lora=generator.lora,
-        generator=config,
-        tasks=tuple(TrainingTask(f"task_{i}", "test", "made", "CC0", (d,)) for i, d in enumerate(descriptions)),
-        confidence={"similarity": [0.0, 1.0], "confidence": [0.0, 1.0], "threshold": 0.5},
-    )
-    encoder = PretrainedTextEncoder(tiny_encoder_path)
-    save_generator(folder, generator, manifest, [encoder.encode([d]) for d in descriptions])
-    return folder
+    return build_tiny_checkpoint(tmp_path_factory.mktemp("tiny-generator"), tiny_base_path, tiny_encoder_path)
 
 
 @pytest.fixture(scope="session")
 def tiny_maker(tiny_checkpoint_path: Path, tiny_encoder_path: Path) -> AdapterMaker:
     return AdapterMaker(load_generator(tiny_checkpoint_path), PretrainedTextEncoder(tiny_encoder_path))
+
+
+@pytest.fixture(scope="session")
+def real_vllm(
+    tmp_path_factory: pytest.TempPathFactory, real_base: Base, real_base_path: Path, real_encoder_path: Path
+) -> Iterator[RealVLLM]:
+    """A real vLLM server with two adapters of the shipped generator, for tests marked `real` and `vllm`."""
+    python = find_vllm()
+    assert python is not None
+    maker = AdapterMaker(load_generator(DEFAULT_CHECKPOINT), PretrainedTextEncoder(real_encoder_path))
+    requests = [AdapterRequest((text,)) for text in ("Translate the English word to French.", "Write the plural.")]
+    adapters = {name: made.weights for name, made in zip((FRENCH, PLURAL), maker.make(requests), strict=True)}
+    log = tmp_path_factory.mktemp("vllm") / "log"
+    with start_vllm(python, real_base_path, real_base.spec.base_id, log) as url:
+        yield RealVLLM(url, real_base, adapters)
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path)
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ class DummyDecoder:
         rows: those that run.
         step_seconds: how long a step takes.
         hold: while it is cleared, no step ends.
+        held: a step is waiting for `hold`.
         sizes: number of rows of each step.
         added, removed: all rows that came, and those that were taken out.
         fail_step, fail_add: raise this the next time.
@@ -29,6 +30,7 @@ class DummyDecoder:
         self.step_seconds = 0.0
         self.hold = threading.Event()
         self.hold.set()
+        self.held = threading.Event()
         self.sizes: list[int] = []
         self.added: list[Row] = []
         self.removed: list[Row] = []
@@ -54,7 +56,10 @@ class DummyDecoder:
 
     def step(self) -> list[Step]:
         time.sleep(self.step_seconds)
-        self.hold.wait(20)
+        if not self.hold.is_set():
+            self.held.set()
+            self.hold.wait(20)
+            self.held.clear()
         if self.fail_step is not None:
             error, self.fail_step = self.fail_step, None
             raise error

@@ -76,7 +76,8 @@ class LiveServer:
 def live(settings: Settings, load: LoadModels) -> Iterator[LiveServer]:
     """Serve an application on a free port until the block ends."""
     app = create_app(settings, load=load)
-    with socket.socket() as listener:
+    # with its protocol named, since asyncio switches Nagle's algorithm off for such sockets only
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)

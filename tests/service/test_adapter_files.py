@@ -1,12 +1,8 @@
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -21,33 +17,10 @@ from service.adapter_files import (
     WEIGHTS_FILE,
     AdapterDamagedError,
     AdapterFiles,
-    AdapterRecord,
     NameTakenError,
 )
 from tests.fixtures import random_lora
-
-BASE = "llgbm/tiny-random-qwen2"
-
-
-def identity(number: int) -> str:
-    return f"lora-{number:024x}"
-
-
-def record(weights: LoRAWeights, number: int = 1, created: float = 1.0) -> AdapterRecord:
-    spec = weights.spec
-    return AdapterRecord(
-        id=identity(number),
-        digest=content_digest(weights),
-        base=BASE,
-        rank=spec.rank,
-        alpha=spec.alpha,
-        target_modules=spec.target_modules,
-        num_parameters=spec.num_parameters,
-        created=created,
-        source="generated",
-        descriptions=("a task",),
-        nearest=(("t", 0.5),),
-    )
+from tests.service.records import BASE, identity, record
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +149,7 @@ from pathlib import Path
 from llgbm.config import lora_spec
 from service.adapter_files import AdapterFiles, StoreFullError
 from tests.fixtures import random_lora
-from tests.service.test_adapter_files import record
+from tests.service.records import record
 files = AdapterFiles(Path({str(tmp_path)!r}))
 weights = random_lora(lora_spec("tiny"), 1)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -192,45 +165,7 @@ assert list(Path({str(tmp_path)!r}).iterdir()) == [], list(Path({str(tmp_path)!r
     assert done.stdout.startswith("full: no room in")
 
 
-def _write_for_ever(folder: str) -> None:
-    files = AdapterFiles(Path(folder))
-    weights = random_lora(lora_spec("tiny"), 1)
-    number = os.getpid() * 1_000_000
-    while True:
-        number += 1
-        files.write(weights, record(weights, number))
-
-
-def test_a_writer_that_is_killed_leaves_whole_adapters_only(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_write_for_ever, args=(str(tmp_path),), daemon=True)
-    process.start()
-    files = AdapterFiles(tmp_path)
-    deadline = time.monotonic() + 60
-    while len(files.records()) < 10 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    found = AdapterFiles(tmp_path).records()
-    assert len(found) >= 10
-    assert len(found) == sum(entry.name.startswith("lora-") for entry in tmp_path.iterdir())
-    for each in found:
-        assert content_digest(files.read(each.id)) == each.digest
-
-
-def test_what_a_killed_writer_left_is_removed_when_it_is_old(tmp_path: Path) -> None:
-    old, young = tmp_path / ".tmp-old", tmp_path / ".tmp-young"
-    for folder in (old, young):
-        folder.mkdir()
-        (folder / "file").write_text("x")
-    os.utime(old, (1, 1))
-    AdapterFiles(tmp_path)
-    assert not old.exists()
-    assert young.exists()
-
-
-def test_two_processes_that_write_one_adapter_leave_one(files: AdapterFiles, weights: LoRAWeights) -> None:
+def test_many_who_write_one_adapter_leave_one(files: AdapterFiles, weights: LoRAWeights) -> None:
     stores = [AdapterFiles(files.folder) for _ in range(4)]
     barrier = threading.Barrier(4)
     made: list[bool] = []

@@ -11,12 +11,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from llgbm.config import LoRASpec, lora_spec, model_spec
 from llgbm.errors import AdapterMismatchError
+from llgbm.lora import LoRAWeights
 from llgbm.peft_io import content_digest
 from service.adapter_files import AdapterFiles
 from service.adapter_store import AdapterStore, Lease
 from service.metrics import Metrics
 from tests.fixtures import random_lora
-from tests.service.test_adapter_files import identity, record
+from tests.service.records import identity, record
 
 SIZE = random_lora(lora_spec("tiny"), 0).num_bytes
 
@@ -104,6 +105,23 @@ def test_many_who_want_one_adapter_read_it_once(tmp_path: Path, monkeypatch: pyt
     assert reads == [identity(1)]
     assert store.resident == {identity(1): 8}
     assert len({id(lease.weights) for lease in leases}) == 1
+
+
+def test_an_entry_that_came_while_the_files_were_read_keeps_its_references(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(tmp_path)
+    read, leases = store.files.read, []
+
+    def read_while_others_work(which: str) -> LoRAWeights:
+        store.keep(which, random_lora(lora_spec("tiny"), 1))
+        leases.append(store.acquire(which))
+        return read(which)
+
+    monkeypatch.setattr(store.files, "read", read_while_others_work)
+    leases.append(store.acquire(identity(1)))
+    assert store.resident == {identity(1): 2}
+    assert leases[0].weights is leases[1].weights
 
 
 def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:

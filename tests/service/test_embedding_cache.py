@@ -3,7 +3,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,14 +21,6 @@ KEYS = ["a", "b", "c"]
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path)
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
 def metrics() -> Metrics:
     return Metrics()
 
@@ -38,7 +30,7 @@ def errors(metrics: Metrics, kind: str) -> float:
 
 
 def over_redis(
-    url: str, metrics: Metrics, *, timeout: float = 0.2, retry_after: float = 0.0
+    url: str, metrics: Metrics, *, timeout: float = 5.0, retry_after: float = 0.0
 ) -> tuple[ResilientCache, RedisEmbeddingCache]:
     redis = RedisEmbeddingCache(url, ttl=60, timeout=timeout, metrics=metrics)
     cache = ResilientCache(lambda: redis, max_items=1, retry_after=retry_after, metrics=metrics, check=redis.ping)
@@ -131,13 +123,13 @@ def test_a_cache_that_cannot_be_opened_is_opened_later(metrics: Metrics, tmp_pat
 
 
 @pytest.mark.redis
-def test_redis_keeps_what_it_was_given_for_as_long_as_it_was_told(server: RedisServer, metrics: Metrics) -> None:
-    cache, redis = over_redis(server.url, metrics)
+def test_redis_keeps_what_it_was_given_for_as_long_as_it_was_told(redis_server: RedisServer, metrics: Metrics) -> None:
+    cache, redis = over_redis(redis_server.url, metrics)
     content = {f"key-{i}": bytes([i]) * 1536 for i in range(50)}
     cache.set_many(content)
-    other, other_redis = over_redis(server.url, Metrics())  # another process
+    other, other_redis = over_redis(redis_server.url, Metrics())  # another process
     assert other.get_many([*content, "none"]) == [*content.values(), None]
-    with server.client() as client:
+    with redis_server.client() as client:
         assert 0 < client.ttl("key-7") <= 60
     redis.close()
     other_redis.close()
@@ -145,29 +137,29 @@ def test_redis_keeps_what_it_was_given_for_as_long_as_it_was_told(server: RedisS
 
 @pytest.mark.redis
 @pytest.mark.parametrize("rubbish", [b"", b"x", b"LGE1", b"LGE1\0\0\0\0abc", b"\x80\x04pickle", b"LGE1" * 1000])
-def test_rubbish_is_a_miss_and_is_replaced(server: RedisServer, metrics: Metrics, rubbish: bytes) -> None:
-    with server.client() as client:
+def test_rubbish_is_a_miss_and_is_replaced(redis_server: RedisServer, metrics: Metrics, rubbish: bytes) -> None:
+    with redis_server.client() as client:
         client.set("a", rubbish)
         client.lpush("b", "a list, not a string")
-    cache, redis = over_redis(server.url, metrics)
+    cache, redis = over_redis(redis_server.url, metrics)
     assert cache.get_many(["a", "b"]) == [None, None]
     assert errors(metrics, "rubbish") == 1
     cache.set_many({"a": b"good", "b": b"too"})
-    fresh, fresh_redis = over_redis(server.url, Metrics())
+    fresh, fresh_redis = over_redis(redis_server.url, Metrics())
     assert fresh.get_many(["a", "b"]) == [b"good", b"too"]
     redis.close()
     fresh_redis.close()
 
 
 @pytest.mark.redis
-def test_killed_and_started_again(server: RedisServer, metrics: Metrics) -> None:
-    cache, redis = over_redis(server.url, metrics)
+def test_killed_and_started_again(redis_server: RedisServer, metrics: Metrics) -> None:
+    cache, redis = over_redis(redis_server.url, metrics)
     cache.set_many({"a": b"1", "b": b"2"})
     assert cache.current_problem() is None
-    server.stop()
+    redis_server.stop()
     assert cache.get_many(["a", "x"]) == [None, None]
     assert cache.current_problem() == "unreachable"
-    server.start()
+    redis_server.start()
     assert cache.current_problem() is None
     cache.set_many({"a": b"1", "b": b"2"})
     assert cache.get_many(["a", "b"]) == [b"1", b"2"]
@@ -175,10 +167,10 @@ def test_killed_and_started_again(server: RedisServer, metrics: Metrics) -> None
 
 
 @pytest.mark.redis
-def test_a_server_that_does_not_answer_costs_the_timeout_once(server: RedisServer, metrics: Metrics) -> None:
-    cache, redis = over_redis(server.url, metrics, timeout=0.05, retry_after=60)
+def test_a_server_that_does_not_answer_costs_the_timeout_once(redis_server: RedisServer, metrics: Metrics) -> None:
+    cache, redis = over_redis(redis_server.url, metrics, timeout=0.05, retry_after=60)
     cache.set_many({"a": b"1"})
-    server.freeze()
+    redis_server.freeze()
     calls = 200
     start = time.monotonic()
     for _ in range(calls):
@@ -186,24 +178,24 @@ def test_a_server_that_does_not_answer_costs_the_timeout_once(server: RedisServe
     assert time.monotonic() - start < calls * 0.05  # it did not wait each time
     assert cache.problem == "timeout"
     assert errors(metrics, "timeout") == 1
-    server.thaw()
+    redis_server.thaw()
     redis.close()
 
 
 @pytest.mark.redis
 @pytest.mark.parametrize("password", ["", ":wrong@"])
-def test_a_server_that_refuses_us(server: RedisServer, metrics: Metrics, password: str) -> None:
-    cache, redis = over_redis(f"redis://{password}127.0.0.1:{server.port}/0", metrics)
+def test_a_server_that_refuses_us(redis_server: RedisServer, metrics: Metrics, password: str) -> None:
+    cache, redis = over_redis(f"redis://{password}127.0.0.1:{redis_server.port}/0", metrics)
     assert cache.get_many(KEYS) == [None] * 3
     assert cache.problem == "refused"
     redis.close()
 
 
 @pytest.mark.redis
-def test_a_server_without_memory_refuses_to_keep_but_still_answers(server: RedisServer, metrics: Metrics) -> None:
-    cache, redis = over_redis(server.url, metrics)
+def test_a_server_without_memory_refuses_to_keep_but_still_answers(redis_server: RedisServer, metrics: Metrics) -> None:
+    cache, redis = over_redis(redis_server.url, metrics)
     cache.set_many({"a": b"1", "b": b"2"})
-    with server.client() as client:
+    with redis_server.client() as client:
         client.config_set("maxmemory", "1")
     cache.set_many({"c": b"3"})
     assert cache.problem == "refused"

@@ -25,15 +25,17 @@ def bytes_to_text(ids: list[int]) -> str:
 
 @asynccontextmanager
 async def generation_of(
-    texts: list[str], *, stop: tuple[str, ...] = (), max_tokens: int = 50
+    texts: list[str], *, stop: tuple[str, ...] = (), max_tokens: int = 50, held: bool = False
 ) -> AsyncIterator[tuple[Generation, DummyDecoder, Engine]]:
-    """A generation with one row for each text, a byte for a token."""
+    """A generation with one row for each text, a byte for a token; `held` before its second token."""
     decoder = DummyDecoder(lambda row: [*texts[row.prompt[0]].encode(), END])
+    if held:
+        decoder.hold.clear()
     engine = Engine(EngineLimits(8, 8, 8, 1000), Metrics())
     engine.start()
     engine.attach(decoder.renewed)
     rows = [Row((i,), None, SamplingParams(max_tokens=max_tokens)) for i in range(len(texts))]
-    streams = engine.submit(rows, [None] * len(rows), timeout=20)
+    streams = await engine.submit(rows, [None] * len(rows), timeout=20)
     try:
         yield Generation(streams, [TextStream(bytes_to_text, stop) for _ in rows], None, 1), decoder, engine  # type: ignore[arg-type]
     finally:
@@ -79,8 +81,7 @@ async def test_what_was_held_back_comes_out_at_the_end() -> None:
 
 
 async def test_one_failing_row_fails_the_request_and_ends_the_others() -> None:
-    async with generation_of(["a" * 40, "b" * 40]) as (generation, decoder, engine):
-        decoder.hold.clear()
+    async with generation_of(["a" * 40, "b" * 40], held=True) as (generation, decoder, engine):
         engine.end_rows(StoppedError("over"))
         decoder.hold.set()
         with pytest.raises(ApiError) as caught:

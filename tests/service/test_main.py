@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import string
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,57 +16,13 @@ from llgbm.base import Base
 from llgbm.chat import prompt_ids
 from llgbm.decoding import generate
 from llgbm.sampling import SamplingParams
-from tests.service.harness import free_port, wait_until
-
-
-class Process:
-    """`python -m service` on the tiny models."""
-
-    def __init__(self, folder: Path, checkpoint: Path, base: Path, **more: str) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.log = folder / "log"
-        values = {
-            "PORT": str(self.port),
-            "CHECKPOINT": str(checkpoint),
-            "BASE": str(base),
-            "STORE_DIR": str(folder / "store"),
-            "CACHE_DIR": str(folder / "cache"),
-            "THREADS": "1",
-            **more,
-        }
-        env = {**os.environ, **{f"LLGBM_{name}": value for name, value in values.items()}, "HF_HUB_OFFLINE": "1"}
-        with self.log.open("wb") as log:
-            self.popen = subprocess.Popen(
-                [sys.executable, "-W", "error::ResourceWarning", "-m", "service"],
-                env=env,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-
-    def status(self) -> str:
-        try:
-            answer = httpx.get(f"{self.url}/readyz", timeout=30)
-        except httpx.TransportError:
-            return "silent"
-        return str(answer.json()["status"])
-
-    def wait_ready(self) -> None:
-        wait_until(lambda: self.status() == "ready" or self.popen.poll() is not None, seconds=240)
-        assert self.popen.poll() is None, self.log.read_text()
-
-    def events(self) -> list[str]:
-        return [json.loads(line)["event"] for line in self.log.read_text().splitlines() if line.startswith("{")]
-
-    def end(self) -> None:
-        if self.popen.poll() is None:
-            self.popen.kill()
-        self.popen.wait()
+from tests.service.harness import wait_until
+from tests.service.process import Process
 
 
 @pytest.fixture
 def process(tmp_path: Path, tiny_checkpoint_path: Path, tiny_base_path: Path) -> Iterator[Process]:
-    process = Process(tmp_path, tiny_checkpoint_path, tiny_base_path, DRAIN_SECONDS="2", REQUEST_TIMEOUT="100")
+    process = Process(tmp_path, tiny_checkpoint_path, tiny_base_path, DRAIN_SECONDS="6", REQUEST_TIMEOUT="100")
     yield process
     process.end()
 

@@ -53,8 +53,25 @@ def test_the_context_is_the_smaller_of_the_setting_and_the_base(tiny_settings: S
         settings = tiny_settings.model_copy(update={"max_context": wanted})
         models = load_models(settings, Metrics(), lambda text: None)
         assert models.max_context == expected
+        assert models.new_decoder is not None
         models.new_decoder()
         models.cache.close()
+
+
+def test_with_vllm_the_base_comes_without_its_weights_and_the_adapters_are_the_same(
+    tiny_settings: Settings, tiny_base: Base, tiny_base_path: Path, tmp_path: Path
+) -> None:
+    bare = shutil.copytree(tiny_base_path, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    request = AdapterRequest(("a task",))
+    whole = load_models(tiny_settings, Metrics(), lambda text: None)
+    settings = tiny_settings.model_copy(update={"engine": "vllm", "base": str(bare), "max_context": 100_000})
+    models = load_models(settings, Metrics(), lambda text: None)
+    assert models.new_decoder is None
+    assert not hasattr(models.base, "model")
+    assert (models.base.spec, models.max_context) == (tiny_base.spec, 4096)
+    assert models.maker.id_of(request) == whole.maker.id_of(request)
+    for loaded in (whole, models):
+        loaded.cache.close()
 
 
 def test_a_generator_for_another_base_is_refused(tiny_settings: Settings, tmp_path: Path) -> None:

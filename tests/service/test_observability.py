@@ -10,10 +10,14 @@ import httpx
 import pytest
 import structlog
 from fastapi import FastAPI
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from llgbm.errors import CheckpointError
 from service.models import LoadModels
-from service.observability import configure_logging, enable_tracing, request_id
+from service.observability import configure_logging, request_id, tracing, without_password
 from service.settings import Settings
 from tests.service.dummy_decoder import DummyDecoder
 from tests.service.harness import running
@@ -137,6 +141,37 @@ def test_records_of_the_standard_library_have_the_same_form(settings: Settings, 
 def test_tracing_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    monkeypatch.setitem(sys.modules, "opentelemetry.instrumentation.fastapi", None)
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)
     with pytest.raises(RuntimeError, match=r"llgbm\[otel\]"):
-        enable_tracing(FastAPI())
+        tracing(wanted=True)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_requests_are_spans_only_where_tracing_is_asked_for(
+    settings: Settings, load_dummy: LoadModels, monkeypatch: pytest.MonkeyPatch, wanted: bool
+) -> None:
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+    async with running(settings.model_copy(update={"otel": wanted}), load_dummy) as (_, client):
+        await client.get("/livez")
+        await client.post("/chat", json={"prompt": "a secret task", "query": "a secret"})
+    spans = exporter.get_finished_spans()
+    routes = {span.attributes["http.route"] for span in spans if span.attributes}
+    assert routes == ({"/livez", "/chat"} if wanted else set())
+    assert "secret" not in "".join(span.to_json() for span in spans)
+
+
+@pytest.mark.parametrize(
+    ("address", "logged"),
+    [
+        ("s3://key:secret@bucket/adapters", "s3://bucket/adapters"),
+        ("s3://bucket/a@b", "s3://bucket/a@b"),
+        ("/var/lib/adapters@home", "/var/lib/adapters@home"),
+    ],
+)
+def test_an_address_is_logged_without_its_password(address: str, logged: str) -> None:
+    assert without_password(address) == logged

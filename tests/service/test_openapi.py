@@ -41,6 +41,18 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
             node = node[part]
 
 
+def test_every_link_leads_to_an_operation_that_takes_what_it_gives(document: dict[str, Any]) -> None:
+    operations = {o["operationId"]: o for methods in document["paths"].values() for o in methods.values()}
+    count = 0
+    for source in operations.values():
+        for response in source["responses"].values():
+            for link in response.get("links", {}).values():
+                taken = {parameter["name"] for parameter in operations[link["operationId"]]["parameters"]}
+                assert link["parameters"].keys() <= taken
+                count += 1
+    assert count > 20
+
+
 def test_every_operation_has_a_summary_a_description_and_the_common_errors(document: dict[str, Any]) -> None:
     for path, methods in document["paths"].items():
         for operation in methods.values():

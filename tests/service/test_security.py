@@ -4,12 +4,13 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 from fastapi import FastAPI
+from limits import RateLimitItem
 
 from service.errors import ApiError
 from service.models import LoadModels
-from service.security import Keyring
+from service.security import Keyring, RateLimiter
 from service.settings import Settings
-from tests.service.harness import make_settings, running, state_of
+from tests.service.harness import free_port, make_settings, running, state_of
 
 KEYS = ("first-key", "second-key")
 HASHES = tuple(hashlib.sha256(key.encode()).hexdigest() for key in KEYS)
@@ -103,3 +104,25 @@ async def test_cors_is_off_unless_an_origin_is_named(
     assert preflight.status_code == 200
     assert refused.status_code == 401
     assert refused.headers["access-control-allow-origin"] == "https://page.example"
+
+
+async def test_a_redis_that_is_not_there_is_left_alone_and_the_count_goes_on_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limiter = RateLimiter("2/minute", f"redis://127.0.0.1:{free_port()}/0", timeout=0.2, retry_after=60)
+    shared, asked = limiter._shared, []
+    assert shared is not None
+    hit = shared.hit
+
+    async def counted(item: RateLimitItem, client: str) -> bool:
+        asked.append(client)
+        return await hit(item, client)
+
+    monkeypatch.setattr(shared, "hit", counted)
+    await limiter.check("someone")
+    await limiter.check("someone")
+    with pytest.raises(ApiError) as caught:
+        await limiter.check("someone")
+    assert caught.value.status_code == 429
+    assert asked == ["someone"]
+    await limiter.close()

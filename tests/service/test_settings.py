@@ -49,6 +49,11 @@ def test_lists_come_with_commas_or_as_json(monkeypatch: pytest.MonkeyPatch) -> N
     assert settings.api_key_hashes == (HASH,)
 
 
+def test_addresses_of_servers_are_taken_as_they_are_usually_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLGBM_VLLM_URL", "http://gpu-1:8000/v1, http://gpu-2:8000/, http://gpu-1:8000")
+    assert Settings().vllm_url == ("http://gpu-1:8000", "http://gpu-2:8000")
+
+
 def test_the_environment_goes_before_the_file_and_empty_means_unset(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -67,6 +72,9 @@ def test_the_environment_goes_before_the_file_and_empty_means_unset(
         ("PORT", "70000", "65535"),
         ("BASE_STORAGE", "float8", "int8"),
         ("MAX_BATCH", "0", "greater than"),
+        ("ENGINE", "vllm", "needs LLGBM_VLLM_URL"),
+        ("VLLM_URL", "gpu-1:8000", "looks like http://host:8000"),
+        ("VLLM_MAX_LORAS", "100", "raise the second"),
     ],
 )
 def test_a_wrong_value_is_refused_with_what_is_right(

@@ -4,7 +4,16 @@ import pytest
 
 from llgbm.errors import AdapterFormatError, AdapterMismatchError, ConfigError
 from service.adapter_files import NameTakenError, StoreFullError
-from service.engine_api import DeadlineError, EngineError, QueueFullError, StoppedError, UnstableError
+from service.engine_api import (
+    DeadlineError,
+    EngineError,
+    QueueFullError,
+    RefusedError,
+    StoppedError,
+    UnavailableError,
+    UnstableError,
+    UpstreamError,
+)
 from service.errors import ApiError
 from service.translation import as_api_error, translated
 
@@ -13,6 +22,9 @@ TABLE = [
     (DeadlineError("late"), 504, "deadline_exceeded"),
     (StoppedError("stopping"), 503, "draining"),
     (UnstableError("too large"), 422, "adapter_unstable"),
+    (UnavailableError("nobody", 1), 503, "engine_unavailable"),
+    (UpstreamError("failed"), 502, "engine_error"),
+    (RefusedError("too long"), 400, "bad_request"),
     (EngineError("private"), 500, "internal_error"),
     (StoreFullError("no room"), 507, "insufficient_storage"),
     (NameTakenError("taken"), 409, "name_taken"),

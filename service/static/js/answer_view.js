@@ -23,7 +23,7 @@ export class AnswerView {
     this.element = el(
       "div",
       { class: "answer", "data-lane": lane, "data-state": "waiting" },
-      el("p", { class: "who" }, who, " ", el("span", { class: "quiet" }, detail)),
+      el("p", { class: "who quiet" }, el("strong", {}, who), " ", detail),
       this.#body,
       this.#meta,
     );
@@ -57,7 +57,7 @@ export class AnswerView {
       result.reason === "length" && "cut at max tokens",
     ];
     const shown = facts.filter((fact) => typeof fact === "string");
-    this.#meta.replaceChildren(...shown.map((fact, index) => el("span", {}, index ? `· ${fact}` : fact)));
+    this.#meta.replaceChildren(...shown.map((fact) => el("span", {}, fact)));
   }
 
   stopped() {

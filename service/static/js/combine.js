@@ -2,35 +2,38 @@
 
 import { compose } from "./api.js";
 import { announce, byId, el } from "./dom.js";
-import { title } from "./format.js";
 import { showProblem } from "./problem.js";
 import { noteStoreChange, show } from "./session.js";
 
 /**
  * @import {Adapter} from "./types.js"
+ *
+ * @typedef {{box: HTMLInputElement, weight: HTMLInputElement}} Controls
  */
 
 const MOST = 8;
 
 export class Combiner {
   #form = byId("combine", HTMLFormElement);
-  #rows = el("ul");
-  #name = el("input", { id: "combine-name", autocomplete: "off", spellcheck: "false", maxlength: 64 });
+  #name = el("input", {
+    "aria-label": "Name of the combination (optional)",
+    placeholder: "Name",
+    autocomplete: "off",
+    spellcheck: "false",
+    maxlength: 64,
+  });
   #problem = el("div", { class: "problem", role: "alert", hidden: true });
   #button = el("button", { type: "submit", class: "primary" }, "Combine");
-  /** @type {Map<string, {adapter: Adapter, weight: HTMLInputElement}>} */
-  #parts = new Map();
+  /** Of each listed adapter, by id. @type {Map<string, Controls>} */
+  #controls = new Map();
 
   constructor() {
     this.#form.append(
-      el("h3", {}, "Combine"),
-      this.#rows,
-      el("label", { for: "combine-name" }, "Name ", el("span", { class: "quiet" }, "(optional)")),
-      this.#name,
       this.#problem,
       el(
         "div",
         { class: "actions" },
+        this.#name,
         this.#button,
         el("button", { type: "button", onclick: () => this.#cancel() }, "Cancel"),
       ),
@@ -42,67 +45,73 @@ export class Combiner {
   }
 
   /**
-   * The box that takes an adapter in.
+   * The box that takes an adapter in, and its weight, which is hidden until then. The same elements for the same id, so
+   * that they keep their state when the list is drawn again.
    *
    * @param {Adapter} adapter
    * @param {string} name
+   * @returns {Controls}
    */
-  checkbox(adapter, name) {
-    const box = el("input", { type: "checkbox", "aria-label": `Combine ${name}` });
-    box.checked = this.#parts.has(adapter.id);
-    box.addEventListener("change", () => {
-      if (box.checked && this.#parts.size >= MOST) {
-        box.checked = false;
-        announce(`At most ${MOST} can be combined`);
-      } else if (box.checked) this.#take(adapter, name);
-      else this.drop(adapter.id);
-    });
-    return box;
+  controls({ id }, name) {
+    const known = this.#controls.get(id);
+    const controls = known ?? { box: el("input", { type: "checkbox" }), weight: weightField() };
+    controls.box.setAttribute("aria-label", `Combine ${name}`);
+    controls.weight.setAttribute("aria-label", `Weight of ${name}`);
+    if (!known) {
+      this.#controls.set(id, controls);
+      controls.box.addEventListener("change", () => this.#tick(controls.box));
+      controls.weight.addEventListener("keydown", (event) => {
+        if (event.key === "Enter") this.#form.requestSubmit();
+      });
+    }
+    return controls;
   }
 
-  /** @param {Adapter} adapter @param {string} name */
-  #take(adapter, name) {
-    const weight = el("input", { type: "number", min: -4, max: 4, step: 0.1, value: 1, "aria-label": `Weight of ${name}` });
-    this.#parts.set(adapter.id, { adapter, weight });
+  /** @param {HTMLInputElement} box */
+  #tick(box) {
+    if (this.#chosen().length > MOST) {
+      box.checked = false;
+      announce(`At most ${MOST} can be combined`);
+    }
     this.#draw();
+  }
+
+  #chosen() {
+    return [...this.#controls].filter(([, { box }]) => box.checked);
   }
 
   /** @param {string} id */
   drop(id) {
-    if (this.#parts.delete(id)) this.#draw();
+    if (this.#controls.delete(id)) this.#draw();
   }
 
   /** @param {Adapter[]} adapters  those that are listed */
   keepOnly(adapters) {
     const ids = new Set(adapters.map((adapter) => adapter.id));
-    for (const id of [...this.#parts.keys()]) if (!ids.has(id)) this.drop(id);
+    for (const id of [...this.#controls.keys()]) if (!ids.has(id)) this.drop(id);
   }
 
   #draw() {
-    this.#form.hidden = this.#parts.size === 0;
+    for (const { box, weight } of this.#controls.values()) weight.hidden = !box.checked;
+    this.#form.hidden = this.#chosen().length === 0;
     showProblem(this.#problem, null);
-    this.#rows.replaceChildren(
-      ...[...this.#parts.values()].map(({ adapter, weight }) =>
-        el("li", {}, weight, el("span", { class: "name" }, title(adapter))),
-      ),
-    );
   }
 
   #cancel() {
-    this.#parts.clear();
-    this.#draw();
-    for (const box of document.querySelectorAll("#adapter-list input")) {
-      if (box instanceof HTMLInputElement) box.checked = false;
+    for (const { box, weight } of this.#controls.values()) {
+      box.checked = false;
+      weight.value = weight.defaultValue;
     }
+    this.#draw();
     byId("library-heading", HTMLElement).focus();
   }
 
   async #combine() {
-    const parts = [...this.#parts.values()];
-    const wrong = parts.find(({ weight }) => !weight.value || !weight.checkValidity());
+    const chosen = this.#chosen();
+    const wrong = chosen.find(([, { weight }]) => !weight.value || !weight.checkValidity());
     if (wrong) {
       showProblem(this.#problem, "A weight is a number between −4 and 4.");
-      wrong.weight.focus();
+      wrong[1].weight.focus();
       return;
     }
     this.#button.disabled = true;
@@ -110,8 +119,8 @@ export class Combiner {
     try {
       const name = this.#name.value.trim();
       const { adapter, made } = await compose({
-        ids: parts.map((part) => part.adapter.id),
-        weights: parts.map((part) => part.weight.valueAsNumber),
+        ids: chosen.map(([id]) => id),
+        weights: chosen.map(([, { weight }]) => weight.valueAsNumber),
         ...(name && { name }),
       });
       this.#name.value = "";
@@ -126,4 +135,8 @@ export class Combiner {
       this.#button.disabled = false;
     }
   }
+}
+
+function weightField() {
+  return el("input", { type: "number", class: "weight", min: -4, max: 4, step: 0.1, value: 1, hidden: true });
 }

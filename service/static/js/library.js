@@ -74,6 +74,7 @@ export class Library {
   /** @param {Adapter} adapter */
   #row(adapter) {
     const name = title(adapter);
+    const { box, weight } = this.#combiner.controls(adapter, name);
     const facts = [
       adapter.source === "generated" ? (adapter.scale === 1 ? null : factor(adapter.scale)) : adapter.source,
       `…${adapter.id.slice(-6)}`,
@@ -83,13 +84,14 @@ export class Library {
     return el(
       "li",
       { "data-id": adapter.id },
-      this.#combiner.checkbox(adapter, name),
+      box,
       el(
         "button",
         { type: "button", class: "open", onclick: () => void this.#open(adapter.id) },
         el("span", { class: "name" }, name),
         el("span", { class: "row-facts" }, facts.filter(Boolean).join(" · ")),
       ),
+      weight,
       el(
         "button",
         { type: "button", class: "plain icon", "aria-label": `Delete ${name}`, onclick: () => void this.#delete(adapter) },

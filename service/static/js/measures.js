@@ -62,7 +62,9 @@ export function distance(adapter) {
       "h3",
       { id: "confidence-heading" },
       "Confidence ",
-      el("strong", { id: "confidence" }, confidence === null ? "not calibrated" : confidence.toFixed(2)),
+      confidence === null
+        ? el("span", { class: "quiet", id: "confidence" }, "not calibrated for this generator")
+        : el("strong", { id: "confidence" }, confidence.toFixed(2)),
     ),
     warning === null ? null : el("p", { class: "warning", id: "adapter-warning" }, hiddenText("Warning: "), sentence(warning)),
     nearest.length ? el("h4", { id: "nearest-heading" }, "Nearest training tasks, by similarity") : null,

@@ -25,11 +25,9 @@ export class SnippetTabs {
 
   constructor() {
     const list = el("div", { class: "tabs", role: "tablist", "aria-label": "Snippets" }, ...this.#tabs);
-    this.#panel.append(
-      el("pre", { tabindex: 0, role: "region", "aria-label": "Snippet" }, this.#code),
-      copyButton("Copy the snippet", () => this.#code.textContent ?? ""),
-    );
-    this.element = el("div", {}, list, this.#panel);
+    const copy = copyButton("Copy the snippet", () => this.#code.textContent ?? "");
+    this.#panel.append(el("pre", { tabindex: 0, role: "region", "aria-label": "Snippet" }, this.#code));
+    this.element = el("div", {}, el("div", { class: "tab-row" }, list, copy), this.#panel);
     list.addEventListener("keydown", (event) => this.#onKey(event));
     lastQuestion.watch(() => this.#write());
     this.#choose(0);

@@ -33,7 +33,9 @@ def load(tiny_checkpoint_path: Path, tiny_base_path: Path, tiny_encoder_path: Pa
 
     def load_paced(settings: Settings, metrics: Metrics, progress: Progress) -> Models:
         models = load_models(settings.model_copy(update=tiny), metrics, progress)
-        return replace(models, new_decoder=lambda: PacedDecoder(models.new_decoder(), pace))
+        new_decoder = models.new_decoder
+        assert new_decoder is not None
+        return replace(models, new_decoder=lambda: PacedDecoder(new_decoder(), pace))
 
     return load_paced
 

@@ -77,9 +77,13 @@ def test_stop_ends_both_answers_here_and_in_the_service(page: Page, server: Live
 
 def test_an_error_in_the_middle_of_an_answer_is_shown_below_what_has_come(page: Page, pace: Pace) -> None:
     make_adapter(page, CAPITAL)
-    pace.fail_in = 4
+    pace.pause = 0.2  # both answers have begun, and neither has ended, when the step fails
     ask(page, "Peru", max_tokens=50)
+    for lane in ("base", "adapted"):
+        expect(page.locator(f".turn .answer[data-lane={lane}] .answer-text").last).not_to_be_empty()
+    pace.fail_in = 0
     answered(page, "failed")
+    pace.pause = 0.0
     problems = page.locator(".turn .problem")
     expect(problems).to_have_count(2)
     expect(problems.first).to_contain_text("An error inside the service")

@@ -69,9 +69,11 @@ def test_takes_examples_and_a_name_and_asks_for_what_is_missing(page: Page, api:
 
 
 def test_an_example_task_fills_the_form_and_the_question(page: Page) -> None:
-    page.get_by_role("button", name="Past tense", exact=True).click()
-    expect(page.get_by_label("What should the model do?")).to_have_value("Give the past tense of the verb.")
-    expect(page.get_by_label("Input for both models")).to_have_value("swim")
+    page.get_by_role("button", name="Opposite", exact=True).click()
+    expect(page.get_by_label("What should the model do?")).to_have_value(
+        "Give a word that means the opposite of the given word."
+    )
+    expect(page.get_by_label("Input for both models")).to_have_value("ancient")
 
 
 def test_says_in_words_why_the_service_refused(page: Page) -> None:

@@ -100,7 +100,9 @@ async def test_without_redis_it_serves_and_says_degraded(
     server = RedisServer(tmp_path)
     server.start()
     try:
-        with_redis = settings.model_copy(update={"redis_url": _secret(server.url), "redis_retry_after": 0.0})
+        with_redis = settings.model_copy(
+            update={"redis_url": _secret(server.url), "redis_retry_after": 0.0, "redis_timeout": 5.0}
+        )
         async with running(with_redis, load_dummy) as (_, client):
             assert (await client.get("/readyz")).json()["status"] == "ready"
             server.stop()

@@ -1,0 +1,25 @@
+"""The tasks that the page proposes are ones that the shipped generator knows."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from llgbm.checkpoint import load_generator
+from llgbm.prompting import AdapterMaker, AdapterRequest
+from llgbm.text_encoder import PretrainedTextEncoder
+from service.routes.playground import STATIC
+from service.settings import DEFAULT_CHECKPOINT
+
+
+@pytest.mark.real
+def test_the_shipped_generator_was_trained_on_each(real_encoder_path: Path) -> None:
+    script = (STATIC / "js" / "example_tasks.js").read_text("utf-8")
+    prompts = [json.loads(text) for text in re.findall(r'prompt:\s+("[^\n]*?"),', script)]
+    assert len(prompts) == script.count("label: ") - script.count("{label: ")
+    maker = AdapterMaker(load_generator(DEFAULT_CHECKPOINT), PretrainedTextEncoder(real_encoder_path))
+    made = maker.make([AdapterRequest((prompt,)) for prompt in prompts])
+    assert {m.request.descriptions[0]: m.nearest[0] for m in made if m.nearest[0][1] < 0.9 or m.warning} == {}
