@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+Seconds = dict[str, list[float]]
+"""arm -> measured times, in the order of the rounds"""
 
 
 @dataclass(frozen=True)
@@ -14,32 +17,38 @@ class Result:
     """One number of a benchmark.
 
     Attributes:
-        value: what the name says, in `unit`; a ratio of arms where there is more than one.
+        value: what the name says, in `unit`; None if an arm that it needs could not run.
         arms: arm -> median, in `arm_unit`.
         n: measurements of each arm.
         spread: arm -> (smallest, largest).
+        target: what the value should reach; None where the arms only explain another result.
+        missing: arm -> why it could not run.
+        note: what a reader must know to read the number.
     """
 
     name: str
-    value: float
+    value: float | None
     unit: str
     higher_is_better: bool
     arms: dict[str, float]
     arm_unit: str
     n: int
     spread: dict[str, tuple[float, float]]
+    target: float | None = None
+    missing: dict[str, str] = field(default_factory=dict)
+    note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, for JSON."""
         return asdict(self)
 
 
-def interleaved(arms: Mapping[str, Callable[[], object]], *, n: int, warm_up: int = 2) -> dict[str, list[float]]:
+def interleaved(arms: Mapping[str, Callable[[], object]], *, n: int, warm_up: int = 1) -> Seconds:
     """Seconds of each arm, `n` times, the arms in turns so that a slow moment of the machine meets them all."""
     for _ in range(warm_up):
         for run in arms.values():
             run()
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    seconds: Seconds = {name: [] for name in arms}
     for _ in range(n):
         for name, run in arms.items():
             start = time.perf_counter()
@@ -48,17 +57,57 @@ def interleaved(arms: Mapping[str, Callable[[], object]], *, n: int, warm_up: in
     return seconds
 
 
-def summary(
+def rates(seconds: Seconds, amount: Mapping[str, float] | float) -> Seconds:
+    """What was done in a second, for each measured time: `amount` is what one run of an arm does."""
+    each = dict.fromkeys(seconds, amount) if isinstance(amount, (int, float)) else amount
+    return {arm: [each[arm] / s for s in times] for arm, times in seconds.items()}
+
+
+def result(
     name: str,
-    seconds: Mapping[str, list[float]],
+    measured: Mapping[str, Sequence[float]],
     value: Callable[[dict[str, float]], float],
     *,
-    unit: str,
-    higher: bool,
+    unit: str = "ratio",
+    arm_unit: str,
+    higher: bool = True,
+    target: float | None = None,
+    missing: Mapping[str, str] | None = None,
+    note: str = "",
 ) -> Result:
-    """A result from interleaved seconds; arms are reported in milliseconds, `value` gets their medians in seconds."""
-    medians = {arm: statistics.median(times) for arm, times in seconds.items()}
-    spread = {arm: (round(min(t) * 1e3, 3), round(max(t) * 1e3, 3)) for arm, t in seconds.items()}
-    arms = {arm: round(m * 1e3, 3) for arm, m in medians.items()}
-    n = min(len(times) for times in seconds.values())
-    return Result(name, round(value(medians), 4), unit, higher, arms, "ms", n, spread)
+    """A result from measurements of its arms; `value` gets their medians. It is None if it reads a missing arm."""
+    medians = {arm: statistics.median(numbers) for arm, numbers in measured.items()}
+    try:
+        number: float | None = _short(value(medians))
+    except KeyError as arm:
+        if not missing or arm.args[0] not in missing:
+            raise
+        number = None
+    return Result(
+        name=name,
+        value=number,
+        unit=unit,
+        higher_is_better=higher,
+        arms={arm: _short(median) for arm, median in medians.items()},
+        arm_unit=arm_unit,
+        n=min((len(numbers) for numbers in measured.values()), default=0),
+        spread={arm: (_short(min(numbers)), _short(max(numbers))) for arm, numbers in measured.items()},
+        target=target,
+        missing=dict(missing or {}),
+        note=note,
+    )
+
+
+def over(upper: str, lower: str) -> Callable[[dict[str, float]], float]:
+    """The value of a result: the median of one arm over that of another."""
+    return lambda medians: medians[upper] / medians[lower]
+
+
+def milliseconds(seconds: Seconds) -> Seconds:
+    """The same times in milliseconds."""
+    return {arm: [1e3 * s for s in times] for arm, times in seconds.items()}
+
+
+def _short(number: float) -> float:
+    """Four significant digits: no benchmark here is more exact."""
+    return float(f"{number:.4g}")

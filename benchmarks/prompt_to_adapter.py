@@ -1,27 +1,153 @@
-"""Prompt to adapter in memory: a text that was never encoded, and one whose embedding is cached."""
+"""From a prompt to an adapter: encoder, generator and store, and how generators of other sizes compare."""
 
 from __future__ import annotations
 
 from itertools import count
-from pathlib import Path
 
-from benchmarks.measure import Result, interleaved, summary
-from llgbm.checkpoint import load_generator
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measure import Result, interleaved, milliseconds, over, result
+from benchmarks.workbench import TASKS, Workbench
+from llgbm.config import LoRASpec
+from llgbm.peft_io import save_peft
 from llgbm.prompting import AdapterMaker, AdapterRequest
 from llgbm.text_encoder import MemoryEmbeddingCache, PretrainedTextEncoder
 
+_BATCH = 32
+_T2L_WIDTH, _DND_PARAMETERS, _DND_WIDTH = 256, 1_100_000_000, 8192
 
-def run(checkpoint: Path, *, n: int) -> list[Result]:
-    encoder = PretrainedTextEncoder(cache=MemoryEmbeddingCache(10_000))
-    maker = AdapterMaker(load_generator(checkpoint), encoder)
+
+def run(bench: Workbench) -> list[Result]:
+    encoder = PretrainedTextEncoder(bench.encoder_name, cache=MemoryEmbeddingCache(100_000))
+    maker = AdapterMaker(bench.checkpoint, encoder)
+    spec, base_id = bench.checkpoint.manifest.lora, bench.checkpoint.manifest.base_id
     numbers = count()
-    known = AdapterRequest(("Translate the English word to French.",))
+    known = AdapterRequest((TASKS[0],))
+    (made,) = maker.make([known])
+    condition = encoder.encode([TASKS[0]])
+    t2l, dnd = _T2LSized(spec, condition.shape[1]).eval(), _DnDSized().eval()
 
-    def uncached() -> None:
-        maker.make([AdapterRequest((f"Translate the English word number {next(numbers)} to French.",))])
+    def fresh(n: int) -> list[AdapterRequest]:
+        return [AdapterRequest((f"Translate the English word number {next(numbers)} to French.",)) for _ in range(n)]
 
-    seconds = interleaved({"uncached": uncached, "cached": lambda: maker.make([known])}, n=n)
+    def to_disk() -> None:
+        save_peft(made.weights, bench.scratch / "made" / str(next(numbers)), base_id=base_id)
+
+    def with_module(module: nn.Module) -> None:
+        with torch.inference_mode():
+            module(condition)
+
+    seconds = interleaved(
+        {
+            "uncached": lambda: maker.make(fresh(1)),
+            "cached": lambda: maker.make([known]),
+            "encoder": lambda: encoder.encode([f"Count to {next(numbers)}."]),
+            "generator": lambda: bench.checkpoint.generator(condition),
+            "write to disk": to_disk,
+            "T2L-L sized": lambda: with_module(t2l),
+            "DnD sized": lambda: with_module(dnd),
+        },
+        n=bench.times(42),
+        warm_up=2,
+    )
+    batch = interleaved({"32 prompts": lambda: maker.make(fresh(_BATCH))}, n=bench.times(18))
+    ms = milliseconds(seconds) | {"32 prompts, each": [1e3 * s / _BATCH for s in batch["32 prompts"]]}
+    sizes = {name: sum(p.numel() for p in m.parameters()) for name, m in (("T2L-L", t2l), ("DnD", dnd))}
+    note = (
+        f"The other generators are stand-ins by size, with random weights: T2L's layout (task, layer and module "
+        f"embeddings, residual MLP, one head a module) with {sizes['T2L-L'] / 1e6:.0f} M parameters, and "
+        f"{sizes['DnD'] / 1e6:.0f} M parameters of plain matrices, each used once: less than DnD's convolutions do."
+    )
+
+    def arms(*names: str) -> dict[str, list[float]]:
+        return {name: ms[name] for name in names}
+
     return [
-        summary("prompt to adapter, uncached text", seconds, lambda m: 1e3 * m["uncached"], unit="ms", higher=False),
-        summary("prompt to adapter, cached text", seconds, lambda m: 1e3 * m["cached"], unit="ms", higher=False),
-    ]
+        result("prompt to adapter in memory, uncached text", arms("uncached", "encoder", "generator"),
+               lambda m: m["uncached"], unit="ms", arm_unit="ms", higher=False, target=60),
+        result("prompt to adapter in memory, cached text", arms("cached", "generator"),
+               lambda m: m["cached"], unit="ms", arm_unit="ms", higher=False, target=25),
+        result("prompt to adapter on disk, uncached text", arms("uncached", "write to disk"),
+               lambda m: m["uncached"] + m["write to disk"], unit="ms", arm_unit="ms", higher=False),
+        result("prompt to adapter, 32 prompts in one pass, each", arms("32 prompts, each", "uncached"),
+               lambda m: m["32 prompts, each"], unit="ms", arm_unit="ms", higher=False),
+        result("our generator over one of T2L-L's size", arms("generator", "T2L-L sized"),
+               over("generator", "T2L-L sized"), arm_unit="ms", higher=False, target=0.1, note=note),
+        result("our generator over one of DnD's size", arms("generator", "DnD sized"),
+               over("generator", "DnD sized"), arm_unit="ms", higher=False, target=0.1, note=note),
+        _resident(bench, maker, known),
+    ]  # fmt: skip
+
+
+def _resident(bench: Workbench, maker: AdapterMaker, known: AdapterRequest) -> Result:
+    """Does making an adapter slow down as more of them stay in memory? In float16, for 1,000 to fit."""
+    kept = [made.weights.detach().to(torch.float16) for made in maker.make([known])]
+    measured: dict[str, list[float]] = {}
+    counts = (1, 10, 100) if bench.quick else (1, 100, 1000)
+    for resident in counts:
+        while len(kept) < resident:
+            kept.append(kept[0].map(torch.clone))
+        seconds = interleaved({"cached": lambda: maker.make([known])}, n=bench.times(18))
+        measured[f"{resident} resident"] = milliseconds(seconds)["cached"]
+    return result(
+        f"prompt to adapter with {counts[-1]:,} resident adapters over 1",
+        measured,
+        lambda m: m[f"{counts[-1]} resident"] / m["1 resident"],
+        arm_unit="ms",
+        higher=False,
+        note=f"{counts[-1] * kept[0].num_bytes / 1e9:.1f} GB of adapters.",
+    )
+
+
+class _T2LSized(nn.Module):
+    """A generator as Text-to-LoRA lays it out (arXiv 2506.06105, its largest form), for this base and all 7 targets."""
+
+    def __init__(self, spec: LoRASpec, condition_size: int) -> None:
+        super().__init__()
+        kinds: dict[str, list[int]] = {}
+        self._kinds, self._spec = kinds, spec
+        shapes = {}
+        for index, module in enumerate(spec.modules):
+            kind = module.name.rpartition(".")[2]
+            kinds.setdefault(kind, []).append(index)
+            shapes[kind] = spec.rank * (module.in_features + module.out_features)
+        layers = max(len(indices) for indices in kinds.values())
+        width = _T2L_WIDTH
+        self.task = nn.Linear(condition_size, width)
+        self.layer, self.kind = nn.Embedding(layers, width), nn.Embedding(len(kinds), width)
+        self.mix = nn.Linear(3 * width, 4 * width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(4 * width), nn.Linear(4 * width, 4 * width), nn.SiLU()) for _ in range(6)
+        )
+        self.narrow = nn.Linear(4 * width, width)
+        self.heads = nn.ModuleDict({kind: nn.Linear(width, size) for kind, size in shapes.items()})
+
+    def forward(self, condition: Tensor) -> list[Tensor]:
+        """One (layers, rank * (in + out)) for each kind of module."""
+        task = self.task(condition)
+        out = []
+        for number, (kind, indices) in enumerate(self._kinds.items()):
+            layer = self.layer(torch.arange(len(indices)))
+            kinds = self.kind(torch.full((len(indices),), number))
+            x = self.mix(torch.cat([task.expand(len(indices), -1), layer, kinds], dim=-1))
+            for block in self.blocks:
+                x = x + block(x)
+            out.append(self.heads[kind](self.narrow(x)))
+        return out
+
+
+class _DnDSized(nn.Module):
+    """As many parameters as DnD's generator (arXiv 2506.16406), each read once: a lower bound of its time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        matrix = torch.full((_DND_WIDTH, _DND_WIDTH), 1e-4)  # written, so that every page of a copy is real memory
+        self.wide = nn.ParameterList(matrix.clone() for _ in range(_DND_PARAMETERS // _DND_WIDTH**2))
+
+    def forward(self, condition: Tensor) -> Tensor:
+        """(1, width)."""
+        x = condition.repeat(1, -(-_DND_WIDTH // condition.shape[1]))[:, :_DND_WIDTH]
+        for matrix in self.wide:
+            x = torch.tanh(x @ matrix.t())
+        return x

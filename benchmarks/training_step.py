@@ -1,0 +1,117 @@
+"""A training step of one LoRA on the same rows: ours, without padding, against PEFT's own with padding.
+
+All arms start from the same adapter and minimise the same number, the mean cross entropy of the answer tokens, with
+AdamW. Ours packs the rows, stores the shared beginning of their prompts once and makes logits at label positions only;
+bfloat16 is the storage of the frozen Linears, in which the shipped generator was trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.measure import Result, interleaved, over, rates, result
+from benchmarks.workbench import Workbench
+from llgbm.base import Base, load_base
+from llgbm.chat import answer_ids, prompt_ids, task_messages
+from llgbm.functional import FunctionalLoRA
+from llgbm.packing import Row, pack
+from llgbm.task_losses import label_logits
+
+_ROWS = 24
+_RATE = 1e-4
+_WORDS = (
+    "dog", "house", "river", "mountain", "bread", "winter", "table", "music",
+    "garden", "window", "letter", "paper", "bridge", "forest", "island", "school",
+)  # fmt: skip
+_SENTENCES = (
+    "She goes to the market every Saturday to buy fresh bread and flowers.",
+    "The old man sits on the bench.",
+    "My brother and his friends play football in the park behind the school whenever the weather is good.",
+    "It rains.",
+    "We are planning a long journey through the mountains next summer.",
+    "The train leaves at nine, but the passengers wait on the platform from eight o'clock on.",
+    "I read.",
+    "Children learn quickly when they are curious about what they see.",
+)
+
+
+def run(bench: Workbench) -> list[Result]:
+    rows = _rows(bench.float32)
+    half = load_base(bench.base_name, storage="bfloat16")
+    losses: dict[str, list[float]] = {"float32": [], "bfloat16": [], "PEFT": []}
+    steps = {
+        "float32": _ours(bench, bench.float32, rows, losses["float32"]),
+        "bfloat16": _ours(bench, half, rows, losses["bfloat16"]),
+        "PEFT": _peft(bench, rows, losses["PEFT"]),
+    }
+    speeds = rates(interleaved(steps, n=bench.times(5)), _ROWS)
+    apart = {arm: max(abs(a - b) for a, b in zip(losses[arm], losses["PEFT"], strict=True)) for arm in losses}
+    width = max(len(row.prompt) + len(row.answer) for row in rows)
+    useful = sum(len(row.prompt) + len(row.answer) for row in rows)
+    note = (
+        f"{_ROWS} rows with {useful} tokens, {_ROWS * width} with padding, {pack([rows]).num_tokens} packed. Losses of "
+        f"{len(losses['PEFT'])} steps, {losses['PEFT'][0]:.3f} to {losses['PEFT'][-1]:.3f} nats, differ from PEFT's by "
+        f"at most {apart['float32']:.4f} (float32) and {apart['bfloat16']:.4f} (bfloat16)."
+    )
+    return [
+        result(
+            f"useful training rows/s over PEFT's step with padding, {arm} storage",
+            {name: speeds[name] for name in (arm, "PEFT")},
+            over(arm, "PEFT"),
+            arm_unit="rows/s",
+            target=target,
+            note=note,
+        )
+        for arm, target in (("bfloat16", 3.0), ("float32", None))
+    ]
+
+
+def _rows(base: Base) -> list[Row]:
+    pairs = [(word, word.upper()) for word in _WORDS] + [(text, text.swapcase()) for text in _SENTENCES]
+    return [
+        Row(prompt_ids(base.tokenizer, task_messages(given)), answer_ids(base.tokenizer, wanted))
+        for given, wanted in pairs[:_ROWS]
+    ]
+
+
+def _ours(bench: Workbench, base: Base, rows: list[Row], losses: list[float]) -> Callable[[], None]:
+    weights = bench.adapters[0].map(lambda t: t.detach().clone().requires_grad_())
+    optimiser = torch.optim.AdamW([t for _, a, b in weights.pairs() for t in (a, b)], lr=_RATE, weight_decay=0.0)
+    functional = FunctionalLoRA(base.model)
+
+    def step() -> None:
+        batch = pack([rows])
+        _update(F.cross_entropy(label_logits(base, functional, batch, [weights]), batch.labels), optimiser, losses)
+
+    return step
+
+
+def _peft(bench: Workbench, rows: list[Row], losses: list[float]) -> Callable[[], None]:
+    model: Any = bench.peft_model(1)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=_RATE, weight_decay=0.0)
+    width = max(len(row.prompt) + len(row.answer) for row in rows)
+    ids, labels = torch.zeros(len(rows), width, dtype=torch.long), torch.full((len(rows), width), -100)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        whole = torch.tensor([*row.prompt, *row.answer])
+        ids[i, : len(whole)], mask[i, : len(whole)] = whole, 1
+        labels[i, len(row.prompt) : len(whole)] = whole[len(row.prompt) :]
+
+    def step() -> None:
+        _update(model(input_ids=ids, attention_mask=mask, labels=labels).loss, optimiser, losses)
+
+    return step
+
+
+def _update(loss: Tensor, optimiser: torch.optim.Optimizer, losses: list[float]) -> None:
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    optimiser.step()
+    losses.append(float(loss.detach()))

@@ -1,0 +1,42 @@
+"""Every benchmark on the tiny models: that it runs and that its arms do the same work, not what it measures."""
+
+import math
+
+import pytest
+
+from benchmarks import prompt_to_adapter
+from benchmarks.run import BENCHMARKS
+from benchmarks.workbench import Workbench
+
+PEERS = {"service_vllm": "vLLM", "service_llama_cpp": "llama.cpp"}
+SERVICES = {"service_overhead", *PEERS}
+
+
+@pytest.mark.parametrize("name", [name for name in BENCHMARKS if name not in SERVICES])
+def test_a_benchmark_gives_results(name: str, bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt_to_adapter, "_DND_PARAMETERS", 100_000)
+    monkeypatch.setattr(prompt_to_adapter, "_DND_WIDTH", 100)
+    results = BENCHMARKS[name](bench)
+    assert results
+    assert len({one.name for one in results}) == len(results)
+    for one in results:
+        assert one.value is not None
+        assert math.isfinite(one.value)
+        assert one.n >= 1
+        assert all(math.isfinite(number) for number in one.arms.values())
+
+
+def test_both_training_steps_have_the_same_loss(bench: Workbench) -> None:
+    (note,) = {one.note for one in BENCHMARKS["training_step"](bench)}
+    apart = float(note.split("at most ")[1].split(" ")[0])
+    assert apart < 1e-3
+
+
+def test_the_service_is_measured_and_a_peer_that_is_not_there_says_so(bench: Workbench) -> None:
+    (overhead,) = BENCHMARKS["service_overhead"](bench)
+    assert overhead.value is not None
+    for name, arm in PEERS.items():
+        (one,) = BENCHMARKS[name](bench)
+        assert one.value is None
+        assert "no-such-python" in one.missing[arm]
+        assert one.arms["service"] > 0
