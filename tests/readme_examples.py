@@ -78,12 +78,12 @@ def run(example: Example, port: int) -> str:
     command = example.command.replace("\\\n", " ").replace(f":{PORT}", f":{port}")
     if command.startswith("python "):
         command = f"{sys.executable} {command.removeprefix('python ')}"
-        command += f" --url http://127.0.0.1:{port}" if "--url" not in command else ""
     with tempfile.TemporaryDirectory() as folder:
         inside = f"cd {folder} && ln -s {ROOT}/examples {ROOT}/llgbm . && {command}"
         done = subprocess.run(
             ["bash", "-ec", inside], capture_output=True, text=True, check=True, timeout=240,
-            env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+            env=os.environ
+            | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "LLGBM_URL": f"http://127.0.0.1:{port}"},
         )  # fmt: skip
     return done.stdout.rstrip("\n")
 

@@ -25,7 +25,16 @@ def test_the_readme_has_an_example_for_every_way_to_use_the_service() -> None:
     commands = " ".join(e.command for e in EXAMPLES)
     for path in ("/generate-adapter", "/adapters/", "adapter_model.safetensors", "/chat", "/livez", "/readyz"):
         assert path in commands
-    assert "examples/generate_and_load_with_peft.py" in commands
+    for file in ("curl.sh", "openai_client.py", "generate_and_load_with_peft.py"):
+        assert f"examples/{file}" in commands
+
+
+def test_the_readme_names_each_example() -> None:
+    text = README.read_text("utf-8")
+    examples = [path for path in (README.parent / "examples").iterdir() if path.is_file() and path.stem != "__init__"]
+    assert {
+        p.name for p in examples if f"| `examples/{p.name}` |" not in text and f"examples.{p.stem}\n" not in text
+    } == set()
 
 
 @pytest.mark.real
