@@ -26,7 +26,7 @@ def run(bench: Workbench) -> list[Result]:
     known = AdapterRequest((TASKS[0],))
     (made,) = maker.make([known])
     condition = encoder.encode([TASKS[0]])
-    t2l, dnd = _T2LSized(spec, condition.shape[1]).eval(), _DnDSized().eval()
+    sized: dict[str, nn.Module] = {"T2L-L": _T2LSized(spec, condition.shape[1]).eval(), "DnD": _DnDSized().eval()}
 
     def fresh(n: int) -> list[AdapterRequest]:
         return [AdapterRequest((f"Translate the English word number {next(numbers)} to French.",)) for _ in range(n)]
@@ -34,9 +34,9 @@ def run(bench: Workbench) -> list[Result]:
     def to_disk() -> None:
         save_peft(made.weights, bench.scratch / "made" / str(next(numbers)), base_id=base_id)
 
-    def with_module(module: nn.Module) -> None:
+    def of_size(name: str) -> None:
         with torch.inference_mode():
-            module(condition)
+            sized[name](condition)
 
     seconds = interleaved(
         {
@@ -45,15 +45,16 @@ def run(bench: Workbench) -> list[Result]:
             "encoder": lambda: encoder.encode([f"Count to {next(numbers)}."]),
             "generator": lambda: bench.checkpoint.generator(condition),
             "write to disk": to_disk,
-            "T2L-L sized": lambda: with_module(t2l),
-            "DnD sized": lambda: with_module(dnd),
+            "T2L-L sized": lambda: of_size("T2L-L"),
+            "DnD sized": lambda: of_size("DnD"),
         },
         n=bench.times(42),
         warm_up=2,
     )
     batch = interleaved({"32 prompts": lambda: maker.make(fresh(_BATCH))}, n=bench.times(18))
     ms = milliseconds(seconds) | {"32 prompts, each": [1e3 * s / _BATCH for s in batch["32 prompts"]]}
-    sizes = {name: sum(p.numel() for p in m.parameters()) for name, m in (("T2L-L", t2l), ("DnD", dnd))}
+    sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in sized.items()}
+    sized.clear()  # gigabytes, which the last measurement needs
     note = (
         f"The other generators are stand-ins by size, with random weights: T2L's layout (task, layer and module "
         f"embeddings, residual MLP, one head a module) with {sizes['T2L-L'] / 1e6:.0f} M parameters, and "

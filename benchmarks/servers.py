@@ -42,10 +42,14 @@ class Answer:
 
 
 class Server:
-    """A running server with the adapters loaded as `task-0`, `task-1`, ..."""
+    """A running server with the adapters loaded as `task-0`, `task-1`, ...
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    Args:
+        failure: what its failures are raised as: those of this project's own service are no reason of a peer's.
+    """
+
+    def __init__(self, url: str, failure: type[Exception] = PeerError) -> None:
+        self._url, self._failure = url, failure
 
     def answers(self, models: Sequence[str], *, tokens: int) -> list[Answer]:
         """One client for each of `models`, all at once."""
@@ -70,7 +74,7 @@ class Server:
         made = 0
         async with client.stream("POST", f"{self._url}/v1/chat/completions", json=body) as response:
             if response.status_code != 200:
-                raise PeerError(f"{model}: {response.status_code} {(await response.aread())[:200]!r}")
+                raise self._failure(f"{model}: {response.status_code} {(await response.aread())[:200]!r}")
             async for line in response.aiter_lines():
                 data = line.removeprefix("data:").strip()
                 if not data or data == "[DONE]":
@@ -89,7 +93,7 @@ class Server:
             body = {"lora_name": f"task-{number}", "lora_path": str(folder)}
             response = httpx.post(f"{self._url}/v1/load_lora_adapter", json=body, timeout=_START_SECONDS)
             if response.status_code != 200:
-                raise PeerError(f"{folder.name} could not be loaded: {response.status_code} {response.text[:200]}")
+                raise self._failure(f"{folder.name} could not be loaded: {response.status_code} {response.text[:200]}")
 
 
 @contextmanager
@@ -108,7 +112,8 @@ def our_service(bench: Workbench, *, storage: str = "int8") -> Iterator[Server]:
     }
     command = [sys.executable, "-m", "service"]
     with _running(command, environment(bench.threads, **settings), bench.scratch / "service.log") as process:
-        server = _when_ready(process, f"http://127.0.0.1:{port}", "/readyz", bench.scratch / "service.log")
+        log = bench.scratch / "service.log"
+        server = _when_ready(process, f"http://127.0.0.1:{port}", "/readyz", log, failure=RuntimeError)
         server.load(bench.adapter_folders)
         yield server
 
@@ -128,6 +133,7 @@ def vllm(bench: Workbench) -> Iterator[Server]:
         "--model", str(resolve_pretrained(bench.base_name)), "--served-model-name", "base",
         "--dtype", "bfloat16", "--max-model-len", "1024", "--max-num-seqs", str(count),
         "--enable-lora", "--max-loras", str(count), "--max-lora-rank", str(max(8, rank)),
+        "--generation-config", "vllm",  # no penalty for repetitions, which the other arms have not either
         "--host", "127.0.0.1", "--port", str(port),
     ]  # fmt: skip
     variables = environment(
@@ -161,18 +167,20 @@ def _running(command: Sequence[str], variables: dict[str, str], log: Path) -> It
         process.wait()
 
 
-def _when_ready(process: subprocess.Popen[bytes], url: str, path: str, log: Path) -> Server:
+def _when_ready(
+    process: subprocess.Popen[bytes], url: str, path: str, log: Path, *, failure: type[Exception] = PeerError
+) -> Server:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise PeerError(f"the server ended with status {process.returncode}: {last_line(log)}")
+            raise failure(f"the server ended with status {process.returncode}: {last_line(log)}")
         try:
             if httpx.get(url + path, timeout=2).status_code == 200:
-                return Server(url)
+                return Server(url, failure)
         except httpx.HTTPError:
             pass
         time.sleep(0.5)
-    raise PeerError(f"the server was not ready after {_START_SECONDS:.0f} s: {last_line(log)}")
+    raise failure(f"the server was not ready after {_START_SECONDS:.0f} s: {last_line(log)}")
 
 
 def _free_port() -> int:

@@ -2,7 +2,8 @@
 
 All arms start from the same adapter and minimise the same number, the mean cross entropy of the answer tokens, with
 AdamW. Ours packs the rows, stores the shared beginning of their prompts once and makes logits at label positions only;
-bfloat16 is the storage of the frozen Linears, in which the shipped generator was trained.
+int8_training and bfloat16 are storages of the frozen Linears, the former the one in which the shipped generator was
+trained.
 """
 
 from __future__ import annotations
@@ -42,13 +43,14 @@ _SENTENCES = (
 
 def run(bench: Workbench) -> list[Result]:
     rows = _rows(bench.float32)
-    half = load_base(bench.base_name, storage="bfloat16")
-    losses: dict[str, list[float]] = {"float32": [], "bfloat16": [], "PEFT": []}
-    steps = {
-        "float32": _ours(bench, bench.float32, rows, losses["float32"]),
-        "bfloat16": _ours(bench, half, rows, losses["bfloat16"]),
-        "PEFT": _peft(bench, rows, losses["PEFT"]),
+    bases = {
+        "float32": bench.float32,
+        "bfloat16": load_base(bench.base_name, storage="bfloat16"),
+        "int8_training": load_base(bench.base_name, storage="int8_training"),
     }
+    losses: dict[str, list[float]] = {arm: [] for arm in (*bases, "PEFT")}
+    steps = {arm: _ours(bench, base, rows, losses[arm]) for arm, base in bases.items()}
+    steps["PEFT"] = _peft(bench, rows, losses["PEFT"])
     speeds = rates(interleaved(steps, n=bench.times(5)), _ROWS)
     apart = {arm: max(abs(a - b) for a, b in zip(losses[arm], losses["PEFT"], strict=True)) for arm in losses}
     width = max(len(row.prompt) + len(row.answer) for row in rows)
@@ -56,7 +58,8 @@ def run(bench: Workbench) -> list[Result]:
     note = (
         f"{_ROWS} rows with {useful} tokens, {_ROWS * width} with padding, {pack([rows]).num_tokens} packed. Losses of "
         f"{len(losses['PEFT'])} steps, {losses['PEFT'][0]:.3f} to {losses['PEFT'][-1]:.3f} nats, differ from PEFT's by "
-        f"at most {apart['float32']:.4f} (float32) and {apart['bfloat16']:.4f} (bfloat16)."
+        f"at most {apart['float32']:.4f} (float32), {apart['bfloat16']:.4f} (bfloat16) and "
+        f"{apart['int8_training']:.4f} (int8_training)."
     )
     return [
         result(
@@ -67,7 +70,7 @@ def run(bench: Workbench) -> list[Result]:
             target=target,
             note=note,
         )
-        for arm, target in (("bfloat16", 3.0), ("float32", None))
+        for arm, target in (("int8_training", 3.0), ("bfloat16", None), ("float32", None))
     ]
 
 

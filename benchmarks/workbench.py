@@ -158,4 +158,5 @@ def transformers_generate(model: Any, prompt: Sequence[int], tokens: int) -> Non
             max_new_tokens=tokens,
             min_new_tokens=tokens,
             do_sample=False,
+            repetition_penalty=1.0,  # the hub's generation settings have one, and no other arm does
         )

@@ -1,7 +1,7 @@
 """The generator artefact: a folder with `generator.safetensors` and `manifest.json`, versioned and checked on load.
 
 The large shared bases are stored in int8 with one scale for each row, everything else in float16: the generator of
-the 0.5B base, 23 million parameters, takes 28 MB. The manifest binds it to one base, one LoRASpec and one text
+the 0.5B base, 23 million parameters, takes 31 MB. The manifest binds it to one base, one LoRASpec and one text
 encoder, lists what it was trained on, and holds the sha256 of the tensors.
 """
 

@@ -6,8 +6,9 @@ descriptions that were never trained on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -109,23 +110,32 @@ def summarise(scores: Sequence[Score], prefix: str) -> dict[str, float]:
 def baselines(cases: Sequence[Case], train: Sequence[Case], prefix: str) -> dict[str, float]:
     """Cosines that need no generator: the mean delta of the training teachers, and the delta of the nearest one.
 
-    Nearest by description, an adapter of the same task left out of both. Empty where there is nothing to compare with.
+    Nearest by description, an adapter of the same task left out of both. Means as in `summarise`: first over an
+    adapter's descriptions, then over adapters. Empty where there is nothing to compare with.
     """
-    mean, nearest = [], []
+    mean: dict[str, list[float]] = {}
+    nearest: dict[str, list[float]] = {}
     for case in cases:
         others = [t for t in train if t.task != case.task]
         if not others:
             return {}
         wanted = case.delta.mean(0)
-        mean.append(delta_cosine(torch.stack([t.delta.mean(0) for t in others]).mean(0), wanted))
+        each = {t.adapter_id: t.delta.mean(0) for t in others}
+        average = torch.stack(list(each.values())).mean(0)
+        mean.setdefault(case.adapter_id, []).append(delta_cosine(average, wanted))
         similarity = torch.stack([t.condition for t in others]) @ case.condition
-        nearest.append(delta_cosine(others[int(similarity.argmax())].delta.mean(0), wanted))
+        found = others[int(similarity.argmax())].delta.mean(0)
+        nearest.setdefault(case.adapter_id, []).append(delta_cosine(found, wanted))
     if not cases:
         return {}
     return {
-        f"{prefix}_mean_teacher_cosine": sum(mean) / len(mean),
-        f"{prefix}_nearest_teacher_cosine": sum(nearest) / len(nearest),
+        f"{prefix}_mean_teacher_cosine": _mean_of_means(mean),
+        f"{prefix}_nearest_teacher_cosine": _mean_of_means(nearest),
     }
+
+
+def _mean_of_means(values: Mapping[str, Sequence[float]]) -> float:
+    return fmean(fmean(each) for each in values.values())
 
 
 def _row(score: Score) -> tuple[float, ...]:

@@ -60,4 +60,7 @@ def test_baselines_leave_out_the_task_itself(tiny_base: Base) -> None:
     assert found["heldout_mean_teacher_cosine"] == pytest.approx(0.5**0.5)
     assert baselines(train, train, "train")["train_mean_teacher_cosine"] == pytest.approx(0)
     assert baselines(train[:1], train[:1], "train") == {}
+    twice = [same_prompt_as_x, same_prompt_as_x, case(1, "w", delta(1, 1), tiny_base)]
+    each_once = baselines(twice[1:], [*train, train[0]], "heldout")
+    assert baselines(twice, train, "heldout") == pytest.approx(each_once)
     assert baselines([], train, "heldout") == {}
