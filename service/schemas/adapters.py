@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from service.schemas.common import Strict
+from service.schemas.common import Strict, example
 
 Name = Annotated[
     str,
@@ -20,6 +20,7 @@ FRENCH = "Translate the English word to French."
 class Example(Strict):
     """One example of the task."""
 
+    model_config = example({"input": "cheese", "output": "fromage"})
     input: Text
     output: Text
 
@@ -103,15 +104,25 @@ class UnloadAdapterRequest(BaseModel):
 class TimingsMs(BaseModel):
     """Where the time went, in milliseconds; zero for what was not needed."""
 
+    model_config = example({"encode": 21.4, "generate": 14.0, "store": 25.3, "total": 62.9})
     encode: float = Field(description="Text encoder, with its cache.")
     generate: float = Field(description="Generator.")
     store: float = Field(description="Writing the PEFT folder.")
     total: float
 
 
+_LINKS = {
+    "adapter": "/adapters/lora-0f3a5d1c2b4e69788796a5b4",
+    "weights": "/adapters/lora-0f3a5d1c2b4e69788796a5b4/adapter_model.safetensors",
+    "config": "/adapters/lora-0f3a5d1c2b4e69788796a5b4/adapter_config.json",
+    "archive": "/adapters/lora-0f3a5d1c2b4e69788796a5b4/archive",
+}
+
+
 class Links(BaseModel):
     """Paths of the adapter's files."""
 
+    model_config = example(_LINKS)
     adapter: str
     weights: str
     config: str
@@ -121,6 +132,7 @@ class Links(BaseModel):
 class NearestTask(BaseModel):
     """A training task and the cosine of its nearest description to the request."""
 
+    model_config = example({"task_id": "ii_translation_en_fr", "similarity": 0.93})
     task_id: str
     similarity: float
 
@@ -143,17 +155,12 @@ _ADAPTER: dict[str, Any] = {
     "nearest_tasks": [{"task_id": "translate_en_fr", "similarity": 0.93}],
     "confidence": 0.9,
     "warning": None,
-    "links": {
-        "adapter": "/adapters/lora-0f3a5d1c2b4e69788796a5b4",
-        "weights": "/adapters/lora-0f3a5d1c2b4e69788796a5b4/adapter_model.safetensors",
-        "config": "/adapters/lora-0f3a5d1c2b4e69788796a5b4/adapter_config.json",
-        "archive": "/adapters/lora-0f3a5d1c2b4e69788796a5b4/archive",
-    },
+    "links": _LINKS,
 }
 
 
 def _example(**more: Any) -> ConfigDict:
-    return ConfigDict(json_schema_extra={"examples": [{**_ADAPTER, **more}]})
+    return example({**_ADAPTER, **more})
 
 
 class Adapter(BaseModel):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.schemas.adapters import FRENCH, Text
-from service.schemas.common import Message, Strict, Usage
+from service.schemas.common import Message, Strict, Usage, example
 
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63, description="The same seed gives the same answer.")]
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False, description="0 takes the likeliest token.")]
@@ -53,6 +53,7 @@ class ChatRequest(Strict):
 class ChatTimingsMs(BaseModel):
     """Where the time went, in milliseconds."""
 
+    model_config = example({"adapter": 61.0, "first_token": 210.5, "total": 704.1})
     adapter: float = Field(description="Finding or making the adapter.")
     first_token: float = Field(description="From then to the first token.")
     total: float

@@ -7,6 +7,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
+def example(value: dict[str, Any]) -> ConfigDict:
+    """The settings of a model with one example in its schema."""
+    return ConfigDict(json_schema_extra={"examples": [value]})
+
+
 class Strict(BaseModel):
     """A request model: an unknown field is a mistake of the caller, who is told so."""
 
@@ -16,6 +21,9 @@ class Strict(BaseModel):
 class ErrorBody(BaseModel):
     """OpenAI's error object."""
 
+    model_config = example(
+        {"message": "stop: it must not be empty", "type": "invalid_request_error", "code": "invalid", "param": "stop"}
+    )
     message: str = Field(description="What was wrong, what was expected, what to do next.")
     type: str
     code: str | None = Field(description="Machine-readable reason.")
@@ -47,6 +55,7 @@ class ErrorEnvelope(BaseModel):
 class Usage(BaseModel):
     """Token counts."""
 
+    model_config = example({"prompt_tokens": 30, "completion_tokens": 4, "total_tokens": 34})
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
@@ -55,6 +64,7 @@ class Usage(BaseModel):
 class TextPart(BaseModel):
     """One part of a message's content. Only text is understood."""
 
+    model_config = example({"type": "text", "text": "cheese"})
     type: Literal["text"] = "text"
     text: str
 
@@ -62,7 +72,7 @@ class TextPart(BaseModel):
 class Message(BaseModel):
     """One turn of a conversation."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"role": "user", "content": "cheese"}]})
+    model_config = example({"role": "user", "content": "cheese"})
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: str | None = None

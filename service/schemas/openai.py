@@ -7,12 +7,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.schemas.chat import MaxTokens, Seed, Temperature, TopP
-from service.schemas.common import Message, Usage
+from service.schemas.common import Message, Usage, example
 
 
 class StreamOptions(BaseModel):
     """What a stream tells besides its text."""
 
+    model_config = example({"include_usage": True})
     include_usage: bool = Field(False, description="Send one last chunk with the token counts.")
 
 
@@ -74,9 +75,13 @@ class ChatCompletionRequest(BaseModel):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
+_LOGPROB: dict[str, Any] = {"token": "from", "logprob": -0.02, "bytes": [102, 114, 111, 109]}
+
+
 class TopLogprob(BaseModel):
     """A token that might have come, and the natural logarithm of its probability."""
 
+    model_config = example(_LOGPROB)
     token: str
     logprob: float
     bytes: list[int] | None
@@ -85,12 +90,14 @@ class TopLogprob(BaseModel):
 class TokenLogprob(TopLogprob):
     """The token that came, and the likeliest ones at its place."""
 
+    model_config = example({**_LOGPROB, "top_logprobs": [_LOGPROB]})
     top_logprobs: list[TopLogprob]
 
 
 class Logprobs(BaseModel):
     """Of each token of the answer, in order."""
 
+    model_config = example({"content": [{**_LOGPROB, "top_logprobs": [_LOGPROB]}], "refusal": None})
     content: list[TokenLogprob]
     refusal: None = None
 
@@ -98,6 +105,7 @@ class Logprobs(BaseModel):
 class AssistantMessage(BaseModel):
     """The answer."""
 
+    model_config = example({"role": "assistant", "content": "fromage", "refusal": None})
     role: Literal["assistant"] = "assistant"
     content: str
     refusal: None = None
@@ -106,6 +114,9 @@ class AssistantMessage(BaseModel):
 class Choice(BaseModel):
     """One of the `n` answers."""
 
+    model_config = example(
+        {"index": 0, "message": {"role": "assistant", "content": "fromage"}, "finish_reason": "stop"}
+    )
     index: int
     message: AssistantMessage
     logprobs: Logprobs | None = None
@@ -151,6 +162,7 @@ class ChatCompletion(BaseModel):
 class Delta(BaseModel):
     """What a chunk adds."""
 
+    model_config = example({"content": "from"})
     role: Literal["assistant"] | None = None
     content: str | None = None
 
@@ -158,15 +170,29 @@ class Delta(BaseModel):
 class ChunkChoice(BaseModel):
     """The part of a chunk that belongs to one of the `n` answers."""
 
+    model_config = example({"index": 0, "delta": {"content": "from"}, "logprobs": None, "finish_reason": None})
     index: int
     delta: Delta
     logprobs: Logprobs | None = None
     finish_reason: Literal["stop", "length"] | None = None
 
 
+_CHUNK: dict[str, Any] = {
+    "id": "chatcmpl-6f1d0a8e7c5b4a39",
+    "object": "chat.completion.chunk",
+    "created": 1763848800,
+    "model": "french",
+    "choices": [{"index": 0, "delta": {"content": "from"}, "logprobs": None, "finish_reason": None}],
+    "usage": None,
+    "system_fingerprint": "fp_1a2b3c4d",
+    "adapter_id": "lora-0f3a5d1c2b4e69788796a5b4",
+}
+
+
 class ChatCompletionChunk(BaseModel):
     """One server-sent event of a stream."""
 
+    model_config = example(_CHUNK)
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     created: int
@@ -191,7 +217,7 @@ _MODEL: dict[str, Any] = {
 class Model(BaseModel):
     """What `model` may be. `root` and `parent` are vLLM's: the base of an adapter."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [_MODEL]})
+    model_config = example(_MODEL)
     id: str
     object: Literal["model"] = "model"
     created: int
@@ -204,6 +230,6 @@ class Model(BaseModel):
 class ModelList(BaseModel):
     """All models."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"object": "list", "data": [_MODEL]}]})
+    model_config = example({"object": "list", "data": [_MODEL]})
     object: Literal["list"] = "list"
     data: list[Model]
