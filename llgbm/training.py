@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from llgbm.batches import TrainingBatch
-from llgbm.data_parallel import ProcessGroup, backward_of_share, share_of
+from llgbm.data_parallel import Alone, ProcessGroup, backward_in_pieces, share_of
 from llgbm.errors import CheckpointError, ConfigError
 from llgbm.generator import LoRAGenerator
 from llgbm.losses import DeltaOnlyLoss, MultiTaskLoss
@@ -42,6 +42,8 @@ class TrainingConfig:
     """Decoupled weight decay on matrices, embeddings among them; vectors have none."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this global norm."""
+    accumulation: int = 1
+    """Pieces that a process computes its share of a step in, one after the other: less memory for the same step."""
     seed: int = 0
     """Seed of initialisation and of every batch."""
     checkpoint_seconds: float = 180.0
@@ -52,6 +54,8 @@ class TrainingConfig:
             raise ConfigError("need steps >= 1, warmup_steps >= 0 and decay_fraction between 0 and 1")
         if not (0 < self.learning_rate < math.inf and self.max_grad_norm > 0 and self.weight_decay >= 0):
             raise ConfigError("learning_rate and max_grad_norm must be positive, weight_decay not negative")
+        if self.accumulation < 1:
+            raise ConfigError("accumulation must be at least 1")
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of `step`, counted from 0: warm-up, plateau, linear decay.
@@ -135,13 +139,16 @@ def train(
         started = time.monotonic()
         for settings in optimiser.param_groups:
             settings["lr"] = config.learning_rate_at(step)
-        batch = batches(step) if group is None else share_of(batches(step), group)
-        loss, parts = objective(generator, batch, step)
+        share = share_of(batches(step), group or Alone())
+        pieces = [share[i :: config.accumulation] for i in range(min(config.accumulation, len(share)))]
         optimiser.zero_grad(set_to_none=True)
-        if group is None:
-            loss.backward()
-        else:
-            loss, parts = backward_of_share(loss, parts, objective.weight(batch), trained.parameters(), group)
+        loss, parts = backward_in_pieces(
+            lambda piece, step=step: objective(generator, piece, step),  # type: ignore[misc]
+            objective.weight,
+            pieces or [share],
+            trained.parameters(),
+            group or Alone(),
+        )
         norm = float(nn.utils.clip_grad_norm_(trained.parameters(), config.max_grad_norm))
         if not (torch.isfinite(loss) and math.isfinite(norm)):
             raise ConfigError(
@@ -162,7 +169,7 @@ def train(
 
 def _settings(config: TrainingConfig) -> dict[str, object]:
     """What must not change between a stop and its resumption; a run may be made longer, and saved more often."""
-    return {k: v for k, v in asdict(config).items() if k not in ("steps", "checkpoint_seconds")}
+    return {k: v for k, v in asdict(config).items() if k not in ("steps", "checkpoint_seconds", "accumulation")}
 
 
 def _save(path: Path, step: int, trained: nn.Module, optimiser: torch.optim.Optimizer, config: TrainingConfig) -> None:

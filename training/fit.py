@@ -190,7 +190,7 @@ def claim_workdir(config: Config, tasks: Sequence[Task], base: Base) -> bool:
     here = to_dict(config)
     for name in ("workdir", "tasks", "task_ids", "base", "check", "recompute"):
         del here[name]
-    for name in ("steps", "checkpoint_seconds"):
+    for name in ("steps", "checkpoint_seconds", "accumulation"):
         del here["training"][name]
     here |= {"tasks_digest": tasks_digest(tasks), "base_revision": base.revision}
     path = config.workdir / SETTINGS_FILE

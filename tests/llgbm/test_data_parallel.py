@@ -1,4 +1,5 @@
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from llgbm.base import Base, load_base
 from llgbm.batches import TaskGroup, TrainingBatch
 from llgbm.config import GeneratorConfig, lora_spec
-from llgbm.data_parallel import backward_of_share, share_of
+from llgbm.data_parallel import Alone, backward_in_pieces, share_of
 from llgbm.errors import ConfigError
 from llgbm.generator import LoRAGenerator, create_generator
 from llgbm.objectives import TaskObjective
@@ -18,6 +19,7 @@ from llgbm.training import TrainingConfig, TrainingState, train
 
 CONDITIONS = torch.nn.functional.normalize(torch.randn(8, 384, generator=torch.Generator().manual_seed(0)), dim=-1)
 
+Batches: TypeAlias = Callable[[int], TrainingBatch]
 Fitted: TypeAlias = tuple[LoRAGenerator, list[TrainingState]]
 
 
@@ -54,6 +56,11 @@ def batch(step: int) -> TrainingBatch:
     return groups
 
 
+def batch_with_null(step: int) -> TrainingBatch:
+    """The same, and a group without rows."""
+    return [*batch(step), TaskGroup("null", CONDITIONS[5])]
+
+
 def start(base_path: Path) -> tuple[Base, LoRAGenerator]:
     """A base of its own, since hooks belong to a model, and a fresh generator."""
     base = load_base(base_path)
@@ -61,21 +68,33 @@ def start(base_path: Path) -> tuple[Base, LoRAGenerator]:
     return base, create_generator(base.spec, lora_spec("tiny"), config)
 
 
-def fit(base: Base, generator: LoRAGenerator, member: Member | None, state_path: Path | None = None) -> Fitted:
+def fit(
+    base: Base,
+    generator: LoRAGenerator,
+    member: Member | None,
+    state_path: Path | None = None,
+    *,
+    accumulation: int = 1,
+    batches: Batches = batch,
+) -> Fitted:
     states: list[TrainingState] = []
-    config = TrainingConfig(steps=4, learning_rate=1e-2, warmup_steps=0)
+    config = TrainingConfig(steps=4, learning_rate=1e-2, warmup_steps=0, accumulation=accumulation)
     objective = TaskObjective(base, core_penalty=0.1)
-    train(generator, objective, batch, config, group=member, on_step=states.append, state_path=state_path)
+    train(generator, objective, batches, config, group=member, on_step=states.append, state_path=state_path)
     return generator, states
 
 
-def together(base_path: Path, size: int, folder: Path | None = None) -> list[Fitted]:
+def together(
+    base_path: Path, size: int, folder: Path | None = None, *, accumulation: int = 1, batches: Batches = batch
+) -> list[Fitted]:
     meeting = Meeting(size)
     starts = [start(base_path) for _ in range(size)]
     results: dict[int, Fitted] = {}
 
     def run(rank: int) -> None:
-        results[rank] = fit(*starts[rank], Member(rank, meeting), folder and folder / f"{rank}.pt")
+        state = folder and folder / f"{rank}.pt"
+        member = Member(rank, meeting)
+        results[rank] = fit(*starts[rank], member, state, accumulation=accumulation, batches=batches)
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
     for thread in threads:
@@ -85,18 +104,33 @@ def together(base_path: Path, size: int, folder: Path | None = None) -> list[Fit
     return [results[rank] for rank in range(size)]
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_processes_that_share_the_work_give_the_curve_and_the_generator_of_one(tiny_base_path: Path, size: int) -> None:
+@pytest.mark.parametrize(("size", "accumulation"), [(2, 1), (3, 1), (1, 2), (1, 99), (2, 2)])
+def test_processes_that_share_the_work_give_the_curve_and_the_generator_of_one(
+    tiny_base_path: Path, size: int, accumulation: int
+) -> None:
     alone, expected = fit(*start(tiny_base_path), None)
-    for generator, states in together(tiny_base_path, size):
+    for generator, states in together(tiny_base_path, size, accumulation=accumulation):
         for mine, wanted in zip(states, expected, strict=True):
             assert mine.loss == pytest.approx(wanted.loss, rel=1e-4)
             assert mine.grad_norm == pytest.approx(wanted.grad_norm, rel=1e-3)
             assert mine.parts["rows"] == wanted.parts["rows"]
+            assert mine.parts.keys() == wanted.parts.keys()
             assert mine.parts["sft"] == pytest.approx(wanted.parts["sft"], rel=1e-4)
             assert mine.parts["core"] == pytest.approx(wanted.parts["core"], rel=1e-3, abs=1e-6)
         for name, parameter in generator.named_parameters():
             torch.testing.assert_close(parameter, alone.get_parameter(name), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize(("size", "accumulation"), [(2, 1), (3, 1), (1, 3)])
+def test_a_group_without_rows_may_be_any_ones_and_alone_in_its_piece(
+    tiny_base_path: Path, size: int, accumulation: int
+) -> None:
+    _, expected = fit(*start(tiny_base_path), None, batches=batch_with_null)
+    for _, states in together(tiny_base_path, size, accumulation=accumulation, batches=batch_with_null):
+        for mine, wanted in zip(states, expected, strict=True):
+            assert mine.loss == pytest.approx(wanted.loss, rel=1e-4)
+            assert mine.grad_norm == pytest.approx(wanted.grad_norm, rel=1e-3)
+            assert mine.parts.keys() == wanted.parts.keys()
 
 
 def test_all_processes_have_the_same_generator_bit_for_bit_and_the_first_alone_writes(
@@ -130,8 +164,9 @@ def test_a_batch_that_is_too_small_to_share_is_refused() -> None:
 
 def test_what_no_process_reached_keeps_no_gradient() -> None:
     used, unused = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
-    loss, parts = backward_of_share(
-        (3 * used).sum(), {"mean": 2.5, "rows": 4}, 4.0, [used, unused], Member(0, Meeting(1))
+    groups = [TaskGroup("a", None)]
+    loss, parts = backward_in_pieces(
+        lambda _: ((3 * used).sum(), {"mean": 2.5, "rows": 4}), lambda _: 4.0, [groups], [used, unused], Alone()
     )
     assert unused.grad is None
     assert used.grad is not None

@@ -119,6 +119,8 @@ def test_weight_decay_shrinks_matrices_and_spares_vectors() -> None:
         return 0 * loss
 
     generator = active_generator()
+    with torch.no_grad():
+        generator.gate.weight.fill_(0.1)
     before = parameters(generator)
     train(generator, Pull(no_gradient), batch_of, replace(CONFIG, weight_decay=0.5))
     for name, after in parameters(generator).items():
