@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from llgbm.frozen_linear import Storage
 from llgbm.generator import LoRAGenerator, create_generator
 from llgbm.objectives import TaskObjective
 from llgbm.pretrained import BASE_0_5B, TEXT_ENCODER
-from llgbm.text_encoder import PretrainedTextEncoder
+from llgbm.text_encoder import PretrainedTextEncoder, SqliteEmbeddingCache
 from llgbm.training import TrainingConfig, TrainingState, train
 from training.artefacts import replace_text
 from training.config import to_dict
@@ -38,6 +39,7 @@ from training.tasks import Task, load_tasks, tasks_digest
 
 STATE_FILE = "state.pt"
 SETTINGS_FILE = "settings.json"
+TEXTS_FILE = "embeddings.sqlite"
 _INDEXED_WORDINGS = 2
 
 
@@ -90,8 +92,19 @@ def run(config: Config) -> None:
     """
     tasks, synthetic = training_tasks(config)
     kept_back = hidden_tasks(config)
+    # tens of thousands of texts are encoded before the first step: a resumed run finds them
+    with closing(SqliteEmbeddingCache(config.workdir / TEXTS_FILE)) as texts:
+        _fit(config, PretrainedTextEncoder(config.text_encoder, cache=texts), tasks, synthetic, kept_back)
+
+
+def _fit(
+    config: Config,
+    encoder: PretrainedTextEncoder,
+    tasks: Sequence[Task],
+    synthetic: Sequence[Task],
+    kept_back: Sequence[Task],
+) -> None:
     base = load_base(config.base, storage=config.base_storage)
-    encoder = PretrainedTextEncoder(config.text_encoder)
     sampler = TaskSampler(
         tasks, base, encoder, config.sampler, config.training.seed, synthetic, with_context_rows=config.distillation > 0
     )

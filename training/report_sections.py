@@ -221,8 +221,8 @@ def scale(result: Result) -> Section:
 
 
 def quality(result: Result) -> list[Section]:
-    """The quality table and accuracies by task, one section for each group of tasks."""
-    sections = []
+    """All methods in one picture; then the table and accuracies by task, one section for each group of tasks."""
+    sections = [_methods(result)]
     for name, column in result["columns"].items():
         rows = [
             (method, m["accuracy"], *(m["interval"] or (None, None)), m.get("log_likelihood"))
@@ -234,12 +234,29 @@ def quality(result: Result) -> list[Section]:
             for task, score in column["methods"][method]["tasks"].items():
                 by_task.setdefault(task, {})[method] = score["accuracy"]
         content: list[Table | Picture] = [Table(("method", "accuracy", "low", "high", "log-likelihood"), rows)]
+        differences = [(d["of"], d["minus"], d["mean"], *d["interval"], d["num_tasks"]) for d in column["differences"]]
+        header = ("method", "minus", "difference", "low", "high", "tasks")
+        content.append(Table(header, differences, "Paired differences, task by task and row by row"))
         if by_task:
             drawing = bar_chart(by_task, x="accuracy", limits=(0.0, 1.0))
             content.append(Picture(f"accuracy-{name}", drawing, f"Accuracy by task: {', '.join(shown)}"))
         text = f"{column['num_tasks']} tasks, {result['metric']}; 95 % intervals over tasks and rows."
         sections.append(Section(f"Quality: {name.replace('_', ' ')}", text, (result["command"],), content))
     return sections
+
+
+def _methods(result: Result) -> Section:
+    means: dict[str, dict[str, float]] = {}
+    spread: dict[str, dict[str, float | None]] = {}
+    for name, column in result["columns"].items():
+        for method, row in column["methods"].items():
+            if row["accuracy"] is not None:
+                low, high = row["interval"]
+                means.setdefault(method, {})[name.replace("_", " ")] = row["accuracy"]
+                spread.setdefault(method, {})[name.replace("_", " ")] = (high - low) / 2
+    drawing = bar_chart(means, spread, x="accuracy", limits=(0.0, 1.0))
+    picture = Picture("methods", drawing, "Accuracy of every method; bars are half of the 95 % interval to each side")
+    return Section("Quality of all methods", result["metric"].capitalize() + ".", (result["command"],), [picture])
 
 
 def confidence(result: Result) -> Section:

@@ -96,10 +96,15 @@ def test_quality_has_a_table_and_bars_for_each_group_of_tasks() -> None:
         "generated": scored(0.6),
         "teacher": {"accuracy": None, "interval": None, "reason": "x"},
     }
-    columns = {name: {"num_tasks": 1, "methods": methods} for name in ("unseen_descriptions", "heldout_kinds")}
-    first, second = report_sections.quality({"command": "c", "metric": "exact match", "columns": columns})
+    difference = {"of": "generated", "minus": "base", "mean": 0.5, "interval": [0.0, 1.0], "num_tasks": 1}
+    column = {"num_tasks": 1, "methods": methods, "differences": [difference]}
+    columns = dict.fromkeys(("unseen_descriptions", "heldout_kinds"), column)
+    whole, first, second = report_sections.quality({"command": "c", "metric": "exact match", "columns": columns})
     assert (first.title, second.title) == ("Quality: unseen descriptions", "Quality: heldout kinds")
-    table, picture = first.content
+    assert isinstance(whole.content[0], Picture)
+    table, differences, picture = first.content
+    assert isinstance(differences, Table)
+    assert differences.rows == [("generated", "base", 0.5, 0.0, 1.0, 1)]
     assert isinstance(table, Table)
     assert table.rows[-1] == ("teacher", None, None, None, None)
     assert isinstance(picture, Picture)
