@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,9 @@ def served(seconds: float) -> Iterator[tuple[str, str]]:
         log = Path(folder) / "serve.log"
         with log.open("wb") as output:
             command = [str(Path(sys.executable).with_name("serve")), "run", str(config)]
-            process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
         try:
             url = f"http://127.0.0.1:{ports[0]}"
             metrics_url = f"http://127.0.0.1:{ports[1]}/metrics"
@@ -87,10 +89,11 @@ def served(seconds: float) -> Iterator[tuple[str, str]]:
             yield url, metrics_url
         finally:
             process.send_signal(signal.SIGINT)
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # and what Ray has started
+            process.wait()
 
 
 def wait_until_up(metrics_url: str, process: subprocess.Popen[bytes], log: Path, seconds: float) -> None:

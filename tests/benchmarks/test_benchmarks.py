@@ -32,6 +32,7 @@ def test_both_training_steps_have_the_same_loss(bench: Workbench) -> None:
     assert apart < 1e-3
 
 
+@pytest.mark.timeout(900)  # three services are started
 def test_the_service_is_measured_and_a_peer_that_is_not_there_says_so(bench: Workbench) -> None:
     (overhead,) = BENCHMARKS["service_overhead"](bench)
     assert overhead.value is not None

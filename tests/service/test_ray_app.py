@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.ray, pytest.mark.redis]
 
 
+@pytest.mark.timeout(900)  # the example alone may wait 300 seconds for its start
 def test_a_replica_is_killed_under_load_and_no_request_fails(
     redis_server: RedisServer, tmp_path: Path, tiny_checkpoint_path: Path, tiny_base_path: Path, tiny_encoder_path: Path
 ) -> None:
