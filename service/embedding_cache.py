@@ -9,18 +9,21 @@ Both block, for at most the timeout, and run where the encoder runs. The keys an
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import threading
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeVar, cast
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import structlog
-from redis import Redis
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, InvalidResponse, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.retry import Retry
 
 from llgbm.embedding_cache import EmbeddingCache, MemoryEmbeddingCache
 from llgbm.errors import EmbeddingCacheError
@@ -34,39 +37,61 @@ _log = structlog.get_logger("service.embedding_cache")
 class RedisEmbeddingCache:
     """Implements `llgbm.embedding_cache.EmbeddingCache` over Redis.
 
-    A value is a magic word, the CRC32 of the content, and the content; whatever is not of this form is rubbish.
+    A value is a magic word, the CRC32 of the content, and the content; whatever is not of this form is rubbish. The
+    exchanges run in an event loop of their own, in a thread of its own: so a look-up ends when its time is over,
+    whatever it waits for, the name of the host among it.
 
     Args:
         url: redis://[:password@]host:port/db; rediss:// and unix:// work too.
         ttl: seconds that Redis keeps an entry.
-        timeout: seconds for connecting, and for one exchange.
+        timeout: seconds for one call, connecting included.
     """
 
     def __init__(self, url: str, *, ttl: int, timeout: float, metrics: Metrics) -> None:
-        self._redis = Redis.from_url(
-            url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
-        )
-        self._ttl, self._metrics = ttl, metrics
+        self._redis = Redis.from_url(url, retry=Retry(NoBackoff(), 0))
+        self._ttl, self._timeout, self._metrics = ttl, timeout, metrics
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="llgbm-redis", daemon=True)
+        self._thread.start()
 
     def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
         """The content of each key, None where there is none; one exchange for all."""
-        values = cast("list[bytes | None]", self._redis.mget(list(keys))) if keys else []
+        if not keys:
+            return []
+        values: list[Any] = self._result(self._redis.mget(list(keys)))
         return [self._unpack(value) for value in values]
 
     def set_many(self, items: Mapping[str, bytes]) -> None:
         """Keep the contents, each with the time to live; one exchange for all."""
-        with self._redis.pipeline(transaction=False) as pipe:
-            for key, content in items.items():
-                pipe.set(key, _pack(content), ex=self._ttl)
-            pipe.execute()
+
+        async def keep() -> None:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for key, content in items.items():
+                    pipe.set(key, _pack(content), ex=self._ttl)
+                await pipe.execute()
+
+        self._result(keep())
 
     def ping(self) -> None:
         """Raise what is wrong with the server."""
-        self._redis.ping()
+        self._result(self._redis.ping())
 
     def close(self) -> None:
         """Close the connections."""
-        self._redis.close()
+        if self._loop.is_closed():
+            return
+        with contextlib.suppress(Exception):  # a server that is gone needs no goodbye
+            self._result(self._redis.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _result(self, exchange: Awaitable[_T]) -> _T:
+        async def in_time() -> _T:
+            async with asyncio.timeout(self._timeout):
+                return await exchange
+
+        return asyncio.run_coroutine_threadsafe(in_time(), self._loop).result()
 
     def _unpack(self, packed: bytes | None) -> bytes | None:
         if packed is None:
@@ -177,7 +202,7 @@ def _pack(content: bytes) -> bytes:
 
 
 def _kind(error: Exception) -> str:
-    if isinstance(error, RedisTimeoutError):
+    if isinstance(error, (RedisTimeoutError, TimeoutError)):
         return "timeout"
     if isinstance(error, (ResponseError, AuthenticationError)):
         return "refused"

@@ -10,7 +10,8 @@ const WATCHING_MS = 20_000;
 /** @type {Record<string, string>} */
 const WORDS = {
   ready: "Ready",
-  degraded: "Ready, without Redis",
+  degraded: "Ready, but degraded",
+  unavailable: "No server to answer",
   loading: "Loading",
   draining: "Shutting down",
   failed: "Failed",
@@ -34,7 +35,7 @@ export function startReadiness(whenReady) {
     }
     const serves = state.status === "ready" || state.status === "degraded";
     const words = WORDS[state.status] ?? state.status;
-    const shownText = !serves && state.reason ? `${words}: ${state.reason}` : words;
+    const shownText = state.status !== "ready" && state.reason ? `${words}: ${state.reason}` : words;
     badge.dataset["status"] = state.status;
     // set only when it differs, since the region is live
     if (text.textContent !== shownText) text.textContent = shownText;
