@@ -22,7 +22,7 @@ from tests.service.process import Process
 
 @pytest.fixture
 def process(tmp_path: Path, tiny_checkpoint_path: Path, tiny_base_path: Path) -> Iterator[Process]:
-    process = Process(tmp_path, tiny_checkpoint_path, tiny_base_path, DRAIN_SECONDS="6", REQUEST_TIMEOUT="100")
+    process = Process(tmp_path, tiny_checkpoint_path, tiny_base_path, DRAIN_SECONDS="2", REQUEST_TIMEOUT="100")
     yield process
     process.end()
 
