@@ -16,7 +16,7 @@ import structlog
 import uvicorn
 
 from service.app import create_app, drain
-from service.settings import Settings
+from service.settings import Settings, unknown_variables
 from service.state import State
 
 
@@ -62,6 +62,8 @@ def main() -> int:
     # llgbm reads it from there; the setting may have come from a .env file
     os.environ["LLGBM_CACHE_DIR"] = str(settings.cache_dir)
     app = create_app(settings)
+    for name in unknown_variables(os.environ):
+        structlog.get_logger("service").warning("unknown_setting", name=name)
     state: State = app.state.llgbm
     server = DrainingServer(
         uvicorn.Config(

@@ -198,6 +198,7 @@ class Engine:
                 if self._decoder is not None:
                     self._leave(self._decoder)
                     self._join(self._decoder)
+                    self._flush()  # first tokens need not wait for the next step
                     self._step(self._decoder)
                 self._flush()
         except BaseException as error:

@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -25,6 +26,10 @@ TABLE_START, TABLE_END = "<!-- settings: start -->", "<!-- settings: end -->"
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RATE = re.compile(r"\d+\s*(/|per)\s*(\d+\s*)?(second|minute|hour|day)s?")
+
+
+_VARIABLES_OF_OTHERS = {"LLGBM_URL", "LLGBM_API_KEY", "LLGBM_PUBLISH"}
+"""Read by the clients in examples/ and by the compose file."""
 
 
 def _split(value: Any) -> Any:
@@ -279,6 +284,13 @@ def with_table(document: str) -> str:
     if not start or not end:
         raise ValueError(f"the document must hold the lines {TABLE_START} and {TABLE_END}")
     return f"{before}{start}\n{table()}{end}{after}"
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Names that look like settings and are none, such as misspelt ones, which would go unnoticed."""
+    known = {f"LLGBM_{name.upper()}" for name in Settings.model_fields} | _VARIABLES_OF_OTHERS
+    found = (name for name in environment if name.startswith("LLGBM_") and not name.startswith("LLGBM_TEST_"))
+    return sorted(name for name in found if name not in known)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -19,7 +19,8 @@ from pydantic import SecretStr
 
 from service import app as app_module
 from service.app import create_app, drain
-from service.models import LoadModels, Models
+from service.metrics import Metrics
+from service.models import LoadModels, Models, Progress
 from service.settings import Settings
 from tests.service.dummy_decoder import DummyDecoder
 from tests.service.forked import tiny_loader
@@ -182,10 +183,10 @@ async def test_a_disk_without_room_for_a_name_is_507_and_the_adapter_is_kept(
 async def test_a_process_that_loads_can_be_stopped(settings: Settings, load_dummy: LoadModels) -> None:
     loading, released = threading.Event(), threading.Event()
 
-    def load_for_ever(*args: Any) -> Models:
+    def load_for_ever(settings: Settings, metrics: Metrics, progress: Progress) -> Models:
         loading.set()
         released.wait(60)
-        return load_dummy(*args)
+        return load_dummy(settings, metrics, progress)
 
     app = create_app(settings, load=load_for_ever)
     try:

@@ -82,6 +82,12 @@ def test_an_idle_process_stops_at_once(process: Process) -> None:
     assert process.popen.wait(30) in (0, -signal.SIGINT)
 
 
+def test_a_process_that_still_loads_stops_too(process: Process) -> None:
+    wait_until(lambda: process.status() != "silent", seconds=60)
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.popen.wait(30) in (0, -signal.SIGTERM)
+
+
 def test_without_a_generator_it_ends_with_status_1_and_says_why(tmp_path: Path, tiny_base_path: Path) -> None:
     process = Process(tmp_path, tmp_path / "nothing", tiny_base_path)
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from service.settings import TABLE_DOCUMENT, Settings, main, table, with_table
+from service.settings import TABLE_DOCUMENT, Settings, main, table, unknown_variables, with_table
 
 HASH = hashlib.sha256(b"key").hexdigest()
 
@@ -100,3 +100,14 @@ def test_a_password_does_not_show() -> None:
     settings = Settings(redis_url="redis://:secret@host:1/0")
     assert "secret" not in repr(settings)
     assert "secret" not in settings.model_dump_json()
+
+
+def test_a_misspelt_variable_is_noticed_and_those_of_others_are_not() -> None:
+    environment = {
+        "LLGBM_PORT": "1",
+        "LLGBM_API_KEY_HASH": "x",
+        "LLGBM_URL": "u",
+        "LLGBM_TEST_REQUIRE": "",
+        "HOME": "/",
+    }
+    assert unknown_variables(environment) == ["LLGBM_API_KEY_HASH"]
