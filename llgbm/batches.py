@@ -19,8 +19,8 @@ class TaskGroup:
         task_id: for the log.
         condition: (condition_size,) float32; None stands for the generator's shared adapter.
         rows: tokenised prompts and answers; may be empty for losses that need none.
-        context_rows: the same rows with the description in the context, for context distillation.
-        teacher: the task's own adapter, for weight losses.
+        context_rows: the same rows as a teacher reads them, mostly with the description in the context, to distil from.
+        teacher: the task's own adapter, for weight losses and to distil from.
         delta: (probes, layers, hidden) float32, the teacher's delta, for delta losses.
     """
 

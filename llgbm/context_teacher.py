@@ -2,7 +2,8 @@
 
 The teacher needs no adapter of its own and no labels of good quality: it is the generator's shared adapter, or the
 plain base, with the instruction in the user's turn. An adapter that repeats its predictions without the instruction
-carries the instruction. (Askell et al. 2021, arXiv 2112.00861, call this context distillation.)
+carries the instruction. (Askell et al. 2021, arXiv 2112.00861, call this context distillation.) A third teacher is an
+adapter that was trained on the group's task, which reads the bare input as the student does.
 """
 
 from __future__ import annotations
@@ -18,17 +19,18 @@ from llgbm.batches import TaskGroup
 from llgbm.errors import AdapterMismatchError
 from llgbm.functional import FunctionalLoRA
 from llgbm.generator import LoRAGenerator
+from llgbm.lora import LoRAWeights
 from llgbm.packing import pack
 from llgbm.task_losses import label_logits
 
-Teacher = Literal["shared", "base"]
+Teacher = Literal["shared", "base", "adapter"]
 
 
 class ContextTeacher:
-    """Predictions for the rows of groups that carry the same rows with the description in the context.
+    """Predictions for the rows of groups that carry the same rows as the teacher reads them (`context_rows`).
 
     Args:
-        teacher: the shared adapter as it is now, or the plain base.
+        teacher: the shared adapter as it is now, the plain base, or each group's own adapter (`TaskGroup.teacher`).
         top: how many tokens of each prediction are kept; the rest counts as one.
     """
 
@@ -43,7 +45,8 @@ class ContextTeacher:
             tokens (n, top) float32; and which tokens these are (n, top) int64.
 
         Raises:
-            AdapterMismatchError: a group's rows in context have other answers than its rows.
+            AdapterMismatchError: a group's rows in context have other answers than its rows, or a group that is to be
+                taught by its adapter has none.
         """
         places: list[int] = []
         start = 0
@@ -56,11 +59,20 @@ class ContextTeacher:
                     )
                 places += range(start, end)
             start = end
-        taught = [group.context_rows for group in groups if group.context_rows]
+        taught = [group for group in groups if group.context_rows]
         if not taught:
             return None
+        rows = pack([group.context_rows for group in taught])
         with torch.no_grad():
-            adapter = generator.shared_adapter() if self._teacher == "shared" else None
-            logits = label_logits(self._base, self._functional, pack(taught), [adapter] * len(taught))
+            logits = label_logits(self._base, self._functional, rows, self._adapters(generator, taught))
             values, indices = logits.log_softmax(-1).topk(self._top)
         return torch.tensor(places), values, indices
+
+    def _adapters(self, generator: LoRAGenerator, taught: Sequence[TaskGroup]) -> list[LoRAWeights | None]:
+        if self._teacher == "shared":
+            return [generator.shared_adapter()] * len(taught)
+        if self._teacher == "base":
+            return [None] * len(taught)
+        if without := [group.task_id for group in taught if group.teacher is None]:
+            raise AdapterMismatchError(f"{without[0]} has no adapter to be taught by; give its group a teacher")
+        return [group.teacher for group in taught]

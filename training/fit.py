@@ -36,6 +36,7 @@ from training.runlog import RunLog
 from training.sampler import SamplerConfig, TaskSampler
 from training.synthetic_tasks import FAMILIES, SYNTHETIC_CATEGORY, synthetic_tasks
 from training.tasks import Task, load_tasks, tasks_digest
+from training.teachers import load_teachers
 
 STATE_FILE = "state.pt"
 SETTINGS_FILE = "settings.json"
@@ -72,15 +73,22 @@ class Config:
     null_weight: float = 1.0
     """Weight of the loss that keeps adapters of texts that are no task near none, see `sampler.null_groups`."""
     distillation: float = 0.0
-    """Share that the KL to what a teacher says with the description in its context has in the task loss, 0 to 1."""
+    """Share that the KL to what a teacher says has in the task loss, 0 to 1."""
     context_teacher: Teacher = "shared"
-    """That teacher: the generator's own shared adapter, or the plain base."""
+    """That teacher: the generator's shared adapter or the plain base, both with the description in the context, or the
+    task's own adapter out of `teachers`, without it."""
+    teachers: Path | None = None
+    """Folder of teachers for `context_teacher: adapter`; tasks without one have no KL."""
     recompute: bool = False
     """Activation checkpointing: less memory, one more forward pass of each layer in a step."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     check: CheckConfig = field(default_factory=CheckConfig)
+
+    def __post_init__(self) -> None:
+        if (self.context_teacher == "adapter") != (self.teachers is not None):
+            raise ConfigError("context_teacher: adapter goes with teachers, the folder that has them")
 
 
 def run(config: Config) -> None:
@@ -106,7 +114,14 @@ def _fit(
 ) -> None:
     base = load_base(config.base, storage=config.base_storage)
     sampler = TaskSampler(
-        tasks, base, encoder, config.sampler, config.training.seed, synthetic, with_context_rows=config.distillation > 0
+        tasks,
+        base,
+        encoder,
+        config.sampler,
+        config.training.seed,
+        synthetic,
+        with_context_rows=config.distillation > 0,
+        teachers=load_teachers(config.teachers, [task.task_id for task in tasks]) if config.teachers else None,
     )
     generator = create_generator(base.spec, default_lora(base), config.generator, seed=config.training.seed)
     start = None if config.start is None else started_from(config.start, generator)

@@ -7,7 +7,7 @@ Groups without rows carry the condition of a text that is no task; the objective
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from llgbm.base import Base
 from llgbm.batches import TaskGroup, TrainingBatch
 from llgbm.chat import answer_ids, prompt_ids, task_messages
 from llgbm.errors import ConfigError
+from llgbm.lora import LoRAWeights
 from llgbm.packing import Row
 from llgbm.prompting import TextEncoder, condition_of, example_lines
 from training.null_prompts import null_prompts
@@ -76,6 +77,7 @@ class TaskSampler:
         tasks: those of the folder.
         synthetic: procedural tasks, which have epochs of their own.
         with_context_rows: also give rows of conditioned groups with the description in the context, for distillation.
+        teachers: adapters by task id, to distil from in place of these; their rows are the bare ones.
 
     Raises:
         ConfigError: there is no task, or one has no description to train on, or no row short enough; or groups are
@@ -92,9 +94,10 @@ class TaskSampler:
         synthetic: Sequence[Task] = (),
         *,
         with_context_rows: bool = True,
+        teachers: Mapping[str, LoRAWeights] | None = None,
     ) -> None:
         self._tasks, self._base, self._config, self._seed = [*tasks, *synthetic], base, config, seed
-        self._num_own, self._with_context_rows = len(tasks), with_context_rows
+        self._num_own, self._with_context_rows, self._teachers = len(tasks), with_context_rows, teachers
         if not tasks and config.synthetic_groups < config.groups:
             raise ConfigError("there is no task to train on")
         if bool(synthetic) != bool(config.synthetic_groups):
@@ -153,9 +156,12 @@ class TaskSampler:
         condition = self._condition(other, rng, wording % len(self._descriptions[other]))
         in_context = task.seen_descriptions[wording] if rng.random() < config.context_fraction else None
         examples, rows = self._fitting(task, rng, in_context)
-        context_rows: list[Row] = []
-        if self._with_context_rows and in_context is None:
-            context_rows = [self._row(example, task.seen_descriptions[wording]) for example in examples]
+        if not self._with_context_rows or in_context is not None:
+            return TaskGroup(task.task_id, condition, rows)
+        if self._teachers is not None:
+            teacher = self._teachers.get(task.task_id)
+            return TaskGroup(task.task_id, condition, rows, rows if teacher else (), teacher)
+        context_rows = [self._row(example, task.seen_descriptions[wording]) for example in examples]
         return TaskGroup(task.task_id, condition, rows, context_rows)
 
     def _condition(self, index: int, rng: np.random.Generator, wording: int) -> Tensor:

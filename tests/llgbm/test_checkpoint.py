@@ -164,7 +164,7 @@ def edit(**changes: object) -> Callable[[Path], None]:
         (cut(WEIGHTS, 0), "has sha256"),
         (flip, "has sha256"),
         (edit(digest="0" * 64), "its manifest says 000000000000"),
-        (edit(format_version=2), "format version 2"),
+        (edit(format_version=3), "format version 3"),
         (edit(surprise=1), "surprise"),
         (edit(generator=SMALL.to_dict() | {"hidden_size": 48}), "do not fit its manifest"),
         (edit(generator=SMALL.to_dict() | {"num_blocks": 2}), "do not fit its manifest"),

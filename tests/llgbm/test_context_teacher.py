@@ -11,6 +11,7 @@ from llgbm.functional import FunctionalLoRA
 from llgbm.objectives import TaskObjective
 from llgbm.packing import Row, pack
 from llgbm.task_losses import kl_loss, label_logits
+from tests.fixtures import random_lora
 from tests.small_generator import active_generator, conditions
 
 CONDITIONS = conditions(2)
@@ -35,6 +36,20 @@ def test_the_target_is_what_the_teacher_says_with_the_description_in_its_context
     torch.testing.assert_close(values, expected.values)
     assert torch.equal(indices, expected.indices)
     assert not values.requires_grad
+
+
+def test_the_target_may_be_what_the_groups_own_adapter_says_of_the_bare_input(tiny_base: Base) -> None:
+    generator, functional = active_generator(), FunctionalLoRA(tiny_base.model)
+    own = random_lora(generator.lora, 3)
+    group = TaskGroup("own", CONDITIONS[0], BARE, BARE, own)
+    teacher = ContextTeacher(tiny_base, functional, "adapter", top=5)
+    found = teacher(generator, [PLAIN, group])
+    assert found is not None
+    with torch.no_grad():
+        logits = label_logits(tiny_base, functional, pack([BARE]), [own])
+    torch.testing.assert_close(found[1], logits.log_softmax(-1).topk(5).values)
+    with pytest.raises(AdapterMismatchError, match="taught has no adapter to be taught by"):
+        teacher(generator, [TAUGHT])
 
 
 def test_without_rows_in_context_there_is_nothing_to_learn(tiny_base: Base) -> None:

@@ -53,7 +53,7 @@ def test_a_manifest_without_use_rslora_means_plain_lora() -> None:
         ("{", "not a valid generator manifest"),
         ("[]", "not a valid generator manifest"),
         ("{}", "format_version"),
-        (edited(format_version=2), "format version 2, this library reads 1; update the library"),
+        (edited(format_version=3), "format version 3, this library reads 2; update the library"),
         (edited(surprise=1), "surprise"),
         (edited(tasks=[{"task_id": "a", "descriptions": []}]), "missing 3 required"),
         (edited(model={"name": "x"}), "ModelSpec"),

@@ -227,3 +227,10 @@ def test_the_lora_is_the_presets_where_there_is_one(tiny_base: Base) -> None:
     assert fit.default_lora(tiny_base) == lora_spec("tiny")
     other = replace(model_spec("tiny"), name="someone/else", num_layers=1)
     assert fit.default_lora(replace(tiny_base, spec=other)) == LoRASpec.for_model(other, rank=8, alpha=16.0)
+
+
+def test_a_teacher_by_adapter_needs_a_folder_and_the_others_take_none(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="goes with teachers"):
+        fit.Config(context_teacher="adapter")
+    with pytest.raises(ConfigError, match="goes with teachers"):
+        fit.Config(teachers=tmp_path)

@@ -12,9 +12,11 @@ from torch import Tensor
 from llgbm.base import Base
 from llgbm.batches import TaskGroup
 from llgbm.chat import answer_ids, prompt_ids, task_messages
+from llgbm.config import lora_spec
 from llgbm.errors import ConfigError
 from llgbm.packing import pack
 from llgbm.text_encoder import PretrainedTextEncoder
+from tests.fixtures import random_lora
 from training.null_prompts import SMALL_TALK, null_prompts
 from training.sampler import SamplerConfig, TaskSampler
 from training.tasks import Example, Task
@@ -352,3 +354,20 @@ def test_tasks_that_cannot_be_trained_on_are_refused_before_the_first_step(
         sampler_of(tiny_base, encoder, synthetic_groups=2)
     with pytest.raises(ConfigError, match="3 procedural tasks and 0 groups"):
         TaskSampler(TASKS, tiny_base, encoder, CONFIG, 0, TASKS)
+
+
+def test_rows_to_distil_from_a_tasks_own_adapter_are_the_bare_ones(
+    tiny_base: Base, encoder: PretrainedTextEncoder
+) -> None:
+    own = random_lora(lora_spec("tiny"), 0)
+    config = replace(CONFIG, context_fraction=0.3, shared_fraction=0.2)
+    sampler = TaskSampler(TASKS, tiny_base, encoder, config, 0, teachers={TASKS[0].task_id: own})
+    groups = [group for step in range(20) for group in sampler(step)]
+    taught = [group for group in groups if group.context_rows]
+    assert taught
+    assert {group.task_id for group in taught} == {TASKS[0].task_id}
+    for group in taught:
+        assert group.teacher is own
+        assert group.context_rows == group.rows
+        assert group.condition is not None
+        assert not in_context(tiny_base, group)
