@@ -28,8 +28,8 @@ class TaskObjective:
         core_penalty: weight of the squared departure of the generated cores from the shared ones, a mean over rows,
             which keeps adapters of vague prompts near the shared adapter.
         null_weight: weight of the loss of groups without rows.
-        distillation: share, 0 to 1, that the KL to a teacher with the description in its context has in the loss of
-            rows that come in both forms; the rest of their loss, and all of the others', is the cross entropy.
+        distillation: share, 0 to 1, that the KL to a teacher has in the loss of rows that come as it reads them too
+            (`TaskGroup.context_rows`); the rest of their loss, and all of the others', is the cross entropy.
         context_teacher: who that teacher is, see `llgbm.context_teacher`.
         recompute: save memory by running each layer once more in the backward pass, see `llgbm.recompute`.
     """

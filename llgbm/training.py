@@ -145,7 +145,7 @@ def train(
         loss, parts = backward_in_pieces(
             lambda piece, step=step: objective(generator, piece, step),  # type: ignore[misc]
             objective.weight,
-            pieces or [share],
+            pieces,
             trained.parameters(),
             group or Alone(),
         )
