@@ -191,10 +191,11 @@ def test_a_client_that_hangs_up_frees_its_row_and_its_adapter_within_a_token(
     dummy.step_seconds = 0.01
     body = {"model": TASK, "messages": USER, "stream": stream, "max_tokens": 3000}
     httpx.post(f"{server.url}/generate-adapter", json={"prompt": TASK.removeprefix("prompt:")}, timeout=60)
-    with httpx.Client(timeout=1.0) as client:
+    with httpx.Client(timeout=3.0) as client:
         if stream:
             with client.stream("POST", f"{server.url}/v1/chat/completions", json=body) as answer:
-                next(answer.iter_lines())
+                lines = answer.iter_lines()  # kept: httpx hangs up when an iterator that has begun is collected
+                next(lines)
                 wait_until(lambda: len(dummy.rows) == 1, seconds=5)  # the first line comes before the row has joined
         else:
             with pytest.raises(httpx.ReadTimeout):
