@@ -27,6 +27,7 @@ from service.engine_api import (
     EngineError,
     EngineLimits,
     QueueFullError,
+    Reason,
     StoppedError,
     TokenStream,
     UnstableError,
@@ -39,14 +40,14 @@ _log = structlog.get_logger("service.engine")
 
 @dataclass(eq=False)
 class _Entry:
-    """A row on its way through the engine. Shared by both sides; only the flag `cancelled` is written by the front."""
+    """A row on its way through the engine. Shared by both sides; only `cancelled` is written by the front."""
 
     row: Row
     adapter_id: str | None
     deadline: float
     submitted: float
     queue: asyncio.Queue[Step | Exception | None]
-    cancelled: bool = False
+    cancelled: Reason | None = None
     last_token: float | None = None
 
 
@@ -176,8 +177,8 @@ class Engine:
         waves = 1 + len(self._waiting) / self._limits.max_batch
         return min(60.0, max(1.0, waves * self._row_seconds))
 
-    def _cancel(self, entry: _Entry) -> None:
-        entry.cancelled = True
+    def _cancel(self, entry: _Entry, reason: Reason) -> None:
+        entry.cancelled = entry.cancelled or reason
         with self._condition:
             self._condition.notify()
 
@@ -235,8 +236,8 @@ class Engine:
         gone = set()
         for entry in [*waiting, *self._running.values()]:
             error: EngineError | None = None
-            if entry.cancelled:
-                reason = "cancelled"
+            if entry.cancelled is not None:
+                reason: str = entry.cancelled
             elif evicting is not None:
                 reason, error = "stopped", evicting
             elif now >= entry.deadline:
@@ -265,8 +266,9 @@ class Engine:
                 if joining and tokens > self._limits.prefill_tokens:
                     break
                 joining.append(self._waiting.popleft())
-        if not joining:
-            return
+            if not joining:
+                return
+            self._report()  # their prompts may take a while, and they wait no longer
         try:
             self._add(decoder, joining)
         except Exception:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from llgbm.decoding import Row, Step
 
@@ -54,6 +54,10 @@ class RefusedError(EngineError):
     """A server that decodes for this one says that the request cannot be served as it is."""
 
 
+Reason = Literal["cancelled", "stop"]
+"""Why a row is freed early; the first reason given is the one that is counted."""
+
+
 class TokenStream:
     """The tokens of one row as they come.
 
@@ -62,10 +66,10 @@ class TokenStream:
 
     Args:
         queue: where the engine puts steps, or what ended the row before its last step; None if it was cancelled.
-        cancel: frees the row. Harmless when it has ended.
+        cancel: frees the row, for the reason that metrics are to count. Harmless when it has ended.
     """
 
-    def __init__(self, queue: asyncio.Queue[Step | Exception | None], cancel: Callable[[], None]) -> None:
+    def __init__(self, queue: asyncio.Queue[Step | Exception | None], cancel: Callable[[Reason], None]) -> None:
         self._queue, self._cancel, self._ended = queue, cancel, False
 
     async def __aiter__(self) -> AsyncIterator[Step]:
@@ -80,10 +84,10 @@ class TokenStream:
             self._ended = item.finish_reason is not None
             yield item
 
-    def cancel(self) -> None:
-        """Free the row before its next token."""
+    def cancel(self, reason: Reason = "cancelled") -> None:
+        """Free the row before its next token: nobody wants the rest, or a stop string has ended it."""
         self._ended = True
-        self._cancel()
+        self._cancel(reason)
 
 
 class DecodingEngine(Protocol):

@@ -98,7 +98,7 @@ class Generation:
                 piece = "" if ends_turn else text.push(step.token)
                 reason = _reason(step)
                 if text.stopped:
-                    stream.cancel()
+                    stream.cancel("stop")
                     reason = "stop"
                 elif reason is not None:
                     piece += text.finish()

@@ -17,7 +17,15 @@ from pathlib import Path
 import structlog
 
 from llgbm.decoding import Row, Step
-from service.engine_api import DeadlineError, EngineError, QueueFullError, StoppedError, TokenStream, UpstreamError
+from service.engine_api import (
+    DeadlineError,
+    EngineError,
+    QueueFullError,
+    Reason,
+    StoppedError,
+    TokenStream,
+    UpstreamError,
+)
 from service.metrics import Metrics
 from service.settings import Settings
 from service.vllm_adapters import AdapterPlaces
@@ -40,8 +48,10 @@ class _Call:
         self.complete = False
         self.ending: EngineError | None = None
         self.task: asyncio.Task[None] | None = None
+        self.cancelled: Reason | None = None
 
-    def cancel(self) -> None:
+    def cancel(self, reason: Reason = "cancelled") -> None:
+        self.cancelled = self.cancelled or reason
         if self.task is not None and not self.complete:
             self.task.cancel()
 
@@ -159,7 +169,7 @@ class VLLMEngine:
     def _ended(self, call: _Call, task: asyncio.Task[None]) -> None:
         # a callback, since a task that is cancelled before it began runs nothing of its own
         failure = call.ending if task.cancelled() else task.exception()
-        reason = "cancelled" if failure is None else "failed"
+        reason: str = (call.cancelled or "cancelled") if failure is None else "failed"
         if isinstance(failure, DeadlineError):
             reason = "deadline"
         elif task.cancelled() and failure is not None:

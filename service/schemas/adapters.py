@@ -183,7 +183,9 @@ class Adapter(BaseModel):
     scale: float
     nearest_tasks: list[NearestTask] = Field(description="Nearest tasks that the generator was trained on.")
     confidence: float | None = Field(description="0 to 1; null where there is no calibration.")
-    warning: str | None = Field(description="Set when the request is far from all that the generator knows.")
+    warning: str | None = Field(
+        description="Set when the request reads like no task, or is far from all that the generator knows."
+    )
     links: Links
 
 

@@ -104,6 +104,17 @@ async def test_a_cancelled_row_ends_without_an_error_and_harms_no_other(rig: Rig
         assert metrics.registry.get_sample_value("llgbm_rows_finished_total", {"reason": "cancelled"}) == 1
 
 
+async def test_a_row_that_a_stop_string_ended_is_counted_as_stopped_and_not_as_cancelled(rig: Rig) -> None:
+    async with rig.running() as (engine, metrics):
+        (endless,) = await engine.submit([rig.row(LONG)], [None], timeout=120)
+        endless.cancel("stop")
+        endless.cancel()  # as whoever closes it does in the end
+        await until(lambda: engine.rows == 0)
+        count = metrics.registry.get_sample_value
+        assert count("llgbm_rows_finished_total", {"reason": "stop"}) == 1
+        assert not count("llgbm_rows_finished_total", {"reason": "cancelled"})
+
+
 async def test_a_row_past_its_deadline_ends_with_an_error(rig: Rig) -> None:
     async with rig.running() as (engine, _):
         with pytest.raises(DeadlineError, match=r"after 0\.2 seconds"):

@@ -89,7 +89,7 @@ async def test_past_the_queue_all_rows_of_a_request_are_refused_with_a_time_to_c
     decoder.hold.clear()
     async with engine_with(decoder, max_batch=2, max_queue=1) as (engine, metrics):
         await engine.submit([row() for _ in range(2)], [None] * 2, timeout=10)
-        await until(lambda: len(decoder.rows) == 2)
+        await until(lambda: value(metrics, "llgbm_batch_rows") == 2)
         with pytest.raises(QueueFullError) as caught:
             await engine.submit([row() for _ in range(2)], [None] * 2, timeout=10)
         assert caught.value.retry_after >= 1
