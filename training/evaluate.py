@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,6 @@ from llgbm.checkpoint import Checkpoint, load_generator
 from llgbm.errors import ConfigError
 from llgbm.evaluation import paired_bootstrap, score_rows
 from llgbm.frozen_linear import Storage
-from llgbm.lora import LoRAWeights
 from llgbm.peft_io import content_digest
 from llgbm.text_encoder import PretrainedTextEncoder
 from training.artefacts import replace_text
@@ -33,7 +32,7 @@ from training.methods import METHODS, Bench, Trial
 from training.progress_check import eval_row
 from training.results import command_of
 from training.runlog import RunLog
-from training.tasks import Task, load_tasks, tasks_digest
+from training.tasks import Task, load_tasks
 from training.teachers import load_teachers
 
 BASELINE = "base"
@@ -110,22 +109,34 @@ def run(config: Config) -> None:
         )
     bench = make_bench(config, checkpoint, [*seen, *new])
     with RunLog(config.workdir, "evaluate", config) as log:
-        cells = Cells(config.workdir / "cells.jsonl", material_key(config, base, bench, [*seen, *new]))
+        cells = Cells(config.workdir / "cells.jsonl")
         work = [(method, task) for task in [*seen, *new] for method in config.methods]
+        found: dict[tuple[str, str], dict[str, Any]] = {}
         with (
             open_workers(
                 config.ray, config.ray_task, base, config.base or checkpoint.manifest.base_id, config.base_storage
             ) as workers,
             log.progress("evaluate", total=len(work)) as progress,
         ):
-            missing = [(method, task) for method, task in work if cells.get(method, task.task_id) is None]
-            trials = ((method, task, METHODS[method](bench, task)) for method, task in missing)
-            computed = workers.map(partial(_cell, num_rows=config.num_rows), trials)
-            for done, ((method, task, _), cell) in enumerate(computed, 1 + len(work) - len(missing)):
-                cells.add(method, task.task_id, cell)
-                progress.update(done, f"{task.task_id}: {method}")
+
+            def missing() -> Iterator[Work]:
+                for method, task in work:
+                    trial = METHODS[method](bench, task)
+                    if trial is None:
+                        continue
+                    key = cell_key(config, base, task, trial)
+                    if (cell := cells.get(key)) is None:
+                        yield Work(key, method, task, trial)
+                    else:
+                        found[method, task.task_id] = cell
+
+            for one, cell in workers.map(partial(_cell, num_rows=config.num_rows), missing()):
+                found[one.method, one.task.task_id] = cells.add(
+                    one.key, {"method": one.method, "task": one.task.task_id, **cell}
+                )
+                progress.update(len(found), f"{one.task.task_id}: {one.method}")
         columns = {"unseen_descriptions": seen, "heldout_kinds": new}
-        summaries = {name: summarise(cells, config.methods, column) for name, column in columns.items() if column}
+        summaries = {name: summarise(found, config.methods, column) for name, column in columns.items() if column}
         table = {
             "command": command_of("evaluate", config),
             "generator": checkpoint.manifest.digest,
@@ -159,27 +170,36 @@ def make_bench(config: Config, checkpoint: Checkpoint, tasks: Sequence[Task]) ->
     )
 
 
-def material_key(config: Config, base: Base, bench: Bench, tasks: Sequence[Task]) -> str:
-    """Digest of all that decides the cells: generator, base, tasks, adapters, number of rows, seed."""
-    adapters: Mapping[str, LoRAWeights | None] = {**bench.teachers, "multi-task": bench.multitask}
+@dataclass(frozen=True, eq=False)
+class Work:
+    """A cell that is to be computed."""
+
+    key: str
+    method: str
+    task: Task
+    trial: Trial
+
+
+def cell_key(config: Config, base: Base, task: Task, trial: Trial) -> str:
+    """Digest of all that decides a cell."""
     parts = [
-        bench.checkpoint.manifest.digest,
-        config.text_encoder or bench.checkpoint.manifest.encoder_id,
         base.revision,
         config.base_storage,
-        tasks_digest(tasks),
-        {name: None if adapter is None else content_digest(adapter) for name, adapter in adapters.items()},
-        config.num_rows,
-        config.seed,
+        [(e.input, e.accepted) for e in task.test[: config.num_rows]],
+        None if trial.adapter is None else content_digest(trial.adapter),
+        trial.description,
+        [(e.input, e.output) for e in trial.shots],
     ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()[:24]
 
 
-def summarise(cells: Cells, methods: Sequence[str], tasks: Sequence[Task]) -> dict[str, Any]:
+def summarise(
+    cells: Mapping[tuple[str, str], dict[str, Any]], methods: Sequence[str], tasks: Sequence[Task]
+) -> dict[str, Any]:
     """Macro means with 95 % intervals, every task's accuracy, and paired differences with theirs."""
     rows: dict[str, Any] = {}
     for method in methods:
-        done = {t.task_id: c for t in tasks if (c := cells.get(method, t.task_id)) and c["correct"]}
+        done = {t.task_id: c for t in tasks if (c := cells.get((method, t.task_id)))}
         if not done:
             rows[method] = {
                 "accuracy": None,
@@ -205,10 +225,12 @@ def summarise(cells: Cells, methods: Sequence[str], tasks: Sequence[Task]) -> di
     return {"num_tasks": len(tasks), "methods": rows, "differences": differences}
 
 
-def _difference(cells: Cells, method: str, other: str, tasks: Sequence[Task]) -> dict[str, Any] | None:
+def _difference(
+    cells: Mapping[tuple[str, str], dict[str, Any]], method: str, other: str, tasks: Sequence[Task]
+) -> dict[str, Any] | None:
     """Accuracy of `method` minus that of `other` on the tasks that have both; None where none has."""
-    pairs = [(cells.get(method, t.task_id), cells.get(other, t.task_id)) for t in tasks]
-    both = [(a["correct"], b["correct"]) for a, b in pairs if a and b and a["correct"] and b["correct"]]
+    pairs = [(cells.get((method, t.task_id)), cells.get((other, t.task_id))) for t in tasks]
+    both = [(a["correct"], b["correct"]) for a, b in pairs if a and b]
     if not both:
         return None
     mean, low, high = paired_bootstrap([(np.asarray(a) - np.asarray(b)).tolist() for a, b in both])
@@ -216,10 +238,8 @@ def _difference(cells: Cells, method: str, other: str, tasks: Sequence[Task]) ->
     return {"of": method, "minus": other, "mean": round(mean, 4), "interval": interval, "num_tasks": len(both)}
 
 
-def _cell(base: Base, item: tuple[str, Task, Trial | None], num_rows: int) -> dict[str, Any]:
-    _, task, trial = item
-    if trial is None:
-        return {"correct": None, "log_likelihood": None, "seconds": 0.0}
+def _cell(base: Base, work: Work, num_rows: int) -> dict[str, Any]:
+    task, trial = work.task, work.trial
     began = time.monotonic()
     rows = [eval_row(base, e, description=trial.description, shots=trial.shots) for e in task.test[:num_rows]]
     scores = score_rows(base, [(trial.adapter, rows)])[0]

@@ -11,18 +11,17 @@ from training.artefacts import replace_text
 
 
 class Cells:
-    """Cells by method and task.
+    """Cells by key, which names all that decides a cell: base, rows, adapter and what stands in the context.
 
-    A line that a crash has cut off is dropped; its cell is computed again.
+    So a cell is measured once, whatever else changes: another generator needs no new cells of the plain base.
 
     Args:
-        path: the file; made with the first cell.
-        key: names all that decides a cell besides method and task; cells of another key stay in the file, unread.
+        path: the file; made with the first cell. A line that a crash has cut off is dropped.
     """
 
-    def __init__(self, path: Path, key: str) -> None:
-        self._path, self._key = path, key
-        self._cells: dict[tuple[str, str], dict[str, Any]] = {}
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._cells: dict[str, dict[str, Any]] = {}
         if not path.exists():
             return
         text = path.read_text("utf-8")
@@ -31,17 +30,17 @@ class Cells:
             replace_text(path, whole)
         for line in whole.splitlines():
             cell = json.loads(line)
-            if cell["key"] == key:
-                self._cells[cell["method"], cell["task"]] = cell
+            self._cells[cell["key"]] = cell
 
-    def get(self, method: str, task: str) -> dict[str, Any] | None:
+    def get(self, key: str) -> dict[str, Any] | None:
         """The cell, or None if it was not computed."""
-        return self._cells.get((method, task))
+        return self._cells.get(key)
 
-    def add(self, method: str, task: str, cell: Mapping[str, Any]) -> None:
-        """Keep a cell."""
-        full = {"key": self._key, "method": method, "task": task, **cell}
-        self._cells[method, task] = full
+    def add(self, key: str, cell: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep a cell; gives it back as `get` will."""
+        full = {"key": key, **cell}
+        self._cells[key] = full
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(full) + "\n")
+        return full

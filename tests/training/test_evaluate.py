@@ -115,7 +115,7 @@ def test_a_stopped_evaluation_computes_only_what_is_missing(
     real = evaluate._cell
 
     def counted(base: Any, item: Any, num_rows: int) -> Any:
-        computed.append(item[1].task_id)
+        computed.append(item.task.task_id)
         return real(base, item, num_rows)
 
     monkeypatch.setattr(evaluate, "_cell", counted)
@@ -127,13 +127,24 @@ def test_a_stopped_evaluation_computes_only_what_is_missing(
 
 
 @pytest.mark.parametrize(
-    "change", [{"num_rows": 2}, {"seed": 1}, {"base_storage": "bfloat16"}, {"teachers": Path("nowhere")}]
+    ("method", "change", "cells"),
+    [
+        ("base", {"num_rows": 2}, 2),
+        ("base", {"base_storage": "bfloat16"}, 2),
+        ("base", {"seed": 1}, 1),  # nothing is drawn for it
+        ("base", {"teachers": Path("nowhere")}, 1),
+        ("base + 3 examples", {"seed": 1}, 2),
+        ("generated, gibberish", {"seed": 1}, 2),
+        ("generated", {"teachers": Path("nowhere")}, 1),
+    ],
 )
-def test_cells_of_other_material_are_not_taken(config: evaluate.Config, change: dict[str, Any]) -> None:
-    config = replace(config, methods=("base",), task_ids=("upper",))
+def test_a_cell_is_taken_again_where_all_that_decides_it_is_the_same(
+    config: evaluate.Config, method: str, change: dict[str, Any], cells: int
+) -> None:
+    config = replace(config, methods=(method,), task_ids=("upper",))
     evaluate.run(config)
     evaluate.run(replace(config, **change))
-    assert len((config.workdir / "cells.jsonl").read_text().splitlines()) == 2
+    assert len((config.workdir / "cells.jsonl").read_text().splitlines()) == cells
 
 
 def test_held_out_tasks_have_a_column_of_their_own(config: evaluate.Config, tasks_folder: Path, tmp_path: Path) -> None:
