@@ -44,15 +44,20 @@ class Result:
 
 
 def interleaved(arms: Mapping[str, Callable[[], object]], *, n: int, warm_up: int = 1) -> Seconds:
-    """Seconds of each arm, `n` times, the arms in turns so that a slow moment of the machine meets them all."""
+    """Seconds of each arm, `n` times, the arms in turns so that a slow moment of the machine meets them all.
+
+    Each round begins with the next arm, so that none always runs after the same other.
+    """
     for _ in range(warm_up):
         for run in arms.values():
             run()
     seconds: Seconds = {name: [] for name in arms}
-    for _ in range(n):
-        for name, run in arms.items():
+    names = list(arms)
+    for turn in range(n):
+        first = turn % max(1, len(names))
+        for name in names[first:] + names[:first]:
             start = time.perf_counter()
-            run()
+            arms[name]()
             seconds[name].append(time.perf_counter() - start)
     return seconds
 

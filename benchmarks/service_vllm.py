@@ -30,9 +30,11 @@ def run(bench: Workbench) -> list[Result]:
     with our_service(bench) as ours:
         try:
             with vllm(bench) as other:
+                servers = [("service", ours), ("vLLM", other)]
                 for _ in range(bench.times(5) + 1):
-                    ask("service", ours)
-                    ask("vLLM", other)
+                    for name, server in servers:
+                        ask(name, server)
+                    servers.reverse()  # neither always comes after the other
         except PeerError as error:
             missing["vLLM"] = str(error)
             for _ in range(bench.times(5) + 1):
