@@ -18,7 +18,7 @@ class TaskGroup:
     Attributes:
         task_id: for the log.
         condition: (condition_size,) float32; None stands for the generator's shared adapter.
-        rows: tokenised prompts and answers; may be empty for losses that need none.
+        rows: tokenised prompts and answers; empty for losses that need none.
         context_rows: the same rows as a teacher reads them, mostly with the description in the context, to distil from.
         teacher: the task's own adapter, for weight losses and to distil from.
         delta: (probes, layers, hidden) float32, the teacher's delta, for delta losses.

@@ -20,9 +20,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from llgbm.errors import AdapterMismatchError, CheckpointError
+from llgbm.errors import AdapterMismatchError, CheckpointError, ConfigError
 from llgbm.generator import LoRAGenerator, create_generator
 from llgbm.generator_manifest import MANIFEST_FILE, GeneratorManifest, TrainingTask
+from llgbm.task_detector import TaskDetector
 
 __all__ = [
     "Checkpoint",
@@ -31,7 +32,7 @@ __all__ = [
     "TrainingTask",
     "load_generator",
     "save_generator",
-    "write_confidence",
+    "write_calibration",
 ]
 
 WEIGHTS_FILE = "generator.safetensors"
@@ -62,11 +63,12 @@ class PromptIndex:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A loaded generator with its manifest and prompt index."""
+    """A loaded generator with its manifest, its prompt index and, once calibrated, its detector of tasks."""
 
     generator: LoRAGenerator
     manifest: GeneratorManifest
     prompt_index: PromptIndex
+    detector: TaskDetector | None = None
 
 
 def save_generator(
@@ -112,14 +114,7 @@ def save_generator(
     tensors["prompt_index.embeddings"] = torch.cat(blocks)
     task_of_embedding = [i for i, block in enumerate(prompt_embeddings) for _ in block]
     tensors["prompt_index.task"] = torch.tensor(task_of_embedding, dtype=torch.int16)
-    data = save_tensors({k: v.contiguous() for k, v in tensors.items()})
-    manifest = replace(manifest, digest=hashlib.sha256(data).hexdigest())
-    text = manifest.to_json().encode()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST_FILE).unlink(missing_ok=True)
-    _write(folder / WEIGHTS_FILE, data)
-    _write(folder / MANIFEST_FILE, text)
-    return manifest
+    return _write_both(folder, tensors, manifest)
 
 
 def load_generator(folder: Path) -> Checkpoint:
@@ -150,6 +145,9 @@ def load_generator(folder: Path) -> Checkpoint:
             torch.nn.functional.normalize(tensors.pop("prompt_index.embeddings").float(), dim=-1),
             tensors.pop("prompt_index.task").long(),
         )
+        detector = None
+        if "detector.weight" in tensors:
+            detector = TaskDetector(tensors.pop("detector.weight"), tensors.pop("detector.bias"))
         state = {n: t.float() for n, t in tensors.items() if ":" not in n}
         for name in [n.removesuffix(":int8") for n in tensors if n.endswith(":int8")]:
             state[name] = tensors[name + ":int8"].float() * tensors[name + ":scale"]
@@ -157,23 +155,45 @@ def load_generator(folder: Path) -> Checkpoint:
         generator.load_state_dict(state)
     except SafetensorError as error:
         raise CheckpointError(f"{folder / WEIGHTS_FILE} is not a safetensors file: {error}") from error
-    except (KeyError, RuntimeError, AdapterMismatchError) as error:
+    except (KeyError, RuntimeError, AdapterMismatchError, ConfigError) as error:
         raise CheckpointError(f"the tensors in {folder} do not fit its manifest: {error}") from error
     if len(index.task) != len(index.embeddings) or bool((index.task >= len(manifest.tasks)).any()):
         raise CheckpointError(
             f"the prompt index in {folder} does not fit the {len(manifest.tasks)} tasks of its manifest"
         )
-    return Checkpoint(generator.eval().requires_grad_(False), manifest, index)
+    return Checkpoint(generator.eval().requires_grad_(False), manifest, index, detector)
 
 
-def write_confidence(folder: Path, confidence: dict[str, Any]) -> GeneratorManifest:
-    """Give the artefact in `folder` another confidence curve; its tensors and digest stay what they are.
+def write_calibration(folder: Path, detector: TaskDetector, confidence: dict[str, Any]) -> GeneratorManifest:
+    """Give the artefact in `folder` another detector and another confidence curve; all else stays as it is.
+
+    Returns:
+        The new manifest: with another detector the tensors have another digest.
 
     Raises:
-        CheckpointError: the artefact cannot be read, or the curve is not of the manifest's form.
+        CheckpointError: the artefact cannot be read, the detector is for conditions of another size, or the curve is
+            not of the manifest's form.
     """
     manifest = replace(load_generator(folder).manifest, confidence=confidence)
-    _write(folder / MANIFEST_FILE, manifest.to_json().encode())
+    if len(detector.weight) != manifest.generator.condition_size:
+        raise CheckpointError(
+            f"the detector is for conditions of size {len(detector.weight)}, the generator in {folder} reads "
+            f"{manifest.generator.condition_size}"
+        )
+    tensors = load_tensors((folder / WEIGHTS_FILE).read_bytes())
+    tensors |= {"detector.weight": detector.weight.float(), "detector.bias": detector.bias.float()}
+    return _write_both(folder, tensors, manifest)
+
+
+def _write_both(folder: Path, tensors: dict[str, Tensor], manifest: GeneratorManifest) -> GeneratorManifest:
+    """Write tensors and manifest, with the digest in it; the manifest last, so that a folder cut short has none."""
+    data = save_tensors({k: v.contiguous() for k, v in tensors.items()})
+    manifest = replace(manifest, digest=hashlib.sha256(data).hexdigest())
+    text = manifest.to_json().encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST_FILE).unlink(missing_ok=True)
+    _write(folder / WEIGHTS_FILE, data)
+    _write(folder / MANIFEST_FILE, text)
     return manifest
 
 

@@ -3,7 +3,7 @@
 Every adapted module has two bases that all adapters share, A0 (R, in) and B0 (out, R). A trunk reads the condition and
 emits two small cores for each module, Q (r, R) and P (R, r), and one gate g for all, and the adapter is A = Q A0,
 B = g B0 P. So any LoRA of rank r inside the span of the bases can be made, the bases alone are a multi-task adapter,
-and the result is plain LoRA. The gate is there for prompts that ask for nothing: one number takes all of it away.
+and the result is plain LoRA. The gate is one number for how strong the whole adapter is.
 The shared bases with a generated core follow Zhyper; the layer and module embeddings follow Text-to-LoRA (2506.06105).
 """
 

@@ -13,7 +13,7 @@ from typing import Any
 from llgbm.config import GeneratorConfig, LoRASpec, ModelSpec
 from llgbm.errors import CheckpointError, ConfigError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_FILE = "manifest.json"
 
 

@@ -20,14 +20,9 @@ from llgbm.task_losses import kl_by_label, label_logits, mean_by_row, sft_by_lab
 class TaskObjective:
     """Task loss (SFT): cross entropy of the answers, every group with its own generated adapter.
 
-    A group without rows has the condition of a text that is no task. Its adapter is to be none: the loss is the square
-    of its core P relative to that of the shared one, since P = 0 makes B = B0 P zero and leaves the base as it is.
-    Each such group counts as one row.
-
     Args:
         core_penalty: weight of the squared departure of the generated cores from the shared ones, a mean over rows,
             which keeps adapters of vague prompts near the shared adapter.
-        null_weight: weight of the loss of groups without rows.
         distillation: share, 0 to 1, that the KL to a teacher has in the loss of rows that come as it reads them too
             (`TaskGroup.context_rows`); the rest of their loss, and all of the others', is the cross entropy.
         context_teacher: who that teacher is, see `llgbm.context_teacher`.
@@ -40,15 +35,13 @@ class TaskObjective:
         *,
         label_smoothing: float = 0.05,
         core_penalty: float = 0.0,
-        null_weight: float = 1.0,
         distillation: float = 0.0,
         context_teacher: Teacher = "shared",
         recompute: bool = False,
     ) -> None:
         self._base, self._functional = base, FunctionalLoRA(base.model)
         self._label_smoothing, self._core_penalty = label_smoothing, core_penalty
-        self._null_weight, self._recompute = null_weight, recompute
-        self._distillation = distillation
+        self._distillation, self._recompute = distillation, recompute
         self._context_teacher = ContextTeacher(base, self._functional, context_teacher)
 
     def modules(self) -> Iterable[nn.Module]:
@@ -56,26 +49,11 @@ class TaskObjective:
         return ()
 
     def weight(self, batch: TrainingBatch) -> float:
-        """Rows of the batch, over which the loss is a mean; a group without rows counts as one."""
-        return float(sum(max(1, len(group.rows)) for group in batch))
+        """Rows of the batch, over which the loss is a mean."""
+        return float(sum(len(group.rows) for group in batch))
 
     def __call__(self, generator: LoRAGenerator, batch: TrainingBatch, step: int) -> tuple[Tensor, dict[str, float]]:
         """The loss, a mean over rows in nats, with its parts and how many rows and tokens the base has read."""
-        null = [group.condition for group in batch if not group.rows and group.condition is not None]
-        with_rows = [group for group in batch if group.rows or group.condition is None]
-        # every batch has the same parts, of the same types: processes that share a batch add them up by their places
-        loss = torch.zeros(())
-        parts: dict[str, float] = {"sft": 0.0, "core": 0.0, "rows": 0, "tokens": 0, "kl": 0.0, "null": 0.0}
-        if with_rows or not null:
-            loss, found = self._task_loss(generator, with_rows)
-            parts |= found
-        if null:
-            strength = null_strength(generator, torch.stack(null))
-            loss = (loss * parts["rows"] + self._null_weight * strength.sum()) / (parts["rows"] + len(null))
-            parts["null"] = float(strength.detach().mean())
-        return loss, parts
-
-    def _task_loss(self, generator: LoRAGenerator, batch: TrainingBatch) -> tuple[Tensor, dict[str, float]]:
         weights, rows, penalty = generated_groups(generator, batch)
         packed = pack(rows)
         logits = label_logits(self._base, self._functional, packed, weights, recompute=self._recompute)
@@ -85,6 +63,7 @@ class TaskObjective:
             "core": float(penalty.detach()),
             "rows": len(packed.last_index),
             "tokens": packed.num_tokens,
+            "kl": 0.0,  # always there: processes that share a batch add parts up by their places
         }
         taught = self._context_teacher(generator, in_order(batch)) if self._distillation else None
         if taught is not None:
@@ -125,18 +104,4 @@ def in_order(batch: TrainingBatch) -> list[TaskGroup]:
     return sorted(batch, key=lambda group: group.condition is None)
 
 
-def null_strength(generator: LoRAGenerator, conditions: Tensor) -> Tensor:
-    """How strong the adapters of conditions are beside the shared one: (n,), 0 for none, 1 for as strong.
-
-    The mean square of the cores P over that of the shared core. Gradients reach what is generated and not the shared
-    core, which other rows need.
-
-    Args:
-        conditions: (n, condition_size) float32.
-    """
-    gate, _, dp = generator.changes(conditions)
-    shared = generator.p0.detach()
-    return gate.square() * (shared + dp).square().mean((1, 2, 3)) / shared.square().mean()
-
-
-__all__ = ["TaskGroup", "TaskObjective", "generated_groups", "null_strength"]
+__all__ = ["TaskGroup", "TaskObjective", "generated_groups"]

@@ -103,7 +103,9 @@ class MadeAdapter:
         nearest: (task_id, cosine) of the nearest training tasks, best first.
         confidence: 0 to 1, how well requests this far from the training prompts did in calibration; None if the
             checkpoint was not calibrated.
-        warning: set when the confidence is below the checkpoint's threshold.
+        task_probability: 0 to 1, how likely the descriptions ask for a task at all; the adapter is scaled by it. 1 if
+            there are examples, which do, or if the checkpoint has no detector.
+        warning: set when the request does not read like a task, or the confidence is below the checkpoint's threshold.
         seconds: wall time of `encode` and `generate`, for the whole call that made it.
     """
 
@@ -112,6 +114,7 @@ class MadeAdapter:
     weights: LoRAWeights
     nearest: tuple[tuple[str, float], ...]
     confidence: float | None
+    task_probability: float
     warning: str | None
     seconds: dict[str, float]
 
@@ -146,14 +149,29 @@ class AdapterMaker:
         encoded = time.perf_counter()
         with torch.inference_mode():
             adapters = self.checkpoint.generator(torch.stack(conditions)) if conditions else []
+            probabilities = self._task_probabilities(requests, conditions)
         seconds = {"encode": encoded - start, "generate": time.perf_counter() - encoded}
         return [
-            self._describe(request, condition, weights, seconds)
-            for request, condition, weights in zip(requests, conditions, adapters, strict=True)
+            self._describe(request, condition, weights, probability, seconds)
+            for request, condition, weights, probability in zip(
+                requests, conditions, adapters, probabilities, strict=True
+            )
         ]
 
+    def _task_probabilities(self, requests: Sequence[AdapterRequest], conditions: Sequence[Tensor]) -> list[float]:
+        detector = self.checkpoint.detector
+        if detector is None or not requests:
+            return [1.0] * len(requests)
+        found = detector(torch.stack(list(conditions))).tolist()
+        return [1.0 if request.examples else p for request, p in zip(requests, found, strict=True)]
+
     def _describe(
-        self, request: AdapterRequest, condition: Tensor, weights: LoRAWeights, seconds: dict[str, float]
+        self,
+        request: AdapterRequest,
+        condition: Tensor,
+        weights: LoRAWeights,
+        task_probability: float,
+        seconds: dict[str, float],
     ) -> MadeAdapter:
         tasks = self.checkpoint.manifest.tasks
         nearest = tuple((tasks[i].task_id, cos) for i, cos in self.checkpoint.prompt_index.nearest(condition))
@@ -165,9 +183,16 @@ class AdapterMaker:
                     f"this task is far from all that the generator was trained on (nearest: {nearest[0][0]}); "
                     "expect the adapter to do little or the wrong thing, and check its answers"
                 )
-        if request.scale != 1.0:
-            weights = weights.scaled(request.scale)
-        return MadeAdapter(self.id_of(request), request, weights, nearest, confidence, warning, seconds)
+        if task_probability < 0.5:
+            warning = (
+                "this does not read like the description of a task, so the adapter is held back and the answers are "
+                "nearly those of the plain base; say what is to be done with an input"
+            )
+        if (scale := request.scale * task_probability) != 1.0:
+            weights = weights.scaled(scale)
+        return MadeAdapter(
+            self.id_of(request), request, weights, nearest, confidence, task_probability, warning, seconds
+        )
 
 
 def _normalise(text: str) -> str:

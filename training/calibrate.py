@@ -1,29 +1,34 @@
-"""`python -m training calibrate`: gives a generator its confidence, from how well it does near and far from training.
+"""`python -m training calibrate`: gives a generator its notion of what it does not know.
 
+First a detector of texts that ask for no task, fitted on prompts alone, see `training.task_detector`: their adapters
+become near none. Then a confidence, from how well it does near and far from training.
 Near are training tasks with wordings never trained on; far are procedural tasks of families that the fit kept back.
 Rows are those that neither training nor `evaluate` reads. The held-out kinds of `evaluate` are not touched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from llgbm.base import Base, load_base
-from llgbm.checkpoint import load_generator, write_confidence
+from llgbm.checkpoint import load_generator, write_calibration
 from llgbm.errors import ConfigError
 from llgbm.evaluation import score_rows
 from llgbm.frozen_linear import Storage
 from llgbm.prompting import AdapterMaker, AdapterRequest
 from llgbm.text_encoder import PretrainedTextEncoder
 from training.confidence import Point, confidence_curve, reliability
+from training.null_prompts import gibberish
 from training.progress_check import eval_row
 from training.results import write_result
 from training.runlog import RunLog
 from training.synthetic_tasks import synthetic_tasks
+from training.task_detector import detector_quality, fit_detector
 from training.tasks import Task, load_tasks, tasks_digest
 
 
@@ -34,7 +39,7 @@ class Config:
     workdir: Path = Path("runs/calibrate")
     """Folder for the log and the result."""
     checkpoint: Path = Path("checkpoints/qwen2.5-0.5b")
-    """The generator's artefact; its manifest gets the curve."""
+    """The generator's artefact; it gets the detector and the curve."""
     tasks: Path = Path("tasks/train")
     """Folder of the training tasks' files."""
     task_ids: tuple[str, ...] = ()
@@ -68,7 +73,7 @@ class Config:
 
 
 def run(config: Config) -> None:
-    """Measure, and write the curve into the artefact's manifest.
+    """Fit the detector, measure, and write both into the artefact.
 
     Raises:
         ConfigError: a hidden task was trained on, or there is too little to measure on.
@@ -80,7 +85,9 @@ def run(config: Config) -> None:
     if known := [task.task_id for task in far if task.task_id in trained]:
         raise ConfigError(f"{config.checkpoint} was trained on {known[0]}; name families that its fit kept back")
     base = load_base(config.base or checkpoint.manifest.base_id, storage=config.base_storage)
-    maker = AdapterMaker(checkpoint, PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id))
+    encoder = PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id)
+    detector = fit_detector(checkpoint, encoder)
+    maker = AdapterMaker(replace(checkpoint, detector=detector), encoder)
     tasks = [task for task in [*near, *far] if len(task.test) > config.skip_rows]
     with RunLog(config.workdir, "calibrate", config) as log:
         points: list[Point] = []
@@ -90,15 +97,27 @@ def run(config: Config) -> None:
                 progress.update(done, task.task_id)
         curve, found = confidence_curve(points, config.threshold), reliability(points)
         expected = np.interp([p.similarity for p in points], curve["similarity"], curve["confidence"])
-        write_confidence(config.checkpoint, curve)
+        manifest = write_calibration(config.checkpoint, detector, curve)
         result = {
-            "generator": checkpoint.manifest.digest,
+            "generator": manifest.digest,
+            "detector": detector_quality(detector, detected(near, far), encoder),
             "curve": curve,
             "reliability": found,
             "warned": round(float((expected < config.threshold).mean()), 4),
             "points": [[p.category, round(p.similarity, 4), round(p.accuracy, 4)] for p in points],
         }
         write_result(log, "confidence", config, result, base_revision=base.revision, data_digest=tasks_digest(tasks))
+
+
+def detected(near: Sequence[Task], far: Sequence[Task]) -> dict[str, Sequence[str]]:
+    """The texts on which the detector is measured; it has seen none of them."""
+    rng = random.Random(1)
+    groups = {
+        "training tasks, unseen wordings": [text for task in near for text in task.unseen_descriptions],
+        "kinds kept back": [text for task in far for text in task.descriptions],
+        "gibberish": [gibberish(rng) for _ in range(300)],
+    }
+    return {name: texts for name, texts in groups.items() if texts}
 
 
 def measured(task: Task, maker: AdapterMaker, base: Base, config: Config) -> Iterator[Point]:

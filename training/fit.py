@@ -70,8 +70,6 @@ class Config:
     """Label smoothing of the task loss."""
     core_penalty: float = 0.0
     """Weight of the penalty on generated cores that leave the shared ones."""
-    null_weight: float = 1.0
-    """Weight of the loss that keeps adapters of texts that are no task near none, see `sampler.null_groups`."""
     distillation: float = 0.0
     """Share that the KL to what a teacher says has in the task loss, 0 to 1."""
     context_teacher: Teacher = "shared"
@@ -129,7 +127,6 @@ def _fit(
         base,
         label_smoothing=config.label_smoothing,
         core_penalty=config.core_penalty,
-        null_weight=config.null_weight,
         distillation=config.distillation,
         context_teacher=config.context_teacher,
         recompute=config.recompute,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llgbm.checkpoint import Checkpoint
 from llgbm.lora import LoRAWeights
-from llgbm.prompting import TextEncoder, condition_of, example_lines
+from llgbm.prompting import AdapterMaker, AdapterRequest, TextEncoder
 from training.tasks import Example, Task
 
 GIBBERISH = (
@@ -77,13 +77,9 @@ class Bench:
 
     def generate(self, texts: Sequence[str] = (), shots: Sequence[Example] = ()) -> LoRAWeights:
         """The generator's adapter for descriptions, examples, or both."""
-        lines = example_lines([(s.input, s.output) for s in shots])
-        embeddings = self.encoder.encode([*texts, *lines])
-        condition = condition_of(embeddings[: len(texts)], embeddings[len(texts) :])
-        with torch.inference_mode():
-            (adapter,) = self.checkpoint.generator(condition[None])
-        made: LoRAWeights = adapter
-        return made
+        request = AdapterRequest(tuple(texts), tuple((shot.input, shot.output) for shot in shots))
+        (made,) = AdapterMaker(self.checkpoint, self.encoder).make([request])
+        return made.weights
 
     def retrieved(self, task: Task, *, count: int, temperature: float = 0.05, own: bool = False) -> LoRAWeights | None:
         """Softmax over the `count` nearest training tasks that have a teacher, the task itself only if `own`.

@@ -1,16 +1,14 @@
-"""Texts that are no task: gibberish, small talk, and bare inputs of tasks.
+"""Texts that ask for no task: gibberish and small talk.
 
-A generator that never met such a text makes some adapter for it, and a wrong one changes the base's answers for
-nothing. Trained on these, it learns to leave the base alone where a prompt asks for nothing.
+A generator makes some adapter for any text, and a wrong one changes the base's answers for nothing. From these texts
+the detector of `training.task_detector` learns when to leave the base alone. Bare inputs of tasks are not among them:
+words such as "French" stand in inputs too, and a user who types them means something.
 """
 
 from __future__ import annotations
 
 import random
 import string
-from collections.abc import Callable, Sequence
-
-from training.tasks import Task
 
 SMALL_TALK = (
     "hello", "hi there", "good morning", "how are you?", "thanks", "thank you very much", "ok", "yes", "no", "maybe",
@@ -25,21 +23,14 @@ _SYLLABLES = tuple(consonant + vowel for consonant in "bcdfgklmnprstvwz" for vow
 _KEYS = string.ascii_lowercase + string.digits + "#%/&+=-_;:!?"
 
 
-def null_prompts(tasks: Sequence[Task], count: int, seed: int) -> list[str]:
-    """`count` texts, the same for a seed: a third gibberish, a third small talk, a third inputs of `tasks`' rows.
-
-    Only training rows are read.
-    """
+def null_prompts(count: int, seed: int) -> list[str]:
+    """`count` texts, the same for a seed: by turns gibberish and small talk."""
     rng = random.Random(seed)
-    sources: tuple[Callable[[], str], ...] = (
-        lambda: _gibberish(rng),
-        lambda: rng.choice(SMALL_TALK),
-        lambda: rng.choice(rng.choice(tasks).train).input,
-    )
-    return [sources[i % len(sources)]() for i in range(count)]
+    return [rng.choice(SMALL_TALK) if i % 2 else gibberish(rng) for i in range(count)]
 
 
-def _gibberish(rng: random.Random) -> str:
+def gibberish(rng: random.Random) -> str:
+    """One to seven words of random keys, syllables or letters, or of one key held down."""
     kind, words = rng.randrange(4), rng.randint(1, 7)
     if kind == 0:
         return " ".join("".join(rng.choices(_KEYS, k=rng.randint(2, 9))) for _ in range(words))

@@ -272,6 +272,11 @@ def confidence(result: Result) -> Section:
         Picture("confidence", drawing, f"Reliability over {len(result['points'])} prompts"),
         Table(("confidence", "accuracy", "prompts"), [(b["confidence"], b["accuracy"], b["n"]) for b in found["bins"]]),
         Table(("similarity to the nearest training prompt", "confidence"), list(curve), "The curve"),
+        Table(
+            ("texts", "number", "mean probability", "taken for a task"),
+            [(name, one["n"], one["mean"], one["taken_for_a_task"]) for name, one in result["detector"].items()],
+            "Do they ask for a task? What the detector says of texts that it has not seen",
+        ),
     ]
     text = (
         "Each category is predicted by a curve that was fitted without it. "

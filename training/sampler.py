@@ -2,7 +2,6 @@
 
 The batch of a step depends on the seed and the step alone. Only `train` rows and seen descriptions are ever read.
 Groups are filled up to a token budget, so that every step costs about the same whatever the length of its inputs.
-Groups without rows carry the condition of a text that is no task; the objective wants no adapter for them.
 """
 
 from __future__ import annotations
@@ -21,10 +20,7 @@ from llgbm.errors import ConfigError
 from llgbm.lora import LoRAWeights
 from llgbm.packing import Row
 from llgbm.prompting import TextEncoder, condition_of, example_lines
-from training.null_prompts import null_prompts
 from training.tasks import Example, Task
-
-_NULL_PROMPTS = 600
 
 
 @dataclass(frozen=True)
@@ -35,8 +31,6 @@ class SamplerConfig:
     """Tasks in a step; each has one adapter."""
     synthetic_groups: int = 0
     """How many of these are procedural tasks; the others come from the folder."""
-    null_groups: int = 0
-    """Texts in a step, beside the tasks, that are no task: gibberish, small talk, bare inputs. They cost no rows."""
     tokens_per_group: int = 110
     """Token budget of a group; its rows share the chat template's head, which is counted once."""
     max_row_tokens: int = 130
@@ -61,8 +55,8 @@ class SamplerConfig:
     def __post_init__(self) -> None:
         if min(self.groups, self.tokens_per_group, self.max_row_tokens, self.num_examples) < 1:
             raise ConfigError("groups, tokens_per_group, max_row_tokens and num_examples must be at least 1")
-        if self.warm_start_steps < 0 or self.noise < 0 or self.null_groups < 0:
-            raise ConfigError("warm_start_steps, noise and null_groups must not be negative")
+        if self.warm_start_steps < 0 or self.noise < 0:
+            raise ConfigError("warm_start_steps and noise must not be negative")
         if not 0 <= self.synthetic_groups <= self.groups:
             raise ConfigError("synthetic_groups lies between 0 and groups")
         fractions = self.shared_fraction, self.context_fraction, self.example_fraction, self.mixed_fraction
@@ -116,8 +110,6 @@ class TaskSampler:
             embeddings = encoder.encode([*task.seen_descriptions, *lines])
             self._descriptions.append(embeddings[: len(task.seen_descriptions)])
             self._examples.append(embeddings[len(task.seen_descriptions) :])
-        texts = null_prompts(self._tasks, _NULL_PROMPTS, seed) if config.null_groups else []
-        self._nulls = encoder.encode(texts) if texts else torch.empty(0)
         self._tail = len(self._prompt("", None)) - len(self._head())
         for task in self._tasks:
             self._require_short_row(task)
@@ -135,11 +127,7 @@ class TaskSampler:
         synthetic = self._drawn(len(self._tasks) - num_own, step, config.synthetic_groups, stream=2)
         shared_only = step < config.warm_start_steps
         drawn = [*own, *(num_own + task for task in synthetic)]
-        groups = [self._group(task, rng, shared_only=shared_only) for task in drawn]
-        for _ in range(0 if shared_only else config.null_groups):
-            text = self._nulls[int(rng.integers(len(self._nulls)))]
-            groups.append(TaskGroup("null", self._noisy(text, rng)))
-        return groups
+        return [self._group(task, rng, shared_only=shared_only) for task in drawn]
 
     def _drawn(self, count: int, step: int, groups: int, *, stream: int) -> list[int]:
         """The tasks of a step out of `count`, each once in an epoch."""

@@ -19,10 +19,13 @@ from llgbm.checkpoint import (
     TrainingTask,
     load_generator,
     save_generator,
+    write_calibration,
 )
 from llgbm.config import GeneratorConfig, LoRASpec, lora_spec, model_spec
 from llgbm.errors import CheckpointError
 from llgbm.generator import LoRAGenerator, create_generator
+from llgbm.generator_manifest import FORMAT_VERSION
+from llgbm.task_detector import TaskDetector
 from tests.small_generator import IRREGULAR, SMALL, SPECS, active_generator, conditions
 
 MANIFEST, WEIGHTS = "manifest.json", "generator.safetensors"
@@ -102,6 +105,32 @@ def test_saving_twice_gives_the_same_digest(tmp_path: Path) -> None:
     assert saved(tmp_path / "three", active_generator(seed=1)).digest != saved(tmp_path / "one", generator).digest
 
 
+DETECTOR = TaskDetector(torch.linspace(-1, 1, 384), torch.tensor(0.5))
+
+
+def test_a_calibration_adds_a_detector_and_a_curve_and_changes_nothing_else(folder: Path) -> None:
+    before, tensors = load_generator(folder), load((folder / WEIGHTS).read_bytes())
+    assert before.detector is None
+    curve = {"similarity": [0.5], "confidence": [0.3], "threshold": 0.25}
+    for bias in (0.1, 0.5):
+        manifest = write_calibration(folder, replace(DETECTOR, bias=torch.tensor(bias)), curve)
+    after = load_generator(folder)
+    assert after.manifest == manifest == replace(before.manifest, confidence=curve, digest=manifest.digest)
+    assert manifest.digest != before.manifest.digest
+    written = load((folder / WEIGHTS).read_bytes())
+    assert written.keys() - tensors.keys() == {"detector.weight", "detector.bias"}
+    assert all(torch.equal(tensor, written[name]) for name, tensor in tensors.items())
+    assert after.detector is not None
+    assert torch.equal(after.detector(conditions(3)), DETECTOR(conditions(3)))
+
+
+def test_a_detector_of_another_size_leaves_what_was_there(folder: Path) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(CheckpointError, match="for conditions of size 5"):
+        write_calibration(folder, TaskDetector(torch.zeros(5), torch.tensor(0.0)), {})
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_a_generator_without_tasks_knows_no_neighbours(tmp_path: Path) -> None:
     generator = active_generator()
     save_generator(tmp_path, generator, manifest_of(generator, ()), [])
@@ -164,7 +193,7 @@ def edit(**changes: object) -> Callable[[Path], None]:
         (cut(WEIGHTS, 0), "has sha256"),
         (flip, "has sha256"),
         (edit(digest="0" * 64), "its manifest says 000000000000"),
-        (edit(format_version=3), "format version 3"),
+        (edit(format_version=FORMAT_VERSION + 1), f"format version {FORMAT_VERSION + 1}"),
         (edit(surprise=1), "surprise"),
         (edit(generator=SMALL.to_dict() | {"hidden_size": 48}), "do not fit its manifest"),
         (edit(generator=SMALL.to_dict() | {"num_blocks": 2}), "do not fit its manifest"),

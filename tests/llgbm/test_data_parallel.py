@@ -1,5 +1,4 @@
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -19,7 +18,6 @@ from llgbm.training import TrainingConfig, TrainingState, train
 
 CONDITIONS = torch.nn.functional.normalize(torch.randn(8, 384, generator=torch.Generator().manual_seed(0)), dim=-1)
 
-Batches: TypeAlias = Callable[[int], TrainingBatch]
 Fitted: TypeAlias = tuple[LoRAGenerator, list[TrainingState]]
 
 
@@ -56,11 +54,6 @@ def batch(step: int) -> TrainingBatch:
     return groups
 
 
-def batch_with_null(step: int) -> TrainingBatch:
-    """The same, and a group without rows."""
-    return [*batch(step), TaskGroup("null", CONDITIONS[5])]
-
-
 def start(base_path: Path) -> tuple[Base, LoRAGenerator]:
     """A base of its own, since hooks belong to a model, and a fresh generator."""
     base = load_base(base_path)
@@ -75,18 +68,15 @@ def fit(
     state_path: Path | None = None,
     *,
     accumulation: int = 1,
-    batches: Batches = batch,
 ) -> Fitted:
     states: list[TrainingState] = []
     config = TrainingConfig(steps=4, learning_rate=1e-2, warmup_steps=0, accumulation=accumulation)
     objective = TaskObjective(base, core_penalty=0.1)
-    train(generator, objective, batches, config, group=member, on_step=states.append, state_path=state_path)
+    train(generator, objective, batch, config, group=member, on_step=states.append, state_path=state_path)
     return generator, states
 
 
-def together(
-    base_path: Path, size: int, folder: Path | None = None, *, accumulation: int = 1, batches: Batches = batch
-) -> list[Fitted]:
+def together(base_path: Path, size: int, folder: Path | None = None, *, accumulation: int = 1) -> list[Fitted]:
     meeting = Meeting(size)
     starts = [start(base_path) for _ in range(size)]
     results: dict[int, Fitted] = {}
@@ -94,7 +84,7 @@ def together(
     def run(rank: int) -> None:
         state = folder and folder / f"{rank}.pt"
         member = Member(rank, meeting)
-        results[rank] = fit(*starts[rank], member, state, accumulation=accumulation, batches=batches)
+        results[rank] = fit(*starts[rank], member, state, accumulation=accumulation)
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
     for thread in threads:
@@ -119,18 +109,6 @@ def test_processes_that_share_the_work_give_the_curve_and_the_generator_of_one(
             assert mine.parts["core"] == pytest.approx(wanted.parts["core"], rel=1e-3, abs=1e-6)
         for name, parameter in generator.named_parameters():
             torch.testing.assert_close(parameter, alone.get_parameter(name), rtol=1e-2, atol=1e-3)
-
-
-@pytest.mark.parametrize(("size", "accumulation"), [(2, 1), (3, 1), (1, 3)])
-def test_a_group_without_rows_may_be_any_ones_and_alone_in_its_piece(
-    tiny_base_path: Path, size: int, accumulation: int
-) -> None:
-    _, expected = fit(*start(tiny_base_path), None, batches=batch_with_null)
-    for _, states in together(tiny_base_path, size, accumulation=accumulation, batches=batch_with_null):
-        for mine, wanted in zip(states, expected, strict=True):
-            assert mine.loss == pytest.approx(wanted.loss, rel=1e-4)
-            assert mine.grad_norm == pytest.approx(wanted.grad_norm, rel=1e-3)
-            assert mine.parts.keys() == wanted.parts.keys()
 
 
 def test_all_processes_have_the_same_generator_bit_for_bit_and_the_first_alone_writes(

@@ -6,7 +6,7 @@ import pytest
 
 from llgbm.config import LoRASpec
 from llgbm.errors import CheckpointError
-from llgbm.generator_manifest import GeneratorManifest, TrainingTask
+from llgbm.generator_manifest import FORMAT_VERSION, GeneratorManifest, TrainingTask
 from tests.small_generator import IRREGULAR, SMALL, SPEC, SPECS, TINY
 
 CURVE: dict[str, Any] = {"similarity": [0.2, 0.5, 0.9], "confidence": [0.0, 0.3, 0.8], "threshold": 0.25}
@@ -53,7 +53,10 @@ def test_a_manifest_without_use_rslora_means_plain_lora() -> None:
         ("{", "not a valid generator manifest"),
         ("[]", "not a valid generator manifest"),
         ("{}", "format_version"),
-        (edited(format_version=3), "format version 3, this library reads 2; update the library"),
+        (
+            edited(format_version=FORMAT_VERSION + 1),
+            f"format version {FORMAT_VERSION + 1}, this library reads {FORMAT_VERSION}; update the library",
+        ),
         (edited(surprise=1), "surprise"),
         (edited(tasks=[{"task_id": "a", "descriptions": []}]), "missing 3 required"),
         (edited(model={"name": "x"}), "ModelSpec"),

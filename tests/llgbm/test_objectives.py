@@ -6,7 +6,7 @@ from llgbm.base import Base
 from llgbm.batches import TaskGroup
 from llgbm.errors import AdapterMismatchError
 from llgbm.functional import FunctionalLoRA
-from llgbm.objectives import TaskObjective, generated_groups, null_strength
+from llgbm.objectives import TaskObjective, generated_groups
 from llgbm.packing import Row, pack
 from llgbm.task_losses import label_logits, sft_loss
 from tests.small_generator import active_generator, conditions
@@ -108,32 +108,6 @@ def test_shared_groups_train_the_shared_part_alone(tiny_base: Base) -> None:
     generator = active_generator()
     reached = gradients(TaskObjective(tiny_base)(generator, [SHARED], 0)[0], generator)
     assert {name.partition(".")[0] for name in reached} == {"a0", "b0", "q0", "p0"}
-
-
-def test_a_group_without_rows_wants_no_adapter(tiny_base: Base) -> None:
-    generator = active_generator()
-    null = TaskGroup("null", CONDITIONS[1])
-    p, p0 = generator.cores(CONDITIONS[1:])[1].detach(), generator.p0.detach()
-    strength = float(p.square().mean() / p0.square().mean())
-    objective = TaskObjective(tiny_base, null_weight=3.0)
-    alone, parts = objective(generator, [null], 0)
-    assert float(alone.detach()) == pytest.approx(3 * strength, rel=1e-5)
-    assert parts["null"] == pytest.approx(strength, rel=1e-5)
-    assert objective.weight([null]) == 1
-    task = objective(generator, [UPPER], 0)[0]
-    torch.testing.assert_close(objective(generator, [null, UPPER], 0)[0], (2 * task + alone) / 3, atol=1e-5, rtol=0)
-
-
-def test_learning_from_groups_without_rows_leads_to_no_adapter_and_leaves_the_shared_one_alone(tiny_base: Base) -> None:
-    generator = active_generator()
-    objective, shared = TaskObjective(tiny_base), generator.p0.detach().clone()
-    optimiser = torch.optim.Adam(generator.parameters(), lr=3e-3)
-    for _ in range(300):
-        optimiser.zero_grad()
-        objective(generator, [TaskGroup("null", CONDITIONS[1])], 0)[0].backward()
-        optimiser.step()
-    assert float(null_strength(generator, CONDITIONS[1:]).detach()) < 0.01
-    assert torch.equal(generator.p0, shared)
 
 
 @pytest.mark.parametrize("batch", [[], [TaskGroup("empty", None)]])

@@ -15,6 +15,7 @@ from llgbm.errors import ConfigError
 from llgbm.functional import FunctionalLoRA
 from llgbm.lora import LoRAWeights
 from llgbm.prompting import AdapterMaker, AdapterRequest, adapter_id, condition_of, example_lines
+from llgbm.task_detector import TaskDetector
 from llgbm.text_encoder import PretrainedTextEncoder
 from tests.llgbm.test_checkpoint import manifest_of
 from tests.small_generator import SPEC, SPECS, active_generator, conditions
@@ -326,3 +327,21 @@ def test_a_made_adapter_changes_what_the_base_says(maker: AdapterMaker, tiny_bas
         plain = tiny_base.model(ids).logits
         with FunctionalLoRA(tiny_base.model).applied(made.weights):
             assert (tiny_base.model(ids).logits - plain).abs().max() > 1e-3
+
+
+def test_a_request_that_asks_for_no_task_is_held_back_and_warned_about(checkpoint: Checkpoint) -> None:
+    encoder = OneVector(checkpoint, 0.9)
+    examples = AdapterRequest(examples=(("a", "b"),))
+    (open_, shown) = AdapterMaker(checkpoint, encoder).make([UPPER, examples])
+    assert open_.task_probability == 1
+    for bias, warned in ((-3.0, True), (3.0, False)):
+        detector = TaskDetector(torch.zeros(checkpoint.generator.config.condition_size), torch.tensor(bias))
+        (made, by_example) = AdapterMaker(replace(checkpoint, detector=detector), encoder).make([UPPER, examples])
+        expected = float(torch.tensor(bias).sigmoid())
+        assert made.task_probability == pytest.approx(expected)
+        assert ("does not read like the description of a task" in (made.warning or "")) is warned
+        assert by_example.task_probability == 1
+        for name in made.weights.spec.names:
+            torch.testing.assert_close(made.weights.b[name], open_.weights.b[name] * expected)
+            assert torch.equal(made.weights.a[name], open_.weights.a[name])
+            assert torch.equal(by_example.weights.b[name], shown.weights.b[name])

@@ -24,7 +24,7 @@ def config(tmp_path: Path, tasks_folder: Path, tiny_base_path: Path, tiny_encode
         workdir=tmp_path / "fit", tasks=tasks_folder, synthetic_tasks=4, hidden_families=("votes",),
         base=str(tiny_base_path), text_encoder=str(tiny_encoder_path),
         generator=GeneratorConfig(hidden_size=32, basis_rank=8, num_blocks=1),
-        sampler=SamplerConfig(groups=3, synthetic_groups=1, null_groups=1, max_row_tokens=400),
+        sampler=SamplerConfig(groups=3, synthetic_groups=1, max_row_tokens=400),
         training=TrainingConfig(steps=2, warmup_steps=1), check=CheckConfig(every=2, num_tasks=2, num_rows=1),
     )  # fmt: skip
     fit.run(fitted)
@@ -39,8 +39,9 @@ def test_a_calibrated_generator_tells_its_confidence(config: calibrate.Config) -
     assert not before.confidence
     calibrate.run(config)
     checkpoint = load_generator(config.checkpoint)
-    assert checkpoint.manifest.digest == before.digest
     result = read_results(config.workdir)["confidence"]
+    assert result["generator"] == checkpoint.manifest.digest != before.digest
+    assert set(result["detector"]) == {"training tasks, unseen wordings", "kinds kept back", "gibberish"}
     assert checkpoint.manifest.confidence == result["curve"]
     categories = {category for category, _, _ in result["points"]}
     assert {"case", "synthetic_votes"} <= categories

@@ -17,7 +17,6 @@ from llgbm.errors import ConfigError
 from llgbm.packing import pack
 from llgbm.text_encoder import PretrainedTextEncoder
 from tests.fixtures import random_lora
-from training.null_prompts import SMALL_TALK, null_prompts
 from training.sampler import SamplerConfig, TaskSampler
 from training.tasks import Example, Task
 
@@ -284,36 +283,6 @@ def test_procedural_tasks_have_their_groups_and_their_epochs(tiny_base: Base, en
         assert sorted(drawn[1:]) == ["first", "reverse"]
 
 
-def test_texts_that_are_no_task_come_without_rows_after_the_warm_start(
-    tiny_base: Base, encoder: PretrainedTextEncoder
-) -> None:
-    recorder = Recorder(encoder)
-    sampler = sampler_of(tiny_base, recorder, groups=2, null_groups=3, noise=0.0, warm_start_steps=1)
-    texts = set(null_prompts(TASKS, 600, 0))
-    assert texts <= recorder.seen
-    assert not {e.input for t in TASKS for e in t.test} & texts
-    assert not {d for t in TASKS for d in t.descriptions} & texts
-    assert len(sampler(0)) == 2
-    known = encoder.encode(sorted(texts))
-    for step in range(1, 6):
-        *groups, one, two, three = sampler(step)
-        assert all(group.rows for group in groups)
-        for null in (one, two, three):
-            assert null.condition is not None
-            assert not null.rows
-            assert float((known @ null.condition).max()) == pytest.approx(1, abs=1e-4)
-    assert content(sampler(3)[:2]) != content(sampler(4)[:2])
-
-
-def test_texts_that_are_no_task_are_of_every_kind_and_the_same_for_a_seed() -> None:
-    texts = null_prompts(TASKS, 300, 1)
-    assert texts == null_prompts(TASKS, 300, 1) != null_prompts(TASKS, 300, 2)
-    assert len(texts) == 300
-    assert all(text.strip() for text in texts)
-    assert sum(text in SMALL_TALK for text in texts) == 100
-    assert sum(text in WORDS for text in texts) == 100
-
-
 # what is refused
 
 
@@ -326,7 +295,6 @@ def test_texts_that_are_no_task_are_of_every_kind_and_the_same_for_a_seed() -> N
         ({"num_examples": 0}, "at least 1"),
         ({"warm_start_steps": -1}, "must not be negative"),
         ({"noise": -0.1}, "must not be negative"),
-        ({"null_groups": -1}, "must not be negative"),
         ({"synthetic_groups": 5}, "between 0 and groups"),
         ({"shared_fraction": 1.1}, "between 0 and 1"),
         ({"context_fraction": float("nan")}, "between 0 and 1"),
