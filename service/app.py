@@ -40,6 +40,7 @@ from service.shared_files import open_files
 from service.state import Services, State
 from service.turns import Turns, turns_of
 from service.vllm_engine import VLLMEngine
+from service.worker_threads import worker_threads
 
 _log = structlog.get_logger("service")
 _LOADING_PATIENCE = 1.0
@@ -58,6 +59,7 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(worker_threads())
         engine = Engine(
             EngineLimits(settings.max_batch, settings.max_queue, settings.max_jobs, settings.prefill_tokens),
             metrics,
