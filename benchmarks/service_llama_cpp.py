@@ -7,6 +7,7 @@ make its two files. It decodes in its own process without HTTP; the service is a
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -22,6 +23,7 @@ from benchmarks.workbench import Workbench
 from llgbm.pretrained import resolve_pretrained
 
 _TOKENS = 48
+_SENTENCEPIECE = "sentencepiece==0.2.1"
 
 
 def run(bench: Workbench) -> list[Result]:
@@ -63,14 +65,15 @@ class _LlamaCpp:
         python = interpreter(LLAMA_CPP, bench.peers)
         base = resolve_pretrained(bench.base_name)
         source = _source(python)
+        tools = _converters_needs(python)
         model = user_cache_path("llgbm") / "bench" / f"{base.name}-Q8_0.gguf"
         if not model.exists():
             part = model.with_suffix(".part")
-            _convert(source / "convert_hf_to_gguf.py", [base, "--outtype", "q8_0", "--outfile", part], bench)
+            _convert(source / "convert_hf_to_gguf.py", [base, "--outtype", "q8_0", "--outfile", part], tools, bench)
             part.rename(model)
         lora = bench.scratch / "lora.gguf"
         arguments: list[str | Path] = [bench.adapter_folders[0], "--base", base, "--outtype", "f32", "--outfile", lora]
-        _convert(source / "convert_lora_to_gguf.py", arguments, bench)
+        _convert(source / "convert_lora_to_gguf.py", arguments, tools, bench)
         worker = Path(__file__).with_name("llama_cpp_worker.py")
         log = bench.scratch / "llama-cpp.log"
         self._process = subprocess.Popen(
@@ -125,8 +128,20 @@ def _source(python: Path) -> Path:
     return found[0]
 
 
-def _convert(script: Path, arguments: list[str | Path], bench: Workbench) -> None:
-    variables = environment(bench.threads, PYTHONPATH=str(script.parent / "gguf-py"), HF_HUB_OFFLINE="1")
+def _converters_needs(python: Path) -> Path:
+    """A folder with what the converters import beside torch and transformers, even for a model that needs it not."""
+    folder = environment_folder(LLAMA_CPP) / "converter"
+    if not (folder / "sentencepiece").exists():
+        command = [str(python), "-m", "pip", "install", "--no-deps", "--target", str(folder), _SENTENCEPIECE]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise PeerError(f"{_SENTENCEPIECE} could not be installed: {done.stderr.strip()[-300:]}")
+    return folder
+
+
+def _convert(script: Path, arguments: list[str | Path], tools: Path, bench: Workbench) -> None:
+    path = f"{script.parent / 'gguf-py'}{os.pathsep}{tools}"
+    variables = environment(bench.threads, PYTHONPATH=path, HF_HUB_OFFLINE="1")
     command = [sys.executable, str(script), *map(str, arguments)]
     done = subprocess.run(command, env=variables, capture_output=True, text=True)
     if done.returncode:

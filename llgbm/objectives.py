@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from llgbm.base import Base
 from llgbm.batches import TaskGroup, TrainingBatch
 from llgbm.context_teacher import ContextTeacher, Teacher
+from llgbm.errors import AdapterMismatchError
 from llgbm.functional import FunctionalLoRA
 from llgbm.generator import LoRAGenerator
 from llgbm.lora import LoRAWeights
@@ -24,7 +25,8 @@ class TaskObjective:
         core_penalty: weight of the squared departure of the generated cores from the shared ones, a mean over rows,
             which keeps adapters of vague prompts near the shared adapter.
         distillation: share, 0 to 1, that the KL to a teacher has in the loss of rows that come as it reads them too
-            (`TaskGroup.context_rows`); the rest of their loss, and all of the others', is the cross entropy.
+            (`TaskGroup.context_rows`); the rest of their loss, and all of the others', is the cross entropy. Rows
+            without right answers (`TaskGroup.labelled`) have the KL alone.
         context_teacher: who that teacher is, see `llgbm.context_teacher`.
         recompute: save memory by running each layer once more in the backward pass, see `llgbm.recompute`.
     """
@@ -57,7 +59,8 @@ class TaskObjective:
         weights, rows, penalty = generated_groups(generator, batch)
         packed = pack(rows)
         logits = label_logits(self._base, self._functional, packed, weights, recompute=self._recompute)
-        losses = sft_by_label(logits, packed, label_smoothing=self._label_smoothing)
+        right = self._right_labels(in_order(batch))
+        losses = sft_by_label(logits, packed, label_smoothing=self._label_smoothing) * right
         parts: dict[str, float] = {
             "sft": float(mean_by_row(losses.detach(), packed)),
             "core": float(penalty.detach()),
@@ -70,8 +73,19 @@ class TaskObjective:
             labels, values, indices = taught
             divergence = kl_by_label(logits[labels], values, indices)
             parts["kl"] = float(divergence.detach().mean())
-            losses = losses.index_copy(0, labels, losses[labels].lerp(divergence, self._distillation))
+            share = torch.where(right[labels], self._distillation, 1.0)
+            losses = losses.index_copy(0, labels, losses[labels].lerp(divergence, share))
         return mean_by_row(losses, packed) + self._core_penalty * penalty, parts
+
+    def _right_labels(self, batch: TrainingBatch) -> Tensor:
+        """For each label whether it is a right answer (labels,) bool."""
+        for group in batch:
+            if not group.labelled and not (self._distillation and group.context_rows):
+                raise AdapterMismatchError(
+                    f"{group.task_id} has no right answers and no teacher to learn from; give it context_rows and set "
+                    "distillation"
+                )
+        return torch.tensor([group.labelled for group in batch for row in group.rows for _ in row.answer])
 
 
 def generated_groups(

@@ -31,6 +31,9 @@ class SamplerConfig:
     """Tasks in a step; each has one adapter."""
     synthetic_groups: int = 0
     """How many of these are procedural tasks; the others come from the folder."""
+    borrowed_groups: int = 0
+    """Groups beside these whose rows are inputs of other tasks: no right answer is known, and a teacher that has the
+    description in its context says how it would begin to answer. For distillation."""
     tokens_per_group: int = 110
     """Token budget of a group; its rows share the chat template's head, which is counted once."""
     max_row_tokens: int = 130
@@ -55,8 +58,8 @@ class SamplerConfig:
     def __post_init__(self) -> None:
         if min(self.groups, self.tokens_per_group, self.max_row_tokens, self.num_examples) < 1:
             raise ConfigError("groups, tokens_per_group, max_row_tokens and num_examples must be at least 1")
-        if self.warm_start_steps < 0 or self.noise < 0:
-            raise ConfigError("warm_start_steps and noise must not be negative")
+        if min(self.warm_start_steps, self.noise, self.borrowed_groups) < 0:
+            raise ConfigError("warm_start_steps, noise and borrowed_groups must not be negative")
         if not 0 <= self.synthetic_groups <= self.groups:
             raise ConfigError("synthetic_groups lies between 0 and groups")
         fractions = self.shared_fraction, self.context_fraction, self.example_fraction, self.mixed_fraction
@@ -75,7 +78,7 @@ class TaskSampler:
 
     Raises:
         ConfigError: there is no task, or one has no description to train on, or no row short enough; or groups are
-            wanted of tasks that there are none of.
+            wanted of tasks that there are none of; or inputs are borrowed, and no teacher reads descriptions.
     """
 
     def __init__(
@@ -99,6 +102,8 @@ class TaskSampler:
                 f"there are {len(synthetic)} procedural tasks and {config.synthetic_groups} groups of a step for them; "
                 "set synthetic_tasks and synthetic_groups, or neither"
             )
+        if config.borrowed_groups and (teachers is not None or not with_context_rows):
+            raise ConfigError("borrowed_groups needs distillation from a teacher with the description in its context")
         rng = np.random.default_rng(seed)
         self._example_rows = [rng.permutation(len(t.train))[:16] for t in self._tasks]
         self._descriptions: list[Tensor] = []
@@ -127,7 +132,8 @@ class TaskSampler:
         synthetic = self._drawn(len(self._tasks) - num_own, step, config.synthetic_groups, stream=2)
         shared_only = step < config.warm_start_steps
         drawn = [*own, *(num_own + task for task in synthetic)]
-        return [self._group(task, rng, shared_only=shared_only) for task in drawn]
+        groups = [self._group(task, rng, shared_only=shared_only) for task in drawn]
+        return groups + [self._borrowing(rng) for _ in range(0 if shared_only else config.borrowed_groups)]
 
     def _drawn(self, count: int, step: int, groups: int, *, stream: int) -> list[int]:
         """The tasks of a step out of `count`, each once in an epoch."""
@@ -151,6 +157,35 @@ class TaskSampler:
             return TaskGroup(task.task_id, condition, rows, rows if teacher else (), teacher)
         context_rows = [self._row(example, task.seen_descriptions[wording]) for example in examples]
         return TaskGroup(task.task_id, condition, rows, context_rows)
+
+    def _borrowing(self, rng: np.random.Generator) -> TaskGroup:
+        """A task's description with inputs of other tasks, each with one place to predict: the answer's first token."""
+        config, index = self._config, self._any(rng)
+        task, wording = self._tasks[index], int(rng.integers(len(self._tasks[index].seen_descriptions)))
+        condition = self._noisy(self._descriptions[index][wording], rng)
+        unknown = answer_ids(self._base.tokenizer, "")
+        given: list[str] = []
+        spent = head = self._head_length(None)
+        while spent < config.tokens_per_group:
+            other = self._tasks[self._any(rng)]
+            text = other.train[int(rng.integers(len(other.train)))].input
+            cost = len(self._prompt(text, None)) + len(unknown) - head
+            if cost <= config.max_row_tokens:
+                given.append(text)
+                spent += cost
+        in_context = task.seen_descriptions[wording]
+        return TaskGroup(
+            task.task_id,
+            condition,
+            [Row(self._prompt(text, None), unknown) for text in given],
+            [Row(self._prompt(text, in_context), unknown) for text in given],
+            labelled=False,
+        )
+
+    def _any(self, rng: np.random.Generator) -> int:
+        """A task by chance, procedural ones as often as groups have them."""
+        own = rng.random() >= self._config.synthetic_groups / self._config.groups
+        return int(rng.integers(self._num_own) if own else rng.integers(self._num_own, len(self._tasks)))
 
     def _condition(self, index: int, rng: np.random.Generator, wording: int) -> Tensor:
         config, none = self._config, self._descriptions[index][:0]

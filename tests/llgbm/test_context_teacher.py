@@ -93,3 +93,24 @@ def test_learning_from_the_teacher_leads_to_its_predictions(tiny_base: Base) -> 
         optimiser.step()
         losses.append(parts["kl"])
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_rows_without_right_answers_have_the_divergence_alone(tiny_base: Base) -> None:
+    generator, borrowed = active_generator(), replace(TAUGHT, labelled=False)
+
+    def loss(batch: list[TaskGroup], share: float) -> float:
+        return float(TaskObjective(tiny_base, label_smoothing=0.0, distillation=share)(generator, batch, 0)[0].detach())
+
+    assert loss([borrowed], 0.25) == pytest.approx(loss([TAUGHT], 1.0), abs=1e-5)
+    mixed = (2 * loss([TAUGHT], 1.0) + 2 * loss([TAUGHT], 0.25) + loss([PLAIN], 0.0)) / 5
+    assert loss([PLAIN, borrowed, TAUGHT], 0.25) == pytest.approx(mixed, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("group", "share"), [(replace(TAUGHT, labelled=False), 0.0), (replace(PLAIN, labelled=False), 0.5)]
+)
+def test_rows_without_right_answers_and_without_a_teacher_are_refused(
+    tiny_base: Base, group: TaskGroup, share: float
+) -> None:
+    with pytest.raises(AdapterMismatchError, match="has no right answers and no teacher"):
+        TaskObjective(tiny_base, distillation=share)(active_generator(), [group], 0)

@@ -269,7 +269,33 @@ def test_rows_come_in_context_too_where_they_have_none(tiny_base: Base, encoder:
             assert in_context(tiny_base, replace(group, rows=group.context_rows))
 
 
-# procedural tasks and texts that are no task
+def test_borrowed_inputs_come_with_the_description_of_a_task_that_is_not_theirs(
+    tiny_base: Base, encoder: PretrainedTextEncoder
+) -> None:
+    tokenizer = tiny_base.tokenizer
+    inputs = {prompt_ids(tokenizer, task_messages(e.input)) for t in TASKS for e in t.train}
+    sampler = sampler_of(tiny_base, encoder, groups=1, borrowed_groups=2, noise=0.0, warm_start_steps=1)
+    assert len(sampler(0)) == 1
+    for step in range(1, 6):
+        one, *borrowing = sampler(step)
+        assert one.labelled
+        assert len(borrowing) == 2
+        for group in borrowing:
+            assert not group.labelled
+            assert {row.prompt for row in group.rows} <= inputs
+            assert all(len(row.answer) == 1 for row in (*group.rows, *group.context_rows))
+            assert len(group.rows) == len(group.context_rows)
+            assert in_context(tiny_base, replace(group, rows=group.context_rows))
+            assert group.condition is not None
+            task_id, cosine = nearest(group.condition, sampler)
+            assert task_id == group.task_id
+            assert cosine == pytest.approx(1, abs=1e-4)
+    assert content(sampler(3)) == content(sampler(3)) != content(sampler(4))
+    with pytest.raises(ConfigError, match="borrowed_groups needs distillation"):
+        TaskSampler(TASKS, tiny_base, encoder, replace(CONFIG, borrowed_groups=1), 0, with_context_rows=False)
+
+
+# procedural tasks
 
 
 def test_procedural_tasks_have_their_groups_and_their_epochs(tiny_base: Base, encoder: PretrainedTextEncoder) -> None:
@@ -295,6 +321,7 @@ def test_procedural_tasks_have_their_groups_and_their_epochs(tiny_base: Base, en
         ({"num_examples": 0}, "at least 1"),
         ({"warm_start_steps": -1}, "must not be negative"),
         ({"noise": -0.1}, "must not be negative"),
+        ({"borrowed_groups": -1}, "must not be negative"),
         ({"synthetic_groups": 5}, "between 0 and groups"),
         ({"shared_fraction": 1.1}, "between 0 and 1"),
         ({"context_fraction": float("nan")}, "between 0 and 1"),
