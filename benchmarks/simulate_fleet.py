@@ -40,7 +40,7 @@ class Fleet:
 
     requests_per_second: float = 100.0
     generators: int = 8
-    generator_seconds: float = 0.48
+    generator_seconds: float = 0.21
     store_adapters: int = 200_000
     adapter_megabytes: float = 17.64
     store_megabytes_per_second: float = 1000.0
