@@ -78,9 +78,9 @@ def _verdict(one: dict[str, Any]) -> str:
 
 
 def draw(results: Sequence[dict[str, Any]]) -> Figure:
-    """A bar for each positive ratio: how far beyond its target it is, on a logarithmic axis."""
+    """A bar for each positive value: how far beyond its target it is, on a logarithmic axis."""
     shown = [one for one in results if one["value"] and one["target"] and one["value"] > 0 and one["target"] > 0]
-    figure = Figure(figsize=(9, 0.8 + 0.34 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(12, 0.9 + 0.34 * len(shown)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     better = [
@@ -89,7 +89,9 @@ def draw(results: Sequence[dict[str, Any]]) -> Figure:
     colours = ["#2ca25f" if share >= 1 else "#c23b5a" for share in better]
     axes.barh([one["name"] for one in shown], [share - 1 for share in better], left=1, color=colours)
     axes.axvline(1, color="#333333", linewidth=1)
-    axes.set_xscale("log")
-    axes.set_xlabel("how far beyond its target; 1 is just reached")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda share, _: f"{share:g}")
+    axes.set_xlim(min([0.45, *better]) / 1.1, max([2.2, *better]) * 1.1)
+    axes.set_xlabel("value over target, or target over value where less is better")
     axes.invert_yaxis()
     return figure
