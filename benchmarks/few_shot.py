@@ -46,7 +46,7 @@ def run(bench: Workbench) -> list[Result]:
     seconds = interleaved(arms, n=bench.times(5))
     each = milliseconds({arm: [s / len(tasks) for s in times] for arm, times in seconds.items()})
     lengths = {arm: [float(len(prompt)) for prompt in found] for arm, found in prompts.items()}
-    saved = statistics.mean(long - short for long, short in zip(lengths["3 examples"], lengths["adapter"], strict=True))
+    saved = statistics.mean(lengths["3 examples"]) - statistics.mean(lengths["adapter"])
     note = (
         f"Answers of {_TOKENS} tokens to an input of each of {len(tasks)} tasks, one request at a time, no cache of "
         f"prompts. Three examples are {saved:.0f} more prompt tokens a request on average."

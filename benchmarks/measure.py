@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -52,13 +53,13 @@ def interleaved(arms: Mapping[str, Callable[[], object]], *, n: int, warm_up: in
         for run in arms.values():
             run()
     seconds: Seconds = {name: [] for name in arms}
-    names = list(arms)
-    for turn in range(n):
-        first = turn % max(1, len(names))
-        for name in names[first:] + names[:first]:
+    order = deque(arms.items())
+    for _ in range(n):
+        for name, run in order:
             start = time.perf_counter()
-            arms[name]()
+            run()
             seconds[name].append(time.perf_counter() - start)
+        order.rotate(-1)
     return seconds
 
 

@@ -23,7 +23,7 @@ from llgbm.errors import AdapterMismatchError, CacheMismatchError, ConfigError
 from llgbm.lora import LoRAWeights
 from llgbm.measurement import Delta
 from llgbm.peft_io import content_digest, load_peft
-from llgbm.prompting import TextEncoder, condition_of, example_lines
+from llgbm.prompting import TextEncoder, condition_of, example_lines, noisy
 from llgbm.weight_tokens import TokenLayout, TokenNormalizer, tokenize
 
 
@@ -269,9 +269,7 @@ class DeltaAugmentedDataset:
             condition = condition_of(descriptions[chosen : chosen + 1], examples[:0])
         if settings.noise:
             generator = torch.Generator().manual_seed(rng.getrandbits(63))
-            spread = settings.noise / len(condition) ** 0.5
-            condition = condition + spread * torch.randn(len(condition), generator=generator)
-            condition = torch.nn.functional.normalize(condition, dim=-1)
+            condition = noisy(condition, torch.randn(len(condition), generator=generator), settings.noise)
         return condition
 
 

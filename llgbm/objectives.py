@@ -56,10 +56,11 @@ class TaskObjective:
 
     def __call__(self, generator: LoRAGenerator, batch: TrainingBatch, step: int) -> tuple[Tensor, dict[str, float]]:
         """The loss, a mean over rows in nats, with its parts and how many rows and tokens the base has read."""
+        batch = in_order(batch)
         weights, rows, penalty = generated_groups(generator, batch)
         packed = pack(rows)
         logits = label_logits(self._base, self._functional, packed, weights, recompute=self._recompute)
-        right = self._right_labels(in_order(batch))
+        right = self._right_labels(batch)
         losses = sft_by_label(logits, packed, label_smoothing=self._label_smoothing) * right
         parts: dict[str, float] = {
             "sft": float(mean_by_row(losses.detach(), packed)),
@@ -68,7 +69,7 @@ class TaskObjective:
             "tokens": packed.num_tokens,
             "kl": 0.0,  # always there: processes that share a batch add parts up by their places
         }
-        taught = self._context_teacher(generator, in_order(batch)) if self._distillation else None
+        taught = self._context_teacher(generator, batch) if self._distillation else None
         if taught is not None:
             labels, values, indices = taught
             divergence = kl_by_label(logits[labels], values, indices)

@@ -88,6 +88,16 @@ def condition_of(descriptions: Tensor, examples: Tensor) -> Tensor:
     return torch.nn.functional.normalize(torch.stack(sides).mean(0), dim=-1)
 
 
+def noisy(conditions: Tensor, normal: Tensor, length: float) -> Tensor:
+    """Conditions (..., d) with a random vector of about `length` added to each, normalised again.
+
+    Args:
+        normal: as many standard normal numbers.
+    """
+    shifted = conditions + length * normal / conditions.shape[-1] ** 0.5
+    return torch.nn.functional.normalize(shifted, dim=-1)
+
+
 def adapter_id(request: AdapterRequest, *, generator_digest: str, base_id: str, lora: LoRASpec) -> str:
     """Content hash of a request to one generator: `lora-` and 24 hexadecimal digits."""
     prompts = sorted(request.descriptions), sorted(request.examples)

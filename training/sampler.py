@@ -19,7 +19,7 @@ from llgbm.chat import answer_ids, prompt_ids, task_messages
 from llgbm.errors import ConfigError
 from llgbm.lora import LoRAWeights
 from llgbm.packing import Row
-from llgbm.prompting import TextEncoder, condition_of, example_lines
+from llgbm.prompting import TextEncoder, condition_of, example_lines, noisy
 from training.tasks import Example, Task
 
 
@@ -164,23 +164,19 @@ class TaskSampler:
         task, wording = self._tasks[index], int(rng.integers(len(self._tasks[index].seen_descriptions)))
         condition = self._noisy(self._descriptions[index][wording], rng)
         unknown = answer_ids(self._base.tokenizer, "")
-        given: list[str] = []
+        rows: list[Row] = []
+        context_rows: list[Row] = []
         spent = head = self._head_length(None)
         while spent < config.tokens_per_group:
             other = self._tasks[self._any(rng)]
             text = other.train[int(rng.integers(len(other.train)))].input
-            cost = len(self._prompt(text, None)) + len(unknown) - head
+            row = Row(self._prompt(text, None), unknown)
+            cost = len(row.prompt) + len(row.answer) - head
             if cost <= config.max_row_tokens:
-                given.append(text)
+                rows.append(row)
+                context_rows.append(Row(self._prompt(text, task.seen_descriptions[wording]), unknown))
                 spent += cost
-        in_context = task.seen_descriptions[wording]
-        return TaskGroup(
-            task.task_id,
-            condition,
-            [Row(self._prompt(text, None), unknown) for text in given],
-            [Row(self._prompt(text, in_context), unknown) for text in given],
-            labelled=False,
-        )
+        return TaskGroup(task.task_id, condition, rows, context_rows, labelled=False)
 
     def _any(self, rng: np.random.Generator) -> int:
         """A task by chance, procedural ones as often as groups have them."""
@@ -202,8 +198,8 @@ class TaskSampler:
         return self._noisy(condition, rng)
 
     def _noisy(self, condition: Tensor, rng: np.random.Generator) -> Tensor:
-        noise = torch.from_numpy(rng.standard_normal(len(condition)).astype(np.float32))
-        return torch.nn.functional.normalize(condition + self._config.noise * noise / len(condition) ** 0.5, dim=-1)
+        normal = torch.from_numpy(rng.standard_normal(len(condition)).astype(np.float32))
+        return noisy(condition, normal, self._config.noise)
 
     def _fitting(
         self, task: Task, rng: np.random.Generator, description: str | None

@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from llgbm.checkpoint import Checkpoint
-from llgbm.prompting import TextEncoder
+from llgbm.prompting import TextEncoder, noisy
 from llgbm.task_detector import TaskDetector
 from training.null_prompts import null_prompts
 
@@ -46,8 +46,11 @@ def fit_detector(checkpoint: Checkpoint, encoder: TextEncoder) -> TaskDetector:
         _Side(encoder.encode(spans), 0.3),
         _Side(encoder.encode(null_prompts(_NULLS, _SEED)), 1.0),
     ]
-    noise = torch.Generator().manual_seed(_SEED)
-    conditions = [torch.cat([side.conditions, _noisy(side.conditions, noise)]) for side in sides]
+    generator = torch.Generator().manual_seed(_SEED)
+    normal = [torch.randn(side.conditions.shape, generator=generator) for side in sides]
+    conditions = [
+        torch.cat([side.conditions, noisy(side.conditions, n, _NOISE)]) for side, n in zip(sides, normal, strict=True)
+    ]
     x = torch.cat(conditions).double().numpy() * checkpoint.generator.config.condition_size**0.5
     y = np.concatenate([np.full(len(c), side is not sides[-1]) for c, side in zip(conditions, sides, strict=True)])
     weight = np.concatenate([np.full(len(c), s.share / len(c)) for c, s in zip(conditions, sides, strict=True)])
@@ -78,8 +81,3 @@ def short_form(description: str, rng: random.Random) -> str:
     start = rng.randint(0, len(words) - length) if rng.random() < 0.5 else 0
     text = " ".join(words[start : start + length])
     return text.lower() if rng.random() < 0.5 else text
-
-
-def _noisy(conditions: Tensor, generator: torch.Generator) -> Tensor:
-    noise = torch.randn(conditions.shape, generator=generator)
-    return torch.nn.functional.normalize(conditions + _NOISE * noise / conditions.shape[1] ** 0.5, dim=-1)
