@@ -4,7 +4,7 @@
 twice as fast as float32, on others slower. `int8` is for decoding: a quarter of the bytes to read for each
 token. It is symmetric, with one scale for each output channel, and activations are quantised on the fly with one
 scale for each row. `int8_training` has int8 products in both directions, see `llgbm.int8_training`, and the head in
-bfloat16. Activations come in and go out in their own dtype.
+bfloat16 where the processor multiplies in it, else in float32. Activations come in and go out in their own dtype.
 """
 
 from __future__ import annotations
@@ -146,4 +146,12 @@ def _stored(group: Sequence[nn.Linear], names: Sequence[str], storage: Storage) 
         return int8_group(group)
     if storage == "int8_training" and names[0].rpartition(".")[2] != _HEAD:
         return [Int8TrainingLinear(linear) for linear in group]
+    if storage == "int8_training" and not _multiplies_bfloat16():
+        return group
     return [BFloat16Linear(linear) for linear in group]
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether this processor has bfloat16 products; without them they are slower than those in float32."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -16,20 +16,22 @@ from torch import Tensor, nn
 _LEVELS = 127
 
 
-class Int8TrainingLinear(nn.Module):
+class Int8TrainingLinear(nn.Linear):
     """y = x W^T + b with int8 products forward and backward; the gradient reaches `x`, never W or b.
+
+    A Linear, so that PEFT can wrap it to train teachers; its own `weight` is empty, so PEFT cannot merge into it.
 
     Args:
         linear: the frozen Linear to store; its bias stays as it is.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        self.weight = nn.Parameter(torch.empty(0), requires_grad=False)
         weight = linear.weight.detach().float()
         by_output, output_scales = quantised_rows(weight)
         by_input, input_scales = quantised_rows(weight.t())
-        self.bias = None if linear.bias is None else nn.Buffer(linear.bias.detach().float(), persistent=False)
+        self.bias = linear.bias
         self._by_output = nn.Buffer(by_output.t().contiguous(), persistent=False)  # (in, out)
         self._by_input = nn.Buffer(by_input.t().contiguous(), persistent=False)  # (out, in)
         self._output_scales = nn.Buffer(output_scales.t().contiguous(), persistent=False)  # (1, out)

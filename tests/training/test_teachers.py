@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from llgbm.adapter_index import load_index, load_prompts
 from llgbm.base import Base, load_base
 from llgbm.errors import ConfigError
+from llgbm.frozen_linear import Storage
 from llgbm.functional import FunctionalLoRA
 from llgbm.peft_io import load_peft
 from tests.training.conftest import small_tasks, teacher_config
@@ -19,6 +20,7 @@ from training.command_line import Command, main
 from training.metrics_file import read_metrics
 from training.tasks import load_tasks
 
+TRAINABLE: list[Storage] = ["bfloat16", "int8_training"]
 TABLE = (Command("teachers", "", "training.teachers:Config", "training.teachers:run"),)
 
 
@@ -140,6 +142,17 @@ def test_with_a_frozen_a_all_teachers_share_it(config: teachers.Config) -> None:
     for name in upper.spec.names:
         assert torch.equal(upper.a[name], nxt.a[name])
         assert not torch.equal(upper.b[name], nxt.b[name])
+
+
+@pytest.mark.parametrize("storage", TRAINABLE)
+def test_teachers_learn_the_same_on_a_base_that_is_stored_in_fewer_bits(
+    config: teachers.Config, tasks_folder: Path, tiny_base_path: Path, storage: Storage
+) -> None:
+    task, longer = load_tasks(tasks_folder)[0], replace(config, steps=6)
+    _, expected = teachers.train_teacher(load_base(tiny_base_path), task, longer, None)
+    _, losses = teachers.train_teacher(load_base(tiny_base_path, storage=storage), task, longer, None)
+    assert losses[-1] < losses[0]
+    assert losses == pytest.approx(expected, rel=0.02)
 
 
 def test_rows_that_are_all_too_long_are_refused(config: teachers.Config) -> None:
