@@ -22,9 +22,11 @@ COMMANDS = (
     _command("compose", "add deltas and adapters, and see what they do"),
     _command("calibrate", "give a generator its confidence, near and far from what it was trained on"),
     _command("evaluate", "fill the quality table"),
+    _command("study", "fit in several ways, and compare what each is worth"),
     _command("scale", "check gradients, memory and cost on every base, and data-parallel fits"),
     _command("export", "write an adapter from a prompt, or a generator from a state"),
     _command("report", "write one page with all figures of a working directory"),
+    _command("tables", "put the numbers of results into Markdown documents"),
     _command("pipeline", "run all commands that a plan has a section for"),
     _command("tiny", "run everything on a tiny random base, without a download"),
 )

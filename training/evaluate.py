@@ -50,6 +50,10 @@ COMPARED = (
     ("generated + description", "shared adapter + description"),
     ("generated + description", "generated, wrong description + description"),
     ("generated + description", "multi-task LoRA + description"),
+    ("generated", "nearest task's teacher"),
+    ("generated", "softmax over 5 nearest teachers"),
+    ("generated + description", "nearest task's teacher"),
+    ("generated + description", "softmax over 5 nearest teachers"),
     ("generated + description", "nearest task's teacher, its own among them"),
 )
 """Pairs whose difference is reported, task by task and row by row."""

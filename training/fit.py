@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +35,7 @@ from training.progress_check import CheckConfig, ProgressCheck
 from training.results import command_of
 from training.runlog import RunLog
 from training.sampler import SamplerConfig, TaskSampler
+from training.synthetic.instructions import instructions
 from training.synthetic_tasks import FAMILIES, SYNTHETIC_CATEGORY, synthetic_tasks
 from training.tasks import Task, load_tasks, tasks_digest
 from training.teachers import load_teachers
@@ -54,6 +56,8 @@ class Config:
     """Folder of task files."""
     task_ids: tuple[str, ...] = ()
     """Only these tasks; empty for all in the folder."""
+    num_tasks: int = 0
+    """Only so many of them, drawn by the seed, so that fewer are among more; 0 for all."""
     synthetic_tasks: int = 0
     """Procedural tasks beside them; `sampler.synthetic_groups` says how often these are drawn."""
     hidden_families: tuple[str, ...] = ()
@@ -118,6 +122,7 @@ def _fit(
         config.sampler,
         config.training.seed,
         synthetic,
+        instructions=instructions() if config.sampler.instruction_share else (),
         with_context_rows=config.distillation > 0,
         teachers=load_teachers(config.teachers, [task.task_id for task in tasks]) if config.teachers else None,
     )
@@ -170,10 +175,20 @@ def _fit(
 
 
 def training_tasks(config: Config) -> tuple[list[Task], list[Task]]:
-    """The tasks of the folder that `config` names, and the procedural ones beside them."""
+    """The tasks of the folder that `config` names, and the procedural ones beside them.
+
+    Raises:
+        ConfigError: there are fewer than `num_tasks`.
+    """
     shown = [family for family in FAMILIES if family not in config.hidden_families]
     made_up = synthetic_tasks(families=shown, limit=config.synthetic_tasks) if config.synthetic_tasks else []
-    return load_tasks(config.tasks, config.task_ids or None), made_up
+    tasks = load_tasks(config.tasks, config.task_ids or None)
+    if not 0 <= config.num_tasks <= len(tasks):
+        raise ConfigError(f"num_tasks is {config.num_tasks}, and there are {len(tasks)} tasks")
+    if config.num_tasks:
+        drawn = np.random.default_rng(config.training.seed).permutation(len(tasks))[: config.num_tasks]
+        tasks = [tasks[i] for i in sorted(drawn)]
+    return tasks, made_up
 
 
 def hidden_tasks(config: Config) -> list[Task]:

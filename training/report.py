@@ -68,6 +68,7 @@ def sections(config: Config) -> list[Section]:
     found += [make.matches(matches)] if matches else []
     single: Mapping[str, Callable[[Mapping[str, Any]], Section]] = {
         "ablation": make.ablation,
+        "study": make.study,
         "guided": make.guided,
         "composition": make.composition,
         "scale": make.scale,

@@ -112,6 +112,23 @@ def ablation(result: Result) -> Section:
     return Section("Ablation", text, (result["command"],), content)
 
 
+def study(result: Result) -> Section:
+    """Arms of a fit by what their generators do."""
+    summary = result["summary"]
+    shown = [metric for metric in next(iter(summary.values())) if metric.endswith(": generated")]
+    values = {arm: {metric: found[metric]["mean"] for metric in shown} for arm, found in summary.items()}
+    spread = {arm: {metric: found[metric]["deviation"] for metric in shown} for arm, found in summary.items()}
+    metrics = list(next(iter(summary.values())))
+    rows = [(metric, *(_spread(found[metric]) for found in summary.values())) for metric in metrics]
+    changes = [(arm, " ".join(overrides) or "none") for arm, overrides in result["changes"].items()]
+    content: list[Table | Picture] = [
+        Picture("study", bar_chart(values, spread, x="accuracy"), "Accuracy of what the generator makes"),
+        Table(("accuracy", *summary), rows),
+        Table(("arm", "changes"), changes),
+    ]
+    return Section("Study", f"The same fit of {result['steps']} steps in several ways.", (result["command"],), content)
+
+
 def guided(result: Result) -> Section:
     """What a head saves."""
     series = {

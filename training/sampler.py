@@ -20,6 +20,7 @@ from llgbm.errors import ConfigError
 from llgbm.lora import LoRAWeights
 from llgbm.packing import Row
 from llgbm.prompting import TextEncoder, condition_of, example_lines, noisy
+from training.synthetic.instructions import Instruction
 from training.tasks import Example, Task
 
 
@@ -34,6 +35,8 @@ class SamplerConfig:
     borrowed_groups: int = 0
     """Groups beside these whose rows are inputs of other tasks: no right answer is known, and a teacher that has the
     description in its context says how it would begin to answer. For distillation."""
+    instruction_share: float = 0.0
+    """Share of the borrowed groups whose description is an instruction without data, and not that of a task."""
     tokens_per_group: int = 110
     """Token budget of a group; its rows share the chat template's head, which is counted once."""
     max_row_tokens: int = 130
@@ -43,7 +46,9 @@ class SamplerConfig:
     shared_fraction: float = 0.1
     """Share of groups that go on training the shared part so."""
     context_fraction: float = 0.2
-    """Share of conditioned groups whose rows also carry the description in their context."""
+    """Share of conditioned groups, borrowed ones among them, whose rows also carry the description in their context."""
+    taught_fraction: float = 1.0
+    """Share of conditioned groups of bare rows that a teacher, where there is one, teaches beside the right answers."""
     example_fraction: float = 0.2
     """Share of conditioned groups whose condition comes from examples instead of a description."""
     mixed_fraction: float = 0.1
@@ -62,7 +67,10 @@ class SamplerConfig:
             raise ConfigError("warm_start_steps, noise and borrowed_groups must not be negative")
         if not 0 <= self.synthetic_groups <= self.groups:
             raise ConfigError("synthetic_groups lies between 0 and groups")
-        fractions = self.shared_fraction, self.context_fraction, self.example_fraction, self.mixed_fraction
+        fractions = (
+            self.shared_fraction, self.context_fraction, self.example_fraction, self.mixed_fraction,
+            self.taught_fraction, self.instruction_share,
+        )  # fmt: skip
         if not all(0 <= fraction <= 1 for fraction in fractions) or self.example_fraction + self.mixed_fraction > 1:
             raise ConfigError("fractions lie between 0 and 1, and so does example_fraction + mixed_fraction")
 
@@ -73,12 +81,14 @@ class TaskSampler:
     Args:
         tasks: those of the folder.
         synthetic: procedural tasks, which have epochs of their own.
+        instructions: descriptions of tasks without data, for borrowed groups.
         with_context_rows: also give rows of conditioned groups with the description in the context, for distillation.
         teachers: adapters by task id, to distil from in place of these; their rows are the bare ones.
 
     Raises:
         ConfigError: there is no task, or one has no description to train on, or no row short enough; or groups are
-            wanted of tasks that there are none of; or inputs are borrowed, and no teacher reads descriptions.
+            wanted of tasks that there are none of; or inputs are borrowed, and no teacher reads descriptions; or there
+            are instructions that no group asks for, or none for those that do.
     """
 
     def __init__(
@@ -90,6 +100,7 @@ class TaskSampler:
         seed: int,
         synthetic: Sequence[Task] = (),
         *,
+        instructions: Sequence[Instruction] = (),
         with_context_rows: bool = True,
         teachers: Mapping[str, LoRAWeights] | None = None,
     ) -> None:
@@ -102,6 +113,13 @@ class TaskSampler:
                 f"there are {len(synthetic)} procedural tasks and {config.synthetic_groups} groups of a step for them; "
                 "set synthetic_tasks and synthetic_groups, or neither"
             )
+        if bool(instructions) != bool(config.instruction_share):
+            raise ConfigError(
+                f"there are {len(instructions)} instructions, and instruction_share is {config.instruction_share}; "
+                "give both or neither"
+            )
+        if config.instruction_share and not config.borrowed_groups:
+            raise ConfigError("instruction_share is a share of the borrowed groups; set borrowed_groups too")
         if config.borrowed_groups and (teachers is not None or not with_context_rows):
             raise ConfigError("borrowed_groups needs distillation from a teacher with the description in its context")
         rng = np.random.default_rng(seed)
@@ -115,6 +133,10 @@ class TaskSampler:
             embeddings = encoder.encode([*task.seen_descriptions, *lines])
             self._descriptions.append(embeddings[: len(task.seen_descriptions)])
             self._examples.append(embeddings[len(task.seen_descriptions) :])
+        self._instructions = [
+            (instruction.name, instruction.descriptions, encoder.encode(instruction.descriptions))
+            for instruction in instructions
+        ]
         self._tail = len(self._prompt("", None)) - len(self._head())
         for task in self._tasks:
             self._require_short_row(task)
@@ -150,7 +172,8 @@ class TaskSampler:
         condition = self._condition(other, rng, wording % len(self._descriptions[other]))
         in_context = task.seen_descriptions[wording] if rng.random() < config.context_fraction else None
         examples, rows = self._fitting(task, rng, in_context)
-        if not self._with_context_rows or in_context is not None:
+        taught = self._with_context_rows and in_context is None
+        if not taught or (config.taught_fraction < 1 and rng.random() >= config.taught_fraction):
             return TaskGroup(task.task_id, condition, rows)
         if self._teachers is not None:
             teacher = self._teachers.get(task.task_id)
@@ -159,24 +182,33 @@ class TaskSampler:
         return TaskGroup(task.task_id, condition, rows, context_rows)
 
     def _borrowing(self, rng: np.random.Generator) -> TaskGroup:
-        """A task's description with inputs of other tasks, each with one place to predict: the answer's first token."""
-        config, index = self._config, self._any(rng)
-        task, wording = self._tasks[index], int(rng.integers(len(self._tasks[index].seen_descriptions)))
-        condition = self._noisy(self._descriptions[index][wording], rng)
+        """A description with inputs of other tasks, each with one place to predict: the answer's first token."""
+        config = self._config
+        name, descriptions, embeddings = self._described(rng)
+        wording = int(rng.integers(len(descriptions)))
+        condition = self._noisy(embeddings[wording], rng)
+        in_context = descriptions[wording] if rng.random() < config.context_fraction else None
         unknown = answer_ids(self._base.tokenizer, "")
         rows: list[Row] = []
         context_rows: list[Row] = []
-        spent = head = self._head_length(None)
+        spent = head = self._head_length(in_context)
         while spent < config.tokens_per_group:
             other = self._tasks[self._any(rng)]
             text = other.train[int(rng.integers(len(other.train)))].input
-            row = Row(self._prompt(text, None), unknown)
+            row = Row(self._prompt(text, in_context), unknown)
             cost = len(row.prompt) + len(row.answer) - head
             if cost <= config.max_row_tokens:
                 rows.append(row)
-                context_rows.append(Row(self._prompt(text, task.seen_descriptions[wording]), unknown))
+                context_rows.append(Row(self._prompt(text, descriptions[wording]), unknown))
                 spent += cost
-        return TaskGroup(task.task_id, condition, rows, context_rows, labelled=False)
+        return TaskGroup(name, condition, rows, context_rows, labelled=False)
+
+    def _described(self, rng: np.random.Generator) -> tuple[str, Sequence[str], Tensor]:
+        """A name, its descriptions and their embeddings: those of an instruction or of a task."""
+        if rng.random() < self._config.instruction_share:
+            return self._instructions[int(rng.integers(len(self._instructions)))]
+        index = self._any(rng)
+        return self._tasks[index].task_id, self._tasks[index].seen_descriptions, self._descriptions[index]
 
     def _any(self, rng: np.random.Generator) -> int:
         """A task by chance, procedural ones as often as groups have them."""

@@ -1,0 +1,116 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llgbm.config import GeneratorConfig
+from llgbm.errors import ConfigError
+from llgbm.training import TrainingConfig
+from training import evaluate, fit, report, report_sections, study
+from training.config import load_config
+from training.progress_check import CheckConfig
+from training.report_page import Picture, Table
+from training.results import read_result
+from training.sampler import SamplerConfig
+
+
+@pytest.fixture
+def config(tmp_path: Path, tasks_folder: Path, tiny_base_path: Path, tiny_encoder_path: Path) -> study.Config:
+    return study.Config(
+        arms={"all": (), "two": ("num_tasks=2", "sampler.noise=0")},
+        workdir=tmp_path / "study",
+        seeds=(0, 1),
+        fit=fit.Config(
+            tasks=tasks_folder, base=str(tiny_base_path), text_encoder=str(tiny_encoder_path),
+            generator=GeneratorConfig(basis_rank=8, hidden_size=16, num_blocks=1), sampler=SamplerConfig(groups=2),
+            training=TrainingConfig(steps=2, warmup_steps=1), check=CheckConfig(every=0),
+        ),
+        evaluate=evaluate.Config(
+            tasks=tasks_folder, task_ids=("upper", "next"), heldout=None, base=str(tiny_base_path), num_rows=2,
+            methods=("generated", "teacher"),
+        ),
+    )  # fmt: skip
+
+
+def test_every_arm_is_fitted_with_its_changes_and_evaluated(config: study.Config) -> None:
+    study.run(config)
+    found = read_result(config.workdir / "results" / "study.json")
+    assert found["changes"] == {"all": [], "two": ["num_tasks=2", "sampler.noise=0"]}
+    assert [(arm["kind"], arm["seed"]) for arm in found["arms"]] == [("all", 0), ("all", 1), ("two", 0), ("two", 1)]
+    assert list(found["arms"][0]["metrics"]) == ["unseen descriptions: generated"]  # no teacher was there
+    assert found["summary"]["two"]["unseen descriptions: generated"]["count"] == 2
+    for seed in (0, 1):
+        manifest = json.loads((config.workdir / f"two-s{seed}" / "generator" / "manifest.json").read_text())
+        assert len(manifest["tasks"]) == 2
+        assert manifest["made_by"]["seed"] == seed
+
+
+def test_what_is_finished_is_kept_until_its_settings_change(
+    config: study.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study.run(config)
+    fitted: list[Path] = []
+    monkeypatch.setattr(fit, "run", lambda arm: fitted.append(arm.workdir))
+    study.run(config)
+    assert fitted == []
+    study.run(replace(config, evaluate=replace(config.evaluate, num_rows=3)))
+    assert fitted == [config.workdir / f"{arm}-s{seed}" for seed in (0, 1) for arm in ("all", "two")]
+
+
+def test_fewer_tasks_are_among_more(config: study.Config) -> None:
+    two, four, every = (
+        {task.task_id for task in fit.training_tasks(replace(config.fit, num_tasks=n))[0]} for n in (2, 4, 0)
+    )
+    assert two < four < every
+    assert len(two) == 2
+    assert len(four) == 4
+    with pytest.raises(ConfigError, match="num_tasks is 99, and there are 6 tasks"):
+        fit.training_tasks(replace(config.fit, num_tasks=99))
+
+
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        ({"a/b": ()}, "names a folder"),
+        ({"a": ("steps=3",)}, r"arms\.a\.steps: unknown key"),
+        ({"a": ("num_tasks",)}, "expected name=value"),
+    ],
+)
+def test_arms_that_cannot_be_are_refused_before_the_first_fit(
+    config: study.Config, arms: dict[str, tuple[str, ...]], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(config, arms=arms)
+
+
+def test_a_study_without_arms_is_refused(config: study.Config) -> None:
+    with pytest.raises(ConfigError, match="kinds needs at least one value"):
+        study.run(replace(config, arms={}))
+
+
+def test_the_shipped_study_is_of_equal_cost_but_for_what_an_arm_changes() -> None:
+    config = load_config(
+        study.Config, ["training/configs/study.yaml"], section="study", other_sections={"report": lambda: report.Config}
+    )
+    steps = {study.changed(config, arm).training.steps for arm in config.arms}
+    assert len(steps) == 1
+    counts = [study.changed(config, arm).num_tasks for arm in config.arms]
+    assert {25, 50, 100} <= set(counts)
+
+
+def test_a_report_shows_the_arms_beside_each_other() -> None:
+    accuracies = {"heldout kinds: generated": 0.2, "heldout kinds: teacher": 0.5}
+    summary = {
+        arm: {name: {"mean": value, "deviation": None, "count": 1} for name, value in accuracies.items()}
+        for arm in ("all", "two")
+    }
+    result = {"command": "c", "steps": 3, "summary": summary, "changes": {"all": [], "two": ["num_tasks=2"]}}
+    section = report_sections.study(result)
+    assert section.commands == ("c",)
+    picture, table, changes = section.content
+    assert isinstance(picture, Picture)
+    assert isinstance(table, Table)
+    assert isinstance(changes, Table)
+    assert table.rows[0] == ("heldout kinds: generated", "0.200", "0.200")
+    assert changes.rows == [("all", "none"), ("two", "num_tasks=2")]

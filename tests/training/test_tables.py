@@ -1,0 +1,108 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llgbm.errors import ConfigError, TaskFormatError
+from training import tables
+
+BEFORE = "# Title\n\n<!-- table: {} -->\nold | numbers\n<!-- end -->\n\nText after it.\n"
+
+
+def method(accuracy: float | None, **by_task: float) -> dict[str, Any]:
+    if accuracy is None:
+        return {"accuracy": None, "interval": None, "reason": "no teacher"}
+    return {
+        "accuracy": accuracy,
+        "interval": [accuracy - 0.1, accuracy + 0.1],
+        "log_likelihood": -1.234,
+        "tasks": {task: {"accuracy": value, "n": 20} for task, value in by_task.items()},
+    }
+
+
+QUALITY = {
+    "command": "python -m training evaluate",
+    "columns": {
+        "unseen_descriptions": {
+            "methods": {"base": method(0.1), "generated": method(0.45, one=0.4, two=0.5), "teacher": method(None)},
+            "differences": [
+                {"of": "generated", "minus": "base", "mean": 0.35, "interval": [0.25, 0.4]},
+                {"of": "generated", "minus": "generated, wrong description", "mean": -0.05, "interval": [-0.1, 0.0]},
+            ],
+        },
+        "heldout_kinds": {
+            "methods": {"base": method(0.2), "generated": method(0.3, three=0.3), "teacher": method(0.5, three=0.5)},
+            "differences": [],
+        },
+    },
+}
+
+
+def documents(tmp_path: Path, *places: str) -> tables.Config:
+    (tmp_path / "quality.json").write_text(json.dumps(QUALITY))
+    paths = tuple(tmp_path / f"{i}.md" for i in range(len(places)))
+    for path, place in zip(paths, places, strict=True):
+        path.write_text(BEFORE.format(place))
+    return tables.Config(tmp_path / "quality.json", tmp_path / "confidence.json", paths)
+
+
+def test_only_the_place_changes_and_a_second_run_changes_nothing(tmp_path: Path) -> None:
+    config = documents(tmp_path, "methods")
+    tables.run(config)
+    text = config.documents[0].read_text()
+    assert text.startswith("# Title\n\n<!-- table: methods -->\n\n| method |")
+    assert text.endswith("|\n\n<!-- end -->\n\nText after it.\n")
+    assert "old" not in text
+    tables.run(config)
+    assert config.documents[0].read_text() == text
+
+
+def test_methods_that_were_not_run_are_left_out_or_have_a_dash(tmp_path: Path) -> None:
+    config = documents(tmp_path, "methods", "methods unseen_descriptions")
+    tables.run(config)
+    both, one = (path.read_text() for path in config.documents)
+    assert "| generated | 45.0 % (35.0 % to 55.0 %) | 30.0 % (20.0 % to 40.0 %) |" in both
+    assert "| teacher | – | 50.0 % (40.0 % to 60.0 %) |" in both
+    assert "| generated | 45.0 % (35.0 % to 55.0 %) | -1.23 |" in one
+    assert "teacher" not in one
+
+
+def test_differences_are_in_points(tmp_path: Path) -> None:
+    config = documents(tmp_path, "differences")
+    tables.run(config)
+    text = config.documents[0].read_text()
+    assert "| generated − generated, wrong description | -5.0 (-10.0 to +0.0) | – |" in text
+    assert "− base |" not in text
+
+
+def test_tasks_have_a_column_for_each_method_that_has_them(tmp_path: Path) -> None:
+    config = documents(tmp_path, "tasks heldout_kinds")
+    tables.run(config)
+    text = config.documents[0].read_text()
+    assert "| task | teacher | generated |\n| --- | --- | --- |\n| three | 50.0 % | 30.0 % |\n" in text
+
+
+def test_confidence_comes_from_its_own_result(tmp_path: Path) -> None:
+    config = documents(tmp_path, "confidence")
+    with pytest.raises(TaskFormatError, match=r"confidence\.json"):
+        tables.run(config)
+    bins = [{"confidence": 0.2, "accuracy": 0.25, "n": 40}]
+    config.confidence.write_text(json.dumps({"command": "c", "reliability": {"bins": bins}}))
+    tables.run(config)
+    assert "| 0.20 | 0.25 | 40 |" in config.documents[0].read_text()
+
+
+@pytest.mark.parametrize("place", ["method", "methods nowhere"])
+def test_an_unknown_table_is_refused_and_nothing_is_written(tmp_path: Path, place: str) -> None:
+    config = documents(tmp_path, "methods", place)
+    with pytest.raises(ConfigError, match=f"unknown table {place}"):
+        tables.run(config)
+    assert "old | numbers" in config.documents[0].read_text()
+
+
+def test_a_document_without_a_place_is_refused(tmp_path: Path) -> None:
+    config = documents(tmp_path, "methods")
+    config.documents[0].write_text("# Title\n")
+    with pytest.raises(ConfigError, match="has no place for a table"):
+        tables.run(config)

@@ -1,0 +1,151 @@
+"""`python -m training tables`: puts the numbers of results into Markdown documents, at the places that these mark.
+
+A place is `<!-- table: NAME -->` and, further down, `<!-- end -->`; what stands between them is replaced, and nothing
+else is touched. Names are those of `TABLES`; where a table is of one group of tasks, the group follows its name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llgbm.errors import ConfigError
+from training.artefacts import replace_text
+from training.results import read_result
+
+Result = Mapping[str, Any]
+
+COLUMNS = {"unseen_descriptions": "training tasks, unseen description", "heldout_kinds": "kinds never seen"}
+"""Groups of tasks in the quality table, and what a reader calls them."""
+BY_TASK = (
+    "base + description", "base + description + 3 examples", "multi-task LoRA + description", "teacher", "generated",
+    "generated, wrong description", "generated + description",
+)  # fmt: skip
+"""Methods of the tables by task, where they were run."""
+_PLACE = re.compile(r"(<!-- table: (\w+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which numbers, and where they go."""
+
+    quality: Path = Path("results/quality.json")
+    """The table that `evaluate` wrote."""
+    confidence: Path = Path("runs/calibrate/results/confidence.json")
+    """What `calibrate` measured; read only for a place that shows it."""
+    documents: tuple[Path, ...] = (Path("README.md"), Path("checkpoints/MODEL_CARD.md"))
+    """The documents."""
+
+
+def run(config: Config) -> None:
+    """Fill every place of every document.
+
+    Raises:
+        ConfigError: a document has no place, or one of an unknown name.
+        TaskFormatError: a result is missing.
+    """
+    texts = {}
+    for path in config.documents:
+        before = path.read_text(encoding="utf-8")
+        texts[path], places = _PLACE.subn(lambda found: filled(found, config), before)
+        if not places:
+            raise ConfigError(f"{path} has no place for a table; write <!-- table: methods --> and <!-- end -->")
+    for path, text in texts.items():
+        replace_text(path, text)
+        print(path)
+
+
+def filled(place: re.Match[str], config: Config) -> str:
+    """A place with its table in it."""
+    opening, name, group, closing = place.groups()
+    if name == "confidence":
+        lines = confidence(read_result(config.confidence))
+    elif name in TABLES and (group in COLUMNS or group is None):
+        columns = read_result(config.quality)["columns"]
+        lines = TABLES[name](columns if group is None else {group: columns[group]})
+    else:
+        known = ", ".join((*TABLES, "confidence"))
+        raise ConfigError(f"unknown table {name} {group or ''}; tables are {known}, groups {', '.join(COLUMNS)}")
+    return opening + "\n".join(["", *lines, "", closing])
+
+
+def methods(columns: Result) -> list[str]:
+    """Accuracy and interval of every method that was run; for one group of tasks the log-likelihood too."""
+    names = dict.fromkeys(name for column in columns.values() for name in column["methods"])
+    header = [
+        "method",
+        *(COLUMNS[group] for group in columns),
+        *(["log-likelihood a token"] if len(columns) == 1 else []),
+    ]
+    rows = []
+    for name in names:
+        found = [column["methods"].get(name, {"accuracy": None}) for column in columns.values()]
+        if any(one["accuracy"] is not None for one in found):
+            likelihood = [f"{found[0]['log_likelihood']:.2f}"] if len(columns) == 1 else []
+            rows.append([name, *(_accuracy(one) for one in found), *likelihood])
+    return table(header, rows)
+
+
+def differences(columns: Result) -> list[str]:
+    """Paired differences in points with their intervals, but for those to the plain base."""
+    pairs = dict.fromkeys(
+        (d["of"], d["minus"]) for column in columns.values() for d in column["differences"] if d["minus"] != "base"
+    )
+    rows = []
+    for pair in [("generated, gibberish", "base"), *pairs]:
+        found = [
+            next((d for d in column["differences"] if (d["of"], d["minus"]) == pair), None)
+            for column in columns.values()
+        ]
+        if any(found):
+            rows.append([f"{pair[0]} − {pair[1]}", *("–" if d is None else _points(d) for d in found)])
+    return table(["difference, in points", *(COLUMNS[group] for group in columns)], rows)
+
+
+def tasks(columns: Result) -> list[str]:
+    """Accuracy of some methods by task."""
+    lines: list[str] = []
+    for column in columns.values():
+        shown = [name for name in BY_TASK if column["methods"].get(name, {}).get("tasks")]
+        by_method = [column["methods"][name]["tasks"] for name in shown]
+        rows = [
+            [task, *(_percent(scores[task]["accuracy"]) if task in scores else "–" for scores in by_method)]
+            for task in sorted({task for scores in by_method for task in scores})
+        ]
+        lines += table(["task", *shown], rows)
+    return lines
+
+
+def confidence(result: Result) -> list[str]:
+    """What was promised and what was measured, by bin."""
+    bins = result["reliability"]["bins"]
+    rows = [[f"{one['confidence']:.2f}", f"{one['accuracy']:.2f}", str(one["n"])] for one in bins]
+    return table(["confidence", "measured", "prompts"], rows)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+def _accuracy(method: Result) -> str:
+    if method["accuracy"] is None:
+        return "–"
+    low, high = method["interval"]
+    return f"{_percent(method['accuracy'])} ({_percent(low)} to {_percent(high)})"
+
+
+def _points(difference: Result) -> str:
+    low, high = difference["interval"]
+    return f"{100 * difference['mean']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+TABLES: Mapping[str, Callable[[Result], list[str]]] = {"methods": methods, "differences": differences, "tasks": tasks}
+"""Tables of the quality result by name."""
