@@ -27,6 +27,7 @@ from llgbm.peft_io import content_digest
 from llgbm.text_encoder import PretrainedTextEncoder
 from training.artefacts import replace_text
 from training.evaluation_cells import Cells
+from training.failures import first_failure
 from training.fan_out import RayTask, open_workers
 from training.methods import METHODS, Bench, Trial
 from training.progress_check import eval_row
@@ -140,7 +141,8 @@ def run(config: Config) -> None:
                 )
                 progress.update(len(found), f"{one.task.task_id}: {one.method}")
         columns = {"unseen_descriptions": seen, "heldout_kinds": new}
-        summaries = {name: summarise(found, config.methods, column) for name, column in columns.items() if column}
+        columns = {name: column for name, column in columns.items() if column}
+        summaries = {name: summarise(found, config.methods, column) for name, column in columns.items()}
         table = {
             "command": command_of("evaluate", config),
             "generator": checkpoint.manifest.digest,
@@ -149,6 +151,7 @@ def run(config: Config) -> None:
             "seed": config.seed,
             "metric": "exact match under greedy decoding",
             "columns": summaries,
+            "failures": {name: _failures(base, bench, column, found) for name, column in columns.items()},
         }
         config.output.parent.mkdir(parents=True, exist_ok=True)
         replace_text(config.output, json.dumps(table, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -240,6 +243,14 @@ def _difference(
     mean, low, high = paired_bootstrap([(np.asarray(a) - np.asarray(b)).tolist() for a, b in both])
     interval = [round(low, 4), round(high, 4)]
     return {"of": method, "minus": other, "mean": round(mean, 4), "interval": interval, "num_tasks": len(both)}
+
+
+def _failures(
+    base: Base, bench: Bench, tasks: Sequence[Task], cells: Mapping[tuple[str, str], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """For each task whose generated adapter was scored and is not always right, an example of that."""
+    scored = [(task, cells["generated", task.task_id]) for task in tasks if ("generated", task.task_id) in cells]
+    return [found for task, cell in scored if (found := first_failure(base, bench, task, cell["correct"]))]
 
 
 def _cell(base: Base, work: Work, num_rows: int) -> dict[str, Any]:

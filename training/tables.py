@@ -1,7 +1,8 @@
 """`python -m training tables`: puts the numbers of results into Markdown documents, at the places that these mark.
 
 A place is `<!-- table: NAME -->` and, further down, `<!-- end -->`; what stands between them is replaced, and nothing
-else is touched. Names are those of `TABLES`; where a table is of one group of tasks, the group follows its name.
+else is touched. Names are those of `TABLES` and `failures`; where a table is of one group of tasks, the
+group follows its name, and where it comes from another result than `quality`, `from` and its path follow.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ BY_TASK = (
     "generated, wrong description", "generated + description",
 )  # fmt: skip
 """Methods of the tables by task, where they were run."""
-_PLACE = re.compile(r"(<!-- table: (\w+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+_SHORT = 60
+_PLACE = re.compile(r"(<!-- table: (\w+)(?: (?!from )(\w+))?(?: from (\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,6 @@ class Config:
 
     quality: Path = Path("results/quality.json")
     """The table that `evaluate` wrote."""
-    confidence: Path = Path("runs/calibrate/results/confidence.json")
-    """What `calibrate` measured; read only for a place that shows it."""
     documents: tuple[Path, ...] = (Path("README.md"), Path("checkpoints/MODEL_CARD.md"))
     """The documents."""
 
@@ -60,14 +60,15 @@ def run(config: Config) -> None:
 
 def filled(place: re.Match[str], config: Config) -> str:
     """A place with its table in it."""
-    opening, name, group, closing = place.groups()
-    if name == "confidence":
-        lines = confidence(read_result(config.confidence))
+    opening, name, group, path, closing = place.groups()
+    source = Path(path) if path else config.quality
+    if name == "failures" and group in COLUMNS:
+        lines = failures(read_result(source)["failures"][group])
     elif name in TABLES and (group in COLUMNS or group is None):
-        columns = read_result(config.quality)["columns"]
+        columns = read_result(source)["columns"]
         lines = TABLES[name](columns if group is None else {group: columns[group]})
     else:
-        known = ", ".join((*TABLES, "confidence"))
+        known = ", ".join((*TABLES, "failures"))
         raise ConfigError(f"unknown table {name} {group or ''}; tables are {known}, groups {', '.join(COLUMNS)}")
     return opening + "\n".join(["", *lines, "", closing])
 
@@ -119,11 +120,14 @@ def tasks(columns: Result) -> list[str]:
     return lines
 
 
-def confidence(result: Result) -> list[str]:
-    """What was promised and what was measured, by bin."""
-    bins = result["reliability"]["bins"]
-    rows = [[f"{one['confidence']:.2f}", f"{one['accuracy']:.2f}", str(one["n"])] for one in bins]
-    return table(["confidence", "measured", "prompts"], rows)
+def failures(found: Sequence[Result]) -> list[str]:
+    """What was asked, what was expected and what came, where all of it is short; one row a task."""
+    rows = []
+    for one in found:
+        cells = [" ".join(one[key].split()).replace("|", "\\|") for key in ("input", "expected", "answer")]
+        if all(len(cell) <= _SHORT for cell in cells):
+            rows.append([one["task"], *cells])
+    return table(["task", "input", "expected", "answer"], rows)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

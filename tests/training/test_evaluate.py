@@ -46,6 +46,20 @@ def table(config: evaluate.Config) -> dict[str, Any]:
     return found
 
 
+def test_the_first_wrong_answer_of_each_task_is_shown(config: evaluate.Config) -> None:
+    evaluate.run(config)
+    found = table(config)
+    tasks = {task.task_id: task for task in small_tasks()}
+    [(column, failures)] = found["failures"].items()
+    right = found["columns"][column]["methods"]["generated"]["tasks"]
+    assert [one["task"] for one in failures] == sorted(t for t in tasks if right[t]["accuracy"] < 1)
+    for one in failures:  # two steps teach nothing
+        row = next(row for row in tasks[one["task"]].test if row.input == one["input"])
+        assert one["expected"] == row.output
+        assert one["answer"] not in row.accepted
+        assert one["description"] in tasks[one["task"]].descriptions
+
+
 def test_every_method_is_scored_on_every_task(config: evaluate.Config, generator_folder: Path) -> None:
     evaluate.run(replace(config, multitask=generator_folder))
     found = table(config)

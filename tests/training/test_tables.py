@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from llgbm.errors import ConfigError, TaskFormatError
+from llgbm.errors import ConfigError
 from training import tables
 
 BEFORE = "# Title\n\n<!-- table: {} -->\nold | numbers\n<!-- end -->\n\nText after it.\n"
@@ -23,6 +23,12 @@ def method(accuracy: float | None, **by_task: float) -> dict[str, Any]:
 
 QUALITY = {
     "command": "python -m training evaluate",
+    "failures": {
+        "heldout_kinds": [
+            {"task": "three", "description": "x", "input": "a | b\nc", "expected": "d", "answer": "e"},
+            {"task": "four", "description": "x", "input": "word " * 30, "expected": "d", "answer": "e"},
+        ]
+    },
     "columns": {
         "unseen_descriptions": {
             "methods": {"base": method(0.1), "generated": method(0.45, one=0.4, two=0.5), "teacher": method(None)},
@@ -44,7 +50,7 @@ def documents(tmp_path: Path, *places: str) -> tables.Config:
     paths = tuple(tmp_path / f"{i}.md" for i in range(len(places)))
     for path, place in zip(paths, places, strict=True):
         path.write_text(BEFORE.format(place))
-    return tables.Config(tmp_path / "quality.json", tmp_path / "confidence.json", paths)
+    return tables.Config(tmp_path / "quality.json", paths)
 
 
 def test_only_the_place_changes_and_a_second_run_changes_nothing(tmp_path: Path) -> None:
@@ -83,14 +89,22 @@ def test_tasks_have_a_column_for_each_method_that_has_them(tmp_path: Path) -> No
     assert "| task | teacher | generated |\n| --- | --- | --- |\n| three | 50.0 % | 30.0 % |\n" in text
 
 
-def test_confidence_comes_from_its_own_result(tmp_path: Path) -> None:
-    config = documents(tmp_path, "confidence")
-    with pytest.raises(TaskFormatError, match=r"confidence\.json"):
-        tables.run(config)
-    bins = [{"confidence": 0.2, "accuracy": 0.25, "n": 40}]
-    config.confidence.write_text(json.dumps({"command": "c", "reliability": {"bins": bins}}))
+def test_a_place_may_name_another_result(tmp_path: Path) -> None:
+    config = documents(
+        tmp_path, f"methods from {tmp_path / 'other.json'}", f"tasks heldout_kinds from {tmp_path / 'other.json'}"
+    )
+    (tmp_path / "other.json").write_text(json.dumps(QUALITY).replace("0.45", "0.25"))
     tables.run(config)
-    assert "| 0.20 | 0.25 | 40 |" in config.documents[0].read_text()
+    assert "| generated | 25.0 %" in config.documents[0].read_text()
+    assert "| three | 50.0 % |" in config.documents[1].read_text()
+
+
+def test_failures_are_shown_where_they_fit_into_a_table(tmp_path: Path) -> None:
+    config = documents(tmp_path, "failures heldout_kinds")
+    tables.run(config)
+    text = config.documents[0].read_text()
+    assert "| three | a \\| b c | d | e |" in text
+    assert "four" not in text
 
 
 @pytest.mark.parametrize("place", ["method", "methods nowhere"])
