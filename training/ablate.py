@@ -7,19 +7,17 @@ deviation over seeds, `guided.json` with base forwards and wall time at equal he
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, cast, get_args
 
 from llgbm.ablations import AblationConfig, run_ablations
 from llgbm.errors import ConfigError
-from training.artefacts import replace_text
 from training.config import config_digest
 from training.match import Config as MatchConfig
 from training.match import Kind, fit_arm
 from training.match_setup import MatchSetup, Material, load_material
-from training.results import write_result
+from training.results import kept, write_result
 from training.runlog import RunLog
 
 
@@ -76,17 +74,15 @@ def arm_config(config: Config, kind: str, every: int, seed: int) -> MatchConfig:
 def run_arm(material: Material, arm: MatchConfig, log: RunLog) -> dict[str, Any]:
     """What a fit has found, now or in an earlier run with the same settings."""
     folder = arm.workdir / "ablate"
-    path = folder / "arms" / f"{arm.title}.json"
-    if path.exists():
-        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        if found["config"] == config_digest(arm):
-            return found
     state = folder / f"{arm.title}.{config_digest(arm)}.state.pt"
-    _, found = fit_arm(material, arm, log, state)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
+
+    def fitted() -> Mapping[str, Any]:
+        _, found = fit_arm(material, arm, log, state)
+        log.logger.info("arm", arm=arm.title, **found["metrics"])
+        return found
+
+    found = kept(folder / "arms" / f"{arm.title}.json", config_digest(arm), fitted)
     state.unlink(missing_ok=True)  # an arm that is done is never continued
-    log.logger.info("arm", arm=arm.title, **found["metrics"])
     return found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.figures import bar_chart, heat_map, line_chart, scatter_map
+from training.figures import Drawing, bar_chart, heat_map, line_chart, scatter_map
 from training.metrics_file import read_metrics
 from training.report_page import Picture, Section, Table, number
 
@@ -97,14 +97,12 @@ def ablation(result: Result) -> Section:
     """Kinds of loss with mean and standard deviation over seeds."""
     summary = result["summary"]
     metrics = [m for m in ("train_cosine", "heldout_cosine") if all(m in kind for kind in summary.values())]
-    values = {kind: {m.replace("_", " "): found[m]["mean"] for m in metrics} for kind, found in summary.items()}
-    spread = {kind: {m.replace("_", " "): found[m]["deviation"] for m in metrics} for kind, found in summary.items()}
     seeds = max(found[metrics[0]]["count"] for found in summary.values())
     columns = [c for c in _MATCH_COLUMNS if all(c in kind for kind in summary.values())]
     rows = [(kind, *(_spread(found[c]) for c in columns)) for kind, found in summary.items()]
     content: list[Table | Picture] = [
         Picture(
-            "ablation", bar_chart(values, spread, x="delta cosine"), f"Mean and standard deviation over {seeds} seeds"
+            "ablation", _bars(summary, metrics, x="delta cosine"), f"Mean and standard deviation over {seeds} seeds"
         ),
         Table(("loss", *(c.replace("_", " ") for c in columns)), rows),
     ]
@@ -115,14 +113,12 @@ def ablation(result: Result) -> Section:
 def study(result: Result) -> Section:
     """Arms of a fit by what their generators do."""
     summary = result["summary"]
-    shown = [metric for metric in next(iter(summary.values())) if metric.endswith(": generated")]
-    values = {arm: {metric: found[metric]["mean"] for metric in shown} for arm, found in summary.items()}
-    spread = {arm: {metric: found[metric]["deviation"] for metric in shown} for arm, found in summary.items()}
     metrics = list(next(iter(summary.values())))
+    shown = [metric for metric in metrics if metric.endswith(": generated")]
     rows = [(metric, *(_spread(found[metric]) for found in summary.values())) for metric in metrics]
     changes = [(arm, " ".join(overrides) or "none") for arm, overrides in result["changes"].items()]
     content: list[Table | Picture] = [
-        Picture("study", bar_chart(values, spread, x="accuracy"), "Accuracy of what the generator makes"),
+        Picture("study", _bars(summary, shown, x="accuracy"), "Accuracy of what the generator makes"),
         Table(("accuracy", *summary), rows),
         Table(("arm", "changes"), changes),
     ]
@@ -301,6 +297,15 @@ def confidence(result: Result) -> Section:
         f"the threshold of {result['curve']['threshold']}."
     )
     return Section("Confidence", text, (result["command"],), content)
+
+
+def _bars(summary: Mapping[str, Any], metrics: Sequence[str], *, x: str) -> Drawing:
+    """For each arm its metrics, a mean and standard deviation over seeds."""
+
+    def part(name: str) -> dict[str, dict[str, Any]]:
+        return {arm: {m.replace("_", " "): found[m][name] for m in metrics} for arm, found in summary.items()}
+
+    return bar_chart(part("mean"), part("deviation"), x=x)
 
 
 def _spread(value: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,18 @@ def read_results(workdir: Path) -> dict[str, dict[str, Any]]:
         TaskFormatError: a file is torn or no result.
     """
     return {path.stem: read_result(path) for path in sorted((workdir / FOLDER).glob("*.json"))}
+
+
+def kept(path: Path, digest: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """What `make` gives, now or in an earlier run with the same settings, which are told apart by their digest."""
+    if path.exists():
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        if found["config"] == digest:
+            return found
+    found = {**make(), "config": digest}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
+    return found
 
 
 def _at(tree: Mapping[str, Any], path: str) -> Any:

@@ -173,6 +173,7 @@ class TaskSampler:
         in_context = task.seen_descriptions[wording] if rng.random() < config.context_fraction else None
         examples, rows = self._fitting(task, rng, in_context)
         taught = self._with_context_rows and in_context is None
+        # no draw where all are taught, so that the batches of a seed stay what they were
         if not taught or (config.taught_fraction < 1 and rng.random() >= config.taught_fraction):
             return TaskGroup(task.task_id, condition, rows)
         if self._teachers is not None:
@@ -199,7 +200,8 @@ class TaskSampler:
             cost = len(row.prompt) + len(row.answer) - head
             if cost <= config.max_row_tokens:
                 rows.append(row)
-                context_rows.append(Row(self._prompt(text, descriptions[wording]), unknown))
+                reads_it = in_context is not None
+                context_rows.append(row if reads_it else Row(self._prompt(text, descriptions[wording]), unknown))
                 spent += cost
         return TaskGroup(name, condition, rows, context_rows, labelled=False)
 

@@ -7,7 +7,6 @@ and a fit that was stopped goes on, so a study goes on where it was.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
@@ -16,10 +15,9 @@ from typing import Any, cast
 from llgbm.ablations import AblationConfig, run_ablations
 from llgbm.errors import ConfigError
 from training import evaluate, fit
-from training.artefacts import replace_text
 from training.config import build, config_digest
 from training.config_values import Tree, merged, parse_override
-from training.results import read_result, write_result
+from training.results import kept, read_result, write_result
 from training.runlog import RunLog
 
 METHODS = ("generated", "generated, wrong description", "generated + description", "shared adapter + description")
@@ -88,20 +86,18 @@ def run_arm(config: Config, name: str, seed: int) -> dict[str, float]:
         checkpoint=folder / "generator",
         seed=seed,
     )
-    path = config.workdir / "arms" / f"{name}-s{seed}.json"
-    settings = [config_digest(arm), config_digest(evaluation)]
-    if path.exists():
-        kept: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        if kept["settings"] == settings:
-            return cast(dict[str, float], kept["metrics"])
-    fit.run(arm)
-    evaluate.run(evaluation)
-    metrics = {
-        f"{group.replace('_', ' ')}: {method}": float(row["accuracy"])
-        for group, column in read_result(evaluation.output)["columns"].items()
-        for method, row in column["methods"].items()
-        if row["accuracy"] is not None
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, json.dumps({"settings": settings, "metrics": metrics}, indent=1, allow_nan=False) + "\n")
-    return metrics
+
+    def accuracies() -> dict[str, Any]:
+        fit.run(arm)
+        evaluate.run(evaluation)
+        metrics = {
+            f"{group.replace('_', ' ')}: {method}": float(row["accuracy"])
+            for group, column in read_result(evaluation.output)["columns"].items()
+            for method, row in column["methods"].items()
+            if row["accuracy"] is not None
+        }
+        return {"metrics": metrics}
+
+    digest = f"{config_digest(arm)} {config_digest(evaluation)}"
+    found = kept(config.workdir / "arms" / f"{name}-s{seed}.json", digest, accuracies)
+    return cast(dict[str, float], found["metrics"])
