@@ -40,6 +40,8 @@ BASELINE = "base"
 """Every method's difference to this one is reported."""
 NEEDS_OTHER = ("generated, wrong description", "generated, wrong description + description")
 """The methods that need tasks of two categories."""
+SHOWN = "generated"
+"""The method of which each task shows a failure."""
 COMPARED = (
     ("generated", "generated, wrong description"),
     ("generated", "shared adapter"),
@@ -151,7 +153,7 @@ def run(config: Config) -> None:
             "seed": config.seed,
             "metric": "exact match under greedy decoding",
             "columns": summaries,
-            "failures": {name: _failures(base, bench, column, found) for name, column in columns.items()},
+            "failures": {name: _failures(bench, column, found) for name, column in columns.items()},
         }
         config.output.parent.mkdir(parents=True, exist_ok=True)
         replace_text(config.output, json.dumps(table, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -246,11 +248,15 @@ def _difference(
 
 
 def _failures(
-    base: Base, bench: Bench, tasks: Sequence[Task], cells: Mapping[tuple[str, str], dict[str, Any]]
+    bench: Bench, tasks: Sequence[Task], cells: Mapping[tuple[str, str], dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """For each task whose generated adapter was scored and is not always right, an example of that."""
-    scored = [(task, cells["generated", task.task_id]) for task in tasks if ("generated", task.task_id) in cells]
-    return [found for task, cell in scored if (found := first_failure(base, bench, task, cell["correct"]))]
+    scored = [(task, cells[SHOWN, task.task_id]) for task in tasks if (SHOWN, task.task_id) in cells]
+    return [
+        {"task": task.task_id, "description": bench.description(task), **cell["failure"]}
+        for task, cell in scored
+        if "failure" in cell
+    ]
 
 
 def _cell(base: Base, work: Work, num_rows: int) -> dict[str, Any]:
@@ -258,11 +264,14 @@ def _cell(base: Base, work: Work, num_rows: int) -> dict[str, Any]:
     began = time.monotonic()
     rows = [eval_row(base, e, description=trial.description, shots=trial.shots) for e in task.test[:num_rows]]
     scores = score_rows(base, [(trial.adapter, rows)])[0]
-    return {
+    cell: dict[str, Any] = {
         "correct": [int(s.correct) for s in scores],
         "log_likelihood": [round(s.log_likelihood, 4) for s in scores],
         "seconds": round(time.monotonic() - began, 2),
     }
+    if work.method == SHOWN and not all(cell["correct"]):
+        cell["failure"] = first_failure(base, task, trial.adapter, cell["correct"])
+    return cell
 
 
 def _others(tasks: Sequence[Task]) -> dict[str, str]:

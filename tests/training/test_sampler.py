@@ -275,10 +275,9 @@ def test_borrowed_inputs_come_with_the_description_of_a_task_that_is_not_theirs(
 ) -> None:
     tokenizer = tiny_base.tokenizer
     inputs = {prompt_ids(tokenizer, task_messages(e.input)) for t in TASKS for e in t.train}
-    changes: dict[str, Any] = {
-        "groups": 1, "borrowed_groups": 2, "noise": 0.0, "warm_start_steps": 1, "context_fraction": 0.0,
-    }  # fmt: skip
-    sampler = TaskSampler(TASKS, tiny_base, encoder, replace(CONFIG, **changes), 0)
+    sampler = sampler_of(
+        tiny_base, encoder, groups=1, borrowed_groups=2, noise=0.0, warm_start_steps=1, context_fraction=0.0
+    )
     assert len(sampler(0)) == 1
     for step in range(1, 6):
         one, *borrowing = sampler(step)

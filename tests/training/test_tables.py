@@ -53,6 +53,12 @@ def documents(tmp_path: Path, *places: str) -> tables.Config:
     return tables.Config(tmp_path / "quality.json", paths)
 
 
+def filled(tmp_path: Path, place: str) -> str:
+    config = documents(tmp_path, place)
+    tables.run(config)
+    return config.documents[0].read_text()
+
+
 def test_only_the_place_changes_and_a_second_run_changes_nothing(tmp_path: Path) -> None:
     config = documents(tmp_path, "methods")
     tables.run(config)
@@ -75,17 +81,13 @@ def test_methods_that_were_not_run_are_left_out_or_have_a_dash(tmp_path: Path) -
 
 
 def test_differences_are_in_points(tmp_path: Path) -> None:
-    config = documents(tmp_path, "differences")
-    tables.run(config)
-    text = config.documents[0].read_text()
+    text = filled(tmp_path, "differences")
     assert "| generated − generated, wrong description | -5.0 (-10.0 to +0.0) | – |" in text
     assert "− base |" not in text
 
 
 def test_tasks_have_a_column_for_each_method_that_has_them(tmp_path: Path) -> None:
-    config = documents(tmp_path, "tasks heldout_kinds")
-    tables.run(config)
-    text = config.documents[0].read_text()
+    text = filled(tmp_path, "tasks heldout_kinds")
     assert "| task | teacher | generated |\n| --- | --- | --- |\n| three | 50.0 % | 30.0 % |\n" in text
 
 
@@ -100,9 +102,7 @@ def test_a_place_may_name_another_result(tmp_path: Path) -> None:
 
 
 def test_failures_are_shown_where_they_fit_into_a_table(tmp_path: Path) -> None:
-    config = documents(tmp_path, "failures heldout_kinds")
-    tables.run(config)
-    text = config.documents[0].read_text()
+    text = filled(tmp_path, "failures heldout_kinds")
     assert "| three | a \\| b c | d | e |" in text
     assert "four" not in text
 
