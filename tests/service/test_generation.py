@@ -55,10 +55,14 @@ async def test_each_answer_is_its_rows_text_and_the_counts_are_of_all() -> None:
 
 
 async def test_pieces_come_as_they_are_made_and_each_answer_ends_once() -> None:
-    async with generation_of(["abc", "d"]) as (generation, _, _):
-        pieces = [piece async for piece in generation.pieces()]
+    async with generation_of(["abc", "d"], held=True) as (generation, decoder, _):
+        arriving = generation.pieces()
+        pieces = [await anext(arriving) for _ in range(2)]
+        assert {(piece.index, piece.text) for piece in pieces} == {(0, "a"), (1, "d")}
+        decoder.hold.set()
+        pieces += [piece async for piece in arriving]
     assert ["".join(p.text for p in pieces if p.index == i) for i in range(2)] == ["abc", "d"]
-    assert [p.index for p in pieces if p.finish_reason is not None] == [1, 0]
+    assert sorted(p.index for p in pieces if p.finish_reason is not None) == [0, 1]
 
 
 async def test_a_stop_string_ends_its_row_only() -> None:
