@@ -2,7 +2,8 @@
 
 First the product of a Linear of the 0.5B base for 1 to 64 rows, with weights that are cold in the caches as they are in
 decoding, the relative error of the product, and whether a row depends on the rows beside it. Then the products of LoRA
-in decoding. It explains choices in docs/PERFORMANCE.md and is no part of `make bench`.
+in decoding, and last a frozen Linear in training, forward and for the gradient of its input, in each form of storage.
+It explains choices in docs/PERFORMANCE.md and is no part of `make bench`.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.run import pin
-from llgbm.frozen_linear import int8_group
+from llgbm.frozen_linear import Storage, int8_group, store_linears
 
 _LINEARS = ((896, 4864), (4864, 896), (896, 896), (896, 151_936))
 _ROWS = (1, 8, 16, 64)
+_TRAINED: tuple[Storage, ...] = ("float32", "bfloat16", "int8_training")
+_TRAINING_ROWS = 800
 _CACHE_BYTES = 100e6
 """So many bytes of weights are gone through in turn, more than the caches hold."""
 _MEASUREMENTS = 9
@@ -133,15 +136,45 @@ def _lora_cells(rows: int) -> str:
     return " | ".join(f"{time:.0f} us" for time in times)
 
 
+def training() -> None:
+    """Print the third table: a line for each shape and storage, for the rows of a whole batch."""
+    print(f"| Linear, {_TRAINING_ROWS} rows | storage | GFLOP/s | error of the output | error of the gradient |")
+    print("|---|---|---|---|---|")
+    for inputs, outputs in _LINEARS[:2]:
+        weight, upstream = torch.randn(outputs, inputs) * 0.02, torch.randn(_TRAINING_ROWS, outputs)
+        x = torch.randn(_TRAINING_ROWS, inputs).requires_grad_()
+        expected = F.linear(x.detach(), weight), upstream @ weight
+        for storage in _TRAINED:
+            parent = nn.Sequential(_linear(weight))
+            store_linears(parent, storage)
+            both = partial(_both_ways, x, upstream)
+            rate = 4 * _TRAINING_ROWS * weight.numel() / 1e3 / _microseconds(both, [parent])
+            errors = [100 * float((a - e).norm() / e.norm()) for a, e in zip(both(parent), expected, strict=True)]
+            cells = f"{rate:.0f} | {errors[0]:.1f} % | {errors[1]:.1f} %"
+            print(f"| {inputs} -> {outputs} | {storage} | {cells} |", flush=True)
+
+
+def _both_ways(x: Tensor, upstream: Tensor, module: nn.Module) -> tuple[Tensor, Tensor]:
+    out: Tensor = module(x)
+    return out.detach(), torch.autograd.grad(out, x, upstream)[0]
+
+
+_TABLES = {"linears": linears, "lora": lora_products, "training": training}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    pin(parser.parse_args().threads)
+    parser.add_argument(
+        "--only", choices=_TABLES, nargs="+", default=list(_TABLES), help="these tables; all by default"
+    )
+    arguments = parser.parse_args()
+    pin(arguments.threads)
     warnings.simplefilter("ignore")  # torch announces successors of its quantised tensors
-    with torch.inference_mode():
-        linears()
+    for name in arguments.only:
+        with torch.inference_mode(name != "training"):
+            _TABLES[name]()
         print()
-        lora_products()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Frozen Linear layers that store their weight in fewer bits and still pass gradients to their input.
 
-`bfloat16` multiplies in bfloat16 and accumulates in float32; on processors with AVX512-BF16 or AMX it is over
-twice as fast as float32, on others slower. `int8` is for decoding: a quarter of the bytes to read for each
+`bfloat16` multiplies in bfloat16 and accumulates in float32 on processors with AVX512-BF16 or AMX, over twice as
+fast as float32. On others such products are up to a hundred times slower, so weights are made float32 for the time of
+a product there: half the room, no gain in speed. `int8` is for decoding: a quarter of the bytes to read for each
 token. It is symmetric, with one scale for each output channel, and activations are quantised on the fly with one
 scale for each row. `int8_training` has int8 products in both directions, see `llgbm.int8_training`, and the head in
 bfloat16 where the processor multiplies in it, else in float32. Activations come in and go out in their own dtype.
@@ -9,7 +10,6 @@ bfloat16 where the processor multiplies in it, else in float32. Activations come
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llgbm.errors import ConfigError
+from llgbm.fbgemm import FbgemmProduct
 from llgbm.int8_training import Int8TrainingLinear
 from llgbm.shared_input import SharedInput, input_groups
 
@@ -26,30 +27,35 @@ _HEAD = "lm_head"
 
 
 class BFloat16Linear(nn.Linear):
-    """y = x W^T + b with W stored in bfloat16; a Linear, so that PEFT can wrap it to train teachers."""
+    """y = x W^T + b with W stored in bfloat16; a Linear, so that PEFT can wrap it to train teachers.
+
+    It multiplies in bfloat16 where the processor does, else in float32.
+    """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        self._product_dtype = torch.bfloat16 if _multiplies_bfloat16() else torch.float32
         self.weight = nn.Parameter(linear.weight.detach().to(torch.bfloat16), requires_grad=False)
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features), in the dtype of `x`."""
-        out: Tensor = _LowPrecisionProduct.apply(x, self.weight)  # type: ignore[no-untyped-call]
+        out: Tensor = _LowPrecisionProduct.apply(x, self.weight, self._product_dtype)  # type: ignore[no-untyped-call]
         return out if self.bias is None else out.add_(self.bias)
 
 
 class _LowPrecisionProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.save_for_backward(weight)
-        return F.linear(x.to(weight.dtype), weight).to(x.dtype)
+        ctx.dtype = dtype
+        return F.linear(x.to(dtype), weight.to(dtype)).to(x.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors
-        return (grad.to(weight.dtype) @ weight).to(grad.dtype), None
+        return (grad.to(ctx.dtype) @ weight.to(ctx.dtype)).to(grad.dtype), None, None
 
 
 class Int8Linear(nn.Module):
@@ -76,7 +82,7 @@ def int8_group(linears: Sequence[nn.Linear]) -> list[Int8Linear]:
         ConfigError: torch has no int8 kernel for this processor.
     """
     biases = [torch.zeros(m.out_features) if m.bias is None else m.bias.detach().float() for m in linears]
-    product = _Int8Product(
+    product = FbgemmProduct(
         torch.cat([m.weight.detach().float() for m in linears]),
         torch.cat(biases) if any(m.bias is not None for m in linears) else None,
     )
@@ -87,36 +93,6 @@ def int8_group(linears: Sequence[nn.Linear]) -> list[Int8Linear]:
         modules.append(Int8Linear(shared, reader, columns, linear.in_features))
         start = columns.stop
     return modules
-
-
-class _Int8Product:
-    """x -> x W^T + b through the kernel of FBGEMM, which takes one activation scale for all rows.
-
-    So rows are divided by their largest magnitude first, which makes one scale right for each, and their products are
-    multiplied by it again.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        if "fbgemm" not in torch.backends.quantized.supported_engines:
-            raise ConfigError("this build of torch has no int8 kernel for this processor; choose the storage float32")
-        # without VNNI the kernel adds pairs of products in 16 bits, which only 7-bit activations cannot overflow
-        self._steps = 127 if torch.cpu._is_vnni_supported() else 63
-        scales = weight.abs().amax(dim=1).clamp_min(1e-8) / 127
-        zeros = torch.zeros(len(weight), dtype=torch.long)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch announces a successor of this kernel that is not faster on a CPU
-            quantised = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
-            self._packed = torch.ops.quantized.linear_prepack(quantised, None)
-        self._bias = bias
-
-    def __call__(self, x: Tensor) -> Tensor:
-        rows = x.float()
-        largest = rows.abs().amax(dim=-1, keepdim=True).clamp_min_(1e-20)
-        out: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            rows / largest, 1 / self._steps, self._steps + 1, self._packed
-        )
-        out = out.mul_(largest) if self._bias is None else torch.addcmul(self._bias, out, largest)
-        return out.to(x.dtype)
 
 
 def store_linears(model: nn.Module, storage: Storage, *, skip: tuple[str, ...] = ()) -> None:

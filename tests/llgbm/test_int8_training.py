@@ -1,9 +1,11 @@
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from llgbm.int8_training import Int8TrainingLinear, quantised_rows
+from llgbm.fbgemm import FbgemmProduct
+from llgbm.int8_training import Int8TrainingLinear, IntMmProduct, int8_product, quantised_rows
 
 
 def linear(rows: int, columns: int, seed: int, *, bias: bool = True) -> nn.Linear:
@@ -29,6 +31,34 @@ def test_a_row_of_zeros_stays_one() -> None:
     whole, scales = quantised_rows(torch.zeros(2, 5))
     assert not whole.any()
     assert scales.isfinite().all()
+
+
+@given(
+    kernel=st.sampled_from([IntMmProduct, FbgemmProduct]),
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 40),
+    tokens=st.integers(1, 20),
+    exponent=st.integers(-6, 6),
+    seed=st.integers(0, 99),
+)
+def test_both_kernels_multiply_with_a_scale_for_each_row(
+    kernel: type[IntMmProduct | FbgemmProduct], rows: int, columns: int, tokens: int, exponent: int, seed: int
+) -> None:
+    random = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=random)
+    x = torch.randn(tokens, columns, generator=random)
+    x[0] *= 10.0**exponent
+    actual, expected = kernel(weight)(x), x @ weight.t()
+    scale = x.norm(dim=1, keepdim=True) * weight.norm() / rows**0.5
+    assert ((actual - expected).abs() <= 0.05 * scale).all()
+
+
+@pytest.mark.parametrize(("vnni", "kernel"), [(True, IntMmProduct), (False, FbgemmProduct)])
+def test_the_kernel_is_the_one_that_is_fast_on_the_processor(
+    monkeypatch: pytest.MonkeyPatch, vnni: bool, kernel: type
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
+    assert isinstance(int8_product(torch.randn(4, 8)), kernel)
 
 
 @given(rows=st.integers(1, 40), columns=st.integers(1, 40), tokens=st.integers(1, 20), seed=st.integers(0, 99))
