@@ -93,8 +93,12 @@ class Config:
             raise ConfigError("context_teacher: adapter goes with teachers, the folder that has them")
 
 
-def run(config: Config) -> None:
+def run(config: Config, *, texts: Path | None = None) -> None:
     """Train, check as it goes, and write `{workdir}/generator/`.
+
+    Args:
+        config: of the fit.
+        texts: file of embeddings that several fits share; by default each keeps its own in `workdir`.
 
     Raises:
         ConfigError: the working directory has the state of a run with other settings or tasks, or the artefact to
@@ -103,8 +107,8 @@ def run(config: Config) -> None:
     tasks, synthetic = training_tasks(config)
     kept_back = hidden_tasks(config)
     # tens of thousands of texts are encoded before the first step: a resumed run finds them
-    with closing(SqliteEmbeddingCache(config.workdir / TEXTS_FILE)) as texts:
-        _fit(config, PretrainedTextEncoder(config.text_encoder, cache=texts), tasks, synthetic, kept_back)
+    with closing(SqliteEmbeddingCache(texts or config.workdir / TEXTS_FILE)) as cache:
+        _fit(config, PretrainedTextEncoder(config.text_encoder, cache=cache), tasks, synthetic, kept_back)
 
 
 def _fit(

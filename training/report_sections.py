@@ -15,6 +15,7 @@ _MATCH_COLUMNS = (
     "train_cosine", "heldout_cosine", "heldout_wrong_cosine", "heldout_mean_teacher_cosine",
     "heldout_nearest_teacher_cosine", "train_weight_error", "heldout_weight_error", "base_forwards", "seconds",
 )  # fmt: skip
+_LIKELIHOOD = ", log-likelihood"
 
 
 def curves(workdir: Path, commands: Mapping[str, Sequence[str]]) -> list[Section]:
@@ -111,18 +112,44 @@ def ablation(result: Result) -> Section:
 
 
 def study(result: Result) -> Section:
-    """Arms of a fit by what their generators do."""
-    summary = result["summary"]
+    """Arms of a fit by what their generators do; as curves where the arms differ in one number alone."""
+    summary, changes = result["summary"], result["changes"]
     metrics = list(next(iter(summary.values())))
-    shown = [metric for metric in metrics if metric.endswith(": generated")]
+    varied = _varied(changes)
+    content: list[Table | Picture] = []
+    if varied is None:
+        shown = [metric for metric in metrics if metric.endswith(": generated") and _LIKELIHOOD not in metric]
+        content.append(Picture("study", _bars(summary, shown, x="accuracy"), "Accuracy of what the generator makes"))
+    else:
+        name, values = varied
+        for part in dict.fromkeys(metric.partition(": ")[0] for metric in metrics):
+            points = {
+                metric.partition(": ")[2]: sorted(
+                    (values[arm], found[metric]["mean"]) for arm, found in summary.items()
+                )
+                for metric in metrics
+                if metric.startswith(f"{part}: ")
+            }
+            y = "log-likelihood, nats a token" if part.endswith(_LIKELIHOOD) else "accuracy"
+            drawing = line_chart(points, x=name, y=y, markers=True)
+            content.append(Picture(f"study-{part.replace(', ', '-').replace(' ', '-')}", drawing, part.capitalize()))
     rows = [(metric, *(_spread(found[metric]) for found in summary.values())) for metric in metrics]
-    changes = [(arm, " ".join(overrides) or "none") for arm, overrides in result["changes"].items()]
-    content: list[Table | Picture] = [
-        Picture("study", _bars(summary, shown, x="accuracy"), "Accuracy of what the generator makes"),
-        Table(("accuracy", *summary), rows),
-        Table(("arm", "changes"), changes),
-    ]
+    content.append(Table(("accuracy, or nats a token", *summary), rows))
+    content.append(Table(("arm", "changes"), [(arm, " ".join(made) or "none") for arm, made in changes.items()]))
     return Section("Study", f"The same fit of {result['steps']} steps in several ways.", (result["command"],), content)
+
+
+def _varied(changes: Mapping[str, Sequence[str]]) -> tuple[str, dict[str, float]] | None:
+    """The one setting whose number is all that sets several arms apart, and its number in each; None without one."""
+    found = {arm: tuple(override.partition("=")[::2] for override in made) for arm, made in changes.items()}
+    names = {tuple(name for name, _ in made) for made in found.values()}
+    try:
+        values = {arm: float(made[0][1]) for arm, made in found.items()}
+    except (IndexError, ValueError):
+        return None
+    if len(names) > 1 or len(values) < 2 or any(len(made) > 1 for made in found.values()):
+        return None
+    return found[next(iter(found))][0][0].replace("_", " "), values
 
 
 def guided(result: Result) -> Section:

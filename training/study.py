@@ -2,7 +2,7 @@
 
 An arm is a list of changes to the fit, such as `num_tasks=50` or `distillation=0`; all else is equal, steps too, so
 arms cost about the same. Every arm is fitted and evaluated for every seed. Finished ones are kept in `{workdir}/arms`,
-and a fit that was stopped goes on, so a study goes on where it was.
+and a fit that was stopped goes on, so a study goes on where it was. All share one file of text embeddings.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Config:
 
 
 def run(config: Config) -> None:
-    """Run what is missing, and write `study.json`: for every arm the accuracy of each method on each group of tasks.
+    """Run what is missing, and write `study.json`: for every arm what each method came to on each group of tasks.
 
     Raises:
         ConfigError: there are no arms.
@@ -75,7 +75,12 @@ def changed(config: Config, name: str) -> fit.Config:
 
 
 def run_arm(config: Config, name: str, seed: int) -> dict[str, float]:
-    """Accuracies of one arm and seed by `GROUP: METHOD`, now or from an earlier run with the same settings."""
+    """What one arm came to with one seed, now or in an earlier run with the same settings.
+
+    Returns:
+        `GROUP: METHOD`, the accuracy, and `GROUP, log-likelihood: METHOD`, the mean log-likelihood of the right answers
+        in nats a token, which moves where exact match is still zero.
+    """
     folder = config.workdir / f"{name}-s{seed}"
     arm = changed(config, name)
     arm = replace(arm, workdir=folder, training=replace(arm.training, seed=seed))
@@ -87,17 +92,18 @@ def run_arm(config: Config, name: str, seed: int) -> dict[str, float]:
         seed=seed,
     )
 
-    def accuracies() -> dict[str, Any]:
-        fit.run(arm)
+    def metrics() -> dict[str, Any]:
+        fit.run(arm, texts=config.workdir / fit.TEXTS_FILE)
         evaluate.run(evaluation)
-        metrics = {
-            f"{group.replace('_', ' ')}: {method}": float(row["accuracy"])
-            for group, column in read_result(evaluation.output)["columns"].items()
-            for method, row in column["methods"].items()
-            if row["accuracy"] is not None
-        }
-        return {"metrics": metrics}
+        values: dict[str, float] = {}
+        for group, column in read_result(evaluation.output)["columns"].items():
+            for method, row in column["methods"].items():
+                if row["accuracy"] is not None:
+                    name = group.replace("_", " ")
+                    values |= {f"{name}: {method}": row["accuracy"]}
+                    values |= {f"{name}, log-likelihood: {method}": row["log_likelihood"]}
+        return {"metrics": values}
 
     digest = f"{config_digest(arm)} {config_digest(evaluation)}"
-    found = kept(config.workdir / "arms" / f"{name}-s{seed}.json", digest, accuracies)
+    found = kept(config.workdir / "arms" / f"{name}-s{seed}.json", digest, metrics)
     return cast(dict[str, float], found["metrics"])

@@ -38,12 +38,15 @@ def test_every_arm_is_fitted_with_its_changes_and_evaluated(config: study.Config
     found = read_result(config.workdir / "results" / "study.json")
     assert found["changes"] == {"all": [], "two": ["num_tasks=2", "sampler.noise=0"]}
     assert [(arm["kind"], arm["seed"]) for arm in found["arms"]] == [("all", 0), ("all", 1), ("two", 0), ("two", 1)]
-    assert list(found["arms"][0]["metrics"]) == ["unseen descriptions: generated"]  # no teacher was there
+    assert list(found["arms"][0]["metrics"]) == [  # no teacher was there
+        "unseen descriptions: generated", "unseen descriptions, log-likelihood: generated",
+    ]  # fmt: skip
     assert found["summary"]["two"]["unseen descriptions: generated"]["count"] == 2
     for seed in (0, 1):
         manifest = json.loads((config.workdir / f"two-s{seed}" / "generator" / "manifest.json").read_text())
         assert len(manifest["tasks"]) == 2
         assert manifest["made_by"]["seed"] == seed
+    assert [path.parent.name for path in config.workdir.rglob(fit.TEXTS_FILE)] == ["study"]  # texts are encoded once
 
 
 def test_what_is_finished_is_kept_until_its_settings_change(
@@ -51,7 +54,7 @@ def test_what_is_finished_is_kept_until_its_settings_change(
 ) -> None:
     study.run(config)
     fitted: list[Path] = []
-    monkeypatch.setattr(fit, "run", lambda arm: fitted.append(arm.workdir))
+    monkeypatch.setattr(fit, "run", lambda arm, texts: fitted.append(arm.workdir))
     study.run(config)
     assert fitted == []
     study.run(replace(config, evaluate=replace(config.evaluate, num_rows=3)))
@@ -89,28 +92,58 @@ def test_a_study_without_arms_is_refused(config: study.Config) -> None:
         study.run(replace(config, arms={}))
 
 
-def test_the_shipped_study_is_of_equal_cost_but_for_what_an_arm_changes() -> None:
+@pytest.mark.parametrize("file", ["study.yaml", "curve.yaml"])
+def test_the_shipped_studies_are_of_equal_cost_but_for_what_an_arm_changes(file: str) -> None:
     config = load_config(
-        study.Config, ["training/configs/study.yaml"], section="study", other_sections={"report": lambda: report.Config}
+        study.Config, [f"training/configs/{file}"], section="study", other_sections={"report": lambda: report.Config}
     )
     steps = {study.changed(config, arm).training.steps for arm in config.arms}
     assert len(steps) == 1
-    counts = [study.changed(config, arm).num_tasks for arm in config.arms]
-    assert {25, 50, 100} <= set(counts)
+    if file == "curve.yaml":
+        assert {study.changed(config, arm).num_tasks for arm in config.arms} == {25, 50, 100, 208}
+
+
+METRICS = {
+    "heldout kinds: generated": 0.2, "heldout kinds, log-likelihood: generated": -3.5, "heldout kinds: teacher": 0.5,
+    "heldout kinds, log-likelihood: teacher": -1.0,
+}  # fmt: skip
+
+
+def shown(changes: dict[str, list[str]]) -> list[Picture | Table]:
+    summary = {
+        arm: {name: {"mean": value, "deviation": None, "count": 1} for name, value in METRICS.items()}
+        for arm in changes
+    }
+    section = report_sections.study({"command": "c", "steps": 3, "summary": summary, "changes": changes})
+    assert section.commands == ("c",)
+    return list(section.content)
 
 
 def test_a_report_shows_the_arms_beside_each_other() -> None:
-    accuracies = {"heldout kinds: generated": 0.2, "heldout kinds: teacher": 0.5}
-    summary = {
-        arm: {name: {"mean": value, "deviation": None, "count": 1} for name, value in accuracies.items()}
-        for arm in ("all", "two")
-    }
-    result = {"command": "c", "steps": 3, "summary": summary, "changes": {"all": [], "two": ["num_tasks=2"]}}
-    section = report_sections.study(result)
-    assert section.commands == ("c",)
-    picture, table, changes = section.content
+    picture, table, changes = shown({"all": [], "two": ["num_tasks=2"]})
     assert isinstance(picture, Picture)
     assert isinstance(table, Table)
     assert isinstance(changes, Table)
     assert table.rows[0] == ("heldout kinds: generated", "0.200", "0.200")
     assert changes.rows == [("all", "none"), ("two", "num_tasks=2")]
+
+
+def test_a_report_shows_arms_that_differ_in_one_number_as_curves() -> None:
+    content = shown({"many": ["num_tasks=208"], "few": ["num_tasks=25"]})
+    pictures = {item.name: item.drawing.svg for item in content if isinstance(item, Picture)}
+    assert list(pictures) == ["study-heldout-kinds", "study-heldout-kinds-log-likelihood"]
+    assert "num tasks" in pictures["study-heldout-kinds"]
+    assert "nats a token" in pictures["study-heldout-kinds-log-likelihood"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"one": ["num_tasks=2"]},
+        {"a": ["num_tasks=2"], "b": ["distillation=0"]},
+        {"a": ["num_tasks=2", "noise=1"], "b": ["num_tasks=3", "noise=1"]},
+        {"a": ["teacher=x"], "b": ["teacher=y"]},
+    ],
+)
+def test_other_arms_are_no_curve(changes: dict[str, list[str]]) -> None:
+    assert [item.name for item in shown(changes) if isinstance(item, Picture)] == ["study"]
