@@ -1,5 +1,4 @@
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -7,88 +6,30 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from llgbm.base import Base
-from llgbm.batches import TaskGroup
 from llgbm.chat import answer_ids, prompt_ids, task_messages
-from llgbm.config import lora_spec
 from llgbm.errors import ConfigError
 from llgbm.packing import pack
 from llgbm.text_encoder import PretrainedTextEncoder
-from tests.fixtures import random_lora
-from training.sampler import SamplerConfig, TaskSampler
-from training.synthetic.instructions import Instruction
-from training.tasks import Example, Task
-
-WORDS = ("cat", "dog", "cow", "pig", "hen", "owl", "ant", "bee", "fox", "bat", "rat", "eel")
-TEST_WORDS = ("emu", "yak", "ape", "cod")
-
-
-def task(name: str, verb: str, answer: Any) -> Task:
-    rows, held_back = ([Example(word, answer(word)) for word in words] for words in (WORDS, TEST_WORDS))
-    wordings = tuple(f"{start} {verb}." for start in ("Now", "Please", "You", "I want you to", "Your task:"))
-    return Task(
-        name, "words", "made for tests", "CC0-1.0", wordings, "exact_match", None, tuple(rows), tuple(held_back)
-    )
-
-
-TASKS = [
-    task("upper", "write in capitals", str.upper),
-    task("first", "give the first letter", lambda w: w[0]),
-    task("reverse", "spell it backwards", lambda w: w[::-1]),
-]
-CONFIG = SamplerConfig(groups=4, tokens_per_group=220, max_row_tokens=100)
-
-
-class Recorder:
-    """The tiny encoder, and all that it was given."""
-
-    def __init__(self, encoder: PretrainedTextEncoder) -> None:
-        self.encoder, self.seen = encoder, set[str]()
-
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        self.seen.update(texts)
-        return self.encoder.encode(texts)
+from tests.training.sampler_runs import (
+    CONFIG,
+    TASKS,
+    Recorder,
+    content,
+    groups_of,
+    in_context,
+    initials,
+    nearest,
+    sampler_of,
+)  # fmt: skip
+from training.sampler import TaskSampler
+from training.tasks import Example
 
 
 @pytest.fixture(scope="module")
 def encoder(tiny_encoder_path: Path) -> PretrainedTextEncoder:
     return PretrainedTextEncoder(tiny_encoder_path).load()
-
-
-def sampler_of(base: Base, encoder: Any, seed: int = 0, tasks: Sequence[Task] = TASKS, **changes: Any) -> TaskSampler:
-    return TaskSampler(tasks, base, encoder, replace(CONFIG, **changes), seed)
-
-
-def content(batch: Sequence[TaskGroup]) -> list[tuple[Any, ...]]:
-    return [
-        (
-            group.task_id,
-            None if group.condition is None else tuple(group.condition.tolist()),
-            [(tuple(row.prompt), tuple(row.answer)) for row in group.rows],
-        )
-        for group in batch
-    ]
-
-
-def groups_of(sampler: TaskSampler, steps: int) -> list[TaskGroup]:
-    return [group for step in range(steps) for group in sampler(step)]
-
-
-def in_context(base: Base, group: TaskGroup) -> bool:
-    """Whether the rows carry a description, all of them the same one."""
-    texts = [base.tokenizer.decode(row.prompt) for row in group.rows]
-    found = {wording for t in TASKS for wording in t.descriptions for text in texts if f"{wording}\n\n" in text}
-    assert len(found) <= 1
-    assert all((not found) or f"{next(iter(found))}\n\n" in text for text in texts)
-    return bool(found)
-
-
-def initials(base: Base, group: TaskGroup) -> str:
-    """First letters of the inputs of a group, in order."""
-    texts = [base.tokenizer.decode(row.prompt) for row in group.rows]
-    return "".join(text.split("<|im_end|>")[1].splitlines()[-1][0] for text in texts)
 
 
 # what is drawn
@@ -191,16 +132,6 @@ def test_shared_groups_always_have_the_description_in_the_context(
         assert group.condition is not None or in_context(tiny_base, group)
 
 
-def nearest(condition: Tensor, sampler: TaskSampler) -> tuple[str, float]:
-    """The training description nearest to a condition: its task and the cosine."""
-    cosines = {
-        t.task_id: float((block @ condition).max())
-        for t, block in zip(TASKS, sampler.description_embeddings, strict=True)
-    }
-    best = max(cosines, key=cosines.__getitem__)
-    return best, cosines[best]
-
-
 def test_fractions_are_about_those_asked_for(tiny_base: Base, encoder: PretrainedTextEncoder) -> None:
     sampler = sampler_of(
         tiny_base, encoder, tokens_per_group=1, noise=0.0,
@@ -261,93 +192,6 @@ def test_the_control_mixes_conditions_and_tasks_up(tiny_base: Base, encoder: Pre
     assert max(pairs.values()) < 0.25 * pairs.total()
 
 
-def test_rows_come_in_context_too_where_they_have_none(tiny_base: Base, encoder: PretrainedTextEncoder) -> None:
-    for group in groups_of(sampler_of(tiny_base, encoder, shared_fraction=0.2, context_fraction=0.4), 12):
-        if in_context(tiny_base, group):
-            assert not group.context_rows
-        else:
-            assert [row.answer for row in group.context_rows] == [row.answer for row in group.rows]
-            assert in_context(tiny_base, replace(group, rows=group.context_rows))
-
-
-def test_borrowed_inputs_come_with_the_description_of_a_task_that_is_not_theirs(
-    tiny_base: Base, encoder: PretrainedTextEncoder
-) -> None:
-    tokenizer = tiny_base.tokenizer
-    inputs = {prompt_ids(tokenizer, task_messages(e.input)) for t in TASKS for e in t.train}
-    sampler = sampler_of(
-        tiny_base, encoder, groups=1, borrowed_groups=2, noise=0.0, warm_start_steps=1, context_fraction=0.0
-    )
-    assert len(sampler(0)) == 1
-    for step in range(1, 6):
-        one, *borrowing = sampler(step)
-        assert one.labelled
-        assert len(borrowing) == 2
-        for group in borrowing:
-            assert not group.labelled
-            assert {row.prompt for row in group.rows} <= inputs
-            assert all(len(row.answer) == 1 for row in (*group.rows, *group.context_rows))
-            assert len(group.rows) == len(group.context_rows)
-            assert in_context(tiny_base, replace(group, rows=group.context_rows))
-            assert group.condition is not None
-            task_id, cosine = nearest(group.condition, sampler)
-            assert task_id == group.task_id
-            assert cosine == pytest.approx(1, abs=1e-4)
-    assert content(sampler(3)) == content(sampler(3)) != content(sampler(4))
-    with pytest.raises(ConfigError, match="borrowed_groups needs distillation"):
-        TaskSampler(TASKS, tiny_base, encoder, replace(CONFIG, borrowed_groups=1), 0, with_context_rows=False)
-
-
-def test_borrowing_groups_read_the_description_too_as_often_as_others_do(
-    tiny_base: Base, encoder: PretrainedTextEncoder
-) -> None:
-    sampler = sampler_of(tiny_base, encoder, groups=1, borrowed_groups=3, context_fraction=0.5)
-    borrowing = [group for group in groups_of(sampler, 30) if not group.labelled]
-    reading = [group for group in borrowing if in_context(tiny_base, group)]
-    assert 0.3 < len(reading) / len(borrowing) < 0.7
-    for group in reading:  # the teacher reads the same
-        assert [row.prompt for row in group.rows] == [row.prompt for row in group.context_rows]
-
-
-def test_instructions_without_data_are_described_to_borrowed_inputs(
-    tiny_base: Base, encoder: PretrainedTextEncoder
-) -> None:
-    wordings = "Say whether it is blue.", "Is it blue? Answer yes or no."
-    config = replace(CONFIG, groups=1, borrowed_groups=4, instruction_share=0.5, noise=0.0)
-    sampler = TaskSampler(TASKS, tiny_base, encoder, config, 0, instructions=[Instruction("blue", wordings)])
-    inputs = [example.input for task in TASKS for example in task.train]
-    prompts = {
-        text: {prompt_ids(tiny_base.tokenizer, task_messages(given, description=text)) for given in inputs}
-        for text in wordings
-    }
-    embeddings = encoder.encode(wordings)
-    borrowing = [group for group in groups_of(sampler, 20) if not group.labelled]
-    told = [group for group in borrowing if group.task_id == "blue"]
-    assert 0.3 < len(told) / len(borrowing) < 0.7
-    for group in told:
-        [wording] = [text for text in wordings if {row.prompt for row in group.context_rows} <= prompts[text]]
-        assert group.condition is not None
-        assert torch.equal(group.condition, embeddings[wordings.index(wording)])
-
-
-def test_instructions_go_with_a_share_for_them(tiny_base: Base, encoder: PretrainedTextEncoder) -> None:
-    with pytest.raises(ConfigError, match="instruction_share"):
-        sampler_of(tiny_base, encoder, borrowed_groups=1, instruction_share=0.5)
-    with pytest.raises(ConfigError, match="instruction_share"):
-        TaskSampler(TASKS, tiny_base, encoder, CONFIG, 0, instructions=[Instruction("blue", ("Is it blue?",))])
-
-
-def test_a_teacher_teaches_only_a_share_of_the_groups_that_have_labels(
-    tiny_base: Base, encoder: PretrainedTextEncoder
-) -> None:
-    bare = [
-        group
-        for group in groups_of(sampler_of(tiny_base, encoder, taught_fraction=0.3), 40)
-        if group.condition is not None and not in_context(tiny_base, group)
-    ]
-    assert 0.15 < sum(bool(group.context_rows) for group in bare) / len(bare) < 0.45
-
-
 # procedural tasks
 
 
@@ -402,20 +246,3 @@ def test_tasks_that_cannot_be_trained_on_are_refused_before_the_first_step(
         sampler_of(tiny_base, encoder, synthetic_groups=2)
     with pytest.raises(ConfigError, match="3 procedural tasks and 0 groups"):
         TaskSampler(TASKS, tiny_base, encoder, CONFIG, 0, TASKS)
-
-
-def test_rows_to_distil_from_a_tasks_own_adapter_are_the_bare_ones(
-    tiny_base: Base, encoder: PretrainedTextEncoder
-) -> None:
-    own = random_lora(lora_spec("tiny"), 0)
-    config = replace(CONFIG, context_fraction=0.3, shared_fraction=0.2)
-    sampler = TaskSampler(TASKS, tiny_base, encoder, config, 0, teachers={TASKS[0].task_id: own})
-    groups = [group for step in range(20) for group in sampler(step)]
-    taught = [group for group in groups if group.context_rows]
-    assert taught
-    assert {group.task_id for group in taught} == {TASKS[0].task_id}
-    for group in taught:
-        assert group.teacher is own
-        assert group.context_rows == group.rows
-        assert group.condition is not None
-        assert not in_context(tiny_base, group)
