@@ -49,17 +49,20 @@ def run(bench: Workbench) -> list[Result]:
         "int8_training": load_base(bench.base_name, storage="int8_training"),
     }
     losses: dict[str, list[float]] = {arm: [] for arm in (*bases, "PEFT")}
+    gradients = {arm: _gradient(bench, base, rows) for arm, base in bases.items()}
     steps = {arm: _ours(bench, base, rows, losses[arm]) for arm, base in bases.items()}
     steps["PEFT"] = _peft(bench, rows, losses["PEFT"])
     speeds = rates(interleaved(steps, n=bench.times(5)), _ROWS)
     apart = {arm: max(abs(a - b) for a, b in zip(losses[arm], losses["PEFT"], strict=True)) for arm in losses}
     width = max(len(row.prompt) + len(row.answer) for row in rows)
     useful = sum(len(row.prompt) + len(row.answer) for row in rows)
+    cosines = {arm: float(F.cosine_similarity(g, gradients["float32"], dim=0)) for arm, g in gradients.items()}
     note = (
         f"{_ROWS} rows with {useful} tokens, {_ROWS * width} with padding, {pack([rows]).num_tokens} packed. Losses of "
         f"{len(losses['PEFT'])} steps, {losses['PEFT'][0]:.3f} to {losses['PEFT'][-1]:.3f} nats, differ from PEFT's by "
         f"at most {apart['float32']:.4f} (float32), {apart['bfloat16']:.4f} (bfloat16) and "
-        f"{apart['int8_training']:.4f} (int8_training)."
+        f"{apart['int8_training']:.4f} (int8_training). Cosine of the adapter's gradient with that of float32: "
+        f"{cosines['bfloat16']:.4f} (bfloat16) and {cosines['int8_training']:.4f} (int8_training)."
     )
     return [
         result(
@@ -80,6 +83,15 @@ def _rows(base: Base) -> list[Row]:
         Row(prompt_ids(base.tokenizer, task_messages(given)), answer_ids(base.tokenizer, wanted))
         for given, wanted in pairs[:_ROWS]
     ]
+
+
+def _gradient(bench: Workbench, base: Base, rows: list[Row]) -> Tensor:
+    """That of the loss by all A and B, in one vector of float64."""
+    weights = bench.adapters[0].map(lambda t: t.detach().clone().requires_grad_())
+    batch = pack([rows])
+    loss = F.cross_entropy(label_logits(base, FunctionalLoRA(base.model), batch, [weights]), batch.labels)
+    found = torch.autograd.grad(loss, [t for _, a, b in weights.pairs() for t in (a, b)])
+    return torch.cat([t.flatten().double() for t in found])
 
 
 def _ours(bench: Workbench, base: Base, rows: list[Row], losses: list[float]) -> Callable[[], None]:
