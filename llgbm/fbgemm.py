@@ -25,7 +25,7 @@ class FbgemmProduct:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        if "fbgemm" not in torch.backends.quantized.supported_engines:
+        if not self.supported():
             raise ConfigError("this build of torch has no int8 kernel for this processor; choose the storage float32")
         # without VNNI the kernel adds pairs of products in 16 bits, which only 7-bit activations cannot overflow
         self._steps = 127 if torch.cpu._is_vnni_supported() else 63
@@ -36,6 +36,11 @@ class FbgemmProduct:
             quantised = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
             self._packed = torch.ops.quantized.linear_prepack(quantised, None)
         self._bias = bias
+
+    @staticmethod
+    def supported() -> bool:
+        """Whether this build of torch has the kernel for this processor."""
+        return "fbgemm" in torch.backends.quantized.supported_engines
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), in the dtype of `x`."""

@@ -177,6 +177,10 @@ class LoRAGenerator(nn.Module):
         """
         return self.materialise(*self.cores(condition))
 
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """The bases and the constant cores: what makes the shared adapter."""
+        return [*self.a0.values(), *self.b0.values(), self.q0, self.p0]
+
     def shared_adapter(self) -> LoRAWeights:
         """The adapter of the constant cores: what is left when the condition says nothing."""
         return self.materialise(*self.cores(None))[0]

@@ -62,12 +62,10 @@ class _Int8Product(torch.autograd.Function):
 
 
 def int8_product(weight: Tensor) -> Product:
-    """The product with `weight` (out, in) float32 by the int8 kernel that is the fastest on this processor.
-
-    Raises:
-        ConfigError: torch has no int8 kernel for this processor.
-    """
-    return IntMmProduct(weight) if torch.cpu._is_vnni_supported() else FbgemmProduct(weight)
+    """The product with `weight` (out, in) float32 by the int8 kernel that is the fastest on this processor."""
+    if torch.cpu._is_vnni_supported() or not FbgemmProduct.supported():
+        return IntMmProduct(weight)
+    return FbgemmProduct(weight)
 
 
 class IntMmProduct:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,9 @@ class TrainingConfig:
     """Optimiser steps in all."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
+    shared_rate: float = 1.0
+    """Learning rate of the generator's shared part, its bases and constant cores, over that of all else. A and B are
+    products of two trained matrices there, so a step moves them several times as far as `learning_rate` says."""
     warmup_steps: int = 20
     """Steps of linear warm-up."""
     decay_fraction: float = 0.3
@@ -54,6 +57,8 @@ class TrainingConfig:
             raise ConfigError("need steps >= 1, warmup_steps >= 0 and decay_fraction between 0 and 1")
         if not (0 < self.learning_rate < math.inf and self.max_grad_norm > 0 and self.weight_decay >= 0):
             raise ConfigError("learning_rate and max_grad_norm must be positive, weight_decay not negative")
+        if not 0 <= self.shared_rate < math.inf:
+            raise ConfigError("shared_rate must not be negative; with 0 the shared part stays as it is")
         if self.accumulation < 1:
             raise ConfigError("accumulation must be at least 1")
 
@@ -125,20 +130,14 @@ def train(
             processes.
     """
     trained = nn.ModuleList([generator, *objective.modules()]).train()
-    matrices = [p for p in trained.parameters() if p.dim() > 1]
-    vectors = [p for p in trained.parameters() if p.dim() <= 1]
-    optimiser = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-        lr=config.learning_rate,
-        betas=(0.9, 0.98),
-    )
+    optimiser = torch.optim.AdamW(_parameter_groups(trained, generator, config), lr=1.0, betas=(0.9, 0.98))
     first = _restore(state_path, trained, optimiser, config)
     own_state = state_path if group is None or group.rank == 0 else None
     saved = time.monotonic()
     for step in range(first, config.steps):
         started = time.monotonic()
         for settings in optimiser.param_groups:
-            settings["lr"] = config.learning_rate_at(step)
+            settings["lr"] = settings["rate"] * config.learning_rate_at(step)
         share = share_of(batches(step), group or Alone())
         pieces = [share[i :: config.accumulation] for i in range(min(config.accumulation, len(share)))]
         optimiser.zero_grad(set_to_none=True)
@@ -165,6 +164,19 @@ def train(
             on_step(TrainingState(step, float(loss.detach()), parts, rate, norm, time.monotonic() - started))
     generator.eval()
     return first
+
+
+def _parameter_groups(trained: nn.Module, generator: LoRAGenerator, config: TrainingConfig) -> list[dict[str, Any]]:
+    """For AdamW; the `rate` of a group is its learning rate over that of the schedule."""
+    shared = generator.shared_parameters()
+    known = {id(p) for p in shared}
+    matrices = [p for p in trained.parameters() if p.dim() > 1 and id(p) not in known]
+    vectors = [p for p in trained.parameters() if p.dim() <= 1]
+    return [
+        {"params": shared, "weight_decay": config.weight_decay, "rate": config.shared_rate},
+        {"params": matrices, "weight_decay": config.weight_decay, "rate": 1.0},
+        {"params": vectors, "weight_decay": 0.0, "rate": 1.0},
+    ]
 
 
 def _settings(config: TrainingConfig) -> dict[str, object]:

@@ -53,11 +53,15 @@ def test_both_kernels_multiply_with_a_scale_for_each_row(
     assert ((actual - expected).abs() <= 0.05 * scale).all()
 
 
-@pytest.mark.parametrize(("vnni", "kernel"), [(True, IntMmProduct), (False, FbgemmProduct)])
+@pytest.mark.parametrize(
+    ("vnni", "engine", "kernel"),
+    [(True, "fbgemm", IntMmProduct), (False, "fbgemm", FbgemmProduct), (False, "qnnpack", IntMmProduct)],
+)
 def test_the_kernel_is_the_one_that_is_fast_on_the_processor(
-    monkeypatch: pytest.MonkeyPatch, vnni: bool, kernel: type
+    monkeypatch: pytest.MonkeyPatch, vnni: bool, engine: str, kernel: type
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
+    monkeypatch.setattr(type(torch.backends.quantized), "supported_engines", [engine], raising=False)
     assert isinstance(int8_product(torch.randn(4, 8)), kernel)
 
 

@@ -193,6 +193,7 @@ def test_a_run_may_be_made_longer_and_saved_more_often_but_not_shorter(tmp_path:
     "change",
     [
         {"learning_rate": 1e-3},
+        {"shared_rate": 0.3},
         {"warmup_steps": 4},
         {"decay_fraction": 0.5},
         {"weight_decay": 0.1},
@@ -287,6 +288,20 @@ def test_a_gradient_too_large_for_its_norm_stops_before_it_breaks_parameters() -
         assert torch.equal(after, before[name]), name
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])
+def test_the_shared_part_learns_at_a_rate_of_its_own(rate: float) -> None:
+    generator = active_generator()
+    before = parameters(generator)
+    config = TrainingConfig(steps=1, learning_rate=1e-3, warmup_steps=0, decay_fraction=0.0, shared_rate=rate)
+    train(generator, Pull(), batch_of, config)
+    for name, after in parameters(generator).items():
+        moved = float(
+            (after - before[name]).abs().max()
+        )  # the first step of AdamW is the learning rate, whatever the gradient
+        shared = name.startswith(("a0", "b0", "q0", "p0"))
+        assert moved == pytest.approx(1e-3 * (rate if shared else 1.0), rel=0.02), name
+
+
 # settings
 
 configs = st.builds(
@@ -334,8 +349,10 @@ def test_a_longer_run_has_the_same_schedule_until_the_shorter_one_decays(config:
         {"learning_rate": math.inf},
         {"max_grad_norm": 0.0},
         {"weight_decay": -0.1},
+        {"shared_rate": -0.1},
+        {"shared_rate": math.inf},
     ],
 )
 def test_settings_out_of_range_are_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"need steps|must be positive"):
+    with pytest.raises(ConfigError, match=r"need steps|must be positive|must not be negative"):
         replace(CONFIG, **change)
