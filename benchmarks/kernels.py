@@ -110,7 +110,7 @@ def _linear_cells(kernel: _Kernel, weights: list[Tensor]) -> str:
     louder = x.clone()
     louder[1:] *= 100
     cells = [f"{time:.0f}" for time in times]
-    cells.append(f"{100 * float((actual - expected).norm() / expected.norm()):.1f} %")
+    cells.append(_error(actual, expected))
     cells.append("yes" if torch.equal(kernel.run(louder, stored[0])[0], actual[0]) else "no")
     return " | ".join(cells)
 
@@ -149,9 +149,12 @@ def training() -> None:
             store_linears(parent, storage)
             both = partial(_both_ways, x, upstream)
             rate = 4 * _TRAINING_ROWS * weight.numel() / 1e3 / _microseconds(both, [parent])
-            errors = [100 * float((a - e).norm() / e.norm()) for a, e in zip(both(parent), expected, strict=True)]
-            cells = f"{rate:.0f} | {errors[0]:.1f} % | {errors[1]:.1f} %"
-            print(f"| {inputs} -> {outputs} | {storage} | {cells} |", flush=True)
+            errors = " | ".join(_error(a, e) for a, e in zip(both(parent), expected, strict=True))
+            print(f"| {inputs} -> {outputs} | {storage} | {rate:.0f} | {errors} |", flush=True)
+
+
+def _error(actual: Tensor, expected: Tensor) -> str:
+    return f"{100 * float((actual - expected).norm() / expected.norm()):.1f} %"
 
 
 def _both_ways(x: Tensor, upstream: Tensor, module: nn.Module) -> tuple[Tensor, Tensor]:

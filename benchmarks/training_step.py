@@ -20,6 +20,7 @@ from benchmarks.workbench import Workbench
 from llgbm.base import Base, load_base
 from llgbm.chat import answer_ids, prompt_ids, task_messages
 from llgbm.functional import FunctionalLoRA
+from llgbm.lora import LoRAWeights
 from llgbm.packing import Row, pack
 from llgbm.task_losses import label_logits
 
@@ -88,10 +89,14 @@ def _rows(base: Base) -> list[Row]:
 def _gradient(bench: Workbench, base: Base, rows: list[Row]) -> Tensor:
     """That of the loss by all A and B, in one vector of float64."""
     weights = bench.adapters[0].map(lambda t: t.detach().clone().requires_grad_())
-    batch = pack([rows])
-    loss = F.cross_entropy(label_logits(base, FunctionalLoRA(base.model), batch, [weights]), batch.labels)
+    loss = _loss(base, FunctionalLoRA(base.model), rows, weights)
     found = torch.autograd.grad(loss, [t for _, a, b in weights.pairs() for t in (a, b)])
     return torch.cat([t.flatten().double() for t in found])
+
+
+def _loss(base: Base, functional: FunctionalLoRA, rows: list[Row], weights: LoRAWeights) -> Tensor:
+    batch = pack([rows])
+    return F.cross_entropy(label_logits(base, functional, batch, [weights]), batch.labels)
 
 
 def _ours(bench: Workbench, base: Base, rows: list[Row], losses: list[float]) -> Callable[[], None]:
@@ -100,8 +105,7 @@ def _ours(bench: Workbench, base: Base, rows: list[Row], losses: list[float]) ->
     functional = FunctionalLoRA(base.model)
 
     def step() -> None:
-        batch = pack([rows])
-        _update(F.cross_entropy(label_logits(base, functional, batch, [weights]), batch.labels), optimiser, losses)
+        _update(_loss(base, functional, rows, weights), optimiser, losses)
 
     return step
 

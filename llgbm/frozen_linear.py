@@ -1,11 +1,12 @@
 """Frozen Linear layers that store their weight in fewer bits and still pass gradients to their input.
 
 `bfloat16` multiplies in bfloat16 and accumulates in float32 on processors with AVX512-BF16 or AMX, over twice as
-fast as float32. On others such products are up to a hundred times slower, so weights are made float32 for the time of
-a product there: half the room, no gain in speed. `int8` is for decoding: a quarter of the bytes to read for each
-token. It is symmetric, with one scale for each output channel, and activations are quantised on the fly with one
-scale for each row. `int8_training` has int8 products in both directions, see `llgbm.int8_training`, and the head in
-bfloat16 where the processor multiplies in it, else in float32. Activations come in and go out in their own dtype.
+fast as float32. On others such products of many rows are up to a hundred times slower, so there weights are made
+float32 for the time of a product; of few rows, as in decoding, they are faster. `int8` is for decoding: a quarter of
+the bytes to read for each token. It is symmetric, with one scale for each output channel, and activations are quantised
+on the fly with one scale for each row. `int8_training` has int8 products in both directions, see
+`llgbm.int8_training`, and the head in bfloat16 where the processor multiplies in it, else in float32. Activations come
+in and go out in their own dtype.
 """
 
 from __future__ import annotations
@@ -24,23 +25,27 @@ from llgbm.shared_input import SharedInput, input_groups
 
 Storage = Literal["float32", "bfloat16", "int8", "int8_training"]
 _HEAD = "lm_head"
+_FEW_ROWS = 8
+"""Up to so many, a bfloat16 product costs the bytes of its weight, whatever the processor multiplies in."""
 
 
 class BFloat16Linear(nn.Linear):
     """y = x W^T + b with W stored in bfloat16; a Linear, so that PEFT can wrap it to train teachers.
 
-    It multiplies in bfloat16 where the processor does, else in float32.
+    Where the processor does not multiply in bfloat16, products of more than a few rows are made in float32.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
-        self._product_dtype = torch.bfloat16 if _multiplies_bfloat16() else torch.float32
+        self._multiplies = _multiplies_bfloat16()
         self.weight = nn.Parameter(linear.weight.detach().to(torch.bfloat16), requires_grad=False)
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features), in the dtype of `x`."""
-        out: Tensor = _LowPrecisionProduct.apply(x, self.weight, self._product_dtype)  # type: ignore[no-untyped-call]
+        few = x.numel() <= _FEW_ROWS * self.in_features
+        dtype = torch.bfloat16 if self._multiplies or few else torch.float32
+        out: Tensor = _LowPrecisionProduct.apply(x, self.weight, dtype)  # type: ignore[no-untyped-call]
         return out if self.bias is None else out.add_(self.bias)
 
 

@@ -68,7 +68,7 @@ def int8_product(weight: Tensor) -> Product:
     return FbgemmProduct(weight)
 
 
-class IntMmProduct:
+class IntMmProduct(nn.Module):
     """x -> x W^T through `torch._int_mm`, with W in int8 and one scale for each of its rows and each row of x.
 
     Args:
@@ -76,10 +76,12 @@ class IntMmProduct:
     """
 
     def __init__(self, weight: Tensor) -> None:
+        super().__init__()
         rows, scales = quantised_rows(weight)
-        self._weight, self._scales = rows.t().contiguous(), scales.t().contiguous()  # (in, out), (1, out)
+        self._weight = nn.Buffer(rows.t().contiguous(), persistent=False)  # (in, out)
+        self._scales = nn.Buffer(scales.t().contiguous(), persistent=False)  # (1, out)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(rows, in) -> (rows, out), in the dtype of `x`."""
         rows, row_scales = quantised_rows(x.float())
         # torch 2.13 reads a matrix with a side of one in the wrong order

@@ -58,7 +58,7 @@ class TrainingConfig:
         if not (0 < self.learning_rate < math.inf and self.max_grad_norm > 0 and self.weight_decay >= 0):
             raise ConfigError("learning_rate and max_grad_norm must be positive, weight_decay not negative")
         if not 0 <= self.shared_rate < math.inf:
-            raise ConfigError("shared_rate must not be negative; with 0 the shared part stays as it is")
+            raise ConfigError("shared_rate must be finite and must not be negative; 0 holds the shared part still")
         if self.accumulation < 1:
             raise ConfigError("accumulation must be at least 1")
 

@@ -141,15 +141,14 @@ def study(result: Result) -> Section:
 
 def _varied(changes: Mapping[str, Sequence[str]]) -> tuple[str, dict[str, float]] | None:
     """The one setting whose number is all that sets several arms apart, and its number in each; None without one."""
-    found = {arm: tuple(override.partition("=")[::2] for override in made) for arm, made in changes.items()}
-    names = {tuple(name for name, _ in made) for made in found.values()}
+    if len(changes) < 2 or any(len(made) != 1 for made in changes.values()):
+        return None
+    names, values = zip(*(made[0].split("=", 1) for made in changes.values()), strict=True)
     try:
-        values = {arm: float(made[0][1]) for arm, made in found.items()}
-    except (IndexError, ValueError):
+        numbers = dict(zip(changes, map(float, values), strict=True))
+    except ValueError:
         return None
-    if len(names) > 1 or len(values) < 2 or any(len(made) > 1 for made in found.values()):
-        return None
-    return found[next(iter(found))][0][0].replace("_", " "), values
+    return (names[0].replace("_", " "), numbers) if len(set(names)) == 1 else None
 
 
 def guided(result: Result) -> Section:

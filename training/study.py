@@ -100,8 +100,8 @@ def run_arm(config: Config, name: str, seed: int) -> dict[str, float]:
             for method, row in column["methods"].items():
                 if row["accuracy"] is not None:
                     name = group.replace("_", " ")
-                    values |= {f"{name}: {method}": row["accuracy"]}
-                    values |= {f"{name}, log-likelihood: {method}": row["log_likelihood"]}
+                    values[f"{name}: {method}"] = row["accuracy"]
+                    values[f"{name}, log-likelihood: {method}"] = row["log_likelihood"]
         return {"metrics": values}
 
     digest = f"{config_digest(arm)} {config_digest(evaluation)}"

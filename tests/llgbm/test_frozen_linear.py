@@ -119,8 +119,12 @@ def test_bfloat16_is_multiplied_in_float32_where_the_processor_has_no_such_produ
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": multiplies})
     module = linear(24, 40, 3)
-    x = torch.randn(5, 40, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    out = stored(module, "bfloat16")(x)
+    x = torch.randn(9, 40, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    half = stored(module, "bfloat16")
+    few = x.detach()[:8]
+    low = torch.nn.functional.linear(few.bfloat16(), module.weight.bfloat16()).float() + module.bias
+    assert torch.equal(half(few), low)  # few rows are read in bfloat16 everywhere
+    out = half(x)
     (gradient,) = torch.autograd.grad(out.sum(), x)
     rounded = module.weight.to(torch.bfloat16).float()
     exact = (
@@ -200,7 +204,16 @@ def test_gradients_through_storage_are_near_those_of_float32(storage: Storage, t
 def test_a_stored_linear_takes_less_room(storage: Storage) -> None:
     module = linear(64, 64, 0, bias=False)
     half = stored(module, storage)
-    if storage == "bfloat16":
-        assert sum(p.numel() * p.element_size() for p in half.parameters()) == module.weight.numel() * 2
-    else:  # in the kernel's own form, in one byte, for training one for each direction
+    if storage == "int8_training":
         assert sum(p.numel() for p in half.parameters()) == 0
+    elif storage == "bfloat16":
+        assert sum(p.numel() * p.element_size() for p in half.parameters()) == module.weight.numel() * 2
+    else:
+        assert not list(half.parameters())
+
+
+def test_a_linear_in_training_has_a_copy_in_one_byte_for_each_direction(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = linear(64, 64, 0, bias=False)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+    half = stored(module, "int8_training")
+    assert sum(b.numel() for b in half.buffers() if b.dtype == torch.int8) == module.weight.numel() * 2

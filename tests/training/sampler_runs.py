@@ -38,10 +38,10 @@ class Recorder:
     """The tiny encoder, and all that it was given."""
 
     def __init__(self, encoder: PretrainedTextEncoder) -> None:
-        self.encoder, self.seen = encoder, set[str]()
+        self.encoder, self.seen = encoder, list[str]()
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        self.seen.update(texts)
+        self.seen.extend(texts)
         return self.encoder.encode(texts)
 
 

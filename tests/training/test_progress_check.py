@@ -1,4 +1,3 @@
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -6,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from llgbm.base import Base
 from llgbm.chat import answer_ids, prompt_ids, task_messages
@@ -14,6 +12,7 @@ from llgbm.errors import ConfigError
 from llgbm.evaluation import score_rows
 from llgbm.text_encoder import PretrainedTextEncoder
 from tests.small_generator import active_generator
+from tests.training.sampler_runs import Recorder
 from training.progress_check import CheckConfig, ProgressCheck, eval_row
 from training.tasks import Example, Task
 
@@ -27,17 +26,6 @@ def task(name: str, label: str, *, num_test: int = 4) -> Task:
 
 TASKS = [task("a", "x"), task("b", "yes"), task("c", "no"), task("d", "maybe")]
 CONFIG = CheckConfig(every=10, num_tasks=3, num_rows=2)
-
-
-class Recorder:
-    """The tiny encoder, and all that it was given."""
-
-    def __init__(self, encoder: PretrainedTextEncoder) -> None:
-        self.encoder, self.seen = encoder, list[str]()
-
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        self.seen.extend(texts)
-        return self.encoder.encode(texts)
 
 
 @pytest.fixture(scope="module")

@@ -88,7 +88,7 @@ def test_only_training_rows_and_seen_descriptions_are_ever_used(
     assert drawn <= allowed
     assert len(drawn) > 0.9 * len(allowed)
     lines = {f"{e.input} -> {e.output}" for t in TASKS for e in t.train}
-    assert recorder.seen <= lines | {d for t in TASKS for d in t.seen_descriptions}
+    assert set(recorder.seen) <= lines | {d for t in TASKS for d in t.seen_descriptions}
     held_back = {text for t in TASKS for text in (*t.unseen_descriptions, *(e.input for e in t.test))}
     assert not any(text in seen for seen in recorder.seen for text in held_back)
 
