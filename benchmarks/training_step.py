@@ -2,8 +2,7 @@
 
 All arms start from the same adapter and minimise the same number, the mean cross entropy of the answer tokens, with
 AdamW. Ours packs the rows, stores the shared beginning of their prompts once and makes logits at label positions only;
-int8_training and bfloat16 are storages of the frozen Linears, the former the one in which the shipped generator was
-trained.
+int8_training and bfloat16 are storages of the frozen Linears; the shipped generator was trained in both.
 """
 
 from __future__ import annotations
