@@ -21,7 +21,7 @@ class TaskGroup:
         rows: tokenised prompts and answers; empty for losses that need none.
         context_rows: the same rows as a teacher reads them, mostly with the description in the context, to distil from.
         teacher: the task's own adapter, for weight losses and to distil from.
-        delta: (probes, layers, hidden) float32, the teacher's delta, for delta losses.
+        delta: (probes, layers, hidden) float32, the delta of the task's own adapter, for delta losses.
         labelled: whether the rows' answers are right, and not only places at which the teacher is asked.
     """
 

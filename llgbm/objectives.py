@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from llgbm.base import Base
 from llgbm.batches import TaskGroup, TrainingBatch
 from llgbm.context_teacher import ContextTeacher, Teacher
-from llgbm.errors import AdapterMismatchError
+from llgbm.delta import DeltaMeter
+from llgbm.errors import AdapterMismatchError, ConfigError
 from llgbm.functional import FunctionalLoRA
 from llgbm.generator import LoRAGenerator
 from llgbm.lora import LoRAWeights
+from llgbm.losses import DeltaOnlyLoss
 from llgbm.packing import Row, pack
 from llgbm.task_losses import kl_by_label, label_logits, mean_by_row, sft_by_label
 
@@ -28,7 +30,13 @@ class TaskObjective:
             (`TaskGroup.context_rows`); the rest of their loss, and all of the others', is the cross entropy. Rows
             without right answers (`TaskGroup.labelled`) have the KL alone.
         context_teacher: who that teacher is, see `llgbm.context_teacher`.
+        matching: weight of the delta loss beside that of the task: how far the adapter of a group with a teacher's
+            delta (`TaskGroup.delta`) moves the base from where that teacher does.
+        meter: measures those adapters as the teachers were measured; needed for `matching`.
         recompute: save memory by running each layer once more in the backward pass, see `llgbm.recompute`.
+
+    Raises:
+        ConfigError: there is `matching` without a meter.
     """
 
     def __init__(
@@ -39,12 +47,17 @@ class TaskObjective:
         core_penalty: float = 0.0,
         distillation: float = 0.0,
         context_teacher: Teacher = "shared",
+        matching: float = 0.0,
+        meter: DeltaMeter | None = None,
         recompute: bool = False,
     ) -> None:
         self._base, self._functional = base, FunctionalLoRA(base.model)
         self._label_smoothing, self._core_penalty = label_smoothing, core_penalty
         self._distillation, self._recompute = distillation, recompute
         self._context_teacher = ContextTeacher(base, self._functional, context_teacher)
+        if matching and meter is None:
+            raise ConfigError("matching needs a DeltaMeter, of the measurement that the teachers' deltas have")
+        self._matching, self._meter = matching, meter
 
     def modules(self) -> Iterable[nn.Module]:
         """None: only the generator is trained."""
@@ -67,7 +80,8 @@ class TaskObjective:
             "core": float(penalty.detach()),
             "rows": len(packed.last_index),
             "tokens": packed.num_tokens,
-            "kl": 0.0,  # always there: processes that share a batch add parts up by their places
+            "kl": 0.0,  # these are always there: processes that share a batch add parts up by their places
+            "delta": 0.0,
         }
         taught = self._context_teacher(generator, batch) if self._distillation else None
         if taught is not None:
@@ -76,7 +90,12 @@ class TaskObjective:
             parts["kl"] = float(divergence.detach().mean())
             share = torch.where(right[labels], self._distillation, 1.0)
             losses = losses.index_copy(0, labels, losses[labels].lerp(divergence, share))
-        return mean_by_row(losses, packed) + self._core_penalty * penalty, parts
+        loss = mean_by_row(losses, packed) + self._core_penalty * penalty
+        if self._matching and self._meter is not None:
+            distance = _distance(self._meter, batch, weights)
+            parts["delta"] = float(distance.detach())
+            loss = loss + self._matching * distance
+        return loss, parts
 
     def _right_labels(self, batch: TrainingBatch) -> Tensor:
         """For each label whether it is a right answer (labels,) bool."""
@@ -87,6 +106,17 @@ class TaskObjective:
                     "distillation"
                 )
         return torch.tensor([group.labelled for group in batch for row in group.rows for _ in row.answer])
+
+
+def _distance(meter: DeltaMeter, batch: TrainingBatch, weights: Sequence[LoRAWeights]) -> Tensor:
+    """The delta loss of groups that have a teacher's delta (scalar), a mean over all rows; that of others is 0."""
+    wanted = [(place, group.delta) for place, group in enumerate(batch) if group.delta is not None]
+    if not wanted:
+        return torch.zeros(())
+    made = meter.deltas([weights[place] for place, _ in wanted])
+    losses = [DeltaOnlyLoss()(d[None], teacher[None])[0] for d, (_, teacher) in zip(made, wanted, strict=True)]
+    rows = torch.tensor([float(len(batch[place].rows)) for place, _ in wanted])
+    return torch.stack(losses) @ rows / sum(len(group.rows) for group in batch)
 
 
 def generated_groups(

@@ -10,13 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llgbm.adapter_index import AdapterEntry
 from llgbm.base import Base
 from llgbm.dataset import Measure, RealAdapterDataset, measure_deltas
 from llgbm.delta import DeltaCache, DeltaMeter, measurement_of
 from llgbm.errors import CacheMismatchError
 from llgbm.lora import LoRAWeights
-from llgbm.measurement import Activation
+from llgbm.measurement import Activation, Delta
 from training.fan_out import Workers
 from training.probe_config import ProbeConfig
 from training.runlog import RunLog
@@ -69,13 +68,13 @@ def _deltas(
         return [meter.deltas([weights])[0] for _, weights in shard]
 
 
-def cached_delta(cache: DeltaCache, entry: AdapterEntry) -> Tensor:
-    """The mean over probes of an adapter's delta, (layers, hidden).
+def cached_delta(cache: DeltaCache, adapter_id: str) -> Delta:
+    """An adapter's delta.
 
     Raises:
         CacheMismatchError: it is not in the cache.
     """
-    delta = cache.get(entry.adapter_id)
+    delta = cache.get(adapter_id)
     if delta is None:
-        raise CacheMismatchError(f"{cache.folder} has no delta of {entry.adapter_id}; run the command deltas")
-    return delta.mean
+        raise CacheMismatchError(f"{cache.folder} has no delta of {adapter_id}; run the command deltas")
+    return delta

@@ -21,16 +21,20 @@ from llgbm.base import Base, load_base
 from llgbm.checkpoint import GeneratorManifest, TrainingTask, load_generator, save_generator
 from llgbm.config import MODEL_SPECS, GeneratorConfig, LoRASpec, lora_spec
 from llgbm.context_teacher import Teacher
+from llgbm.delta import DeltaMeter
 from llgbm.errors import ConfigError
 from llgbm.frozen_linear import Storage
 from llgbm.generator import LoRAGenerator, create_generator
 from llgbm.objectives import TaskObjective
 from llgbm.pretrained import BASE_0_5B, TEXT_ENCODER
+from llgbm.teacher_basis import start_from_teachers
 from llgbm.text_encoder import PretrainedTextEncoder, SqliteEmbeddingCache
 from llgbm.training import TrainingConfig, TrainingState, train
 from training.artefacts import replace_text
 from training.config import to_dict
+from training.delta_store import cached_delta, open_deltas
 from training.parallel import process_group
+from training.probe_config import ProbeConfig
 from training.progress_check import CheckConfig, ProgressCheck
 from training.results import command_of
 from training.runlog import RunLog
@@ -38,7 +42,7 @@ from training.sampler import SamplerConfig, TaskSampler
 from training.synthetic.instructions import instructions
 from training.synthetic_tasks import FAMILIES, SYNTHETIC_CATEGORY, synthetic_tasks
 from training.tasks import Task, load_tasks, tasks_digest
-from training.teachers import load_teachers
+from training.teachers import adapter_folder, load_teachers
 
 STATE_FILE = "state.pt"
 SETTINGS_FILE = "settings.json"
@@ -79,8 +83,18 @@ class Config:
     context_teacher: Teacher = "shared"
     """That teacher: the generator's shared adapter or the plain base, both with the description in the context, or the
     task's own adapter out of `teachers`, without it."""
+    matching: float = 0.0
+    """Weight of the delta loss beside the task loss, for tasks that have a teacher in `teachers`; the command `deltas`
+    measures these first."""
+    probes: ProbeConfig = field(default_factory=ProbeConfig)
+    deltas: str = "deltas"
+    """Folder of the teachers' deltas in `teachers`."""
+    start_at_teachers: bool = False
+    """Start the generator at the mean of the teachers, with bases that span them; they must be of its own rank and
+    alpha, and have been trained from one start."""
     teachers: Path | None = None
-    """Folder of teachers for `context_teacher: adapter`; tasks without one have no KL."""
+    """Folder of teachers for `context_teacher: adapter`, `matching` and `start_at_teachers`; tasks without one have no
+    KL and no delta loss."""
     recompute: bool = False
     """Activation checkpointing: less memory, one more forward pass of each layer in a step."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
@@ -89,8 +103,15 @@ class Config:
     check: CheckConfig = field(default_factory=CheckConfig)
 
     def __post_init__(self) -> None:
-        if (self.context_teacher == "adapter") != (self.teachers is not None):
-            raise ConfigError("context_teacher: adapter goes with teachers, the folder that has them")
+        if self.matching < 0:
+            raise ConfigError(f"matching must not be negative, not {self.matching}")
+        if self.start is not None and self.start_at_teachers:
+            raise ConfigError("a fit starts from an artefact or at the teachers; set start or start_at_teachers")
+        wanted = self.context_teacher == "adapter" or self.matching > 0 or self.start_at_teachers
+        if wanted != (self.teachers is not None):
+            raise ConfigError(
+                "context_teacher: adapter, matching and start_at_teachers go with teachers, the folder that has them"
+            )
 
 
 def run(config: Config, *, texts: Path | None = None) -> None:
@@ -119,6 +140,8 @@ def _fit(
     kept_back: Sequence[Task],
 ) -> None:
     base = load_base(config.base, storage=config.base_storage)
+    teachers = load_teachers(config.teachers, [task.task_id for task in tasks]) if config.teachers else {}
+    meter, deltas = _teacher_deltas(config, base, list(teachers))
     sampler = TaskSampler(
         tasks,
         base,
@@ -128,9 +151,12 @@ def _fit(
         synthetic,
         instructions=instructions() if config.sampler.instruction_share else (),
         with_context_rows=config.distillation > 0,
-        teachers=load_teachers(config.teachers, [task.task_id for task in tasks]) if config.teachers else None,
+        teachers=teachers if config.context_teacher == "adapter" else None,
+        deltas=deltas,
     )
     generator = create_generator(base.spec, default_lora(base), config.generator, seed=config.training.seed)
+    if config.start_at_teachers:
+        start_from_teachers(generator, list(teachers.values()), seed=config.training.seed)
     start = None if config.start is None else started_from(config.start, generator)
     objective = TaskObjective(
         base,
@@ -138,6 +164,8 @@ def _fit(
         core_penalty=config.core_penalty,
         distillation=config.distillation,
         context_teacher=config.context_teacher,
+        matching=config.matching,
+        meter=meter,
         recompute=config.recompute,
     )
     state_path, group = config.workdir / STATE_FILE, process_group()
@@ -176,6 +204,15 @@ def _fit(
         )
     if group is not None:
         group.close()
+
+
+def _teacher_deltas(config: Config, base: Base, task_ids: Sequence[str]) -> tuple[DeltaMeter | None, dict[str, Tensor]]:
+    """For `matching`, the meter and the deltas by task id, (probes, layers, hidden) each; otherwise nothing."""
+    if config.teachers is None or not config.matching:
+        return None, {}
+    meter, cache = open_deltas(config.teachers / config.deltas, base, config.probes)
+    names = {task: adapter_folder(config.teachers, task, 0).name for task in task_ids}
+    return meter, {task: cached_delta(cache, name).values for task, name in names.items()}
 
 
 def training_tasks(config: Config) -> tuple[list[Task], list[Task]]:

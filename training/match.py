@@ -51,27 +51,34 @@ class Config(MatchSetup):
         kind = f"guided-{self.every}" if self.loss == "guided" else self.loss
         return self.name or f"{kind}-s{self.training.seed}"
 
+    @property
+    def output(self) -> Path:
+        """Where the fit's state stands, and its artefact as `generator`."""
+        return self.workdir / "match" / self.title
+
+    @property
+    def result(self) -> Path:
+        """The file of what was found."""
+        return self.workdir / FOLDER / f"match-{self.title}.json"
+
 
 def run(config: Config) -> None:
     """Fit, measure, and write `{workdir}/results/match-{name}.json` and the generator's artefact."""
     with RunLog(config.workdir, "match", config) as log:
-        name = f"match-{config.title}"
-        if is_done(config, name):
-            log.logger.info("already done", result=name)
+        if is_done(config):
+            log.logger.info("already done", result=config.result.stem)
             return
         material = load_material(config, log)
-        folder = config.workdir / "match" / config.title
-        generator, found = fit_arm(material, config, log, folder / f"{config_digest(config)}.state.pt")
-        save_arm(folder / "generator", generator, config, material)
-        log.record_artefact(folder / "generator", kind="generator", base_revision=material.base.revision)
-        write_result(log, name, config, found, base_revision=material.base.revision)
+        generator, found = fit_arm(material, config, log, config.output / f"{config_digest(config)}.state.pt")
+        save_arm(config.output / "generator", generator, config, material)
+        log.record_artefact(config.output / "generator", kind="generator", base_revision=material.base.revision)
+        write_result(log, config.result.stem, config, found, base_revision=material.base.revision)
         log.logger.info("result", **found["metrics"])
 
 
-def is_done(config: Config, name: str) -> bool:
+def is_done(config: Config) -> bool:
     """Whether the result is there and was made with these settings."""
-    path = config.workdir / FOLDER / f"{name}.json"
-    return path.exists() and read_result(path).get("config") == config_digest(config)
+    return config.result.exists() and read_result(config.result).get("config") == config_digest(config)
 
 
 def fit_arm(material: Material, config: Config, log: RunLog, state_path: Path) -> tuple[LoRAGenerator, dict[str, Any]]:

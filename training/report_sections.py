@@ -16,6 +16,7 @@ _MATCH_COLUMNS = (
     "heldout_nearest_teacher_cosine", "train_weight_error", "heldout_weight_error", "base_forwards", "seconds",
 )  # fmt: skip
 _LIKELIHOOD = ", log-likelihood"
+_FROM_PROMPT = (": generated", ": generated, wrong description")
 
 
 def curves(workdir: Path, commands: Mapping[str, Sequence[str]]) -> list[Section]:
@@ -118,11 +119,11 @@ def study(result: Result) -> Section:
     varied = _varied(changes)
     content: list[Table | Picture] = []
     if varied is None:
-        shown = [metric for metric in metrics if metric.endswith(": generated") and _LIKELIHOOD not in metric]
+        shown = [metric for metric in metrics if metric.endswith(_FROM_PROMPT) and _LIKELIHOOD not in metric]
         content.append(Picture("study", _bars(summary, shown, x="accuracy"), "Accuracy of what the generator makes"))
     else:
         name, values = varied
-        for part in dict.fromkeys(metric.partition(": ")[0] for metric in metrics):
+        for part in dict.fromkeys(metric.partition(": ")[0] for metric in metrics if ": " in metric):
             points = {
                 metric.partition(": ")[2]: sorted(
                     (values[arm], found[metric]["mean"]) for arm, found in summary.items()
@@ -134,9 +135,10 @@ def study(result: Result) -> Section:
             drawing = line_chart(points, x=name, y=y, markers=True)
             content.append(Picture(f"study-{part.replace(', ', '-').replace(' ', '-')}", drawing, part.capitalize()))
     rows = [(metric, *(_spread(found[metric]) for found in summary.values())) for metric in metrics]
-    content.append(Table(("accuracy, or nats a token", *summary), rows))
+    content.append(Table(("accuracy, nats a token, cosine or seconds", *summary), rows))
     content.append(Table(("arm", "changes"), [(arm, " ".join(made) or "none") for arm, made in changes.items()]))
-    return Section("Study", f"The same fit of {result['steps']} steps in several ways.", (result["command"],), content)
+    text = f"The same fit in several ways, of {result['steps']} steps unless an arm's changes say otherwise."
+    return Section("Study", text, (result["command"],), content)
 
 
 def _varied(changes: Mapping[str, Sequence[str]]) -> tuple[str, dict[str, float]] | None:

@@ -84,6 +84,7 @@ class TaskSampler:
         instructions: descriptions of tasks without data, for borrowed groups.
         with_context_rows: also give rows of conditioned groups with the description in the context, for distillation.
         teachers: adapters by task id, to distil from in place of these; their rows are the bare ones.
+        deltas: of teachers by task id, (probes, layers, hidden) each, for conditioned groups of these tasks.
 
     Raises:
         ConfigError: there is no task, or one has no description to train on, or no row short enough; or groups are
@@ -103,9 +104,11 @@ class TaskSampler:
         instructions: Sequence[Instruction] = (),
         with_context_rows: bool = True,
         teachers: Mapping[str, LoRAWeights] | None = None,
+        deltas: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._tasks, self._base, self._config, self._seed = [*tasks, *synthetic], base, config, seed
         self._num_own, self._with_context_rows, self._teachers = len(tasks), with_context_rows, teachers
+        self._deltas = deltas or {}
         if not tasks and config.synthetic_groups < config.groups:
             raise ConfigError("there is no task to train on")
         if bool(synthetic) != bool(config.synthetic_groups):
@@ -172,15 +175,16 @@ class TaskSampler:
         condition = self._condition(other, rng, wording % len(self._descriptions[other]))
         in_context = task.seen_descriptions[wording] if rng.random() < config.context_fraction else None
         examples, rows = self._fitting(task, rng, in_context)
+        delta = self._deltas.get(task.task_id)
         taught = self._with_context_rows and in_context is None
         # no draw where all are taught, so that the batches of a seed stay what they were
         if not taught or (config.taught_fraction < 1 and rng.random() >= config.taught_fraction):
-            return TaskGroup(task.task_id, condition, rows)
+            return TaskGroup(task.task_id, condition, rows, delta=delta)
         if self._teachers is not None:
             teacher = self._teachers.get(task.task_id)
-            return TaskGroup(task.task_id, condition, rows, rows if teacher else (), teacher)
+            return TaskGroup(task.task_id, condition, rows, rows if teacher else (), teacher, delta)
         context_rows = [self._row(example, task.seen_descriptions[wording]) for example in examples]
-        return TaskGroup(task.task_id, condition, rows, context_rows)
+        return TaskGroup(task.task_id, condition, rows, context_rows, delta=delta)
 
     def _borrowing(self, rng: np.random.Generator) -> TaskGroup:
         """A description with inputs of other tasks, each with one place to predict: the answer's first token."""

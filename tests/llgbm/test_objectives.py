@@ -1,13 +1,18 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from llgbm.base import Base
 from llgbm.batches import TaskGroup
-from llgbm.errors import AdapterMismatchError
+from llgbm.delta import DeltaMeter
+from llgbm.errors import AdapterMismatchError, ConfigError
 from llgbm.functional import FunctionalLoRA
+from llgbm.losses import DeltaOnlyLoss
 from llgbm.objectives import TaskObjective, generated_groups
 from llgbm.packing import Row, pack
+from llgbm.probes import create_generic_probes
 from llgbm.task_losses import label_logits, sft_loss
 from tests.small_generator import active_generator, conditions
 
@@ -92,6 +97,32 @@ def test_the_penalty_is_added_with_its_weight(tiny_base: Base) -> None:
     penalised = TaskObjective(tiny_base, core_penalty=0.5)(generator, BATCH, 0)[0]
     assert parts["core"] > 0
     assert float((penalised - plain).detach()) == pytest.approx(0.5 * parts["core"], abs=1e-5)
+
+
+def test_the_delta_loss_is_added_with_its_weight_and_counts_by_rows(tiny_base: Base) -> None:
+    generator, meter = active_generator(), DeltaMeter(tiny_base, create_generic_probes(3, max_length=192))
+    with torch.no_grad():
+        teachers = meter.deltas(active_generator(seed=1)(CONDITIONS))
+    batch = [replace(UPPER, delta=teachers[0]), SHARED, replace(COUNT, delta=teachers[1])]
+    with torch.no_grad():
+        made = meter.deltas(generator(CONDITIONS))
+    each = [float(DeltaOnlyLoss()(one[None], teacher[None])[0]) for one, teacher in zip(made, teachers, strict=True)]
+    objective = TaskObjective(tiny_base, matching=0.5, meter=meter)
+    loss, parts = objective(generator, batch, 0)
+    assert parts["delta"] == pytest.approx((2 * each[0] + 1 * each[1]) / 6, rel=1e-4)
+    plain, without = TaskObjective(tiny_base)(generator, batch, 0)
+    assert without["delta"] == 0
+    assert float((loss - plain).detach()) == pytest.approx(0.5 * parts["delta"], abs=1e-5)
+    pieces = [([batch[0]], 2.0), ([batch[1], batch[2]], 4.0)]
+    mixed = torch.stack([weight * objective(generator, piece, 0)[0] for piece, weight in pieces]).sum() / 6
+    expected, found = gradients(loss, generator), gradients(mixed, generator)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-3 * float(gradient.abs().max()), rtol=0)
+
+
+def test_matching_needs_a_meter(tiny_base: Base) -> None:
+    with pytest.raises(ConfigError, match="needs a DeltaMeter"):
+        TaskObjective(tiny_base, matching=1.0)
 
 
 def test_gradients_reach_every_parameter_and_only_the_generators(tiny_base: Base) -> None:

@@ -11,17 +11,19 @@ from llgbm.base import Base
 from llgbm.batches import TrainingBatch
 from llgbm.checkpoint import load_generator
 from llgbm.config import GeneratorConfig, LoRASpec, lora_spec, model_spec
-from llgbm.errors import CheckpointError, ConfigError, TaskFormatError
+from llgbm.errors import CacheMismatchError, CheckpointError, ConfigError, TaskFormatError
 from llgbm.generator import create_generator
 from llgbm.prompting import AdapterMaker, AdapterRequest
 from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig
-from training import fit
+from training import deltas, fit
 from training.artefacts import read_manifest
 from training.metrics_file import read_metrics
+from training.probe_config import ProbeConfig
 from training.progress_check import CheckConfig
 from training.sampler import SamplerConfig, TaskSampler
 from training.tasks import load_tasks
+from training.teachers import load_teachers
 
 IDS = ("first", "next", "upper")
 
@@ -228,8 +230,49 @@ def test_the_lora_is_the_presets_where_there_is_one(tiny_base: Base) -> None:
     assert fit.default_lora(replace(tiny_base, spec=other)) == LoRASpec.for_model(other, rank=8, alpha=16.0)
 
 
-def test_a_teacher_by_adapter_needs_a_folder_and_the_others_take_none(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="goes with teachers"):
-        fit.Config(context_teacher="adapter")
-    with pytest.raises(ConfigError, match="goes with teachers"):
-        fit.Config(teachers=tmp_path)
+def test_the_delta_loss_brings_adapters_nearer_to_the_teachers_from_their_mean(
+    config: fit.Config, workdir: Path
+) -> None:
+    """`workdir` has teachers of these tasks."""
+    config = replace(
+        config, teachers=workdir, start_at_teachers=True, matching=1.0, probes=ProbeConfig(count=3, layers=2),
+        generator=replace(config.generator, basis_rank=32), check=CheckConfig(every=0),
+        sampler=replace(config.sampler, warm_start_steps=0, shared_fraction=0.0),
+        training=replace(config.training, steps=30),
+    )  # fmt: skip
+    with pytest.raises(CacheMismatchError, match="no delta of first_000; run the command deltas"):
+        fit.run(config)
+    deltas.run(deltas.Config(workdir=workdir, base=config.base, probes=config.probes))
+    fit.run(config)
+    distance = [line["delta"] for line in read_metrics(config.workdir / "metrics" / "fit.jsonl")]
+    assert 0 < sum(distance[-5:]) < 0.8 * sum(distance[:5])
+
+
+def test_a_fit_at_the_teachers_begins_with_their_mean(config: fit.Config, workdir: Path) -> None:
+    settings = replace(config.training, steps=1, learning_rate=1e-9)
+    generator = replace(config.generator, basis_rank=32)
+    fit.run(replace(config, teachers=workdir, start_at_teachers=True, generator=generator, training=settings))
+    made = load_generator(config.workdir / "generator").generator.shared_adapter()
+    each = load_teachers(workdir, IDS).values()
+    for name in made.spec.names:
+        b = torch.stack([teacher.b[name] for teacher in each]).mean(0)
+        torch.testing.assert_close(made.b[name], b, atol=1e-3, rtol=0)  # float16 on disk
+
+
+@pytest.mark.parametrize("settings", [{"context_teacher": "adapter"}, {"matching": 1.0}, {"start_at_teachers": True}])
+def test_what_needs_teachers_is_refused_without_a_folder_of_them(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="go with teachers"):
+        fit.Config(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "go with teachers"),
+        ({"matching": -1.0}, "must not be negative"),
+        ({"start_at_teachers": True, "start": Path("a")}, "an artefact or at the teachers"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        fit.Config(teachers=tmp_path, **settings)

@@ -1,14 +1,18 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from llgbm.ablations import AblationConfig
 from llgbm.config import GeneratorConfig
 from llgbm.errors import ConfigError
 from llgbm.training import TrainingConfig
-from training import evaluate, fit, report, report_sections, study
+from training import evaluate, fit, match, report, report_sections, study
+from training.__main__ import COMMANDS
 from training.config import load_config
+from training.probe_config import ProbeConfig
 from training.progress_check import CheckConfig
 from training.report_page import Picture, Table
 from training.results import read_result
@@ -39,7 +43,7 @@ def test_every_arm_is_fitted_with_its_changes_and_evaluated(config: study.Config
     assert found["changes"] == {"all": [], "two": ["num_tasks=2", "sampler.noise=0"]}
     assert [(arm["kind"], arm["seed"]) for arm in found["arms"]] == [("all", 0), ("all", 1), ("two", 0), ("two", 1)]
     assert list(found["arms"][0]["metrics"]) == [  # no teacher was there
-        "unseen descriptions: generated", "unseen descriptions, log-likelihood: generated",
+        "unseen descriptions: generated", "unseen descriptions, log-likelihood: generated", "seconds",
     ]  # fmt: skip
     assert found["summary"]["two"]["unseen descriptions: generated"]["count"] == 2
     for seed in (0, 1):
@@ -47,6 +51,34 @@ def test_every_arm_is_fitted_with_its_changes_and_evaluated(config: study.Config
         assert len(manifest["tasks"]) == 2
         assert manifest["made_by"]["seed"] == seed
     assert [path.parent.name for path in config.workdir.rglob(fit.TEXTS_FILE)] == ["study"]  # texts are encoded once
+
+
+def test_arms_that_match_teachers_stand_beside_fits(config: study.Config, workdir: Path) -> None:
+    config = replace(
+        config, arms={"task-loss": ("teachers=" + str(workdir), "start_at_teachers=true")},
+        matches={"weight": ("loss=weight",), "delta": ("loss=delta", "training.steps=3")}, seeds=(0,),
+        fit=replace(config.fit, generator=GeneratorConfig(basis_rank=32, hidden_size=16, num_blocks=1)),
+        match=match.Config(
+            workdir=workdir, folder=config.fit.tasks, base=config.fit.base, text_encoder=config.fit.text_encoder,
+            probes=ProbeConfig(count=2), groups=2, generator_start="teachers", training=config.fit.training,
+            generator=GeneratorConfig(basis_rank=32, hidden_size=16, num_blocks=1),
+        ),
+    )  # fmt: skip
+    study.run(config)
+    found = read_result(config.workdir / "results" / "study.json")
+    assert found["changes"]["delta"] == ["loss=delta", "training.steps=3"]
+    assert [arm["kind"] for arm in found["arms"]] == ["task-loss", "weight", "delta"]
+    for arm in found["arms"]:
+        assert list(arm["metrics"]) == [
+            "unseen descriptions: generated", "unseen descriptions, log-likelihood: generated",
+            "delta cosine, training tasks", "delta cosine, held-out tasks", "seconds",
+        ]  # fmt: skip
+        assert arm["metrics"]["seconds"] > 0
+    matched = read_result(workdir / "results" / "match-delta-s0.json")["metrics"]
+    assert found["arms"][2]["metrics"]["delta cosine, training tasks"] == pytest.approx(
+        matched["train_cosine"], abs=1e-3
+    )
+    assert found["summary"]["task-loss"]["delta cosine, training tasks"]["mean"] > 0.1  # the mean teacher's
 
 
 def test_what_is_finished_is_kept_until_its_settings_change(
@@ -92,20 +124,38 @@ def test_a_study_without_arms_is_refused(config: study.Config) -> None:
         study.run(replace(config, arms={}))
 
 
+def test_a_change_that_no_match_has_is_refused_before_the_first_fit(config: study.Config) -> None:
+    with pytest.raises(ConfigError, match=r"matches\.a\.distillation: unknown key"):
+        replace(config, matches={"a": ("distillation=0",)})
+
+
 @pytest.mark.parametrize("file", ["study.yaml", "curve.yaml"])
 def test_the_shipped_studies_are_of_equal_cost_but_for_what_an_arm_changes(file: str) -> None:
     config = load_config(
         study.Config, [f"training/configs/{file}"], section="study", other_sections={"report": lambda: report.Config}
     )
-    steps = {study.changed(config, arm).training.steps for arm in config.arms}
-    assert len(steps) == 1
+    arms = [study.arm_config(config, name, 0) for name in config.arms]
+    assert len({arm.training.steps for arm in arms}) == 1
     if file == "curve.yaml":
-        assert {study.changed(config, arm).num_tasks for arm in config.arms} == {25, 50, 100, 208}
+        assert {cast(fit.Config, arm).num_tasks for arm in arms} == {25, 50, 100, 208}
+
+
+def test_the_study_of_losses_gives_fits_and_matches_the_same_start_and_optimiser() -> None:
+    others = {command.name: command.config_class for command in COMMANDS if command.name != "study"}
+    config = load_config(study.Config, ["training/configs/losses.yaml"], section="study", other_sections=others)
+    assert len(AblationConfig((*config.arms, *config.matches)).kinds) == 7
+    assert config.fit.start_at_teachers
+    assert config.match.generator_start == "teachers"
+    assert config.fit.teachers == config.match.workdir
+    assert config.fit.sampler.groups == config.match.groups
+    for name in ("probes", "base_storage", "generator", "training"):
+        assert getattr(config.fit, name) == getattr(config.match, name)
+    assert set(config.evaluate.task_ids) == set(config.fit.task_ids)
 
 
 METRICS = {
     "heldout kinds: generated": 0.2, "heldout kinds, log-likelihood: generated": -3.5, "heldout kinds: teacher": 0.5,
-    "heldout kinds, log-likelihood: teacher": -1.0,
+    "heldout kinds, log-likelihood: teacher": -1.0, "delta cosine, training tasks": 0.9, "seconds": 12.0,
 }  # fmt: skip
 
 
