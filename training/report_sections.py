@@ -120,7 +120,9 @@ def study(result: Result) -> Section:
     content: list[Table | Picture] = []
     if varied is None:
         shown = [metric for metric in metrics if metric.endswith(_FROM_PROMPT) and _LIKELIHOOD not in metric]
-        content.append(Picture("study", _bars(summary, shown, x="accuracy"), "Accuracy of what the generator makes"))
+        for part in dict.fromkeys(metric.partition(": ")[0] for metric in shown):
+            drawing = _bars(summary, [metric for metric in shown if metric.startswith(part)], x="accuracy")
+            content.append(Picture(f"study-{part.replace(' ', '-')}-by-arm", drawing, f"Accuracy, {part}"))
     else:
         name, values = varied
         for part in dict.fromkeys(metric.partition(": ")[0] for metric in metrics if ": " in metric):
@@ -331,9 +333,14 @@ def _bars(summary: Mapping[str, Any], metrics: Sequence[str], *, x: str) -> Draw
     """For each arm its metrics, a mean and standard deviation over seeds."""
 
     def part(name: str) -> dict[str, dict[str, Any]]:
-        return {arm: {m.replace("_", " "): found[m][name] for m in metrics} for arm, found in summary.items()}
+        return {arm: {_label(m): found[m][name] for m in metrics} for arm, found in summary.items()}
 
     return bar_chart(part("mean"), part("deviation"), x=x)
+
+
+def _label(metric: str) -> str:
+    """A metric's name in a legend, without its group."""
+    return metric.rpartition(": ")[2].replace("_", " ")
 
 
 def _spread(value: Mapping[str, Any]) -> str:

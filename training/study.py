@@ -40,6 +40,8 @@ class Config:
     """Changes to `fit` by the arm's name, as dotted overrides; none for the fit as it is."""
     matches: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """More arms, as changes to `match`, that match a generator to teachers."""
+    only: tuple[str, ...] = ()
+    """Only these arms; empty for all."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of each arm."""
     fit: fit.Config = field(default_factory=fit.Config)
@@ -54,6 +56,8 @@ class Config:
             if not name.replace("-", "").replace("_", "").isalnum():
                 raise ConfigError(f"arms: {name!r} names a folder; use letters, digits, - and _")
             arm_config(self, name, 0)
+        if unknown := [name for name in self.only if name not in self.arms | self.matches]:
+            raise ConfigError(f"only: {unknown[0]!r} is none of {', '.join(self.arms | self.matches)}")
 
 
 def run(config: Config) -> None:
@@ -63,6 +67,7 @@ def run(config: Config) -> None:
         ConfigError: there are no arms.
     """
     with RunLog(config.workdir, "study", config) as log:
+        arms = {n: made for n, made in (config.arms | config.matches).items() if n in config.only or not config.only}
         material = cache(partial(load_material, config.match, log)) if config.matches else None
 
         def arm(name: str, seed: int) -> dict[str, float]:
@@ -70,8 +75,8 @@ def run(config: Config) -> None:
             log.logger.info("arm", arm=name, seed=seed, **metrics)
             return metrics
 
-        found = run_ablations(AblationConfig((*config.arms, *config.matches), config.seeds), arm)
-        changes = {name: list(overrides) for name, overrides in (config.arms | config.matches).items()}
+        found = run_ablations(AblationConfig(tuple(arms), config.seeds), arm)
+        changes = {name: list(overrides) for name, overrides in arms.items()}
         write_result(log, "study", config, found.to_dict() | {"changes": changes, "steps": config.fit.training.steps})
 
 

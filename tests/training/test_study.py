@@ -119,6 +119,15 @@ def test_arms_that_cannot_be_are_refused_before_the_first_fit(
         replace(config, arms=arms)
 
 
+def test_only_some_arms_can_be_asked_for(config: study.Config) -> None:
+    study.run(replace(config, only=("two",), seeds=(0,)))
+    found = read_result(config.workdir / "results" / "study.json")
+    assert list(found["changes"]) == list(found["summary"]) == ["two"]
+    assert not (config.workdir / "all-s0").exists()
+    with pytest.raises(ConfigError, match="only: 'three' is none of all, two"):
+        replace(config, only=("three",))
+
+
 def test_a_study_without_arms_is_refused(config: study.Config) -> None:
     with pytest.raises(ConfigError, match="kinds needs at least one value"):
         study.run(replace(config, arms={}))
@@ -143,7 +152,7 @@ def test_the_shipped_studies_are_of_equal_cost_but_for_what_an_arm_changes(file:
 def test_the_study_of_losses_gives_fits_and_matches_the_same_start_and_optimiser() -> None:
     others = {command.name: command.config_class for command in COMMANDS if command.name != "study"}
     config = load_config(study.Config, ["training/configs/losses.yaml"], section="study", other_sections=others)
-    assert len(AblationConfig((*config.arms, *config.matches)).kinds) == 7
+    assert len(AblationConfig((*config.arms, *config.matches)).kinds) == 8
     assert config.fit.start_at_teachers
     assert config.match.generator_start == "teachers"
     assert config.fit.teachers == config.match.workdir
@@ -172,6 +181,7 @@ def shown(changes: dict[str, list[str]]) -> list[Picture | Table]:
 def test_a_report_shows_the_arms_beside_each_other() -> None:
     picture, table, changes = shown({"all": [], "two": ["num_tasks=2"]})
     assert isinstance(picture, Picture)
+    assert picture.name == "study-heldout-kinds-by-arm"
     assert isinstance(table, Table)
     assert isinstance(changes, Table)
     assert table.rows[0] == ("heldout kinds: generated", "0.200", "0.200")
@@ -196,4 +206,4 @@ def test_a_report_shows_arms_that_differ_in_one_number_as_curves() -> None:
     ],
 )
 def test_other_arms_are_no_curve(changes: dict[str, list[str]]) -> None:
-    assert [item.name for item in shown(changes) if isinstance(item, Picture)] == ["study"]
+    assert [item.name for item in shown(changes) if isinstance(item, Picture)] == ["study-heldout-kinds-by-arm"]
