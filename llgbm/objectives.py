@@ -57,7 +57,7 @@ class TaskObjective:
         self._context_teacher = ContextTeacher(base, self._functional, context_teacher)
         if matching and meter is None:
             raise ConfigError("matching needs a DeltaMeter, of the measurement that the teachers' deltas have")
-        self._matching, self._meter = matching, meter
+        self._matching, self._meter = matching, meter if matching else None
 
     def modules(self) -> Iterable[nn.Module]:
         """None: only the generator is trained."""
@@ -91,7 +91,7 @@ class TaskObjective:
             share = torch.where(right[labels], self._distillation, 1.0)
             losses = losses.index_copy(0, labels, losses[labels].lerp(divergence, share))
         loss = mean_by_row(losses, packed) + self._core_penalty * penalty
-        if self._matching and self._meter is not None:
+        if self._meter is not None:
             distance = _distance(self._meter, batch, weights)
             parts["delta"] = float(distance.detach())
             loss = loss + self._matching * distance

@@ -113,6 +113,11 @@ class Config:
                 "context_teacher: adapter, matching and start_at_teachers go with teachers, the folder that has them"
             )
 
+    @property
+    def artefact(self) -> Path:
+        """Folder of the generator that the fit makes."""
+        return self.workdir / "generator"
+
 
 def run(config: Config, *, texts: Path | None = None) -> None:
     """Train, check as it goes, and write `{workdir}/generator/`.
@@ -191,13 +196,12 @@ def _fit(
 
             train(generator, objective, sampler, config.training, state_path=state_path, on_step=on_step, group=group)
         seconds = time.monotonic() - started
-        folder = config.workdir / "generator"
         made = {"steps": config.training.steps, "last_session_seconds": round(seconds)}
         manifest = write_artefact(
-            folder, config, generator, base, all_tasks, sampler.description_embeddings, made, start=start
+            config.artefact, config, generator, base, all_tasks, sampler.description_embeddings, made, start=start
         )
         log.record_artefact(
-            folder,
+            config.artefact,
             base_revision=base.revision,
             data_digest=tasks_digest(all_tasks),
             digest=manifest.digest,

@@ -52,9 +52,9 @@ class Config(MatchSetup):
         return self.name or f"{kind}-s{self.training.seed}"
 
     @property
-    def output(self) -> Path:
-        """Where the fit's state stands, and its artefact as `generator`."""
-        return self.workdir / "match" / self.title
+    def artefact(self) -> Path:
+        """Folder of the generator that the fit makes; its state stands beside it."""
+        return self.workdir / "match" / self.title / "generator"
 
     @property
     def result(self) -> Path:
@@ -69,9 +69,11 @@ def run(config: Config) -> None:
             log.logger.info("already done", result=config.result.stem)
             return
         material = load_material(config, log)
-        generator, found = fit_arm(material, config, log, config.output / f"{config_digest(config)}.state.pt")
-        save_arm(config.output / "generator", generator, config, material)
-        log.record_artefact(config.output / "generator", kind="generator", base_revision=material.base.revision)
+        generator, found = fit_arm(
+            material, config, log, config.artefact.with_name(f"{config_digest(config)}.state.pt")
+        )
+        save_arm(config.artefact, generator, config, material)
+        log.record_artefact(config.artefact, kind="generator", base_revision=material.base.revision)
         write_result(log, config.result.stem, config, found, base_revision=material.base.revision)
         log.logger.info("result", **found["metrics"])
 

@@ -25,7 +25,7 @@ from llgbm.prompting import TextEncoder, condition_of
 from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig
 from training.adapter_split import AdapterSplit, split_adapters, tasks_by_id
-from training.delta_store import fill_cache, open_deltas
+from training.delta_store import cached_delta, fill_cache, open_deltas
 from training.fit import default_lora
 from training.match_measures import Case
 from training.probe_config import ProbeConfig
@@ -184,9 +184,7 @@ def _cases(
 ) -> list[Case]:
     cases = []
     for entry, weights in zip(adapters.entries, teachers, strict=True):
-        delta = cache.get(entry.adapter_id)
-        if delta is None:  # fill_cache has just been through all of them
-            raise RuntimeError(f"{entry.adapter_id} vanished from {cache.folder}")
+        delta = cached_delta(cache, entry.adapter_id)
         chosen = split.unseen[entry.adapter_id][:wordings]
         for text, embedding in zip(chosen, encoder.encode(chosen), strict=True):
             condition = condition_of(embedding[None], embedding[None][:0])

@@ -120,22 +120,19 @@ def study(result: Result) -> Section:
     content: list[Table | Picture] = []
     if varied is None:
         shown = [metric for metric in metrics if metric.endswith(_FROM_PROMPT) and _LIKELIHOOD not in metric]
-        for part in dict.fromkeys(metric.partition(": ")[0] for metric in shown):
-            drawing = _bars(summary, [metric for metric in shown if metric.startswith(part)], x="accuracy")
-            content.append(Picture(f"study-{part.replace(' ', '-')}-by-arm", drawing, f"Accuracy, {part}"))
+        for part, members in _by_group(shown).items():
+            drawing = _bars(summary, members, x="accuracy")
+            content.append(Picture(f"study-{_slug(part)}-by-arm", drawing, f"Accuracy, {part}"))
     else:
         name, values = varied
-        for part in dict.fromkeys(metric.partition(": ")[0] for metric in metrics if ": " in metric):
+        for part, members in _by_group(metrics).items():
             points = {
-                metric.partition(": ")[2]: sorted(
-                    (values[arm], found[metric]["mean"]) for arm, found in summary.items()
-                )
-                for metric in metrics
-                if metric.startswith(f"{part}: ")
+                _label(metric): sorted((values[arm], found[metric]["mean"]) for arm, found in summary.items())
+                for metric in members
             }
             y = "log-likelihood, nats a token" if part.endswith(_LIKELIHOOD) else "accuracy"
             drawing = line_chart(points, x=name, y=y, markers=True)
-            content.append(Picture(f"study-{part.replace(', ', '-').replace(' ', '-')}", drawing, part.capitalize()))
+            content.append(Picture(f"study-{_slug(part)}", drawing, part.capitalize()))
     rows = [(metric, *(_spread(found[metric]) for found in summary.values())) for metric in metrics]
     content.append(Table(("accuracy, nats a token, cosine or seconds", *summary), rows))
     content.append(Table(("arm", "changes"), [(arm, " ".join(made) or "none") for arm, made in changes.items()]))
@@ -336,6 +333,20 @@ def _bars(summary: Mapping[str, Any], metrics: Sequence[str], *, x: str) -> Draw
         return {arm: {_label(m): found[m][name] for m in metrics} for arm, found in summary.items()}
 
     return bar_chart(part("mean"), part("deviation"), x=x)
+
+
+def _by_group(metrics: Sequence[str]) -> dict[str, list[str]]:
+    """The metrics that are written `GROUP: METHOD`, by their group."""
+    groups: dict[str, list[str]] = {}
+    for metric in metrics:
+        group, separator, _ = metric.rpartition(": ")
+        if separator:
+            groups.setdefault(group, []).append(metric)
+    return groups
+
+
+def _slug(group: str) -> str:
+    return group.replace(", ", "-").replace(" ", "-")
 
 
 def _label(metric: str) -> str:

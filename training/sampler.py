@@ -7,7 +7,7 @@ Groups are filled up to a token budget, so that every step costs about the same 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -175,16 +175,16 @@ class TaskSampler:
         condition = self._condition(other, rng, wording % len(self._descriptions[other]))
         in_context = task.seen_descriptions[wording] if rng.random() < config.context_fraction else None
         examples, rows = self._fitting(task, rng, in_context)
-        delta = self._deltas.get(task.task_id)
+        group = TaskGroup(task.task_id, condition, rows, delta=self._deltas.get(task.task_id))
         taught = self._with_context_rows and in_context is None
         # no draw where all are taught, so that the batches of a seed stay what they were
         if not taught or (config.taught_fraction < 1 and rng.random() >= config.taught_fraction):
-            return TaskGroup(task.task_id, condition, rows, delta=delta)
+            return group
         if self._teachers is not None:
             teacher = self._teachers.get(task.task_id)
-            return TaskGroup(task.task_id, condition, rows, rows if teacher else (), teacher, delta)
+            return replace(group, context_rows=rows if teacher else (), teacher=teacher)
         context_rows = [self._row(example, task.seen_descriptions[wording]) for example in examples]
-        return TaskGroup(task.task_id, condition, rows, context_rows, delta=delta)
+        return replace(group, context_rows=context_rows)
 
     def _borrowing(self, rng: np.random.Generator) -> TaskGroup:
         """A description with inputs of other tasks, each with one place to predict: the answer's first token."""

@@ -105,12 +105,11 @@ def run_arm(config: Config, name: str, seed: int, material: Callable[[], Materia
         tasks and of those held out; and the seconds that the fit took.
     """
     arm = arm_config(config, name, seed)
-    checkpoint = (arm.output if isinstance(arm, match.Config) else arm.workdir) / "generator"
     evaluation = replace(
         config.evaluate,
         workdir=config.workdir / "evaluate",
         output=config.workdir / f"{name}-s{seed}" / "quality.json",
-        checkpoint=checkpoint,
+        checkpoint=arm.artefact,
         seed=seed,
     )
 
@@ -120,7 +119,9 @@ def run_arm(config: Config, name: str, seed: int, material: Callable[[], Materia
         else:
             fit.run(arm, texts=config.workdir / fit.TEXTS_FILE)
         evaluate.run(evaluation)
-        return {"metrics": _accuracies(evaluation.output) | _cosines(checkpoint, material) | {"seconds": _seconds(arm)}}
+        return {
+            "metrics": _accuracies(evaluation.output) | _cosines(arm.artefact, material) | {"seconds": _seconds(arm)}
+        }
 
     digest = f"{config_digest(arm)} {config_digest(evaluation)}"
     found = kept(config.workdir / "arms" / f"{name}-s{seed}.json", digest, metrics)
