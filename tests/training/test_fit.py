@@ -242,7 +242,8 @@ def test_the_delta_loss_brings_adapters_nearer_to_the_teachers_from_their_mean(
     )  # fmt: skip
     with pytest.raises(CacheMismatchError, match="no delta of first_000; run the command deltas"):
         fit.run(config)
-    deltas.run(deltas.Config(workdir=workdir, base=config.base, probes=config.probes))
+    measured = deltas.Config(workdir=workdir, folder=config.tasks, base=config.base, probes=config.probes)
+    deltas.run(measured)
     fit.run(config)
     distance = [line["delta"] for line in read_metrics(config.workdir / "metrics" / "fit.jsonl")]
     assert 0 < sum(distance[-5:]) < 0.8 * sum(distance[:5])
