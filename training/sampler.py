@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from llgbm.base import Base
@@ -19,14 +18,15 @@ from llgbm.chat import answer_ids, prompt_ids, task_messages
 from llgbm.errors import ConfigError
 from llgbm.lora import LoRAWeights
 from llgbm.packing import Row
-from llgbm.prompting import TextEncoder, condition_of, example_lines, noisy
+from llgbm.prompting import TextEncoder
+from training.conditions import ConditionConfig, ConditionSampler
 from training.synthetic.instructions import Instruction
 from training.tasks import Example, Task
 
 
 @dataclass(frozen=True)
-class SamplerConfig:
-    """What a batch is made of."""
+class SamplerConfig(ConditionConfig):
+    """What a batch is made of, the conditions of its groups among that."""
 
     groups: int = 8
     """Tasks in a step; each has one adapter."""
@@ -49,30 +49,20 @@ class SamplerConfig:
     """Share of conditioned groups, borrowed ones among them, whose rows also carry the description in their context."""
     taught_fraction: float = 1.0
     """Share of conditioned groups of bare rows that a teacher, where there is one, teaches beside the right answers."""
-    example_fraction: float = 0.2
-    """Share of conditioned groups whose condition comes from examples instead of a description."""
-    mixed_fraction: float = 0.1
-    """Share of conditioned groups whose condition comes from a description and examples together."""
-    num_examples: int = 3
-    """Examples in such a condition."""
-    noise: float = 0.1
-    """Length of the random vector that is added to a condition, whose own length is 1."""
     shuffled_conditions: bool = False
     """Give every group the condition of a random task: the control that shows what the prompt is worth."""
 
     def __post_init__(self) -> None:
-        if min(self.groups, self.tokens_per_group, self.max_row_tokens, self.num_examples) < 1:
-            raise ConfigError("groups, tokens_per_group, max_row_tokens and num_examples must be at least 1")
-        if min(self.warm_start_steps, self.noise, self.borrowed_groups) < 0:
-            raise ConfigError("warm_start_steps, noise and borrowed_groups must not be negative")
+        super().__post_init__()
+        if min(self.groups, self.tokens_per_group, self.max_row_tokens) < 1:
+            raise ConfigError("groups, tokens_per_group and max_row_tokens must be at least 1")
+        if min(self.warm_start_steps, self.borrowed_groups) < 0:
+            raise ConfigError("warm_start_steps and borrowed_groups must not be negative")
         if not 0 <= self.synthetic_groups <= self.groups:
             raise ConfigError("synthetic_groups lies between 0 and groups")
-        fractions = (
-            self.shared_fraction, self.context_fraction, self.example_fraction, self.mixed_fraction,
-            self.taught_fraction, self.instruction_share,
-        )  # fmt: skip
-        if not all(0 <= fraction <= 1 for fraction in fractions) or self.example_fraction + self.mixed_fraction > 1:
-            raise ConfigError("fractions lie between 0 and 1, and so does example_fraction + mixed_fraction")
+        fractions = (self.shared_fraction, self.context_fraction, self.taught_fraction, self.instruction_share)
+        if not all(0 <= fraction <= 1 for fraction in fractions):
+            raise ConfigError("fractions and shares lie between 0 and 1")
 
 
 class TaskSampler:
@@ -125,17 +115,7 @@ class TaskSampler:
             raise ConfigError("instruction_share is a share of the borrowed groups; set borrowed_groups too")
         if config.borrowed_groups and (teachers is not None or not with_context_rows):
             raise ConfigError("borrowed_groups needs distillation from a teacher with the description in its context")
-        rng = np.random.default_rng(seed)
-        self._example_rows = [rng.permutation(len(t.train))[:16] for t in self._tasks]
-        self._descriptions: list[Tensor] = []
-        self._examples: list[Tensor] = []
-        for task, chosen in zip(self._tasks, self._example_rows, strict=True):
-            if not task.seen_descriptions:
-                raise ConfigError(f"{task.task_id} has no description to train on; leave it out or write more wordings")
-            lines = example_lines([(task.train[i].input, task.train[i].output) for i in chosen])
-            embeddings = encoder.encode([*task.seen_descriptions, *lines])
-            self._descriptions.append(embeddings[: len(task.seen_descriptions)])
-            self._examples.append(embeddings[len(task.seen_descriptions) :])
+        self._conditions = ConditionSampler(self._tasks, encoder, config, seed)
         self._instructions = [
             (instruction.name, instruction.descriptions, encoder.encode(instruction.descriptions))
             for instruction in instructions
@@ -147,7 +127,7 @@ class TaskSampler:
     @property
     def description_embeddings(self) -> list[Tensor]:
         """For each task, those of the folder first, (seen descriptions, condition_size)."""
-        return self._descriptions
+        return self._conditions.descriptions
 
     def __call__(self, step: int) -> TrainingBatch:
         """The groups of `step`, counted from 0."""
@@ -172,7 +152,7 @@ class TaskSampler:
             _, rows = self._fitting(task, rng, task.seen_descriptions[wording])
             return TaskGroup(task.task_id, None, rows)
         other = int(rng.integers(len(self._tasks))) if config.shuffled_conditions else index
-        condition = self._condition(other, rng, wording % len(self._descriptions[other]))
+        condition = self._conditions.draw(other, wording % len(self._tasks[other].seen_descriptions), rng)
         in_context = task.seen_descriptions[wording] if rng.random() < config.context_fraction else None
         examples, rows = self._fitting(task, rng, in_context)
         group = TaskGroup(task.task_id, condition, rows, delta=self._deltas.get(task.task_id))
@@ -191,7 +171,7 @@ class TaskSampler:
         config = self._config
         name, descriptions, embeddings = self._described(rng)
         wording = int(rng.integers(len(descriptions)))
-        condition = self._noisy(embeddings[wording], rng)
+        condition = self._conditions.noisy(embeddings[wording], rng)
         in_context = descriptions[wording] if rng.random() < config.context_fraction else None
         unknown = answer_ids(self._base.tokenizer, "")
         rows: list[Row] = []
@@ -214,30 +194,12 @@ class TaskSampler:
         if rng.random() < self._config.instruction_share:
             return self._instructions[int(rng.integers(len(self._instructions)))]
         index = self._any(rng)
-        return self._tasks[index].task_id, self._tasks[index].seen_descriptions, self._descriptions[index]
+        return self._tasks[index].task_id, self._tasks[index].seen_descriptions, self._conditions.descriptions[index]
 
     def _any(self, rng: np.random.Generator) -> int:
         """A task by chance, procedural ones as often as groups have them."""
         own = rng.random() >= self._config.synthetic_groups / self._config.groups
         return int(rng.integers(self._num_own) if own else rng.integers(self._num_own, len(self._tasks)))
-
-    def _condition(self, index: int, rng: np.random.Generator, wording: int) -> Tensor:
-        config, none = self._config, self._descriptions[index][:0]
-        description = self._descriptions[index][wording : wording + 1]
-        lines = self._examples[index]
-        examples = lines[rng.permutation(len(lines))[: config.num_examples]]
-        kind = rng.random()
-        if kind < config.example_fraction:
-            condition = condition_of(none, examples)
-        elif kind < config.example_fraction + config.mixed_fraction:
-            condition = condition_of(description, examples)
-        else:
-            condition = condition_of(description, none)
-        return self._noisy(condition, rng)
-
-    def _noisy(self, condition: Tensor, rng: np.random.Generator) -> Tensor:
-        normal = torch.from_numpy(rng.standard_normal(len(condition)).astype(np.float32))
-        return noisy(condition, normal, self._config.noise)
 
     def _fitting(
         self, task: Task, rng: np.random.Generator, description: str | None

@@ -1,0 +1,85 @@
+"""Conditions of tasks as a fit draws them: of a seen description, of examples or of both, with noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llgbm.errors import ConfigError
+from llgbm.prompting import TextEncoder, condition_of, example_lines, noisy
+from training.tasks import Task
+
+_EXAMPLES = 16
+"""Training rows of a task that examples are drawn from."""
+
+
+@dataclass(frozen=True)
+class ConditionConfig:
+    """What a condition is made of."""
+
+    example_fraction: float = 0.2
+    """Share of conditions that come from examples instead of a description."""
+    mixed_fraction: float = 0.1
+    """Share of conditions that come from a description and examples together."""
+    num_examples: int = 3
+    """Examples in such a condition."""
+    noise: float = 0.1
+    """Length of the random vector that is added to a condition, whose own length is 1."""
+
+    def __post_init__(self) -> None:
+        if self.num_examples < 1 or self.noise < 0:
+            raise ConfigError("num_examples must be at least 1, and noise must not be negative")
+        if min(self.example_fraction, self.mixed_fraction) < 0 or self.example_fraction + self.mixed_fraction > 1:
+            raise ConfigError("fractions lie between 0 and 1, and so does example_fraction + mixed_fraction")
+
+
+class ConditionSampler:
+    """Draws conditions of tasks; all their texts are encoded now.
+
+    Args:
+        seed: picks the training rows of which the examples are drawn.
+
+    Attributes:
+        descriptions: for each task, embeddings (seen descriptions, condition_size).
+
+    Raises:
+        ConfigError: a task has no description to train on.
+    """
+
+    def __init__(self, tasks: Sequence[Task], encoder: TextEncoder, config: ConditionConfig, seed: int) -> None:
+        self._config = config
+        self.descriptions: list[Tensor] = []
+        self._examples: list[Tensor] = []
+        rng = np.random.default_rng(seed)
+        for task in tasks:
+            if not task.seen_descriptions:
+                raise ConfigError(f"{task.task_id} has no description to train on; leave it out or write more wordings")
+            chosen = rng.permutation(len(task.train))[:_EXAMPLES]
+            lines = example_lines([(task.train[i].input, task.train[i].output) for i in chosen])
+            embeddings = encoder.encode([*task.seen_descriptions, *lines])
+            self.descriptions.append(embeddings[: len(task.seen_descriptions)])
+            self._examples.append(embeddings[len(task.seen_descriptions) :])
+
+    def draw(self, index: int, wording: int, rng: np.random.Generator) -> Tensor:
+        """A condition (condition_size,) of the task `index`; its description, if it reads one, is number `wording`."""
+        config, none = self._config, self.descriptions[index][:0]
+        description = self.descriptions[index][wording : wording + 1]
+        lines = self._examples[index]
+        examples = lines[rng.permutation(len(lines))[: config.num_examples]]
+        kind = rng.random()
+        if kind < config.example_fraction:
+            condition = condition_of(none, examples)
+        elif kind < config.example_fraction + config.mixed_fraction:
+            condition = condition_of(description, examples)
+        else:
+            condition = condition_of(description, none)
+        return self.noisy(condition, rng)
+
+    def noisy(self, condition: Tensor, rng: np.random.Generator) -> Tensor:
+        """The condition with noise on it."""
+        normal = torch.from_numpy(rng.standard_normal(len(condition)).astype(np.float32))
+        return noisy(condition, normal, self._config.noise)
