@@ -181,6 +181,19 @@ class LoRAGenerator(nn.Module):
         """The bases and the constant cores: what makes the shared adapter."""
         return [*self.a0.values(), *self.b0.values(), self.q0, self.p0]
 
+    def trunk_matrices(self) -> list[nn.Parameter]:
+        """The matrices between a condition and its cores; the heads are a stack of one for each target."""
+        layers = (self.read, self.blocks, self.module_block)
+        return [p for layer in layers for p in layer.parameters() if p.dim() > 1] + [self.heads]
+
+    def input_bases(self) -> list[Tensor]:
+        """A0 (R, in) of every module of the spec, in its order; views of the parameters."""
+        return _by_module(self.a0, self._by_input)
+
+    def output_bases(self) -> list[Tensor]:
+        """B0 transposed, (R, out), of every module of the spec, in its order; views of the parameters."""
+        return _by_module(self.b0, self._by_output)
+
     def shared_adapter(self) -> LoRAWeights:
         """The adapter of the constant cores: what is left when the condition says nothing."""
         return self.materialise(*self.cores(None))[0]
@@ -193,6 +206,11 @@ def create_generator(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LoRAGenerator(model, lora, config)
+
+
+def _by_module(bases: nn.ParameterDict, members_of: dict[int, list[int]]) -> list[Tensor]:
+    found = {place: row for n, members in members_of.items() for place, row in zip(members, bases[str(n)], strict=True)}
+    return [found[place] for place in sorted(found)]
 
 
 def _group(keys: Iterable[_K]) -> dict[_K, list[int]]:

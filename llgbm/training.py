@@ -1,7 +1,8 @@
 """train(): the one loop that fits a generator, whatever the loss. Read it from top to bottom.
 
 A step takes a batch from a source that depends on the step number alone, asks an objective for a loss, and updates the
-generator with AdamW. Nothing else is random, so a run that was stopped anywhere continues to the same result.
+generator with AdamW, its trunk with Muon if so wanted. Nothing else is random, so a run that was stopped anywhere
+continues to the same result.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from llgbm.data_parallel import Alone, ProcessGroup, backward_in_pieces, share_o
 from llgbm.errors import CheckpointError, ConfigError
 from llgbm.generator import LoRAGenerator
 from llgbm.losses import DeltaOnlyLoss, MultiTaskLoss
+from llgbm.muon import Muon
 
 __all__ = ["DeltaOnlyLoss", "MultiTaskLoss", "Objective", "TrainingConfig", "TrainingState", "train"]
 
@@ -37,6 +39,10 @@ class TrainingConfig:
     shared_rate: float = 1.0
     """Learning rate of the generator's shared part, its bases and constant cores, over that of all else. A and B are
     products of two trained matrices there, so a step moves them several times as far as `learning_rate` says."""
+    trunk_optimiser: Literal["adamw", "muon"] = "adamw"
+    """What trains the matrices of the trunk and its heads, see `llgbm.muon`."""
+    trunk_rate: float = 1.0
+    """Learning rate of these matrices over that of all else."""
     warmup_steps: int = 20
     """Steps of linear warm-up."""
     decay_fraction: float = 0.3
@@ -59,6 +65,8 @@ class TrainingConfig:
             raise ConfigError("learning_rate and max_grad_norm must be positive, weight_decay not negative")
         if not 0 <= self.shared_rate < math.inf:
             raise ConfigError("shared_rate must be finite and must not be negative; 0 holds the shared part still")
+        if self.trunk_optimiser not in ("adamw", "muon") or not 0 <= self.trunk_rate < math.inf:
+            raise ConfigError("trunk_optimiser is adamw or muon, and trunk_rate finite and not negative")
         if self.accumulation < 1:
             raise ConfigError("accumulation must be at least 1")
 
@@ -130,17 +138,18 @@ def train(
             processes.
     """
     trained = nn.ModuleList([generator, *objective.modules()]).train()
-    optimiser = torch.optim.AdamW(_parameter_groups(trained, generator, config), lr=1.0, betas=(0.9, 0.98))
-    first = _restore(state_path, trained, optimiser, config)
+    optimisers = _optimisers(trained, generator, config)
+    first = _restore(state_path, trained, optimisers, config)
     own_state = state_path if group is None or group.rank == 0 else None
     saved = time.monotonic()
     for step in range(first, config.steps):
         started = time.monotonic()
-        for settings in optimiser.param_groups:
+        for settings in (group for optimiser in optimisers for group in optimiser.param_groups):
             settings["lr"] = settings["rate"] * config.learning_rate_at(step)
         share = share_of(batches(step), group or Alone())
         pieces = [share[i :: config.accumulation] for i in range(min(config.accumulation, len(share)))]
-        optimiser.zero_grad(set_to_none=True)
+        for optimiser in optimisers:
+            optimiser.zero_grad(set_to_none=True)
         loss, parts = backward_in_pieces(
             lambda piece, step=step: objective(generator, piece, step),  # type: ignore[misc]
             objective.weight,
@@ -154,10 +163,11 @@ def train(
                 f"loss {float(loss.detach())} and gradient norm {norm} at step {step}; "
                 "lower learning_rate or check the data"
             )
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
         last = step + 1 == config.steps
         if own_state and (last or time.monotonic() - saved > config.checkpoint_seconds):
-            _save(own_state, step + 1, trained, optimiser, config)
+            _save(own_state, step + 1, trained, optimisers, config)
             saved = time.monotonic()
         if on_step:
             rate = config.learning_rate_at(step)
@@ -166,17 +176,21 @@ def train(
     return first
 
 
-def _parameter_groups(trained: nn.Module, generator: LoRAGenerator, config: TrainingConfig) -> list[dict[str, Any]]:
-    """For AdamW; the `rate` of a group is its learning rate over that of the schedule."""
-    shared = generator.shared_parameters()
-    known = {id(p) for p in shared}
-    matrices = [p for p in trained.parameters() if p.dim() > 1 and id(p) not in known]
+def _optimisers(trained: nn.Module, generator: LoRAGenerator, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+    """The optimisers; the `rate` of a parameter group is its learning rate over that of the schedule."""
+    shared, trunk = generator.shared_parameters(), generator.trunk_matrices()
+    known = {id(p) for p in [*shared, *trunk]}
+    others = [p for p in trained.parameters() if p.dim() > 1 and id(p) not in known]
     vectors = [p for p in trained.parameters() if p.dim() <= 1]
-    return [
+    groups: list[dict[str, Any]] = [
         {"params": shared, "weight_decay": config.weight_decay, "rate": config.shared_rate},
-        {"params": matrices, "weight_decay": config.weight_decay, "rate": 1.0},
+        {"params": others, "weight_decay": config.weight_decay, "rate": 1.0},
         {"params": vectors, "weight_decay": 0.0, "rate": 1.0},
     ]
+    of_trunk = {"params": trunk, "weight_decay": config.weight_decay, "rate": config.trunk_rate}
+    if config.trunk_optimiser == "muon":
+        return [torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98)), Muon([of_trunk])]
+    return [torch.optim.AdamW([*groups, of_trunk], lr=1.0, betas=(0.9, 0.98))]
 
 
 def _settings(config: TrainingConfig) -> dict[str, object]:
@@ -184,8 +198,10 @@ def _settings(config: TrainingConfig) -> dict[str, object]:
     return {k: v for k, v in asdict(config).items() if k not in ("steps", "checkpoint_seconds", "accumulation")}
 
 
-def _save(path: Path, step: int, trained: nn.Module, optimiser: torch.optim.Optimizer, config: TrainingConfig) -> None:
-    parts = {"model": trained.state_dict(), "optimiser": optimiser.state_dict()}
+def _save(
+    path: Path, step: int, trained: nn.Module, optimisers: Sequence[torch.optim.Optimizer], config: TrainingConfig
+) -> None:
+    parts = {"model": trained.state_dict(), "optimisers": [o.state_dict() for o in optimisers]}
     state = {"step": step, **parts, "settings": _settings(config)}
     temporary = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,13 +212,15 @@ def _save(path: Path, step: int, trained: nn.Module, optimiser: torch.optim.Opti
     temporary.replace(path)
 
 
-def _restore(path: Path | None, trained: nn.Module, optimiser: torch.optim.Optimizer, config: TrainingConfig) -> int:
+def _restore(
+    path: Path | None, trained: nn.Module, optimisers: Sequence[torch.optim.Optimizer], config: TrainingConfig
+) -> int:
     if path is None or not path.exists():
         return 0
     try:
         state = torch.load(path, weights_only=True)
         settings, step = dict(state["settings"]), int(state["step"])
-        model, moments = state["model"], state["optimiser"]
+        model, moments = state["model"], state["optimisers"]
     except Exception as error:  # what a foreign file makes the reader raise is not documented
         raise CheckpointError(f"{path} is not the state of a training run; use another workdir: {error!r}") from error
     here = _settings(config)
@@ -218,7 +236,8 @@ def _restore(path: Path | None, trained: nn.Module, optimiser: torch.optim.Optim
         )
     try:
         trained.load_state_dict(model)
-        optimiser.load_state_dict(moments)
+        for optimiser, its_moments in zip(optimisers, moments, strict=True):
+            optimiser.load_state_dict(its_moments)
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path} is the state of another model: {error}") from error
     return step

@@ -3,7 +3,7 @@ import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -134,15 +134,19 @@ def test_weight_decay_shrinks_matrices_and_spares_vectors() -> None:
 
 
 @pytest.mark.parametrize("step", [1, 6, 11])
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(step: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("trunk_optimiser", ["adamw", "muon"])
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
+    step: int, trunk_optimiser: Literal["adamw", "muon"], tmp_path: Path
+) -> None:
+    config = replace(CONFIG, trunk_optimiser=trunk_optimiser)
     whole, stopped, resumed = active_generator(), active_generator(), active_generator(seed=5)
     objectives = [Pull(), Pull(), Pull()]
-    train(whole, objectives[0], batch_of, CONFIG)
+    train(whole, objectives[0], batch_of, config)
     state = tmp_path / "deep" / "state.pt"
     with pytest.raises(StoppedError):
-        train(stopped, objectives[1], stop_at(step), CONFIG, state_path=state)
+        train(stopped, objectives[1], stop_at(step), config, state_path=state)
     losses: list[int] = []
-    first = train(resumed, objectives[2], batch_of, CONFIG, state_path=state, on_step=lambda s: losses.append(s.step))
+    first = train(resumed, objectives[2], batch_of, config, state_path=state, on_step=lambda s: losses.append(s.step))
     assert first == step
     assert losses == list(range(step, 12))
     require_equal(resumed, whole)
@@ -302,6 +306,23 @@ def test_the_shared_part_learns_at_a_rate_of_its_own(rate: float) -> None:
         assert moved == pytest.approx(1e-3 * (rate if shared else 1.0), rel=0.02), name
 
 
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_the_trunk_learns_at_a_rate_of_its_own(optimiser: Literal["adamw", "muon"]) -> None:
+    """And the embeddings of layers and targets, matrices too, at that of all else."""
+    moved = {}
+    for rate in (1.0, 4.0):
+        generator = active_generator()
+        before = parameters(generator)
+        config = TrainingConfig(
+            steps=1, learning_rate=1e-3, warmup_steps=0, decay_fraction=0.0, trunk_optimiser=optimiser, trunk_rate=rate
+        )
+        train(generator, Pull(), batch_of, config)
+        moved[rate] = {name: float((after - before[name]).norm()) for name, after in parameters(generator).items()}
+    for name, slow in moved[1.0].items():
+        trunk = name in ("read.weight", "heads") or (".weight" in name and ("up" in name or "down" in name))
+        assert moved[4.0][name] == pytest.approx(slow * (4 if trunk else 1), rel=0.02), name
+
+
 # settings
 
 configs = st.builds(
@@ -351,8 +372,11 @@ def test_a_longer_run_has_the_same_schedule_until_the_shorter_one_decays(config:
         {"weight_decay": -0.1},
         {"shared_rate": -0.1},
         {"shared_rate": math.inf},
+        {"trunk_rate": -0.1},
+        {"trunk_rate": math.nan},
+        {"trunk_optimiser": "sgd"},
     ],
 )
 def test_settings_out_of_range_are_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"need steps|must be positive|must not be negative"):
+    with pytest.raises(ConfigError, match=r"need steps|must be positive|not (be )?negative"):
         replace(CONFIG, **change)
