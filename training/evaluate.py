@@ -26,6 +26,7 @@ from llgbm.frozen_linear import Storage
 from llgbm.peft_io import content_digest
 from llgbm.text_encoder import PretrainedTextEncoder
 from training.artefacts import replace_text
+from training.cores import load_cores
 from training.evaluation_cells import Cells
 from training.failures import first_failure
 from training.fan_out import RayTask, open_workers
@@ -76,6 +77,8 @@ class Config:
     """Artefact of a fit with warm-start steps only: its shared adapter is the multi-task LoRA."""
     teachers: Path = Path("runs/teachers")
     """Folder of teachers; methods that need one are not run where it is missing."""
+    cores: Path | None = None
+    """Folder of cores that were trained inside the checkpoint's own bases, see the command cores."""
     tasks: Path = Path("tasks/train")
     """Folder of the training tasks' files, for descriptions never trained on."""
     task_ids: tuple[str, ...] = ()
@@ -173,6 +176,7 @@ def make_bench(config: Config, checkpoint: Checkpoint, tasks: Sequence[Task]) ->
         checkpoint=checkpoint,
         encoder=PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id),
         teachers=load_teachers(config.teachers, list(wanted)),
+        cores=load_cores(config.cores, checkpoint, list(wanted)) if config.cores else {},
         multitask=load_generator(config.multitask).generator.shared_adapter() if config.multitask else None,
         others=_others(tasks) if set(NEEDS_OTHER) & set(config.methods) else {},
         seed=config.seed,

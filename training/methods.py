@@ -14,6 +14,7 @@ from torch import Tensor
 from llgbm.checkpoint import Checkpoint
 from llgbm.lora import LoRAWeights
 from llgbm.prompting import AdapterMaker, AdapterRequest, TextEncoder
+from training.cores import Cores
 from training.tasks import Example, Task
 
 GIBBERISH = (
@@ -43,6 +44,7 @@ class Bench:
         checkpoint: the generator under test.
         encoder: its text encoder.
         teachers: adapters trained by gradient descent on one task each, by task id.
+        cores: trained inside the generator's bases on one task each, by task id.
         multitask: one adapter trained on all tasks with the description in the context, or None.
         others: for each task id, the description of another task, for the control with a wrong prompt.
         seed: picks wording, examples and gibberish.
@@ -51,6 +53,7 @@ class Bench:
     checkpoint: Checkpoint
     encoder: TextEncoder
     teachers: Mapping[str, LoRAWeights]
+    cores: Mapping[str, Cores]
     multitask: LoRAWeights | None
     others: Mapping[str, str]
     seed: int
@@ -126,6 +129,13 @@ def _adapter(adapter: LoRAWeights | None, description: str | None = None) -> Tri
     return None if adapter is None else Trial(adapter, description)
 
 
+def _trained_cores(bench: Bench, task: Task) -> Trial | None:
+    found = bench.cores.get(task.task_id)
+    if found is None:
+        return None
+    return Trial(bench.checkpoint.generator.materialise(found.q[None], found.p[None])[0])
+
+
 def _gibberish(bench: Bench, task: Task) -> Trial:
     return Trial(bench.generate([GIBBERISH[(bench.seed + crc32(task.task_id.encode())) % len(GIBBERISH)]]))
 
@@ -157,6 +167,7 @@ METHODS: dict[str, Callable[[Bench, Task], Trial | None]] = {
     "generated, wrong description + description": lambda bench, task: Trial(
         bench.generate([bench.others[task.task_id]]), bench.description(task)
     ),
+    "cores trained on the task": _trained_cores,
     "teacher": lambda bench, task: _adapter(bench.teachers.get(task.task_id)),
 }
 """Every method, in the order of the table; one that lacks what it needs gives None and is reported as not run."""

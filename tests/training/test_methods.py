@@ -10,6 +10,7 @@ from llgbm.lora import LoRAWeights
 from llgbm.text_encoder import PretrainedTextEncoder
 from tests.fixtures import random_lora
 from tests.training.conftest import small_tasks
+from training.cores import Cores
 from training.methods import METHODS, Bench, mean_adapter
 
 SPEC = lora_spec("tiny")
@@ -35,6 +36,7 @@ def bench(tiny_encoder_path: Path) -> Bench:
         checkpoint=Checkpoint(generator, manifest, index),
         encoder=encoder,
         teachers={name: random_lora(SPEC, seed) for seed, name in enumerate(TASKS)},
+        cores={name: Cores(*(side[0] for side in generator.cores(None))) for name in TASKS},
         multitask=random_lora(SPEC, 99),
         others=dict.fromkeys(TASKS, "do something else"),
         seed=0,

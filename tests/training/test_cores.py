@@ -1,0 +1,152 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from llgbm.checkpoint import load_generator
+from llgbm.config import GeneratorConfig
+from llgbm.errors import CheckpointError, ConfigError
+from llgbm.training import TrainingConfig
+from training import amortise, cores, evaluate, fit
+from training.conditions import ConditionConfig
+from training.metrics_file import read_metrics
+from training.progress_check import CheckConfig
+from training.results import read_result
+from training.sampler import SamplerConfig
+
+STEPS = 12
+IDS = ("first", "next", "upper")
+
+
+@pytest.fixture
+def config(tmp_path: Path, tasks_folder: Path, tiny_base_path: Path, tiny_encoder_path: Path) -> cores.Config:
+    """Of a generator with four steps on all tasks and one procedural one."""
+    fitted = fit.Config(
+        workdir=tmp_path / "fit", tasks=tasks_folder, synthetic_tasks=2,
+        base=str(tiny_base_path), text_encoder=str(tiny_encoder_path),
+        generator=GeneratorConfig(hidden_size=32, basis_rank=8, num_blocks=1),
+        sampler=SamplerConfig(groups=3, synthetic_groups=1, max_row_tokens=400),
+        training=TrainingConfig(steps=4, warmup_steps=1, learning_rate=1e-2), check=CheckConfig(every=0),
+    )  # fmt: skip
+    fit.run(fitted)
+    return cores.Config(
+        workdir=tmp_path / "cores", checkpoint=fitted.artefact, tasks=tasks_folder, task_ids=IDS,
+        base=str(tiny_base_path), steps=STEPS, learning_rate=3e-2, enough=0,
+        sampler=SamplerConfig(groups=1, tokens_per_group=2000, context_fraction=0, shared_fraction=0),  # all rows
+    )  # fmt: skip
+
+
+@pytest.fixture
+def amortised(config: cores.Config, tmp_path: Path) -> amortise.Config:
+    """`cores` of these settings has been run."""
+    cores.run(config)
+    return amortise.Config(
+        workdir=tmp_path / "amortise", cores=config.workdir, checkpoint=config.checkpoint, tasks=config.tasks,
+        synthetic_tasks=2, groups=6, synthetic_groups=1, base=config.base,
+        conditions=ConditionConfig(example_fraction=0, mixed_fraction=0, noise=0),
+        training=TrainingConfig(steps=40, learning_rate=1e-2, shared_rate=0, warmup_steps=2),
+    )  # fmt: skip
+
+
+def test_cores_do_their_tasks_better_and_are_not_made_twice(config: cores.Config) -> None:
+    cores.run(replace(config, task_ids=IDS[:1]))
+    first = cores.core_file(config.workdir, "first").read_bytes()
+    cores.run(config)
+    assert cores.core_file(config.workdir, "first").read_bytes() == first
+    lines = read_metrics(config.workdir / "metrics" / "cores.jsonl")
+    assert [line["task"] for line in lines] == list(IDS)
+    assert all(line["steps"] == STEPS and line["loss_after"] < line["loss_before"] for line in lines)
+    checkpoint = load_generator(config.checkpoint)
+    found = cores.load_cores(config.workdir, checkpoint, [*IDS, "parity"])
+    assert set(found) == set(IDS)
+    (adapter,) = checkpoint.generator.materialise(found["next"].q[None], found["next"].p[None])
+    assert adapter.spec == checkpoint.manifest.lora
+
+
+def test_cores_stop_when_they_are_good_enough(config: cores.Config) -> None:
+    cores.run(replace(config, enough=100.0))
+    assert {line["steps"] for line in read_metrics(config.workdir / "metrics" / "cores.jsonl")} == {4}
+
+
+def test_cores_with_other_settings_or_of_another_generator_are_refused(config: cores.Config, tmp_path: Path) -> None:
+    cores.run(replace(config, steps=2))
+    with pytest.raises(ConfigError, match=r"first\.safetensors was made with another settings"):
+        cores.run(replace(config, steps=3))
+    other = load_generator(config.checkpoint)
+    other = replace(other, manifest=replace(other.manifest, digest="another"))
+    with pytest.raises(CheckpointError, match="cores of another generator"):
+        cores.load_cores(config.workdir, other, IDS)
+    cores.core_file(config.workdir, "first").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match="no readable cores"):
+        cores.run(replace(config, steps=2))
+
+
+@pytest.mark.parametrize(
+    "sampler", [SamplerConfig(groups=2, shared_fraction=0), SamplerConfig(groups=1, shared_fraction=0.1)]
+)
+def test_a_step_is_one_group_with_a_condition(sampler: SamplerConfig) -> None:
+    with pytest.raises(ConfigError, match="a step is one group"):
+        cores.Config(sampler=sampler)
+
+
+def test_the_trunk_learns_the_cores_and_keeps_the_rest(amortised: amortise.Config) -> None:
+    amortise.run(amortised)
+    before, after = load_generator(amortised.checkpoint), load_generator(amortised.artefact)
+    found = read_result(amortised.workdir / "results" / "amortise.json")
+    assert found["end"]["seen_descriptions"] < 0.5 * found["start"]["seen_descriptions"]
+    assert set(found["directions"]) == {"targets", "start", "end"}
+    assert found["directions"]["targets"]["4"] == pytest.approx(1, abs=0.2)  # of six tasks
+    assert found["generator"] == after.manifest.digest
+    assert found["tasks_with_cores"] == len(IDS) == sum(found["steps_to_cores"].values())
+    assert after.manifest.tasks == before.manifest.tasks
+    assert after.manifest.made_by["started_from"]["digest"] == before.manifest.digest
+    torch.testing.assert_close(after.prompt_index.task, before.prompt_index.task)
+    torch.testing.assert_close(after.prompt_index.embeddings, before.prompt_index.embeddings, atol=1e-3, rtol=0)
+    for now, then in zip(after.generator.shared_parameters(), before.generator.shared_parameters(), strict=True):
+        torch.testing.assert_close(now, then, atol=1e-4, rtol=0)
+
+
+def test_a_fit_to_cores_that_was_stopped_goes_on_to_the_same(amortised: amortise.Config, tmp_path: Path) -> None:
+    def settings(workdir: str, steps: int) -> amortise.Config:
+        training = replace(amortised.training, steps=steps, decay_fraction=0)
+        return replace(amortised, workdir=tmp_path / workdir, training=training)
+
+    amortise.run(settings("whole", 6))
+    amortise.run(settings("halves", 3))
+    amortise.run(settings("halves", 6))
+    whole, halves = (load_generator(settings(name, 6).artefact).generator for name in ("whole", "halves"))
+    for one, other in zip(whole.parameters(), halves.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+def test_the_table_shows_what_the_bases_are_worth_without_the_trunk(amortised: amortise.Config, tmp_path: Path) -> None:
+    output = tmp_path / "quality.json"
+    methods = ("generated", "cores trained on the task")
+    config = evaluate.Config(
+        workdir=tmp_path / "evaluate", output=output, checkpoint=amortised.checkpoint, tasks=amortised.tasks,
+        cores=amortised.cores, task_ids=("next", "parity"), heldout=None, methods=methods, num_rows=2,
+        base=amortised.base,
+    )  # fmt: skip
+    evaluate.run(config)
+    rows = read_result(output)["columns"]["unseen_descriptions"]["methods"]
+    assert rows["generated"]["num_tasks"] == 2
+    assert rows["cores trained on the task"]["num_tasks"] == 1  # parity has none
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"training": TrainingConfig(shared_rate=0.3)}, "stand still"),
+        ({"synthetic_tasks": 3}, "set synthetic_tasks and synthetic_groups"),
+        ({"groups": 0}, "groups must be at least 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        amortise.Config(**changes)  # type: ignore[arg-type]
+
+
+def test_a_fit_without_cores_says_what_to_run(amortised: amortise.Config, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no cores of these tasks; run the command cores"):
+        amortise.run(replace(amortised, cores=tmp_path))

@@ -1,0 +1,203 @@
+"""`python -m training cores`: for each task, the best adapter that a generator could make of it, by gradient descent.
+
+A generator makes an adapter from two small cores for each module, inside bases that all its adapters share. Here the
+bases and the trunk stand still, and the cores alone are trained on the task's rows, from those that the generator
+makes of the task's seen descriptions. What comes out is a teacher within the generator's reach: it says what the bases
+are worth without the trunk, and `python -m training amortise` teaches it to the trunk. Resumable task by task.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llgbm.base import Base, load_base
+from llgbm.checkpoint import Checkpoint, load_generator
+from llgbm.errors import CheckpointError, ConfigError
+from llgbm.frozen_linear import Storage
+from llgbm.functional import FunctionalLoRA
+from llgbm.generator import LoRAGenerator
+from llgbm.packing import pack
+from llgbm.prompting import TextEncoder
+from llgbm.task_losses import label_logits, sft_loss
+from llgbm.text_encoder import PretrainedTextEncoder
+from training.config import to_dict
+from training.runlog import RunLog
+from training.sampler import SamplerConfig, TaskSampler
+from training.tasks import Task, load_tasks, tasks_digest
+
+_WHERE = ("workdir", "tasks", "task_ids", "base", "text_encoder")
+"""Values that say which tasks there are and where models stand; all others decide what the cores become."""
+_AVERAGED = 4
+"""Steps over which the loss is averaged, to stop early and for the log."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the cores."""
+
+    workdir: Path = Path("runs/cores")
+    """Folder of the cores, one file for each task."""
+    checkpoint: Path = Path("checkpoints/qwen2.5-0.5b")
+    """The generator's artefact."""
+    tasks: Path = Path("tasks/train")
+    """Folder of task files."""
+    task_ids: tuple[str, ...] = ()
+    """Only these tasks; empty for all in the folder."""
+    base: str = ""
+    """Hub id or folder of the base; by default the one that the checkpoint names."""
+    base_storage: Storage = "float32"
+    """How the base's Linear weights are stored."""
+    text_encoder: str = ""
+    """Hub id or folder of the text encoder; by default the one that the checkpoint names."""
+    steps: int = 18
+    """Most steps for each task."""
+    learning_rate: float = 6e-3
+    """Peak learning rate; a tenth of the steps warms up, then it falls linearly to zero."""
+    enough: float = 0.02
+    """A task is done early when the mean loss of its last steps is below this, nats."""
+    sampler: SamplerConfig = field(
+        default_factory=lambda: SamplerConfig(groups=1, tokens_per_group=150, context_fraction=0.25, shared_fraction=0)
+    )
+    """Rows of a step, which has one group."""
+    seed: int = 0
+    """Seed of the rows."""
+
+    def __post_init__(self) -> None:
+        if self.sampler.groups != 1 or self.sampler.shared_fraction or self.sampler.warm_start_steps:
+            raise ConfigError(
+                "a step is one group of one task: set groups to 1, shared_fraction and warm_start_steps to 0"
+            )
+        if self.steps < 1 or not 0 < self.learning_rate < math.inf:
+            raise ConfigError("steps must be at least 1, and learning_rate positive")
+
+
+@dataclass(frozen=True, eq=False)
+class Cores:
+    """The cores of one adapter.
+
+    Attributes:
+        q: (modules, r, R) float32.
+        p: (modules, R, r) float32, the gate in it.
+    """
+
+    q: Tensor
+    p: Tensor
+
+
+def run(config: Config) -> None:
+    """Train the cores of every task that has none yet."""
+    checkpoint = load_generator(config.checkpoint)
+    tasks = load_tasks(config.tasks, config.task_ids or None)
+    base = load_base(config.base or checkpoint.manifest.base_id, storage=config.base_storage)
+    encoder = PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id)
+    with RunLog(config.workdir, "cores", config) as log, log.progress("cores", total=len(tasks)) as progress:
+        for done, task in enumerate(tasks, 1):
+            path, made_with = core_file(config.workdir, task.task_id), _made_with(config, checkpoint, task)
+            if path.exists():
+                _require_same(path, made_with)
+                continue
+            started = time.monotonic()
+            cores, losses = train_cores(base, encoder, checkpoint.generator, task, config)
+            before, after = float(np.mean(losses[:_AVERAGED])), float(np.mean(losses[-_AVERAGED:]))
+            numbers = {"steps": len(losses), "loss_before": before, "loss_after": after}
+            _save(path, cores, made_with | {name: str(value) for name, value in numbers.items()})
+            log.metrics(step=done, series="", task=task.task_id, seconds=time.monotonic() - started, **numbers)
+            progress.update(done, f"{task.task_id}: loss {before:.3f} to {after:.3f} in {len(losses)} steps")
+
+
+def core_file(workdir: Path, task_id: str) -> Path:
+    """Where the cores of a task stand."""
+    return workdir / f"{task_id}.safetensors"
+
+
+def train_cores(
+    base: Base, encoder: TextEncoder, generator: LoRAGenerator, task: Task, config: Config
+) -> tuple[Cores, list[float]]:
+    """Train the cores of one task; the generator stands still.
+
+    Adam with one second moment for each core, as Adam-mini has one for each block (2406.16793): elements without a
+    gradient to speak of stay where they are, and what the trunk has to learn afterwards is not noise.
+
+    Returns:
+        The cores, and the loss of every step in nats.
+    """
+    sampler = TaskSampler([task], base, encoder, config.sampler, config.seed, with_context_rows=False)
+    functional = FunctionalLoRA(base.model)
+    with torch.no_grad():
+        q, p = (side.mean(0, keepdim=True) for side in generator.cores(sampler.description_embeddings[0]))
+    cores = [side.clone().requires_grad_() for side in (q, p)]
+    first, second = [torch.zeros_like(c) for c in cores], [torch.zeros_like(c[..., :1, :1]) for c in cores]
+    losses: list[float] = []
+    for step in range(config.steps):
+        batch = pack([sampler(step)[0].rows])
+        loss = sft_loss(label_logits(base, functional, batch, generator.materialise(*cores)), batch)
+        gradients = torch.autograd.grad(loss, cores)
+        shrink = 1 / max(1.0, float(torch.nn.utils.get_total_norm(gradients)))
+        losses.append(float(loss.detach()))
+        if len(losses) >= _AVERAGED and np.mean(losses[-_AVERAGED:]) < config.enough:
+            break
+        rate = config.learning_rate * min(
+            1.0, 10 * (step + 1) / config.steps, (config.steps - step) / (0.9 * config.steps)
+        )
+        with torch.no_grad():
+            for core, gradient, m, v in zip(cores, gradients, first, second, strict=True):
+                m.lerp_(shrink * gradient, 0.1)
+                v.lerp_((shrink * gradient).square().mean((-1, -2), keepdim=True), 0.01)
+                root = (v / (1 - 0.99 ** (step + 1))).sqrt() + 1e-12
+                core -= rate * m / (1 - 0.9 ** (step + 1)) / root
+    return Cores(*(core.detach()[0] for core in cores)), losses
+
+
+def load_cores(workdir: Path, checkpoint: Checkpoint, task_ids: Sequence[str]) -> dict[str, Cores]:
+    """The cores that are there, by task id.
+
+    Raises:
+        CheckpointError: a file is unreadable, or has the cores of another generator.
+    """
+    found = {}
+    for task_id in task_ids:
+        path = core_file(workdir, task_id)
+        if not path.exists():
+            continue
+        said, cores = _read(path)
+        if said.get("generator") != checkpoint.manifest.digest:
+            raise CheckpointError(f"{path} has cores of another generator; make them again in another workdir")
+        found[task_id] = cores
+    return found
+
+
+def _made_with(config: Config, checkpoint: Checkpoint, task: Task) -> dict[str, str]:
+    settings = json.dumps({k: v for k, v in to_dict(config).items() if k not in _WHERE}, sort_keys=True)
+    return {"generator": checkpoint.manifest.digest, "task": tasks_digest([task]), "settings": settings}
+
+
+def _require_same(path: Path, made_with: Mapping[str, str]) -> None:
+    said, _ = _read(path)
+    if different := [name for name, value in made_with.items() if said.get(name) != value]:
+        raise ConfigError(f"{path} was made with another {', '.join(different)}; use that or another workdir")
+
+
+def _save(path: Path, cores: Cores, metadata: Mapping[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    save_file({"q": cores.q.contiguous(), "p": cores.p.contiguous()}, temporary, metadata=dict(metadata))
+    temporary.replace(path)
+
+
+def _read(path: Path) -> tuple[dict[str, str], Cores]:
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}, Cores(file.get_tensor("q"), file.get_tensor("p"))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} has no readable cores: {error}; delete it and make them again") from error
