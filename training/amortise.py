@@ -38,7 +38,7 @@ from training.results import command_of, write_result
 from training.runlog import Progress, RunLog
 from training.sampler import SamplerConfig, TaskSampler
 from training.synthetic_tasks import FAMILIES, synthetic_tasks
-from training.tasks import Task, load_tasks, tasks_digest
+from training.tasks import Task, load_tasks, tasks_digest, with_more_wordings
 
 STATE_FILE = "state.pt"
 STEPS = (0.0, 0.5, 1.0)
@@ -61,6 +61,8 @@ class Config:
     """Folder of task files."""
     task_ids: tuple[str, ...] = ()
     """Only these tasks; empty for all in the folder."""
+    wordings: Path | None = None
+    """File of more wordings of these tasks to train on, see `training.tasks.with_more_wordings`."""
     synthetic_tasks: int = 0
     """Procedural tasks, which have no cores and are held where they are."""
     hidden_families: tuple[str, ...] = ()
@@ -106,6 +108,8 @@ def run(config: Config) -> None:
     """
     checkpoint = load_generator(config.checkpoint)
     tasks = load_tasks(config.tasks, config.task_ids or None)
+    if config.wordings:
+        tasks = with_more_wordings(tasks, config.wordings)
     shown = [family for family in FAMILIES if family not in config.hidden_families]
     made_up = synthetic_tasks(families=shown, limit=config.synthetic_tasks) if config.synthetic_tasks else []
     cores = load_cores(config.cores, checkpoint, [task.task_id for task in tasks])
@@ -152,7 +156,7 @@ def run(config: Config) -> None:
             "steps_to_cores": {f"{step:g}": steps[step] for step in STEPS},
             "last_session_seconds": round(time.monotonic() - started),
         }
-        digest = save(config, checkpoint, generator, found)
+        digest = save(config, checkpoint, generator, tasks, found)
         log.record_artefact(
             config.artefact, base_revision=base.revision, digest=digest, data_digest=tasks_digest(tasks)
         )
@@ -160,15 +164,26 @@ def run(config: Config) -> None:
         log.logger.info("result", **after)
 
 
-def save(config: Config, checkpoint: Checkpoint, generator: LoRAGenerator, found: Mapping[str, Any]) -> str:
+def save(
+    config: Config, checkpoint: Checkpoint, generator: LoRAGenerator, tasks: Sequence[Task], found: Mapping[str, Any]
+) -> str:
     """Write the artefact: the tasks and the prompt index of the one before; its confidence has to be measured anew.
+
+    Wordings that these tasks have beside those that the generator knew are listed, but not in the prompt index.
 
     Returns:
         The artefact's digest.
     """
     started_from = {"digest": checkpoint.manifest.digest, "made_by": checkpoint.manifest.made_by}
     made_by = {"command": command_of("amortise", config), "seed": config.training.seed, **found}
-    manifest = replace(checkpoint.manifest, made_by=made_by | {"started_from": started_from}, confidence={})
+    more = {task.task_id: task.more_descriptions for task in tasks}
+    listed = tuple(
+        replace(t, descriptions=tuple(dict.fromkeys((*t.descriptions, *more.get(t.task_id, ())))))
+        for t in checkpoint.manifest.tasks
+    )
+    manifest = replace(
+        checkpoint.manifest, tasks=listed, made_by=made_by | {"started_from": started_from}, confidence={}
+    )
     index = checkpoint.prompt_index
     blocks = [index.embeddings[index.task == place] for place in range(len(manifest.tasks))]
     return save_generator(config.artefact, generator, manifest, blocks).digest

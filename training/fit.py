@@ -41,7 +41,7 @@ from training.runlog import RunLog
 from training.sampler import SamplerConfig, TaskSampler
 from training.synthetic.instructions import instructions
 from training.synthetic_tasks import FAMILIES, SYNTHETIC_CATEGORY, synthetic_tasks
-from training.tasks import Task, load_tasks, tasks_digest
+from training.tasks import Task, load_tasks, tasks_digest, with_more_wordings
 from training.teachers import adapter_folder, load_teachers
 
 STATE_FILE = "state.pt"
@@ -58,6 +58,8 @@ class Config:
     """Folder for the state, the log and the artefact."""
     tasks: Path = Path("tasks/train")
     """Folder of task files."""
+    wordings: Path | None = None
+    """File of more wordings of these tasks to train on, see `training.tasks.with_more_wordings`."""
     task_ids: tuple[str, ...] = ()
     """Only these tasks; empty for all in the folder."""
     num_tasks: int = 0
@@ -228,6 +230,8 @@ def training_tasks(config: Config) -> tuple[list[Task], list[Task]]:
     shown = [family for family in FAMILIES if family not in config.hidden_families]
     made_up = synthetic_tasks(families=shown, limit=config.synthetic_tasks) if config.synthetic_tasks else []
     tasks = load_tasks(config.tasks, config.task_ids or None)
+    if config.wordings:
+        tasks = with_more_wordings(tasks, config.wordings)
     if not 0 <= config.num_tasks <= len(tasks):
         raise ConfigError(f"num_tasks is {config.num_tasks}, and there are {len(tasks)} tasks")
     if config.num_tasks:
@@ -273,7 +277,7 @@ def claim_workdir(config: Config, tasks: Sequence[Task], base: Base) -> bool:
         ConfigError: names the settings that differ.
     """
     here = to_dict(config)
-    for name in ("workdir", "tasks", "task_ids", "base", "check", "recompute"):
+    for name in ("workdir", "tasks", "wordings", "task_ids", "base", "check", "recompute"):
         del here[name]
     for name in ("steps", "checkpoint_seconds", "accumulation"):
         del here["training"][name]
@@ -313,14 +317,19 @@ def write_artefact(
 
     Args:
         embeddings: for each task, those of its seen descriptions, (descriptions, condition_size). Of a procedural
-            task only the first wordings go into the prompt index, since there are many such tasks.
+            task only the first wordings go into the prompt index, since there are many such tasks, and of any other
+            task those of its file.
         made: what else the manifest says of how it was made.
         start: of the generator that this one went on from. Its other tasks are listed too, but no prompt is reported
             as near to them, since what was learnt of them may be lost.
     """
     trained = [TrainingTask(t.task_id, t.category, t.source, t.licence, t.seen_descriptions) for t in tasks]
     made_up = [t.category.startswith(SYNTHETIC_CATEGORY) for t in tasks]
-    blocks = [e[:_INDEXED_WORDINGS] if made else e for e, made in zip(embeddings, made_up, strict=True)]
+    own = [
+        _INDEXED_WORDINGS if made else len(t.seen_descriptions) - len(t.more_descriptions)
+        for t, made in zip(tasks, made_up, strict=True)
+    ]
+    blocks = [e[:count] for e, count in zip(embeddings, own, strict=True)]
     made_by = {"command": command_of("fit", config), "seed": config.training.seed, **made}
     if start is not None:
         earlier = [t for t in start.tasks if t.task_id not in {task.task_id for task in tasks}]

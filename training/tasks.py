@@ -19,7 +19,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,8 @@ class Task:
         label_set: every output there is, for a task with labels; None for a task with free answers.
         train: rows to train on.
         test: rows to measure on; no input of them stands in `train`.
+        more_descriptions: wordings to train on that are not in the task's file, see `with_more_wordings`; none of them
+            is one of `descriptions`.
 
     Raises:
         TaskFormatError: one of these promises does not hold; the message starts with the key.
@@ -80,6 +82,7 @@ class Task:
     label_set: tuple[str, ...] | None
     train: tuple[Example, ...]
     test: tuple[Example, ...]
+    more_descriptions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not _ID.fullmatch(self.task_id):
@@ -96,7 +99,7 @@ class Task:
         if not self.descriptions:
             raise TaskFormatError("descriptions: the list is empty; a task needs at least one")
         first_at: dict[str, int] = {}
-        for i, text in enumerate(self.descriptions):
+        for i, text in enumerate((*self.descriptions, *self.more_descriptions)):
             if not text.strip():
                 raise TaskFormatError(f"descriptions[{i}]: holds only white space")
             j = first_at.setdefault(_folded(text), i)
@@ -124,7 +127,7 @@ class Task:
     @property
     def seen_descriptions(self) -> tuple[str, ...]:
         """The wordings to train on: all but the last quarter. Empty for a task with a single wording."""
-        return self.descriptions[: -self._num_unseen]
+        return self.descriptions[: -self._num_unseen] + self.more_descriptions
 
     @property
     def unseen_descriptions(self) -> tuple[str, ...]:
@@ -203,6 +206,32 @@ def load_tasks(folder: Path | str, ids: Sequence[str] | None = None) -> list[Tas
     return [load_task(paths[task_id]) for task_id in wanted]
 
 
+def with_more_wordings(tasks: Sequence[Task], path: Path) -> list[Task]:
+    """The tasks with the wordings of a file to train on beside their own; those held back stay what they are.
+
+    Args:
+        path: a JSON object of lists of wordings by task id; tasks that are not asked for may be in it.
+
+    Raises:
+        TaskFormatError: the file is unreadable or of another form, or a wording is one of the task's own.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TaskFormatError(f"{path}: cannot be read as wordings: {error}") from error
+    if not isinstance(found, dict) or not all(
+        isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in found.values()
+    ):
+        raise TaskFormatError(f"{path}: must be a JSON object of lists of wordings by task id")
+    more = []
+    for task in tasks:
+        try:
+            more.append(replace(task, more_descriptions=tuple(found.get(task.task_id, ()))))
+        except TaskFormatError as error:
+            raise TaskFormatError(f"{path}: {task.task_id}: {error}") from error
+    return more
+
+
 def save_task(folder: Path | str, task: Task) -> Path:
     """Write a task file, whole or not at all.
 
@@ -225,7 +254,10 @@ def tasks_digest(tasks: Sequence[Task]) -> str:
     """The first 16 hex digits of the sha256 of tasks with all rows; the order of the tasks does not matter."""
     digest = hashlib.sha256()
     for task in sorted(tasks, key=lambda task: task.task_id):
-        digest.update(json.dumps(task.to_dict(), sort_keys=True, separators=(",", ":")).encode())
+        content = task.to_dict()
+        if task.more_descriptions:
+            content["more_descriptions"] = list(task.more_descriptions)
+        digest.update(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
     return digest.hexdigest()[:16]
 
 

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,6 +106,17 @@ def test_the_trunk_learns_the_cores_and_keeps_the_rest(amortised: amortise.Confi
     torch.testing.assert_close(after.prompt_index.embeddings, before.prompt_index.embeddings, atol=1e-3, rtol=0)
     for now, then in zip(after.generator.shared_parameters(), before.generator.shared_parameters(), strict=True):
         torch.testing.assert_close(now, then, atol=1e-4, rtol=0)
+
+
+def test_more_wordings_are_learnt_and_listed_but_not_indexed(amortised: amortise.Config, tmp_path: Path) -> None:
+    wordings = tmp_path / "wordings.json"
+    wordings.write_text(json.dumps({"first": ["only what comes before the blank"]}), encoding="utf-8")
+    amortise.run(replace(amortised, wordings=wordings))
+    before, after = load_generator(amortised.checkpoint), load_generator(amortised.artefact)
+    for old, new in zip(before.manifest.tasks, after.manifest.tasks, strict=True):
+        more = ("only what comes before the blank",) if new.task_id == "first" else ()
+        assert new.descriptions == old.descriptions + more
+    torch.testing.assert_close(after.prompt_index.task, before.prompt_index.task)
 
 
 def test_a_fit_to_cores_that_was_stopped_goes_on_to_the_same(amortised: amortise.Config, tmp_path: Path) -> None:

@@ -218,6 +218,18 @@ def test_the_warm_start_leaves_the_prompted_part_alone(config: fit.Config, tiny_
     assert changed == {"a0", "b0", "q0", "p0"}
 
 
+def test_more_wordings_are_trained_on_and_listed_but_not_indexed(config: fit.Config, tmp_path: Path) -> None:
+    wordings = tmp_path / "wordings.json"
+    wordings.write_text(json.dumps({IDS[0]: ["said in another way"]}), encoding="utf-8")
+    plain, _ = fit.training_tasks(config)
+    config = replace(config, wordings=wordings, training=replace(config.training, steps=2))
+    fit.run(config)
+    made = load_generator(config.workdir / "generator")
+    listed = {task.task_id: task.descriptions for task in made.manifest.tasks}
+    assert listed == {t.task_id: t.seen_descriptions + ("said in another way",) * (t.task_id == IDS[0]) for t in plain}
+    assert len(made.prompt_index.task) == sum(len(task.seen_descriptions) for task in plain)
+
+
 def test_an_unknown_task_is_refused_before_anything_is_written(config: fit.Config) -> None:
     with pytest.raises(TaskFormatError, match="no task 'uper'"):
         fit.run(replace(config, task_ids=("uper",)))

@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llgbm.errors import TaskFormatError
-from training.tasks import Example, Task, load_task, load_tasks, save_task, tasks_digest, unique_descriptions
+from training.tasks import (
+    Example,
+    Task,
+    load_task,
+    load_tasks,
+    save_task,
+    tasks_digest,
+    unique_descriptions,
+    with_more_wordings,
+)
 
 
 def record(**changes: Any) -> dict[str, Any]:
@@ -171,3 +180,31 @@ def test_the_digest_follows_the_content_and_not_the_order() -> None:
     assert tasks_digest([one, two]) == tasks_digest([two, one])
     assert tasks_digest([one]) != tasks_digest([two])
     assert tasks_digest([one]) != tasks_digest([replace(one, train=(Example("i", "o"),))])
+
+
+def test_more_wordings_are_trained_on_and_change_the_digest_alone(tmp_path: Path) -> None:
+    task = load_task(write(tmp_path))
+    path = tmp_path / "wordings.json"
+    path.write_text(json.dumps({task.task_id: ["another way to say it"], "unknown": ["whatever"]}), encoding="utf-8")
+    (more,) = with_more_wordings([task], path)
+    assert more.seen_descriptions == (*task.seen_descriptions, "another way to say it")
+    assert more.unseen_descriptions == task.unseen_descriptions
+    assert more.to_dict() == task.to_dict()
+    assert tasks_digest([more]) != tasks_digest([task])
+
+
+@pytest.mark.parametrize("place", ["seen_descriptions", "unseen_descriptions"])
+def test_a_wording_that_the_task_has_is_refused(tmp_path: Path, place: str) -> None:
+    task = load_task(write(tmp_path))
+    path = tmp_path / "wordings.json"
+    path.write_text(json.dumps({task.task_id: [getattr(task, place)[0].upper()]}), encoding="utf-8")
+    with pytest.raises(TaskFormatError, match=rf"wordings\.json: {task.task_id}: .* says the same as"):
+        with_more_wordings([task], path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"a": "b"}', '{"a": [1]}'])
+def test_a_file_that_holds_no_wordings_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "wordings.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(TaskFormatError, match=r"wordings\.json: (cannot be read|must be a JSON object)"):
+        with_more_wordings([load_task(write(tmp_path))], path)
