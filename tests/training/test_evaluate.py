@@ -10,7 +10,7 @@ from llgbm.config import GeneratorConfig
 from llgbm.errors import ConfigError
 from llgbm.training import TrainingConfig
 from tests.training.conftest import small_tasks
-from training import evaluate, fit
+from training import cores, evaluate, fit
 from training.methods import METHODS
 from training.progress_check import CheckConfig, eval_row
 from training.sampler import SamplerConfig
@@ -60,8 +60,13 @@ def test_the_first_wrong_answer_of_each_task_is_shown(config: evaluate.Config) -
         assert one["description"] in tasks[one["task"]].descriptions
 
 
-def test_every_method_is_scored_on_every_task(config: evaluate.Config, generator_folder: Path) -> None:
-    evaluate.run(replace(config, multitask=generator_folder))
+def test_every_method_is_scored_on_every_task(config: evaluate.Config, generator_folder: Path, tmp_path: Path) -> None:
+    trained = cores.Config(
+        workdir=tmp_path / "cores", checkpoint=config.checkpoint, tasks=config.tasks, steps=1,
+        base=config.base, text_encoder=config.text_encoder,
+    )  # fmt: skip
+    cores.run(trained)
+    evaluate.run(replace(config, multitask=generator_folder, cores=trained.workdir))
     found = table(config)
     assert list(found["columns"]) == ["unseen_descriptions"]
     methods = found["columns"]["unseen_descriptions"]["methods"]
