@@ -33,10 +33,10 @@ from llgbm.task_losses import label_logits, sft_loss
 from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig, TrainingState, train
 from training.conditions import ConditionConfig, ConditionSampler
-from training.cores import Cores, load_cores
+from training.cores import Cores, generated_cores, load_cores
 from training.results import command_of, write_result
 from training.runlog import Progress, RunLog
-from training.sampler import SamplerConfig, TaskSampler
+from training.sampler import SamplerConfig, TaskSampler, drawn_in_epochs
 from training.synthetic_tasks import FAMILIES, synthetic_tasks
 from training.tasks import Task, load_tasks, tasks_digest, with_more_wordings
 
@@ -213,10 +213,8 @@ def chosen_target(
     """
     batch = pack([sampler(0)[0].rows])
     between = [Cores(torch.lerp(start.q, trained.q, s), torch.lerp(start.p, trained.p, s)) for s in STEPS]
-    losses = []
-    for cores in between:
-        adapters = generator.materialise(cores.q[None], cores.p[None])
-        losses.append(float(sft_loss(label_logits(base, functional, batch, adapters), batch)))
+    logits = (label_logits(base, functional, batch, [cores.adapter(generator)]) for cores in between)
+    losses = [float(sft_loss(found, batch)) for found in logits]
     best = int(np.argmin(losses))
     return Target(between[best], STEPS[best], batch)
 
@@ -236,7 +234,7 @@ def all_targets(
     functional = FunctionalLoRA(base.model)
     targets: dict[str, Target] = {}
     for done, (task, descriptions) in enumerate(zip(tasks, conditions.descriptions, strict=True), 1):
-        start = Cores(*(side.mean(0) for side in generator.cores(descriptions)))
+        start = generated_cores(generator, descriptions)
         found = trained.get(task.task_id)
         if found is None:
             targets[task.task_id] = Target(start)
@@ -249,7 +247,7 @@ def all_targets(
 
 def moments_of(base: Base, generator: LoRAGenerator, targets: Iterable[Target]) -> Tensor:
     """The second moments of what the modules read on training rows, each task under its own target."""
-    with_rows = [(t.batch, generator.materialise(t.cores.q[None], t.cores.p[None])[0]) for t in targets if t.batch]
+    with_rows = [(t.batch, t.cores.adapter(generator)) for t in targets if t.batch]
     return input_moments(base, FunctionalLoRA(base.model), generator, with_rows)
 
 
@@ -298,9 +296,8 @@ class Batches:
         rng = np.random.default_rng([self._seed, step])
         groups = []
         for first, count, wanted in self._parts:
-            for slot in range(wanted):
-                epoch, place = divmod(step * wanted + slot, count)
-                index = first + int(np.random.default_rng([self._seed, epoch, first]).permutation(count)[place])
+            for place in drawn_in_epochs(count, step, wanted, self._seed, stream=first):
+                index = first + place
                 wording = int(rng.integers(len(self._tasks[index].seen_descriptions)))
                 groups.append(TaskGroup(self._tasks[index].task_id, self._conditions.draw(index, wording, rng)))
         return groups

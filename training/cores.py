@@ -27,6 +27,7 @@ from llgbm.errors import CheckpointError, ConfigError
 from llgbm.frozen_linear import Storage
 from llgbm.functional import FunctionalLoRA
 from llgbm.generator import LoRAGenerator
+from llgbm.lora import LoRAWeights
 from llgbm.packing import pack
 from llgbm.prompting import TextEncoder
 from llgbm.task_losses import label_logits, sft_loss
@@ -94,6 +95,16 @@ class Cores:
     q: Tensor
     p: Tensor
 
+    def adapter(self, generator: LoRAGenerator) -> LoRAWeights:
+        """Their adapter inside the bases of `generator`."""
+        return generator.materialise(self.q[None], self.p[None])[0]
+
+
+@torch.no_grad()
+def generated_cores(generator: LoRAGenerator, descriptions: Tensor) -> Cores:
+    """The mean of what a generator makes of descriptions (n, condition_size): where a task's training starts."""
+    return Cores(*(side.mean(0) for side in generator.cores(descriptions)))
+
 
 def run(config: Config) -> None:
     """Train the cores of every task that has none yet."""
@@ -134,9 +145,8 @@ def train_cores(
     """
     sampler = TaskSampler([task], base, encoder, config.sampler, config.seed, with_context_rows=False)
     functional = FunctionalLoRA(base.model)
-    with torch.no_grad():
-        q, p = (side.mean(0, keepdim=True) for side in generator.cores(sampler.description_embeddings[0]))
-    cores = [side.clone().requires_grad_() for side in (q, p)]
+    start = generated_cores(generator, sampler.description_embeddings[0])
+    cores = [side[None].clone().requires_grad_() for side in (start.q, start.p)]
     first, second = [torch.zeros_like(c) for c in cores], [torch.zeros_like(c[..., :1, :1]) for c in cores]
     losses: list[float] = []
     for step in range(config.steps):

@@ -131,9 +131,7 @@ def _adapter(adapter: LoRAWeights | None, description: str | None = None) -> Tri
 
 def _trained_cores(bench: Bench, task: Task) -> Trial | None:
     found = bench.cores.get(task.task_id)
-    if found is None:
-        return None
-    return Trial(bench.checkpoint.generator.materialise(found.q[None], found.p[None])[0])
+    return None if found is None else Trial(found.adapter(bench.checkpoint.generator))
 
 
 def _gibberish(bench: Bench, task: Task) -> Trial:

@@ -65,6 +65,12 @@ class SamplerConfig(ConditionConfig):
             raise ConfigError("fractions and shares lie between 0 and 1")
 
 
+def drawn_in_epochs(count: int, step: int, groups: int, seed: int, *, stream: int) -> list[int]:
+    """The `groups` tasks of a step out of `count`, each once in an epoch; `stream` tells pools of one seed apart."""
+    places = [divmod(step * groups + slot, count) for slot in range(groups)]
+    return [int(np.random.default_rng([seed, epoch, stream]).permutation(count)[i]) for epoch, i in places]
+
+
 class TaskSampler:
     """Draws batches for `llgbm.training.train`. In an epoch, every task is drawn once.
 
@@ -133,17 +139,13 @@ class TaskSampler:
         """The groups of `step`, counted from 0."""
         config, num_own = self._config, self._num_own
         rng = np.random.default_rng([self._seed, step])
-        own = self._drawn(num_own, step, config.groups - config.synthetic_groups, stream=1)
-        synthetic = self._drawn(len(self._tasks) - num_own, step, config.synthetic_groups, stream=2)
+        own = drawn_in_epochs(num_own, step, config.groups - config.synthetic_groups, self._seed, stream=1)
+        num_synthetic = len(self._tasks) - num_own
+        synthetic = drawn_in_epochs(num_synthetic, step, config.synthetic_groups, self._seed, stream=2)
         shared_only = step < config.warm_start_steps
         drawn = [*own, *(num_own + task for task in synthetic)]
         groups = [self._group(task, rng, shared_only=shared_only) for task in drawn]
         return groups + [self._borrowing(rng) for _ in range(0 if shared_only else config.borrowed_groups)]
-
-    def _drawn(self, count: int, step: int, groups: int, *, stream: int) -> list[int]:
-        """The tasks of a step out of `count`, each once in an epoch."""
-        places = [divmod(step * groups + slot, count) for slot in range(groups)]
-        return [int(np.random.default_rng([self._seed, epoch, stream]).permutation(count)[i]) for epoch, i in places]
 
     def _group(self, index: int, rng: np.random.Generator, *, shared_only: bool) -> TaskGroup:
         task, config = self._tasks[index], self._config
