@@ -3,44 +3,52 @@
 With the bases standing still, an adapter is its cores, and how far two of them move the base's modules apart is a small
 closed formula (`llgbm.core_loss`). So no step needs the base: minutes for what the task loss takes hours for. Cores and
 this alternate, as in amortised inference: what the trunk has learnt is where the next cores start. Tasks without cores
-stay with what the generator makes of them. Resumable.
+stay with what the generator makes of them. Resumable; the targets are searched once.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from llgbm.base import Base, load_base
 from llgbm.batches import TaskGroup, TrainingBatch
 from llgbm.checkpoint import Checkpoint, load_generator, save_generator
 from llgbm.core_loss import CoreMetric, CoreObjective, input_moments
-from llgbm.errors import ConfigError
+from llgbm.errors import CheckpointError, ConfigError
 from llgbm.frozen_linear import Storage
 from llgbm.functional import FunctionalLoRA
 from llgbm.generator import LoRAGenerator
+from llgbm.lora import LoRAWeights
 from llgbm.packing import PackedBatch, pack
 from llgbm.prompting import TextEncoder
 from llgbm.task_losses import label_logits, sft_loss
 from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig, TrainingState, train
+from training.claim import claim_workdir, settings_of
 from training.conditions import ConditionConfig, ConditionSampler
-from training.cores import Cores, generated_cores, load_cores
+from training.cores import Cores, cores_digest, generated_cores, load_cores
+from training.pools import training_pools
 from training.results import command_of, write_result
 from training.runlog import Progress, RunLog
 from training.sampler import SamplerConfig, TaskSampler, drawn_in_epochs
-from training.synthetic_tasks import FAMILIES, synthetic_tasks
-from training.tasks import Task, load_tasks, tasks_digest, with_more_wordings
+from training.tasks import Task, tasks_digest
 
 STATE_FILE = "state.pt"
+TARGETS_FILE = "targets.safetensors"
+_WHERE = ("workdir", "cores", "checkpoint", "tasks", "wordings", "task_ids", "base", "text_encoder")
+"""Values that say where things stand; what stands there counts by its digest."""
 STEPS = (0.0, 0.5, 1.0)
 """How far a target may lie from what the generator makes to the trained cores."""
 DIRECTIONS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -107,31 +115,41 @@ def run(config: Config) -> None:
         ConfigError: no task has cores.
     """
     checkpoint = load_generator(config.checkpoint)
-    tasks = load_tasks(config.tasks, config.task_ids or None)
-    if config.wordings:
-        tasks = with_more_wordings(tasks, config.wordings)
-    shown = [family for family in FAMILIES if family not in config.hidden_families]
-    made_up = synthetic_tasks(families=shown, limit=config.synthetic_tasks) if config.synthetic_tasks else []
+    tasks, made_up = training_pools(
+        config.tasks,
+        config.task_ids,
+        wordings=config.wordings,
+        num_synthetic=config.synthetic_tasks,
+        hidden_families=config.hidden_families,
+    )
     cores = load_cores(config.cores, checkpoint, [task.task_id for task in tasks])
     if not cores:
         raise ConfigError(f"{config.cores} has no cores of these tasks; run the command cores")
     encoder = PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id)
     generator = load_generator(config.checkpoint).generator.requires_grad_(True)
     with RunLog(config.workdir, "amortise", config) as log:
-        base = load_base(config.base or checkpoint.manifest.base_id, storage=config.base_storage)
+        settings = settings_of(config, without=_WHERE) | {
+            "generator": checkpoint.manifest.digest,
+            "cores": cores_digest(cores),
+            "tasks_digest": tasks_digest([*tasks, *made_up]),
+        }
+        claim_workdir(config.workdir, [STATE_FILE, TARGETS_FILE], settings)
         conditions = ConditionSampler([*tasks, *made_up], encoder, config.conditions, config.training.seed)
-        with log.progress("targets", total=len(tasks)) as progress:
-            targets = all_targets(
-                base, encoder, checkpoint.generator, [*tasks, *made_up], conditions, cores, config, progress
-            )
-        metric = CoreMetric(generator, moments_of(base, checkpoint.generator, targets.values()))
-        objective = CoreObjective(metric, {task: (t.cores.q, t.cores.p) for task, t in targets.items()})
+        targets = Targets.load(config.workdir / TARGETS_FILE)
+        if targets is None:
+            base = load_base(config.base or checkpoint.manifest.base_id, storage=config.base_storage)
+            with log.progress("targets", total=len(tasks)) as progress:
+                targets = find_targets(
+                    base, encoder, checkpoint.generator, [*tasks, *made_up], conditions, cores, config, progress
+                )
+            targets.save(config.workdir / TARGETS_FILE)
+        objective = CoreObjective(CoreMetric(generator, targets.moments), targets.cores)
         before = distances(generator, objective, encoder, tasks)
         directions = {
             "targets": directions_of(objective.targets[: len(tasks)]),
             "start": directions_of(outputs(generator, objective, conditions, len(tasks))),
         }
-        steps = Counter(targets[task].step for task in cores)
+        steps = Counter(targets.steps.values())
         log.logger.info("targets", tasks=len(cores), steps=dict(steps), **before)
         started = time.monotonic()
         with log.progress("amortise", total=config.training.steps) as progress:
@@ -158,9 +176,9 @@ def run(config: Config) -> None:
         }
         digest = save(config, checkpoint, generator, tasks, found)
         log.record_artefact(
-            config.artefact, base_revision=base.revision, digest=digest, data_digest=tasks_digest(tasks)
+            config.artefact, base_revision=targets.base_revision, digest=digest, data_digest=tasks_digest(tasks)
         )
-        write_result(log, "amortise", config, found | {"generator": digest}, base_revision=base.revision)
+        write_result(log, "amortise", config, found | {"generator": digest}, base_revision=targets.base_revision)
         log.logger.info("result", **after)
 
 
@@ -190,37 +208,66 @@ def save(
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
-    """What the trunk is to make of a task.
+class Targets:
+    """What the trunk is to make of each task.
 
     Attributes:
-        step: how far it lies from what the generator makes, 0, to the trained cores, 1.
-        batch: training rows that were read under these cores; None for tasks without trained cores.
+        cores: by task id, Q (modules, r, R) and P (modules, R, r) float32, the gate in P.
+        steps: of each task with trained cores, how far its target lies from what the generator makes, 0, to these, 1.
+        moments: of what the base's modules read on training rows, each task under its own target, in the generator's
+            input bases, (modules, R, R) float32.
+        base_revision: of the base that read them.
     """
 
-    cores: Cores
-    step: float = 0.0
-    batch: PackedBatch | None = None
+    cores: dict[str, tuple[Tensor, Tensor]]
+    steps: dict[str, float]
+    moments: Tensor
+    base_revision: str
+
+    def save(self, path: Path) -> None:
+        """Write them, whole or not at all."""
+        q, p = (torch.stack(sides) for sides in zip(*self.cores.values(), strict=True))
+        said = {"tasks": list(self.cores), "steps": self.steps, "base_revision": self.base_revision}
+        temporary = path.with_name(path.name + ".tmp")
+        save_file({"q": q, "p": p, "moments": self.moments}, temporary, metadata={"targets": json.dumps(said)})
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Targets | None:
+        """Those that were written; None if there are none.
+
+        Raises:
+            CheckpointError: the file is unreadable.
+        """
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                said = json.loads(file.metadata()["targets"])
+                q, p, moments = (file.get_tensor(name) for name in ("q", "p", "moments"))
+            cores = {task: (q[i], p[i]) for i, task in enumerate(said["tasks"])}
+            return cls(cores, said["steps"], moments, said["base_revision"])
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} has no readable targets: {error}; delete it to find them again") from error
 
 
 @torch.no_grad()
 def chosen_target(
-    base: Base, functional: FunctionalLoRA, sampler: TaskSampler, generator: LoRAGenerator, start: Cores, trained: Cores
-) -> Target:
-    """The best of `STEPS` from `start` to `trained`, by the loss on rows that are drawn anew.
+    base: Base, functional: FunctionalLoRA, batch: PackedBatch, generator: LoRAGenerator, start: Cores, trained: Cores
+) -> tuple[Cores, float]:
+    """The best of `STEPS` from `start` to `trained`, and that step, by the loss on rows that neither has seen.
 
     A few steps of a few rows make some cores worse than they were, and of some more than the best of them.
     """
-    batch = pack([sampler(0)[0].rows])
     between = [Cores(torch.lerp(start.q, trained.q, s), torch.lerp(start.p, trained.p, s)) for s in STEPS]
     logits = (label_logits(base, functional, batch, [cores.adapter(generator)]) for cores in between)
     losses = [float(sft_loss(found, batch)) for found in logits]
     best = int(np.argmin(losses))
-    return Target(between[best], STEPS[best], batch)
+    return between[best], STEPS[best]
 
 
 @torch.no_grad()
-def all_targets(
+def find_targets(
     base: Base,
     encoder: TextEncoder,
     generator: LoRAGenerator,
@@ -229,26 +276,24 @@ def all_targets(
     trained: Mapping[str, Cores],
     config: Config,
     progress: Progress,
-) -> dict[str, Target]:
+) -> Targets:
     """For each task where it should go from the mean of what the generator makes of its descriptions."""
     functional = FunctionalLoRA(base.model)
-    targets: dict[str, Target] = {}
+    cores: dict[str, Cores] = {}
+    steps: dict[str, float] = {}
+    read: list[tuple[PackedBatch, LoRAWeights | None]] = []
     for done, (task, descriptions) in enumerate(zip(tasks, conditions.descriptions, strict=True), 1):
-        start = generated_cores(generator, descriptions)
-        found = trained.get(task.task_id)
-        if found is None:
-            targets[task.task_id] = Target(start)
-            continue
-        sampler = TaskSampler([task], base, encoder, config.rows, config.training.seed + 1, with_context_rows=False)
-        targets[task.task_id] = chosen_target(base, functional, sampler, generator, start, found)
-        progress.update(done, f"{task.task_id}: {targets[task.task_id].step:g} of the way")
-    return targets
-
-
-def moments_of(base: Base, generator: LoRAGenerator, targets: Iterable[Target]) -> Tensor:
-    """The second moments of what the modules read on training rows, each task under its own target."""
-    with_rows = [(t.batch, t.cores.adapter(generator)) for t in targets if t.batch]
-    return input_moments(base, FunctionalLoRA(base.model), generator, with_rows)
+        target = generated_cores(generator, descriptions)
+        if task.task_id in trained:
+            sampler = TaskSampler([task], base, encoder, config.rows, config.training.seed + 1, with_context_rows=False)
+            batch = pack([sampler(0)[0].rows])
+            target, step = chosen_target(base, functional, batch, generator, target, trained[task.task_id])
+            steps[task.task_id] = step
+            read.append((batch, target.adapter(generator)))
+            progress.update(done, f"{task.task_id}: {step:g} of the way")
+        cores[task.task_id] = target
+    moments = input_moments(base, functional, generator, read)
+    return Targets({task: (found.q, found.p) for task, found in cores.items()}, steps, moments, base.revision)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ are worth without the trunk, and `python -m training amortise` teaches it to the
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -185,6 +186,16 @@ def load_cores(workdir: Path, checkpoint: Checkpoint, task_ids: Sequence[str]) -
             raise CheckpointError(f"{path} has cores of another generator; make them again in another workdir")
         found[task_id] = cores
     return found
+
+
+def cores_digest(cores: Mapping[str, Cores]) -> str:
+    """The first 16 hex digits of the sha256 of cores by task id; their order does not matter."""
+    digest = hashlib.sha256()
+    for task_id in sorted(cores):
+        digest.update(task_id.encode())
+        for side in (cores[task_id].q, cores[task_id].p):
+            digest.update(side.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _made_with(config: Config, checkpoint: Checkpoint, task: Task) -> dict[str, str]:

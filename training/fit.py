@@ -5,7 +5,6 @@ One command, one configuration, resumable: the state is written every few minute
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -30,22 +29,21 @@ from llgbm.pretrained import BASE_0_5B, TEXT_ENCODER
 from llgbm.teacher_basis import start_from_teachers
 from llgbm.text_encoder import PretrainedTextEncoder, SqliteEmbeddingCache
 from llgbm.training import TrainingConfig, TrainingState, train
-from training.artefacts import replace_text
-from training.config import to_dict
+from training.claim import claim_workdir, settings_of
 from training.delta_store import cached_delta, open_deltas
 from training.parallel import process_group
+from training.pools import training_pools
 from training.probe_config import ProbeConfig
 from training.progress_check import CheckConfig, ProgressCheck
 from training.results import command_of
 from training.runlog import RunLog
 from training.sampler import SamplerConfig, TaskSampler
 from training.synthetic.instructions import instructions
-from training.synthetic_tasks import FAMILIES, SYNTHETIC_CATEGORY, synthetic_tasks
-from training.tasks import Task, load_tasks, tasks_digest, with_more_wordings
+from training.synthetic_tasks import SYNTHETIC_CATEGORY, synthetic_tasks
+from training.tasks import Task, tasks_digest
 from training.teachers import adapter_folder, load_teachers
 
 STATE_FILE = "state.pt"
-SETTINGS_FILE = "settings.json"
 TEXTS_FILE = "embeddings.sqlite"
 _INDEXED_WORDINGS = 2
 
@@ -182,8 +180,11 @@ def _fit(
         return
     all_tasks = [*tasks, *synthetic]
     with RunLog(config.workdir, "fit", config) as log:
-        if not claim_workdir(config, all_tasks, base):
-            log.logger.warning("state without settings", note="taken for the state of a run with these settings")
+        settings = settings_of(
+            config, without=("workdir", "tasks", "wordings", "task_ids", "base", "check", "recompute")
+        )
+        settings |= {"tasks_digest": tasks_digest(all_tasks), "base_revision": base.revision}
+        claim_workdir(config.workdir, [STATE_FILE], settings)
         check = ProgressCheck(config.check, tasks, base, encoder)
         hidden = ProgressCheck(config.check, kept_back, base, encoder, name="hidden")
         started = time.monotonic()
@@ -227,11 +228,13 @@ def training_tasks(config: Config) -> tuple[list[Task], list[Task]]:
     Raises:
         ConfigError: there are fewer than `num_tasks`.
     """
-    shown = [family for family in FAMILIES if family not in config.hidden_families]
-    made_up = synthetic_tasks(families=shown, limit=config.synthetic_tasks) if config.synthetic_tasks else []
-    tasks = load_tasks(config.tasks, config.task_ids or None)
-    if config.wordings:
-        tasks = with_more_wordings(tasks, config.wordings)
+    tasks, made_up = training_pools(
+        config.tasks,
+        config.task_ids,
+        wordings=config.wordings,
+        num_synthetic=config.synthetic_tasks,
+        hidden_families=config.hidden_families,
+    )
     if not 0 <= config.num_tasks <= len(tasks):
         raise ConfigError(f"num_tasks is {config.num_tasks}, and there are {len(tasks)} tasks")
     if config.num_tasks:
@@ -262,39 +265,6 @@ def started_from(folder: Path, generator: LoRAGenerator) -> GeneratorManifest:
         raise ConfigError(f"the generator in {folder} is of another base, LoRASpec or size than this fit")
     generator.load_state_dict(start.generator.state_dict())
     return start.manifest
-
-
-def claim_workdir(config: Config, tasks: Sequence[Task], base: Base) -> bool:
-    """Write down what a state in this working directory depends on, or check that it was the same before.
-
-    A state does not say what it was trained on; going on from it with other tasks would give a generator that is
-    neither one nor the other. Steps may be added, and the check and the place of files may change.
-
-    Returns:
-        False if there is a state already, but no record of its settings.
-
-    Raises:
-        ConfigError: names the settings that differ.
-    """
-    here = to_dict(config)
-    for name in ("workdir", "tasks", "wordings", "task_ids", "base", "check", "recompute"):
-        del here[name]
-    for name in ("steps", "checkpoint_seconds", "accumulation"):
-        del here["training"][name]
-    here |= {"tasks_digest": tasks_digest(tasks), "base_revision": base.revision}
-    path = config.workdir / SETTINGS_FILE
-    has_state = (config.workdir / STATE_FILE).exists()
-    if has_state and path.exists():
-        before = json.loads(path.read_text("utf-8"))
-        different = sorted(name for name in here.keys() | before.keys() if here.get(name) != before.get(name))
-        if different:
-            raise ConfigError(
-                f"{config.workdir} has the state of a run with other settings ({', '.join(different)}); "
-                "use them again or another workdir"
-            )
-        return True
-    replace_text(path, json.dumps(here, indent=1, ensure_ascii=False) + "\n")
-    return not has_state
 
 
 def default_lora(base: Base) -> LoRASpec:

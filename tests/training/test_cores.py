@@ -1,4 +1,6 @@
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,6 +132,36 @@ def test_a_fit_to_cores_that_was_stopped_goes_on_to_the_same(amortised: amortise
     whole, halves = (load_generator(settings(name, 6).artefact).generator for name in ("whole", "halves"))
     for one, other in zip(whole.parameters(), halves.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+def test_targets_are_searched_once(amortised: amortise.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    amortise.run(amortised)
+    monkeypatch.delattr(amortise, "load_base")
+    amortise.run(replace(amortised, training=replace(amortised.training, steps=41)))
+    (amortised.workdir / amortise.TARGETS_FILE).write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match="no readable targets"):
+        amortise.run(replace(amortised, training=replace(amortised.training, steps=42)))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda c: replace(c, conditions=replace(c.conditions, noise=0.3)), "conditions"),
+        (lambda c: replace(c, task_ids=IDS), "tasks_digest"),
+        (lambda c: replace(c, cores=c.cores.with_name("others")), "cores"),
+    ],
+)
+def test_a_workdir_of_another_fit_to_cores_is_refused(
+    amortised: amortise.Config, change: Callable[[amortise.Config], amortise.Config], named: str
+) -> None:
+    amortise.run(amortised)
+    others = amortised.cores.with_name("others")
+    others.mkdir()
+    shutil.copy(cores.core_file(amortised.cores, "first"), others)
+    state = (amortised.workdir / amortise.STATE_FILE).read_bytes()
+    with pytest.raises(ConfigError, match=rf"other settings \({named}\); use them again or another workdir"):
+        amortise.run(change(amortised))
+    assert (amortised.workdir / amortise.STATE_FILE).read_bytes() == state
 
 
 def test_the_table_shows_what_the_bases_are_worth_without_the_trunk(amortised: amortise.Config, tmp_path: Path) -> None:

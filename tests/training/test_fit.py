@@ -198,15 +198,11 @@ def test_a_workdir_without_a_state_is_free_for_other_settings(config: fit.Config
     assert json.loads((config.workdir / "settings.json").read_text())["label_smoothing"] == 0.0
 
 
-def test_a_state_from_elsewhere_is_taken_with_a_warning(config: fit.Config, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_state_of_unknown_settings_is_refused(config: fit.Config) -> None:
     killed_run(config, 5)
     (config.workdir / "settings.json").unlink()
-    assert "state without settings" not in capsys.readouterr().err
-    fit.run(config)
-    assert "state without settings" in capsys.readouterr().err
-    other = replace(config, workdir=config.workdir.with_name("other"))
-    fit.run(other)
-    assert digest_of(config) == digest_of(other)
+    with pytest.raises(ConfigError, match="no record of its settings; use another workdir"):
+        fit.run(config)
 
 
 def test_the_warm_start_leaves_the_prompted_part_alone(config: fit.Config, tiny_base: Base) -> None:
