@@ -60,6 +60,10 @@ class PromptIndex:
         values, indices = best.topk(min(count, len(self.task.unique())))
         return [(int(i), float(v)) for i, v in zip(indices, values, strict=True)]
 
+    def blocks(self, count: int) -> list[Tensor]:
+        """For each of the `count` tasks its embeddings (n, condition_size), as `save_generator` takes them."""
+        return [self.embeddings[self.task == place] for place in range(count)]
+
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:

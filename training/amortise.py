@@ -202,8 +202,7 @@ def save(
     manifest = replace(
         checkpoint.manifest, tasks=listed, made_by=made_by | {"started_from": started_from}, confidence={}
     )
-    index = checkpoint.prompt_index
-    blocks = [index.embeddings[index.task == place] for place in range(len(manifest.tasks))]
+    blocks = checkpoint.prompt_index.blocks(len(manifest.tasks))
     return save_generator(config.artefact, generator, manifest, blocks).digest
 
 

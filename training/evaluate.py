@@ -54,6 +54,8 @@ COMPARED = (
     ("generated + description", "shared adapter + description"),
     ("generated + description", "generated, wrong description + description"),
     ("generated + description", "multi-task LoRA + description"),
+    ("generated + description + 3 examples", "base + description + 3 examples"),
+    ("generated + description + 3 examples", "multi-task LoRA + description + 3 examples"),
     ("generated", "nearest task's teacher"),
     ("generated", "softmax over 5 nearest teachers"),
     ("generated + description", "nearest task's teacher"),

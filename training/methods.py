@@ -124,9 +124,11 @@ def mean_adapter(adapters: Sequence[LoRAWeights], weights: Tensor) -> LoRAWeight
     )
 
 
-def _adapter(adapter: LoRAWeights | None, description: str | None = None) -> Trial | None:
+def _adapter(
+    adapter: LoRAWeights | None, description: str | None = None, shots: tuple[Example, ...] = ()
+) -> Trial | None:
     """The trial of an adapter that may not be there."""
-    return None if adapter is None else Trial(adapter, description)
+    return None if adapter is None else Trial(adapter, description, shots)
 
 
 def _trained_cores(bench: Bench, task: Task) -> Trial | None:
@@ -145,6 +147,9 @@ METHODS: dict[str, Callable[[Bench, Task], Trial | None]] = {
     "base + description + 3 examples": lambda bench, task: Trial(None, bench.description(task), bench.shots(task)),
     "multi-task LoRA": lambda bench, task: _adapter(bench.multitask),
     "multi-task LoRA + description": lambda bench, task: _adapter(bench.multitask, bench.description(task)),
+    "multi-task LoRA + description + 3 examples": lambda bench, task: _adapter(
+        bench.multitask, bench.description(task), bench.shots(task)
+    ),
     "shared adapter": lambda bench, task: Trial(bench.checkpoint.generator.shared_adapter()),
     "shared adapter + description": lambda bench, task: Trial(
         bench.checkpoint.generator.shared_adapter(), bench.description(task)
@@ -164,6 +169,9 @@ METHODS: dict[str, Callable[[Bench, Task], Trial | None]] = {
     ),
     "generated, wrong description + description": lambda bench, task: Trial(
         bench.generate([bench.others[task.task_id]]), bench.description(task)
+    ),
+    "generated + description + 3 examples": lambda bench, task: Trial(
+        bench.generate([bench.description(task)], bench.shots(task)), bench.description(task), bench.shots(task)
     ),
     "cores trained on the task": _trained_cores,
     "teacher": lambda bench, task: _adapter(bench.teachers.get(task.task_id)),
