@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llgbm.errors import ConfigError
+
 END_OF_TURN = "<|im_end|>"
 
 
@@ -28,6 +30,19 @@ def task_messages(
         messages.append({"role": "assistant", "content": example_output})
     messages.append({"role": "user", "content": head + given})
     return messages
+
+
+def with_description(messages: Sequence[tuple[str, str]], description: str) -> list[tuple[str, str]]:
+    """A conversation of (role, text) with a description above the first turn of the user, as in `task_messages`.
+
+    Raises:
+        ConfigError: the user has no turn.
+    """
+    first = next((place for place, (role, _) in enumerate(messages) if role == "user"), None)
+    if first is None:
+        raise ConfigError("the description stands above the user's first turn, and there is none")
+    role, text = messages[first]
+    return [*messages[:first], (role, f"{description}\n\n{text}"), *messages[first + 1 :]]
 
 
 def answer_ids(tokenizer: Any, answer: str) -> tuple[int, ...]:

@@ -22,11 +22,12 @@ from torch import Tensor
 
 from llgbm.errors import AdapterMismatchError, CheckpointError, ConfigError
 from llgbm.generator import LoRAGenerator, create_generator
-from llgbm.generator_manifest import MANIFEST_FILE, GeneratorManifest, TrainingTask
+from llgbm.generator_manifest import MANIFEST_FILE, ContextScale, GeneratorManifest, TrainingTask
 from llgbm.task_detector import TaskDetector
 
 __all__ = [
     "Checkpoint",
+    "ContextScale",
     "GeneratorManifest",
     "PromptIndex",
     "TrainingTask",
@@ -168,8 +169,10 @@ def load_generator(folder: Path) -> Checkpoint:
     return Checkpoint(generator.eval().requires_grad_(False), manifest, index, detector)
 
 
-def write_calibration(folder: Path, detector: TaskDetector, confidence: dict[str, Any]) -> GeneratorManifest:
-    """Give the artefact in `folder` another detector and another confidence curve; all else stays as it is.
+def write_calibration(
+    folder: Path, detector: TaskDetector, confidence: dict[str, Any], context_scale: ContextScale
+) -> GeneratorManifest:
+    """Give the artefact in `folder` another detector, confidence curve and scale in context; all else stays as it is.
 
     Returns:
         The new manifest: with another detector the tensors have another digest.
@@ -178,7 +181,7 @@ def write_calibration(folder: Path, detector: TaskDetector, confidence: dict[str
         CheckpointError: the artefact cannot be read, the detector is for conditions of another size, or the curve is
             not of the manifest's form.
     """
-    manifest = replace(load_generator(folder).manifest, confidence=confidence)
+    manifest = replace(load_generator(folder).manifest, confidence=confidence, context_scale=context_scale)
     if len(detector.weight) != manifest.generator.condition_size:
         raise CheckpointError(
             f"the detector is for conditions of size {len(detector.weight)}, the generator in {folder} reads "

@@ -6,6 +6,7 @@ Written as `manifest.json` beside the tensors, see `llgbm.checkpoint`.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -29,6 +30,33 @@ class TrainingTask:
 
 
 @dataclass(frozen=True)
+class ContextScale:
+    """At which scale an adapter does best in a conversation that has the task's description too.
+
+    There the adapter need not say what the task is, and one for a task far from all training tasks says it badly.
+
+    Attributes:
+        similarity: cosine with the nearest training prompt from which on a request is near.
+        far, near: factors on the adapter's product BA.
+
+    Raises:
+        CheckpointError: one of them is no finite number.
+    """
+
+    similarity: float
+    far: float
+    near: float
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(v, int | float) and math.isfinite(v) for v in (self.similarity, self.far, self.near)):
+            raise CheckpointError(f"the scale in context needs three finite numbers, not {self}; calibrate again")
+
+    def at(self, similarity: float) -> float:
+        """The scale for a request with this cosine."""
+        return self.near if similarity >= self.similarity else self.far
+
+
+@dataclass(frozen=True)
 class GeneratorManifest:
     """What a checkpoint says of itself.
 
@@ -40,6 +68,7 @@ class GeneratorManifest:
         made_by: the command, configuration and cost of the training run.
         confidence: empty when not calibrated, else `similarity`, rising cosines, `confidence` at each of them, 0 to 1,
             and `threshold`, the confidence below which a request is warned about.
+        context_scale: None when not calibrated.
         digest: sha256 of the tensors file; filled in on save.
 
     Raises:
@@ -55,6 +84,7 @@ class GeneratorManifest:
     tasks: tuple[TrainingTask, ...]
     made_by: dict[str, Any] = field(default_factory=dict)
     confidence: dict[str, Any] = field(default_factory=dict)
+    context_scale: ContextScale | None = None
     digest: str = ""
 
     def __post_init__(self) -> None:
@@ -95,6 +125,7 @@ class GeneratorManifest:
                     "update the library, or fetch a checkpoint made for it"
                 )
             model = ModelSpec.from_dict(data.pop("model"))
+            scale = data.pop("context_scale", None)
             return cls(
                 model=model,
                 lora=_lora_from_json(data.pop("lora"), model),
@@ -102,6 +133,7 @@ class GeneratorManifest:
                 tasks=tuple(
                     TrainingTask(**{**task, "descriptions": tuple(task["descriptions"])}) for task in data.pop("tasks")
                 ),
+                context_scale=None if scale is None else ContextScale(**scale),
                 **data,
             )
         except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:

@@ -115,6 +115,8 @@ class MadeAdapter:
             checkpoint was not calibrated.
         task_probability: 0 to 1, how likely the descriptions ask for a task at all; the adapter is scaled by it. 1 if
             there are examples, which do, or if the checkpoint has no detector.
+        scale_in_context: the scale to ask for if the description is to stand in the conversation too; None if the
+            checkpoint was not calibrated.
         warning: set when the request does not read like a task, or the confidence is below the checkpoint's threshold.
         seconds: wall time of `encode` and `generate`, for the whole call that made it.
     """
@@ -125,6 +127,7 @@ class MadeAdapter:
     nearest: tuple[tuple[str, float], ...]
     confidence: float | None
     task_probability: float
+    scale_in_context: float | None
     warning: str | None
     seconds: dict[str, float]
 
@@ -150,12 +153,7 @@ class AdapterMaker:
             ConfigError: the encoder's vectors have another length than those that the generator was trained with.
         """
         start = time.perf_counter()
-        embeddings = self._encoder.encode([text for request in requests for text in request.texts])
-        conditions, place = [], 0
-        for request in requests:
-            split, end = place + len(request.descriptions), place + len(request.texts)
-            conditions.append(condition_of(embeddings[place:split], embeddings[split:end]))
-            place = end
+        conditions = self._conditions(requests)
         encoded = time.perf_counter()
         with torch.inference_mode():
             adapters = self.checkpoint.generator(torch.stack(conditions)) if conditions else []
@@ -167,6 +165,24 @@ class AdapterMaker:
                 requests, conditions, adapters, probabilities, strict=True
             )
         ]
+
+    def scale_in_context(self, request: AdapterRequest) -> float | None:
+        """What `MadeAdapter.scale_in_context` will be; nothing is made."""
+        (condition,) = self._conditions([request])
+        return self._scale_in_context(self.checkpoint.prompt_index.nearest(condition, 1))
+
+    def _scale_in_context(self, nearest: Sequence[tuple[int, float]]) -> float | None:
+        scale = self.checkpoint.manifest.context_scale
+        return scale.at(nearest[0][1]) if scale is not None and nearest else None
+
+    def _conditions(self, requests: Sequence[AdapterRequest]) -> list[Tensor]:
+        embeddings = self._encoder.encode([text for request in requests for text in request.texts])
+        conditions, place = [], 0
+        for request in requests:
+            split, end = place + len(request.descriptions), place + len(request.texts)
+            conditions.append(condition_of(embeddings[place:split], embeddings[split:end]))
+            place = end
+        return conditions
 
     def _task_probabilities(self, requests: Sequence[AdapterRequest], conditions: Sequence[Tensor]) -> list[float]:
         detector = self.checkpoint.detector
@@ -184,14 +200,16 @@ class AdapterMaker:
         seconds: dict[str, float],
     ) -> MadeAdapter:
         tasks = self.checkpoint.manifest.tasks
-        nearest = tuple((tasks[i].task_id, cos) for i, cos in self.checkpoint.prompt_index.nearest(condition))
+        found = self.checkpoint.prompt_index.nearest(condition)
+        nearest = tuple((tasks[i].task_id, cos) for i, cos in found)
         confidence = warning = None
         if (curve := self.checkpoint.manifest.confidence) and nearest:
             confidence = _interpolate(nearest[0][1], curve["similarity"], curve["confidence"])
             if confidence < curve["threshold"]:
                 warning = (
                     f"this task is far from all that the generator was trained on (nearest: {nearest[0][0]}); "
-                    "expect the adapter to do little or the wrong thing, and check its answers"
+                    "expect the adapter alone to do little or the wrong thing; put the description into the chat too, "
+                    "with the adapter at its scale for that, and check the answers"
                 )
         if task_probability < 0.5:
             warning = (
@@ -201,7 +219,15 @@ class AdapterMaker:
         if (scale := request.scale * task_probability) != 1.0:
             weights = weights.scaled(scale)
         return MadeAdapter(
-            self.id_of(request), request, weights, nearest, confidence, task_probability, warning, seconds
+            id=self.id_of(request),
+            request=request,
+            weights=weights,
+            nearest=nearest,
+            confidence=confidence,
+            task_probability=task_probability,
+            scale_in_context=self._scale_in_context(found),
+            warning=warning,
+            seconds=seconds,
         )
 
 

@@ -74,6 +74,7 @@ class AdapterRecord(BaseModel):
     parts: tuple[tuple[str, float], ...] = ()
     nearest: tuple[tuple[str, float], ...] = ()
     confidence: float | None = None
+    scale_in_context: float | None = None
     warning: str | None = None
     norms: Mapping[str, tuple[float | None, ...]] = {}
     files: Mapping[str, FileFact] = {}

@@ -76,6 +76,11 @@ class AdapterService:
         existing = await self._existing(identity)
         return existing or await self._single_flight(identity, lambda: self._make_in_turn(identity, request))
 
+    async def scale_in_context(self, request: AdapterRequest) -> float:
+        """The scale that an adapter for `request` has beside its description in a conversation; 1 if not calibrated."""
+        scale = await translated(self._engine.run(lambda: self._models.maker.scale_in_context(request)))
+        return 1.0 if scale is None else scale
+
     async def _existing(self, identity: str) -> Outcome | None:
         record = await asyncio.to_thread(self._files.record, identity)
         if record is None:
@@ -124,6 +129,7 @@ class AdapterService:
             generator=self._models.generator_digest,
             nearest=made.nearest,
             confidence=made.confidence,
+            scale_in_context=made.scale_in_context,
             warning=made.warning,
         )
         record, new = await self._keep(weights, record, replacing=replacing)

@@ -56,6 +56,7 @@ def _fields(record: AdapterRecord, names: Sequence[str]) -> dict[str, Any]:
         "scale": record.scale,
         "nearest_tasks": [NearestTask(task_id=task, similarity=round(cos, 4)) for task, cos in record.nearest],
         "confidence": record.confidence,
+        "scale_in_context": record.scale_in_context,
         "warning": record.warning,
         "links": Links(
             adapter=path,

@@ -10,12 +10,12 @@ import asyncio
 import secrets
 import threading
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jinja2 import TemplateError
 
-from llgbm.chat import prompt_ids
+from llgbm.chat import prompt_ids, with_description
 from llgbm.decoding import Row
 from llgbm.errors import ConfigError
 from llgbm.prompting import AdapterRequest
@@ -83,8 +83,29 @@ class ChatService:
             ApiError: as `start`.
         """
         if prompt is not None:
-            return await self._start(lambda: self._find_for(prompt), wish)
+            request = self.adapter_request((prompt,))
+            return await self._start(lambda: self._find_for(request), wish)
         return await self._start(lambda: self._find_named(adapter or ""), wish)
+
+    async def start_described(self, prompt: str, wish: Wish) -> Generation:
+        """As `start_adapted` with a task's description, which stands above the user's first turn too.
+
+        The adapter has the scale that calibration found best there.
+
+        Raises:
+            ApiError: as `start`, and 422 for a conversation without a turn of the user.
+        """
+        request = self.adapter_request((prompt,))
+        try:
+            messages = with_description(wish.messages, prompt)
+        except ConfigError as error:
+            raise ApiError(422, str(error), param="messages") from error
+
+        async def find() -> AdapterReference:
+            scale = await self._adapters.scale_in_context(request)
+            return await self._find_for(replace(request, scale=scale))
+
+        return await self._start(find, replace(wish, messages=messages))
 
     async def _start(self, find: Callable[[], Awaitable[AdapterReference | None]], wish: Wish) -> Generation:
         if wish.choices > self._settings.max_choices:
@@ -121,7 +142,7 @@ class ChatService:
         if model == self._models.base.spec.base_id:
             return None
         if model.startswith(PROMPT_PREFIX):
-            return await self._find_for(model.removeprefix(PROMPT_PREFIX))
+            return await self._find_for(self.adapter_request((model.removeprefix(PROMPT_PREFIX),)))
         try:
             return await self._find_named(model)
         except ApiError as error:
@@ -135,8 +156,8 @@ class ChatService:
                 param="model",
             ) from error
 
-    async def _find_for(self, prompt: str) -> AdapterReference:
-        outcome = await self._adapters.get_or_make(self.adapter_request((prompt,)))
+    async def _find_for(self, request: AdapterRequest) -> AdapterReference:
+        outcome = await self._adapters.get_or_make(request)
         return await self._refer(outcome.record.id)
 
     async def _find_named(self, name_or_id: str) -> AdapterReference:

@@ -200,7 +200,11 @@ def save(
         for t in checkpoint.manifest.tasks
     )
     manifest = replace(
-        checkpoint.manifest, tasks=listed, made_by=made_by | {"started_from": started_from}, confidence={}
+        checkpoint.manifest,
+        tasks=listed,
+        made_by=made_by | {"started_from": started_from},
+        confidence={},
+        context_scale=None,
     )
     blocks = checkpoint.prompt_index.blocks(len(manifest.tasks))
     return save_generator(config.artefact, generator, manifest, blocks).digest

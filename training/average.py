@@ -59,7 +59,7 @@ def run(config: Config) -> None:
         zip((t.task_id for t in last.manifest.tasks), last.prompt_index.blocks(len(last.manifest.tasks)), strict=True)
     )
     made_by = {"command": command_of("average", config), "of": [_origin(checkpoint) for checkpoint in found]}
-    manifest = replace(last.manifest, tasks=tuple(listed.values()), made_by=made_by, confidence={})
+    manifest = replace(last.manifest, tasks=tuple(listed.values()), made_by=made_by, confidence={}, context_scale=None)
     none = last.prompt_index.embeddings[:0]
     saved = save_generator(config.out, last.generator, manifest, [blocks.get(task_id, none) for task_id in listed])
     print(f"{config.out}: generator {saved.digest[:12]}, the mean of {len(found)}")

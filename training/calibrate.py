@@ -1,7 +1,8 @@
 """`python -m training calibrate`: gives a generator its notion of what it does not know.
 
 First a detector of texts that ask for no task, fitted on prompts alone, see `training.task_detector`: their adapters
-become near none. Then a confidence, from how well it does near and far from training.
+become near none. Then a confidence, from how well it does near and far from training, and the scale at which its
+adapters do best in conversations that have the description too.
 Near are training tasks with wordings never trained on; far are procedural tasks of families that the fit kept back.
 Rows are those that neither training nor `evaluate` reads. The held-out kinds of `evaluate` are not touched.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,14 @@ from llgbm.frozen_linear import Storage
 from llgbm.prompting import AdapterMaker, AdapterRequest
 from llgbm.text_encoder import PretrainedTextEncoder
 from training.confidence import Point, confidence_curve, reliability
+from training.context_scale import ContextPoint, choose_scale, scale_table
 from training.null_prompts import gibberish
 from training.progress_check import eval_row
 from training.results import write_result
 from training.runlog import RunLog
 from training.synthetic_tasks import synthetic_tasks
 from training.task_detector import detector_quality, fit_detector
-from training.tasks import Task, load_tasks, tasks_digest
+from training.tasks import Task, evenly, load_tasks, tasks_digest
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,10 @@ class Config:
     """First test rows, which are left to `evaluate`."""
     threshold: float = 0.25
     """Confidence below which the service warns."""
+    context_tasks: int = 80
+    """Tasks that the scale in context is chosen on: so many of the folder, evenly, and so many hidden ones."""
+    context_scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    """What that scale may be."""
     base: str = ""
     """Hub id or folder of the base; by default the one that the checkpoint names."""
     base_storage: Storage = "float32"
@@ -64,10 +70,12 @@ class Config:
     """Hub id or folder of the text encoder; by default the one that the checkpoint names."""
 
     def __post_init__(self) -> None:
-        if min(self.wordings, self.num_rows, self.hidden_tasks) < 1 or self.skip_rows < 0:
+        if min(self.wordings, self.num_rows, self.hidden_tasks, self.context_tasks) < 1 or self.skip_rows < 0:
             raise ConfigError(
-                "wordings, num_rows and hidden_tasks must be at least 1, and skip_rows must not be negative"
+                "wordings, num_rows, hidden_tasks and context_tasks must be at least 1, and skip_rows not negative"
             )
+        if not self.context_scales or not all(0 < scale <= 1 for scale in self.context_scales):
+            raise ConfigError("context_scales lie above 0 and up to 1, and there is one at least")
         if not 0 <= self.threshold <= 1:
             raise ConfigError("threshold lies between 0 and 1")
 
@@ -89,6 +97,8 @@ def run(config: Config) -> None:
     detector = fit_detector(checkpoint, encoder)
     maker = AdapterMaker(replace(checkpoint, detector=detector), encoder)
     tasks = [task for task in [*near, *far] if len(task.test) > config.skip_rows]
+    sides = [[task for task in tasks if (task.task_id in trained) == known] for known in (True, False)]
+    beside = [task for side in sides for task in evenly(side, config.context_tasks)]
     with RunLog(config.workdir, "calibrate", config) as log:
         points: list[Point] = []
         with log.progress("calibrate", total=len(tasks)) as progress:
@@ -97,13 +107,22 @@ def run(config: Config) -> None:
                 progress.update(done, task.task_id)
         curve, found = confidence_curve(points, config.threshold), reliability(points)
         expected = np.interp([p.similarity for p in points], curve["similarity"], curve["confidence"])
-        manifest = write_calibration(config.checkpoint, detector, curve)
+        in_context: list[ContextPoint] = []
+        with log.progress("scale in context", total=len(beside)) as progress:
+            for done, task in enumerate(beside, 1):
+                in_context += measured_in_context(task, task.task_id in trained, maker, base, config)
+                progress.update(done, task.task_id)
+        scale = choose_scale(in_context, config.context_scales)
+        manifest = write_calibration(config.checkpoint, detector, curve, scale)
         result = {
             "generator": manifest.digest,
             "detector": detector_quality(detector, detected(near, far), encoder),
             "curve": curve,
             "reliability": found,
+            "context_scale": asdict(scale),
+            "accuracy_in_context": scale_table(in_context, config.context_scales, scale),
             "warned": round(float((expected < config.threshold).mean()), 4),
+            "points_in_context": [[p.trained, round(p.similarity, 4), *p.accuracies] for p in in_context],
             "points": [[p.category, round(p.similarity, 4), round(p.accuracy, 4)] for p in points],
         }
         write_result(log, "confidence", config, result, base_revision=base.revision, data_digest=tasks_digest(tasks))
@@ -127,3 +146,16 @@ def measured(task: Task, maker: AdapterMaker, base: Base, config: Config) -> Ite
     rows = [eval_row(base, example) for example in task.test[config.skip_rows :][: config.num_rows]]
     for adapter, scores in zip(made, score_rows(base, [(a.weights, rows) for a in made]), strict=True):
         yield Point(task.category, adapter.nearest[0][1], float(np.mean([s.correct for s in scores])))
+
+
+def measured_in_context(
+    task: Task, trained: bool, maker: AdapterMaker, base: Base, config: Config
+) -> Iterator[ContextPoint]:
+    """The points of one task: one for each wording, which stands in the context and has an adapter at every scale."""
+    for wording in task.unseen_descriptions[: config.wordings]:
+        made = maker.make([AdapterRequest((wording,), scale=scale) for scale in config.context_scales])
+        examples = task.test[config.skip_rows :][: config.num_rows]
+        rows = [eval_row(base, example, description=wording) for example in examples]
+        scores = score_rows(base, [(adapter.weights, rows) for adapter in made])
+        accuracies = tuple(float(np.mean([s.correct for s in at_scale])) for at_scale in scores)
+        yield ContextPoint(trained, made[0].nearest[0][1], accuracies)

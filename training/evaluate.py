@@ -39,7 +39,11 @@ from training.teachers import load_teachers
 
 BASELINE = "base"
 """Every method's difference to this one is reported."""
-NEEDS_OTHER = ("generated, wrong description", "generated, wrong description + description")
+NEEDS_OTHER = (
+    "generated, wrong description",
+    "generated, wrong description + description",
+    "generated, wrong description, scaled + description",
+)
 """The methods that need tasks of two categories."""
 SHOWN = "generated"
 """The method of which each task shows a failure."""
@@ -56,6 +60,17 @@ COMPARED = (
     ("generated + description", "multi-task LoRA + description"),
     ("generated + description + 3 examples", "base + description + 3 examples"),
     ("generated + description + 3 examples", "multi-task LoRA + description + 3 examples"),
+    ("generated, scaled + description", "generated + description"),
+    ("generated, scaled + description", "base + description"),
+    ("generated, scaled + description", "base + 3 examples"),
+    ("generated, scaled + description", "base + description + 3 examples"),
+    ("generated, scaled + description", "generated, wrong description, scaled + description"),
+    ("generated, scaled + description", "multi-task LoRA + description"),
+    ("generated, scaled + description", "multi-task LoRA, scaled + description"),
+    ("generated, scaled + description", "nearest task's teacher"),
+    ("generated, scaled + description", "softmax over 5 nearest teachers"),
+    ("generated, scaled + description + 3 examples", "base + description + 3 examples"),
+    ("generated, scaled + description + 3 examples", "multi-task LoRA + description + 3 examples"),
     ("generated", "nearest task's teacher"),
     ("generated", "softmax over 5 nearest teachers"),
     ("generated + description", "nearest task's teacher"),
@@ -219,7 +234,7 @@ def summarise(
             rows[method] = {
                 "accuracy": None,
                 "interval": None,
-                "reason": "nothing to run it with (no teacher or no file)",
+                "reason": "nothing to run it with (no teacher, file or calibration)",
             }
             continue
         mean, low, high = paired_bootstrap([c["correct"] for c in done.values()])

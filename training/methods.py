@@ -78,11 +78,16 @@ class Bench:
         short = by_length[: max(_NUM_SHOTS, len(task.train) // 2)]
         return tuple(short[i] for i in rng.permutation(len(short))[:_NUM_SHOTS])
 
-    def generate(self, texts: Sequence[str] = (), shots: Sequence[Example] = ()) -> LoRAWeights:
+    def generate(self, texts: Sequence[str] = (), shots: Sequence[Example] = (), *, scale: float = 1.0) -> LoRAWeights:
         """The generator's adapter for descriptions, examples, or both."""
-        request = AdapterRequest(tuple(texts), tuple((shot.input, shot.output) for shot in shots))
+        request = AdapterRequest(tuple(texts), tuple((shot.input, shot.output) for shot in shots), scale)
         (made,) = AdapterMaker(self.checkpoint, self.encoder).make([request])
         return made.weights
+
+    def scale_in_context(self, task: Task) -> float | None:
+        """The scale that calibration gives an adapter beside the task's description; None without calibration."""
+        request = AdapterRequest((self.description(task),))
+        return AdapterMaker(self.checkpoint, self.encoder).scale_in_context(request)
 
     def retrieved(self, task: Task, *, count: int, temperature: float = 0.05, own: bool = False) -> LoRAWeights | None:
         """Softmax over the `count` nearest training tasks that have a teacher, the task itself only if `own`.
@@ -136,6 +141,21 @@ def _trained_cores(bench: Bench, task: Task) -> Trial | None:
     return None if found is None else Trial(found.adapter(bench.checkpoint.generator))
 
 
+def _scaled(bench: Bench, task: Task, text: str, shots: tuple[Example, ...] = ()) -> Trial | None:
+    """The adapter of `text` beside the task's description, at the scale that calibration gives to that description."""
+    scale = bench.scale_in_context(task)
+    if scale is None:
+        return None
+    return Trial(bench.generate([text], shots, scale=scale), bench.description(task), shots)
+
+
+def _scaled_multitask(bench: Bench, task: Task) -> Trial | None:
+    scale = bench.scale_in_context(task)
+    if scale is None or bench.multitask is None:
+        return None
+    return Trial(bench.multitask.scaled(scale), bench.description(task))
+
+
 def _gibberish(bench: Bench, task: Task) -> Trial:
     return Trial(bench.generate([GIBBERISH[(bench.seed + crc32(task.task_id.encode())) % len(GIBBERISH)]]))
 
@@ -173,6 +193,14 @@ METHODS: dict[str, Callable[[Bench, Task], Trial | None]] = {
     "generated + description + 3 examples": lambda bench, task: Trial(
         bench.generate([bench.description(task)], bench.shots(task)), bench.description(task), bench.shots(task)
     ),
+    "generated, scaled + description": lambda bench, task: _scaled(bench, task, bench.description(task)),
+    "generated, wrong description, scaled + description": lambda bench, task: _scaled(
+        bench, task, bench.others[task.task_id]
+    ),
+    "generated, scaled + description + 3 examples": lambda bench, task: _scaled(
+        bench, task, bench.description(task), bench.shots(task)
+    ),
+    "multi-task LoRA, scaled + description": _scaled_multitask,
     "cores trained on the task": _trained_cores,
     "teacher": lambda bench, task: _adapter(bench.teachers.get(task.task_id)),
 }

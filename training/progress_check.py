@@ -16,7 +16,7 @@ from llgbm.evaluation import EvalRow, score_rows
 from llgbm.generator import LoRAGenerator
 from llgbm.lora import LoRAWeights
 from llgbm.prompting import TextEncoder
-from training.tasks import Example, Task
+from training.tasks import Example, Task, evenly
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,7 @@ class ProgressCheck:
     ) -> None:
         self._config, self._base, self._name = config, base, name
         measurable = [t for t in tasks if len(t.test) > config.skip_rows] if config.every else []
-        count = min(config.num_tasks, len(measurable))
-        picks = np.unique(np.linspace(0, len(measurable) - 1, count).astype(int))
-        self._tasks = [measurable[i] for i in picks]
+        self._tasks = evenly(measurable, config.num_tasks)
         self._rows = [[eval_row(base, e) for e in t.test[config.skip_rows :][: config.num_rows]] for t in self._tasks]
         self._conditions = encoder.encode([t.unseen_descriptions[0] for t in self._tasks]) if self._tasks else None
 

@@ -317,6 +317,7 @@ def confidence(result: Result) -> Section:
             [(name, one["n"], one["mean"], one["taken_for_a_task"]) for name, one in result["detector"].items()],
             "Do they ask for a task? What the detector says of texts that it has not seen",
         ),
+        _scales(result["accuracy_in_context"], result["context_scale"]),
     ]
     text = (
         "Each category is predicted by a curve that was fitted without it. "
@@ -324,6 +325,20 @@ def confidence(result: Result) -> Section:
         f"the threshold of {result['curve']['threshold']}."
     )
     return Section("Confidence", text, (result["command"],), content)
+
+
+def _scales(measured: Mapping[str, Any], chosen: Mapping[str, float]) -> Picture:
+    """What adapters do beside the description in the context, over their scale."""
+    series = {
+        f"{name} (n = {row['n']})": [(float(s), value) for s, value in row["accuracy"].items()]
+        for name, row in measured.items()
+    }
+    text = (
+        f"Adapter and description in the context. Chosen: {chosen['near']:g} from a similarity of "
+        f"{chosen['similarity']:.2f} on, {chosen['far']:g} below; with it "
+        + ", ".join(f"{100 * row['chosen']:.1f} % ({name})" for name, row in measured.items())
+    )
+    return Picture("scale_in_context", line_chart(series, x="scale of the adapter", y="accuracy", markers=True), text)
 
 
 def _bars(summary: Mapping[str, Any], metrics: Sequence[str], *, x: str) -> Drawing:

@@ -250,6 +250,13 @@ def save_task(folder: Path | str, task: Task) -> Path:
     return path
 
 
+def evenly(tasks: Sequence[Task], count: int) -> list[Task]:
+    """At most `count` of the tasks, spread over all of them."""
+    if count >= len(tasks):
+        return list(tasks)
+    return [tasks[i * (len(tasks) - 1) // max(1, count - 1)] for i in range(count)]
+
+
 def tasks_digest(tasks: Sequence[Task]) -> str:
     """The first 16 hex digits of the sha256 of tasks with all rows; the order of the tasks does not matter."""
     digest = hashlib.sha256()

@@ -37,7 +37,10 @@ async def _answer(body: ChatRequest, services: Services) -> ChatResponse:
         seed=body.seed,
         compare_base=body.compare_base,
     )
-    generation = await services.chat.start_adapted(body.prompt, body.adapter_id, wish)
+    if body.describe and body.prompt is not None:
+        generation = await services.chat.start_described(body.prompt, wish)
+    else:
+        generation = await services.chat.start_adapted(body.prompt, body.adapter_id, wish)
     answer, *others = await generation.answers()
     done = time.perf_counter()
     return ChatResponse(

@@ -154,6 +154,7 @@ _ADAPTER: dict[str, Any] = {
     "scale": 1.0,
     "nearest_tasks": [{"task_id": "translate_en_fr", "similarity": 0.93}],
     "confidence": 0.9,
+    "scale_in_context": 1.0,
     "warning": None,
     "links": _LINKS,
 }
@@ -183,6 +184,10 @@ class Adapter(BaseModel):
     scale: float
     nearest_tasks: list[NearestTask] = Field(description="Nearest tasks that the generator was trained on.")
     confidence: float | None = Field(description="0 to 1; null where there is no calibration.")
+    scale_in_context: float | None = Field(
+        description="The scale that does best where the description stands in the conversation too; null where there "
+        "is no calibration."
+    )
     warning: str | None = Field(
         description="Set when the request reads like no task, or is far from all that the generator knows."
     )

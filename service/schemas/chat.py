@@ -22,6 +22,7 @@ class ChatRequest(Strict):
         json_schema_extra={
             "examples": [
                 {"prompt": FRENCH, "query": "cheese", "max_tokens": 16, "compare_base": True},
+                {"prompt": FRENCH, "query": "cheese", "max_tokens": 16, "describe": True},
                 {"adapter_id": "french", "messages": [{"role": "user", "content": "cheese"}]},
             ]
         }
@@ -34,6 +35,11 @@ class ChatRequest(Strict):
     temperature: Temperature = 0.0
     top_p: TopP = 1.0
     seed: Seed | None = None
+    describe: bool = Field(
+        False,
+        description="Put the prompt above the user's first turn too, for the adapter and the base; the adapter then "
+        "has the scale that does best there. More tokens, and mostly better answers.",
+    )
     compare_base: bool = Field(False, description="Also answer with the plain base, in the same batch.")
 
     @model_validator(mode="after")
@@ -42,6 +48,8 @@ class ChatRequest(Strict):
             raise ValueError("give either prompt or adapter_id; the plain base is at /v1/chat/completions")
         if (self.query is None) == (self.messages is None):
             raise ValueError("give either query or messages")
+        if self.describe and self.prompt is None:
+            raise ValueError("describe goes with prompt; of an adapter by id or name, put the description in a message")
         return self
 
     @property

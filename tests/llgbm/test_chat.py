@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from llgbm.base import Base
-from llgbm.chat import answer_ids, prompt_ids, task_messages
+from llgbm.chat import answer_ids, prompt_ids, task_messages, with_description
+from llgbm.errors import ConfigError
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12).filter(lambda text: "<|" not in text)
 pairs = st.tuples(texts, texts)
@@ -104,3 +105,20 @@ def test_prompts_differ_in_the_input_alone(tiny_base: Base, left: str, right: st
     assert other.startswith(head)
     assert one.endswith(tail)
     assert other.endswith(tail)
+
+
+@given(description=texts.filter(bool), given=texts, earlier=st.lists(pairs, max_size=2))
+def test_a_described_conversation_begins_like_the_one_of_training(
+    description: str, given: str, earlier: list[tuple[str, str]]
+) -> None:
+    turns = [turn for asked, said in earlier for turn in (("user", asked), ("assistant", said))]
+    system, first, *others = with_description([("system", "be kind"), *turns, ("user", given)], description)
+    expected = task_messages(earlier[0][0] if earlier else given, description=description)
+    assert system == ("system", "be kind")
+    assert [first] == [(m["role"], m["content"]) for m in expected]
+    assert others == [*turns, ("user", given)][1:]
+
+
+def test_a_conversation_in_which_nobody_asks_cannot_be_described() -> None:
+    with pytest.raises(ConfigError, match="and there is none"):
+        with_description([("system", "be kind")], "Say it in French.")

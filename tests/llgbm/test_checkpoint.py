@@ -14,6 +14,7 @@ from torch import Tensor
 from llgbm import checkpoint
 from llgbm.checkpoint import (
     Checkpoint,
+    ContextScale,
     GeneratorManifest,
     PromptIndex,
     TrainingTask,
@@ -111,11 +112,15 @@ DETECTOR = TaskDetector(torch.linspace(-1, 1, 384), torch.tensor(0.5))
 def test_a_calibration_adds_a_detector_and_a_curve_and_changes_nothing_else(folder: Path) -> None:
     before, tensors = load_generator(folder), load((folder / WEIGHTS).read_bytes())
     assert before.detector is None
-    curve = {"similarity": [0.5], "confidence": [0.3], "threshold": 0.25}
+    curve, scale = {"similarity": [0.5], "confidence": [0.3], "threshold": 0.25}, ContextScale(0.6, 0.5, 1.0)
     for bias in (0.1, 0.5):
-        manifest = write_calibration(folder, replace(DETECTOR, bias=torch.tensor(bias)), curve)
+        manifest = write_calibration(folder, replace(DETECTOR, bias=torch.tensor(bias)), curve, scale)
     after = load_generator(folder)
-    assert after.manifest == manifest == replace(before.manifest, confidence=curve, digest=manifest.digest)
+    assert (
+        after.manifest
+        == manifest
+        == replace(before.manifest, confidence=curve, context_scale=scale, digest=manifest.digest)
+    )
     assert manifest.digest != before.manifest.digest
     written = load((folder / WEIGHTS).read_bytes())
     assert written.keys() - tensors.keys() == {"detector.weight", "detector.bias"}
@@ -127,7 +132,7 @@ def test_a_calibration_adds_a_detector_and_a_curve_and_changes_nothing_else(fold
 def test_a_detector_of_another_size_leaves_what_was_there(folder: Path) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(CheckpointError, match="for conditions of size 5"):
-        write_calibration(folder, TaskDetector(torch.zeros(5), torch.tensor(0.0)), {})
+        write_calibration(folder, TaskDetector(torch.zeros(5), torch.tensor(0.0)), {}, ContextScale(0.6, 0.5, 1.0))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llgbm.checkpoint import Checkpoint, load_generator, save_generator
+from llgbm.checkpoint import Checkpoint, ContextScale, load_generator, save_generator
 from llgbm.errors import ConfigError
 from llgbm.functional import FunctionalLoRA
 from llgbm.lora import LoRAWeights
@@ -309,6 +309,20 @@ def test_without_calibration_there_is_no_confidence_and_no_warning(maker: Adapte
     (made,) = maker.make([UPPER])
     assert made.confidence is None
     assert made.warning is None
+
+
+@pytest.mark.parametrize(("cosine", "scale"), [(0.2, 0.5), (0.69, 0.5), (0.71, 0.75), (0.99, 0.75)])
+def test_the_scale_in_context_depends_on_the_nearest_prompt_and_changes_nothing_by_itself(
+    checkpoint: Checkpoint, cosine: float, scale: float
+) -> None:
+    index = checkpoint.prompt_index
+    one = replace(checkpoint, prompt_index=replace(index, embeddings=index.embeddings[:1], task=index.task[:1]))
+    known = replace(one, manifest=replace(one.manifest, context_scale=ContextScale(0.7, 0.5, 0.75)))
+    encoder = OneVector(one, cosine)
+    (made,), (plain,) = (AdapterMaker(c, encoder).make([UPPER]) for c in (known, one))
+    assert made.scale_in_context == AdapterMaker(known, encoder).scale_in_context(UPPER) == scale
+    assert plain.scale_in_context is AdapterMaker(one, encoder).scale_in_context(UPPER) is None
+    assert difference(made.weights, plain.weights) == 0
 
 
 def test_an_encoder_of_another_size_is_refused(checkpoint: Checkpoint) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from llgbm.checkpoint import load_generator
+from llgbm.checkpoint import ContextScale, load_generator
 from llgbm.config import GeneratorConfig
 from llgbm.errors import ConfigError
 from llgbm.prompting import AdapterMaker, AdapterRequest
@@ -31,6 +31,7 @@ def config(tmp_path: Path, tasks_folder: Path, tiny_base_path: Path, tiny_encode
     return calibrate.Config(
         workdir=tmp_path / "calibrate", checkpoint=tmp_path / "fit" / "generator", tasks=tasks_folder,
         hidden_families=("votes",), hidden_tasks=2, num_rows=1, skip_rows=0, base=str(tiny_base_path),
+        context_tasks=2, context_scales=(0.5, 1.0),
     )  # fmt: skip
 
 
@@ -43,11 +44,18 @@ def test_a_calibrated_generator_tells_its_confidence(config: calibrate.Config) -
     assert result["generator"] == checkpoint.manifest.digest != before.digest
     assert set(result["detector"]) == {"training tasks, unseen wordings", "kinds kept back", "gibberish"}
     assert checkpoint.manifest.confidence == result["curve"]
+    assert checkpoint.manifest.context_scale == ContextScale(**result["context_scale"])
+    in_context = result["accuracy_in_context"]
+    assert {name: row["n"] for name, row in in_context.items()} == {
+        "training tasks, unseen wordings": 2, "kinds kept back": 4,
+    }  # fmt: skip
+    assert all(set(row["accuracy"]) == {"0.5", "1"} for row in in_context.values())
     categories = {category for category, _, _ in result["points"]}
     assert {"case", "synthetic_votes"} <= categories
     maker = AdapterMaker(checkpoint, PretrainedTextEncoder(checkpoint.manifest.encoder_id))
     (made,) = maker.make([AdapterRequest(("Say it in capitals.",))])
     assert made.confidence is not None
+    assert made.scale_in_context in (0.5, 1.0)
     assert (made.warning is not None) == (made.confidence < config.threshold)
     report.run(report.Config(workdir=config.workdir))
     assert "<h2>Confidence</h2>" in (config.workdir / "report" / "report.html").read_text()
@@ -60,7 +68,13 @@ def test_a_family_that_was_trained_on_is_refused(config: calibrate.Config) -> No
         calibrate.run(replace(config, hidden_families=(known,), hidden_tasks=400))
 
 
-@pytest.mark.parametrize("change", [{"wordings": 0}, {"skip_rows": -1}, {"threshold": 1.5}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"wordings": 0}, {"skip_rows": -1}, {"context_tasks": 0}, {"threshold": 1.5}, {"context_scales": ()},
+        {"context_scales": (0.5, 0.0)},
+    ],
+)  # fmt: skip
 def test_settings_out_of_range_are_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"at least 1|between 0 and 1"):
+    with pytest.raises(ConfigError, match=r"at least 1|between 0 and 1|above 0 and up to 1"):
         calibrate.Config(**change)

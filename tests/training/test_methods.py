@@ -1,9 +1,10 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from llgbm.checkpoint import Checkpoint, GeneratorManifest, PromptIndex, TrainingTask
+from llgbm.checkpoint import Checkpoint, ContextScale, GeneratorManifest, PromptIndex, TrainingTask
 from llgbm.config import GeneratorConfig, lora_spec, model_spec
 from llgbm.generator import create_generator
 from llgbm.lora import LoRAWeights
@@ -29,6 +30,7 @@ def bench(tiny_encoder_path: Path) -> Bench:
     manifest = GeneratorManifest(
         "base", "revision", "encoder", model_spec("tiny"), SPEC, config,
         tuple(TrainingTask(t.task_id, t.category, "s", "l", t.seen_descriptions) for t in listed),
+        context_scale=ContextScale(similarity=-1.0, far=0.1, near=0.5),
     )  # fmt: skip
     embeddings = [encoder.encode(t.seen_descriptions) for t in listed]
     index = PromptIndex(torch.cat(embeddings), torch.tensor([i for i, e in enumerate(embeddings) for _ in e]))
@@ -74,6 +76,25 @@ def test_the_prompt_alone_decides_what_is_generated(bench: Bench) -> None:
         trial_adapter(bench, "generated, wrong description"),
         trial_adapter(bench, "generated, wrong description", "next"),
     )
+
+
+@pytest.mark.parametrize(
+    ("method", "whole"),
+    [
+        ("generated, scaled + description", "generated"),
+        ("generated, wrong description, scaled + description", "generated, wrong description"),
+        ("multi-task LoRA, scaled + description", "multi-task LoRA"),
+    ],
+)
+def test_the_scale_in_context_is_that_of_the_tasks_own_description(bench: Bench, method: str, whole: str) -> None:
+    found, expected = trial_adapter(bench, method), trial_adapter(bench, whole)
+    assert found is not None
+    assert expected is not None
+    for name in SPEC.names:
+        torch.testing.assert_close(found.delta_weight(name), 0.5 * expected.delta_weight(name))
+    manifest = replace(bench.checkpoint.manifest, context_scale=None)
+    uncalibrated = replace(bench, checkpoint=replace(bench.checkpoint, manifest=manifest))
+    assert METHODS[method](uncalibrated, TASKS["upper"]) is None
 
 
 def test_retrieval_never_takes_the_tasks_own_teacher_nor_one_not_trained_on(bench: Bench) -> None:

@@ -56,20 +56,20 @@ export function startChat() {
     const controller = (running = new AbortController());
     send.textContent = "Stop";
     const options = readOptions();
+    const told = { base: options.tellBase ? now.adapter : null, adapted: options.tellAdapter ? now.adapter : null };
     const views = {
-      base: new AnswerView("Base", options.tellBase ? "with the task as text" : "", "base"),
-      adapted: new AnswerView("Adapter", label(now), "adapted"),
+      base: new AnswerView("Base", told.base === null ? "" : "with the task as text", "base"),
+      adapted: new AnswerView("Adapter", label(now, told.adapted !== null), "adapted"),
     };
     const earlier = options.remember ? [...turns] : [];
     turns.push({ question: text, ...views });
     addTurn(text, views);
-    const task = options.tellBase ? now.adapter : null;
     const seed = Math.floor(Math.random() * 2 ** 31);
     const sampling = { temperature: options.temperature, maxTokens: options.maxTokens, seed };
 
     const models = { base: base.value, adapted: now.adapter.id };
     const lanes = /** @type {const} */ (["base", "adapted"]).map((lane) => {
-      const messages = conversation(lane, earlier, text, lane === "base" ? task : null);
+      const messages = conversation(lane, earlier, text, told[lane]);
       return stream(views[lane], complete(models[lane], messages, sampling, controller.signal, (piece) => {
         views[lane].append(piece);
         follow();
@@ -153,10 +153,11 @@ async function stream(view, answer) {
   }
 }
 
-/** @param {Shown} now */
-function label({ adapter, scaled }) {
+/** @param {Shown} now @param {boolean} told */
+function label({ adapter, scaled }, told) {
   const scale = adapter.source === "generated" ? adapter.scale : (scaled?.factor ?? 1);
-  return scale === 1 ? title(adapter) : `${factor(scale)} ${title(adapter)}`;
+  const name = scale === 1 ? title(adapter) : `${factor(scale)} ${title(adapter)}`;
+  return told ? `${name}, with the task as text` : name;
 }
 
 /**
@@ -177,6 +178,7 @@ function readOptions() {
     temperature: number("temperature"),
     maxTokens: Math.round(number("max-tokens")),
     tellBase: byId("tell-base", HTMLInputElement).checked,
+    tellAdapter: byId("tell-adapter", HTMLInputElement).checked,
     remember: byId("remember", HTMLInputElement).checked,
   };
 }

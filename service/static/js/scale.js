@@ -10,7 +10,7 @@ import { showProblem } from "./problem.js";
 import { noteStoreChange, open, show } from "./session.js";
 
 /**
- * @import {Shown} from "./types.js"
+ * @import {Adapter, Shown} from "./types.js"
  */
 
 const LIMIT = 4;
@@ -49,7 +49,7 @@ export class ScaleControl {
     this.#set(scaleOf(now));
     this.#note.textContent =
       now.adapter.source === "generated"
-        ? "0 is the plain base, 1 as generated. Each scale is an adapter of its own."
+        ? `0 is the plain base, 1 as generated.${inContext(now.adapter)} Each scale is an adapter of its own.`
         : "A factor on this adapter. Each one gives an adapter of its own.";
   }
 
@@ -94,6 +94,12 @@ export class ScaleControl {
       }
     }
   }
+}
+
+/** @param {Adapter} adapter */
+function inContext({ scale_in_context: scale }) {
+  if (scale === null) return "";
+  return ` ${factor(scale)} does best if the chat tells the adapter the task as text too.`;
 }
 
 /** @param {Shown} now */

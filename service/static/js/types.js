@@ -22,6 +22,7 @@
  * @property {number} scale
  * @property {NearestTask[]} nearest_tasks
  * @property {number | null} confidence
+ * @property {number | null} scale_in_context
  * @property {string | null} warning
  * @property {Links} links
  *

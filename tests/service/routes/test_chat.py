@@ -48,6 +48,22 @@ async def test_the_prompt_has_the_chat_template_with_its_system_message(dummy_ap
     assert text.endswith("<|im_start|>user\ncheese<|im_end|>\n<|im_start|>assistant\n")
 
 
+async def test_a_described_chat_has_the_prompt_above_the_question_and_the_adapter_at_its_scale_there(
+    dummy_app: App, dummy: DummyDecoder
+) -> None:
+    app, client = dummy_app
+    far = "Name the planet that is nearest to the sun."
+    for prompt, scale in ((FRENCH, 1.0), (far, 0.5)):
+        body = {"prompt": prompt, "query": "cheese", "describe": True, "compare_base": True}
+        answer = (await client.post("/chat", json=body)).json()
+        texts = {services_of(app).models.base.tokenizer.decode(row.prompt) for row in dummy.added[-2:]}
+        assert len(texts) == 1  # the base is told the task too
+        assert f"<|im_start|>user\n{prompt}\n\ncheese<|im_end|>" in texts.pop()
+        made = (await client.post("/generate-adapter", json={"prompt": prompt, "scale": scale})).json()
+        assert made["id"] == answer["adapter_id"]
+        assert made["scale_in_context"] == scale
+
+
 async def test_sampling_is_passed_on(client: httpx.AsyncClient, dummy: DummyDecoder) -> None:
     body = {"prompt": FRENCH, "query": "x", "max_tokens": 3, "temperature": 0.5, "top_p": 0.9, "seed": 7}
     answer = (await client.post("/chat", json=body)).json()
@@ -66,6 +82,8 @@ async def test_sampling_is_passed_on(client: httpx.AsyncClient, dummy: DummyDeco
         (422, {"query": "x"}),
         (422, {"prompt": "a", "adapter_id": "b", "query": "x"}),
         (422, {"prompt": "a"}),
+        (422, {"adapter_id": "a", "query": "x", "describe": True}),
+        (422, {"prompt": "a", "messages": [{"role": "system", "content": "x"}], "describe": True}),
         (422, {"prompt": "a", "query": "x", "messages": CHEESE}),
         (422, {"prompt": "a", "messages": []}),
         (422, {"prompt": "a", "messages": [{"role": "robot", "content": "x"}]}),

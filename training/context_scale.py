@@ -1,0 +1,82 @@
+"""At which scale does an adapter do best beside the description of its task? Chosen on measured prompts.
+
+Two scales, one for requests near to the training prompts and a smaller or equal one for those far from them, and the
+cosine that parts the two, out of a grid: the ones with the highest mean accuracy, where the near and the far prompts
+have equal weight however many there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llgbm.checkpoint import ContextScale
+from llgbm.errors import ConfigError
+
+_PLACES = 16
+
+
+@dataclass(frozen=True)
+class ContextPoint:
+    """One prompt, whose adapter was measured at several scales in conversations that have the prompt too.
+
+    Attributes:
+        trained: whether its task is one that the generator was trained on.
+        similarity: cosine with the nearest training prompt.
+        accuracies: share of right answers at each scale, 0 to 1.
+    """
+
+    trained: bool
+    similarity: float
+    accuracies: tuple[float, ...]
+
+
+def choose_scale(points: Sequence[ContextPoint], scales: Sequence[float]) -> ContextScale:
+    """The best of the grid; of equals, the one that changes the adapter least.
+
+    Args:
+        points: of tasks that were trained on, of others, or of both.
+        scales: what the accuracies of the points belong to.
+
+    Raises:
+        ConfigError: there are no points.
+    """
+    if not points:
+        raise ConfigError("a scale in context needs prompts that were measured; measure more tasks")
+    similarity, weight = np.array([p.similarity for p in points]), _weights(points)
+    weighted = weight * np.array([p.accuracies for p in points]).T
+
+    def merit(scale: ContextScale) -> tuple[float, float]:
+        near = similarity >= scale.similarity
+        far_row, near_row = (weighted[list(scales).index(value)] for value in (scale.far, scale.near))
+        accuracy = float(near_row[near].sum() + far_row[~near].sum())
+        return round(accuracy, 9), -abs(1 - scale.far) - abs(1 - scale.near)
+
+    places = np.quantile(similarity, np.linspace(0, 1, _PLACES)).round(4)
+    pairs = [(far, near) for far, near in product(scales, repeat=2) if far <= near]
+    return max((ContextScale(float(place), far, near) for place in places for far, near in pairs), key=merit)
+
+
+def scale_table(points: Sequence[ContextPoint], scales: Sequence[float], chosen: ContextScale) -> dict[str, Any]:
+    """Mean accuracy at every scale and at the chosen ones, of trained and of other tasks, with their numbers."""
+    found = {}
+    for name, trained in (("training tasks, unseen wordings", True), ("kinds kept back", False)):
+        mine = [p for p in points if p.trained == trained]
+        if mine:
+            at = [p.accuracies[list(scales).index(chosen.at(p.similarity))] for p in mine]
+            each = {f"{s:g}": round(float(np.mean([p.accuracies[i] for p in mine])), 4) for i, s in enumerate(scales)}
+            found[name] = {"n": len(mine), "accuracy": each, "chosen": round(float(np.mean(at)), 4)}
+    return found
+
+
+def _weights(points: Sequence[ContextPoint]) -> NDArray[np.float64]:
+    """One weight for each point, in sum 1; both kinds weigh the same if there are both."""
+    trained = np.array([p.trained for p in points])
+    counts = np.where(trained, trained.sum(), (~trained).sum())
+    shares: NDArray[np.float64] = 1 / counts / len(set(trained.tolist()))
+    return shares
