@@ -56,31 +56,11 @@ DIRECTIONS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True)
-class Config:
-    """Settings of a fit to cores."""
+class TrunkTraining:
+    """How a trunk is taught cores."""
 
-    workdir: Path = Path("runs/amortise")
-    """Folder of the state, the result and the new artefact."""
-    cores: Path = Path("runs/cores")
-    """Folder of the cores."""
-    checkpoint: Path = Path("checkpoints/qwen2.5-0.5b")
-    """The artefact whose cores they are; the fit starts from it."""
-    tasks: Path = Path("tasks/train")
-    """Folder of task files."""
-    task_ids: tuple[str, ...] = ()
-    """Only these tasks; empty for all in the folder."""
-    wordings: Path | None = None
-    """File of more wordings of these tasks to train on, see `training.tasks.with_more_wordings`."""
     synthetic_tasks: int = 0
     """Procedural tasks, which have no cores and are held where they are."""
-    hidden_families: tuple[str, ...] = ()
-    """Families of procedural tasks that are kept from this."""
-    base: str = ""
-    """Hub id or folder of the base; by default the one that the checkpoint names."""
-    text_encoder: str = ""
-    """Hub id or folder of the text encoder; by default the one that the checkpoint names."""
-    base_storage: Storage = "float32"
-    """How the base's Linear weights are stored, for the inputs that the modules read."""
     groups: int = 48
     """Conditions of tasks of the folder in a step."""
     synthetic_groups: int = 0
@@ -101,6 +81,32 @@ class Config:
             raise ConfigError("set synthetic_tasks and synthetic_groups, or neither")
         if self.groups < 1:
             raise ConfigError("groups must be at least 1")
+
+
+@dataclass(frozen=True)
+class Config(TrunkTraining):
+    """Settings of the command."""
+
+    workdir: Path = Path("runs/amortise")
+    """Folder of the state, the result and the new artefact."""
+    cores: Path = Path("runs/cores")
+    """Folder of the cores."""
+    checkpoint: Path = Path("checkpoints/qwen2.5-0.5b")
+    """The artefact whose cores they are; the fit starts from it."""
+    tasks: Path = Path("tasks/train")
+    """Folder of task files."""
+    task_ids: tuple[str, ...] = ()
+    """Only these tasks; empty for all in the folder."""
+    wordings: Path | None = None
+    """File of more wordings of these tasks to train on, see `training.tasks.with_more_wordings`."""
+    hidden_families: tuple[str, ...] = ()
+    """Families of procedural tasks that are kept from this."""
+    base: str = ""
+    """Hub id or folder of the base; by default the one that the checkpoint names."""
+    text_encoder: str = ""
+    """Hub id or folder of the text encoder; by default the one that the checkpoint names."""
+    base_storage: Storage = "float32"
+    """How the base's Linear weights are stored, for the inputs that the modules read."""
 
     @property
     def artefact(self) -> Path:

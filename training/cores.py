@@ -45,23 +45,9 @@ _AVERAGED = 4
 
 
 @dataclass(frozen=True)
-class Config:
-    """Settings of the cores."""
+class CoreTraining:
+    """How the cores of one task are trained."""
 
-    workdir: Path = Path("runs/cores")
-    """Folder of the cores, one file for each task."""
-    checkpoint: Path = Path("checkpoints/qwen2.5-0.5b")
-    """The generator's artefact."""
-    tasks: Path = Path("tasks/train")
-    """Folder of task files."""
-    task_ids: tuple[str, ...] = ()
-    """Only these tasks; empty for all in the folder."""
-    base: str = ""
-    """Hub id or folder of the base; by default the one that the checkpoint names."""
-    base_storage: Storage = "float32"
-    """How the base's Linear weights are stored."""
-    text_encoder: str = ""
-    """Hub id or folder of the text encoder; by default the one that the checkpoint names."""
     steps: int = 18
     """Most steps for each task."""
     learning_rate: float = 6e-3
@@ -82,6 +68,26 @@ class Config:
             )
         if self.steps < 1 or not 0 < self.learning_rate < math.inf:
             raise ConfigError("steps must be at least 1, and learning_rate positive")
+
+
+@dataclass(frozen=True)
+class Config(CoreTraining):
+    """Settings of the command."""
+
+    workdir: Path = Path("runs/cores")
+    """Folder of the cores, one file for each task."""
+    checkpoint: Path = Path("checkpoints/qwen2.5-0.5b")
+    """The generator's artefact."""
+    tasks: Path = Path("tasks/train")
+    """Folder of task files."""
+    task_ids: tuple[str, ...] = ()
+    """Only these tasks; empty for all in the folder."""
+    base: str = ""
+    """Hub id or folder of the base; by default the one that the checkpoint names."""
+    base_storage: Storage = "float32"
+    """How the base's Linear weights are stored."""
+    text_encoder: str = ""
+    """Hub id or folder of the text encoder; by default the one that the checkpoint names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +140,7 @@ def core_file(workdir: Path, task_id: str) -> Path:
 
 
 def train_cores(
-    base: Base, encoder: TextEncoder, generator: LoRAGenerator, task: Task, config: Config
+    base: Base, encoder: TextEncoder, generator: LoRAGenerator, task: Task, config: CoreTraining
 ) -> tuple[Cores, list[float]]:
     """Train the cores of one task; the generator stands still.
 

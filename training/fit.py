@@ -36,6 +36,7 @@ from training.pools import training_pools
 from training.probe_config import ProbeConfig
 from training.progress_check import CheckConfig, ProgressCheck
 from training.results import command_of
+from training.rounds import RoundConfig, run_rounds
 from training.runlog import RunLog
 from training.sampler import SamplerConfig, TaskSampler
 from training.synthetic.instructions import instructions
@@ -101,10 +102,13 @@ class Config:
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     check: CheckConfig = field(default_factory=CheckConfig)
+    rounds: int = 0
+    """Rounds of amortised inference after the steps by the task loss."""
+    round: RoundConfig = field(default_factory=RoundConfig)
 
     def __post_init__(self) -> None:
-        if self.matching < 0:
-            raise ConfigError(f"matching must not be negative, not {self.matching}")
+        if self.matching < 0 or self.rounds < 0:
+            raise ConfigError("matching and rounds must not be negative")
         if self.start is not None and self.start_at_teachers:
             raise ConfigError("a fit starts from an artefact or at the teachers; set start or start_at_teachers")
         wanted = self.context_teacher == "adapter" or self.matching > 0 or self.start_at_teachers
@@ -117,6 +121,11 @@ class Config:
     def artefact(self) -> Path:
         """Folder of the generator that the fit makes."""
         return self.workdir / "generator"
+
+    @property
+    def fitted(self) -> Path:
+        """Folder of the generator that the steps by the task loss make."""
+        return self.workdir / "fitted" if self.rounds else self.artefact
 
 
 def run(config: Config, *, texts: Path | None = None) -> None:
@@ -134,7 +143,10 @@ def run(config: Config, *, texts: Path | None = None) -> None:
     kept_back = hidden_tasks(config)
     # tens of thousands of texts are encoded before the first step: a resumed run finds them
     with closing(SqliteEmbeddingCache(texts or config.workdir / TEXTS_FILE)) as cache:
-        _fit(config, PretrainedTextEncoder(config.text_encoder, cache=cache), tasks, synthetic, kept_back)
+        encoder = PretrainedTextEncoder(config.text_encoder, cache=cache)
+        made_here = _fit(config, encoder, tasks, synthetic, kept_back)
+    if config.rounds and made_here:
+        run_rounds(config, [task.task_id for task in tasks])
 
 
 def _fit(
@@ -143,7 +155,8 @@ def _fit(
     tasks: Sequence[Task],
     synthetic: Sequence[Task],
     kept_back: Sequence[Task],
-) -> None:
+) -> bool:
+    """The steps by the task loss; whether this process is the one that has written what they made."""
     base = load_base(config.base, storage=config.base_storage)
     teachers = load_teachers(config.teachers, [task.task_id for task in tasks]) if config.teachers else {}
     meter, deltas = _teacher_deltas(config, base, list(teachers))
@@ -177,11 +190,12 @@ def _fit(
     if group is not None and group.rank > 0:  # takes its share of the work; the first process writes and checks
         train(generator, objective, sampler, config.training, state_path=state_path, group=group)
         group.close()
-        return
+        return False
     all_tasks = [*tasks, *synthetic]
     with RunLog(config.workdir, "fit", config) as log:
         settings = settings_of(
-            config, without=("workdir", "tasks", "wordings", "task_ids", "base", "check", "recompute")
+            config,
+            without=("workdir", "tasks", "wordings", "task_ids", "base", "check", "recompute", "rounds", "round"),
         )
         settings |= {"tasks_digest": tasks_digest(all_tasks), "base_revision": base.revision}
         claim_workdir(config.workdir, [STATE_FILE], settings)
@@ -201,16 +215,17 @@ def _fit(
         seconds = time.monotonic() - started
         made = {"steps": config.training.steps, "last_session_seconds": round(seconds)}
         manifest = write_artefact(
-            config.artefact, config, generator, base, all_tasks, sampler.description_embeddings, made, start=start
+            config.fitted, config, generator, base, all_tasks, sampler.description_embeddings, made, start=start
         )
         log.record_artefact(
-            config.artefact,
+            config.fitted,
             base_revision=base.revision,
             data_digest=tasks_digest(all_tasks),
             digest=manifest.digest,
         )
     if group is not None:
         group.close()
+    return True
 
 
 def _teacher_deltas(config: Config, base: Base, task_ids: Sequence[str]) -> tuple[DeltaMeter | None, dict[str, Tensor]]:

@@ -279,6 +279,7 @@ def test_what_needs_teachers_is_refused_without_a_folder_of_them(settings: dict[
     [
         ({}, "go with teachers"),
         ({"matching": -1.0}, "must not be negative"),
+        ({"rounds": -1}, "must not be negative"),
         ({"start_at_teachers": True, "start": Path("a")}, "an artefact or at the teachers"),
     ],
 )

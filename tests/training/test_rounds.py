@@ -1,0 +1,87 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llgbm.checkpoint import load_generator
+from llgbm.config import GeneratorConfig
+from llgbm.training import TrainingConfig
+from training import amortise, cores, fit
+from training.conditions import ConditionConfig
+from training.progress_check import CheckConfig
+from training.results import read_result
+from training.rounds import RoundConfig
+from training.sampler import SamplerConfig
+
+IDS = ("first", "next", "upper")
+ROWS = SamplerConfig(groups=1, tokens_per_group=2000, context_fraction=0, shared_fraction=0)
+
+
+@pytest.fixture
+def config(tmp_path: Path, tasks_folder: Path, tiny_base_path: Path, tiny_encoder_path: Path) -> fit.Config:
+    """A fit of four steps on three tasks, and a round."""
+    trunk = TrainingConfig(steps=20, learning_rate=1e-2, shared_rate=0, warmup_steps=2, checkpoint_seconds=-1.0)
+    return fit.Config(
+        workdir=tmp_path / "fit", tasks=tasks_folder, task_ids=IDS, synthetic_tasks=2,
+        base=str(tiny_base_path), text_encoder=str(tiny_encoder_path),
+        generator=GeneratorConfig(hidden_size=32, basis_rank=8, num_blocks=1),
+        sampler=SamplerConfig(groups=3, synthetic_groups=1, max_row_tokens=400),
+        training=TrainingConfig(steps=4, warmup_steps=1, learning_rate=1e-2, checkpoint_seconds=-1.0),
+        check=CheckConfig(every=0),
+        rounds=1, round=RoundConfig(
+            cores.CoreTraining(steps=8, learning_rate=3e-2, enough=0, sampler=ROWS),
+            amortise.TrunkTraining(
+                synthetic_tasks=2, synthetic_groups=1, groups=6, training=trunk,
+                conditions=ConditionConfig(example_fraction=0, mixed_fraction=0, noise=0),
+            ),
+        ),
+    )  # fmt: skip
+
+
+def test_one_command_makes_the_steps_and_the_round(config: fit.Config) -> None:
+    fit.run(config)
+    fitted, made = load_generator(config.fitted), load_generator(config.artefact)
+    taught = load_generator(config.workdir / "round_1" / "amortise" / "generator")
+    found = read_result(config.workdir / "round_1" / "amortise" / "results" / "amortise.json")
+    assert found["end"]["seen_descriptions"] < found["start"]["seen_descriptions"]
+    assert found["tasks_with_cores"] == len(IDS)
+    assert made.manifest.digest == taught.manifest.digest != fitted.manifest.digest
+    assert made.manifest.tasks == taught.manifest.tasks
+    said = made.manifest.made_by
+    assert said["command"].startswith("python -m training fit ")
+    assert [one["end"] for one in said["rounds"]] == [found["end"]]
+    assert " rounds=1 round.cores.steps=8 " in said["command"]
+
+
+def test_a_round_that_was_stopped_goes_on_to_the_same_artefact(
+    config: fit.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit.run(config)
+    other = replace(config, workdir=config.workdir.with_name("other"))
+    train_cores, seen = cores.train_cores, []
+
+    def stopping(*arguments: object) -> object:
+        seen.append(arguments)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return train_cores(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(cores, "train_cores", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        fit.run(other)
+    assert not other.artefact.exists()
+    fit.run(other)
+    assert len(seen) == 1 + len(IDS)  # the first task's were not made twice
+    assert load_generator(other.artefact).manifest.digest == load_generator(config.artefact).manifest.digest
+
+
+def test_a_second_round_goes_on_from_the_first(config: fit.Config) -> None:
+    fit.run(config)
+    first = load_generator(config.artefact).manifest
+    fit.run(replace(config, rounds=2))
+    second = load_generator(config.workdir / "round_2" / "amortise" / "generator").manifest
+    assert second.made_by["started_from"]["digest"] == first.digest
+    made = load_generator(config.artefact).manifest
+    assert made.digest == second.digest
+    assert made.made_by["rounds"][0] == first.made_by["rounds"][0]
+    assert len(made.made_by["rounds"]) == 2

@@ -1,0 +1,70 @@
+"""The last part of a fit: the best adapter within the generator's reach for every task, taught to its trunk.
+
+The task loss moves bases and trunk together, at one pass through the base for every few rows, and the trunk stays far
+behind: what it makes of tasks lies along fewer directions than their best cores do. So when the bases are made, the
+commands `cores` and `amortise` run, once or several times in turn: rounds of semi-amortised inference (1802.02550).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from llgbm.checkpoint import GeneratorManifest, load_generator, save_generator
+from training import amortise, cores
+
+if TYPE_CHECKING:
+    from training.fit import Config
+
+
+@dataclass(frozen=True)
+class RoundConfig:
+    """Settings of a round."""
+
+    cores: cores.CoreTraining = field(default_factory=cores.CoreTraining)
+    amortise: amortise.TrunkTraining = field(default_factory=amortise.TrunkTraining)
+
+
+def run_rounds(config: Config, task_ids: Sequence[str]) -> GeneratorManifest:
+    """Run both commands in turn on what the steps of a fit have made, and write the fit's artefact.
+
+    Each goes on where it was stopped.
+
+    Args:
+        task_ids: the fit's tasks, but for the procedural ones.
+    """
+    where: dict[str, Any] = {
+        "tasks": config.tasks,
+        "task_ids": tuple(task_ids),
+        "base": config.base,
+        "base_storage": config.base_storage,
+        "text_encoder": config.text_encoder,
+    }
+    start = config.fitted
+    made_by = load_generator(start).manifest.made_by | {"rounds": []}
+    for number in range(1, config.rounds + 1):
+        folder = config.workdir / f"round_{number}"
+        found = cores.Config(**_values(config.round.cores), **where, checkpoint=start, workdir=folder / "cores")
+        cores.run(found)
+        taught = amortise.Config(
+            **_values(config.round.amortise),
+            **where,
+            checkpoint=start,
+            cores=found.workdir,
+            workdir=folder / "amortise",
+            wordings=config.wordings,
+            hidden_families=config.hidden_families,
+        )
+        amortise.run(taught)
+        start = taught.artefact
+        said = load_generator(start).manifest.made_by
+        made_by["rounds"].append({k: v for k, v in said.items() if k not in ("command", "seed", "started_from")})
+    made = load_generator(start)
+    manifest = replace(made.manifest, made_by=made_by)
+    return save_generator(config.artefact, made.generator, manifest, made.prompt_index.blocks(len(manifest.tasks)))
+
+
+def _values(settings: cores.CoreTraining | amortise.TrunkTraining) -> dict[str, Any]:
+    """The values of settings by name, nested ones as they are."""
+    return {value.name: getattr(settings, value.name) for value in fields(settings)}
