@@ -19,6 +19,7 @@ COMMANDS = (
     _command("fit", "train a generator on tasks; this is what is shipped"),
     _command("cores", "train, for each task, the best adapter within a generator's reach"),
     _command("amortise", "teach a generator those adapters, without a pass through the base"),
+    _command("transfer", "see whether more tasks would help on new ones, from cores alone"),
     _command("average", "take the mean of generators of which each went on from another"),
     _command("match", "fit a generator to teachers by weights, deltas or both"),
     _command("ablate", "compare kinds of loss over seeds, and what guided fits save"),

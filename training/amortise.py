@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from llgbm.base import Base, load_base
@@ -36,6 +35,7 @@ from llgbm.prompting import TextEncoder
 from llgbm.task_losses import label_logits, sft_loss
 from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig, TrainingState, train
+from training.artefacts import replace_tensors
 from training.claim import claim_workdir, settings_of
 from training.conditions import ConditionConfig, ConditionSampler
 from training.cores import Cores, cores_digest, generated_cores, load_cores
@@ -237,9 +237,7 @@ class Targets:
         """Write them, whole or not at all."""
         q, p = (torch.stack(sides) for sides in zip(*self.cores.values(), strict=True))
         said = {"tasks": list(self.cores), "steps": self.steps, "base_revision": self.base_revision}
-        temporary = path.with_name(path.name + ".tmp")
-        save_file({"q": q, "p": p, "moments": self.moments}, temporary, metadata={"targets": json.dumps(said)})
-        temporary.replace(path)
+        replace_tensors(path, {"q": q, "p": p, "moments": self.moments}, {"targets": json.dumps(said)})
 
     @classmethod
     def load(cls, path: Path) -> Targets | None:

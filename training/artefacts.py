@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from safetensors.torch import save
+from torch import Tensor
 
 from llgbm.errors import CacheMismatchError
 
@@ -108,9 +110,19 @@ def relative_name(workdir: Path, path: Path | str) -> str:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old text or the new one, even after a power cut."""
+    _replace(path, text.encode())
+
+
+def replace_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file as `replace_text` does a text; folders that are missing are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=dict(metadata)))
+
+
+def _replace(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with temporary.open("wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from llgbm.base import Base, load_base
@@ -33,6 +32,7 @@ from llgbm.packing import pack
 from llgbm.prompting import TextEncoder
 from llgbm.task_losses import label_logits, sft_loss
 from llgbm.text_encoder import PretrainedTextEncoder
+from training.artefacts import replace_tensors
 from training.config import to_dict
 from training.runlog import RunLog
 from training.sampler import SamplerConfig, TaskSampler
@@ -129,7 +129,7 @@ def run(config: Config) -> None:
             cores, losses = train_cores(base, encoder, checkpoint.generator, task, config)
             before, after = float(np.mean(losses[:_AVERAGED])), float(np.mean(losses[-_AVERAGED:]))
             numbers = {"steps": len(losses), "loss_before": before, "loss_after": after}
-            _save(path, cores, made_with | {name: str(value) for name, value in numbers.items()})
+            write_cores(path, cores, made_with | {name: str(value) for name, value in numbers.items()})
             log.metrics(step=done, series="", task=task.task_id, seconds=time.monotonic() - started, **numbers)
             progress.update(done, f"{task.task_id}: loss {before:.3f} to {after:.3f} in {len(losses)} steps")
 
@@ -176,6 +176,11 @@ def train_cores(
     return Cores(*(core.detach()[0] for core in cores)), losses
 
 
+def write_cores(path: Path, cores: Cores, metadata: Mapping[str, str]) -> None:
+    """Write the cores of a task; `generator` of the metadata is the digest of the one that they belong to."""
+    replace_tensors(path, {"q": cores.q, "p": cores.p}, metadata)
+
+
 def load_cores(workdir: Path, checkpoint: Checkpoint, task_ids: Sequence[str]) -> dict[str, Cores]:
     """The cores that are there, by task id.
 
@@ -213,13 +218,6 @@ def _require_same(path: Path, made_with: Mapping[str, str]) -> None:
     said, _ = _read(path)
     if different := [name for name, value in made_with.items() if said.get(name) != value]:
         raise ConfigError(f"{path} was made with another {', '.join(different)}; use that or another workdir")
-
-
-def _save(path: Path, cores: Cores, metadata: Mapping[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    save_file({"q": cores.q.contiguous(), "p": cores.p.contiguous()}, temporary, metadata=dict(metadata))
-    temporary.replace(path)
 
 
 def _read(path: Path) -> tuple[dict[str, str], Cores]:

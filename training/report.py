@@ -72,6 +72,7 @@ def sections(config: Config) -> list[Section]:
         "guided": make.guided,
         "composition": make.composition,
         "scale": make.scale,
+        "transfer": make.transfer,
         "confidence": make.confidence,
     }
     found += [build(results[name]) for name, build in single.items() if name in results]

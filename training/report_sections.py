@@ -299,6 +299,28 @@ def _methods(result: Result) -> Section:
     return Section("Quality of all methods", result["metric"].capitalize() + ".", (result["command"],), [picture])
 
 
+def transfer(result: Result) -> Section:
+    """How far the cores of tasks that are left out can be told from their descriptions, by the number of others."""
+    names = {"own": "its own", "another": "another task's", "mean_of_fitted": "from the mean of the others"}
+    series = {
+        f"{split} left out: {names[kind]}": [(float(count), found[kind]) for count, found in curve.items()]
+        for split, curve in result["distances"].items()
+        for kind in ("own", "another")
+    }
+    drawing = line_chart(series, x="tasks fitted on", y="squared distance", markers=True)
+    rows = [
+        (split, count, found["own"], found["another"], found["mean_of_fitted"])
+        for split, curve in result["distances"].items()
+        for count, found in curve.items()
+    ]
+    table = Table(("left out", "tasks fitted on", *names.values()), rows)
+    text = (
+        "A kernel ridge regression from descriptions to cores, asked for tasks that it was not fitted on, with unseen "
+        "wordings. 1 is the distance of all tasks from their mean."
+    )
+    return Section("Would more tasks help?", text, (result["command"],), [Picture("transfer", drawing, text), table])
+
+
 def confidence(result: Result) -> Section:
     """The reliability diagram: what was promised against what was measured."""
     found = result["reliability"]
