@@ -69,8 +69,6 @@ COMPARED = (
     ("generated, scaled + description", "multi-task LoRA, scaled + description"),
     ("generated, scaled + description", "nearest task's teacher"),
     ("generated, scaled + description", "softmax over 5 nearest teachers"),
-    ("generated, scaled + description + 3 examples", "base + description + 3 examples"),
-    ("generated, scaled + description + 3 examples", "multi-task LoRA + description + 3 examples"),
     ("generated", "nearest task's teacher"),
     ("generated", "softmax over 5 nearest teachers"),
     ("generated + description", "nearest task's teacher"),

@@ -141,12 +141,12 @@ def _trained_cores(bench: Bench, task: Task) -> Trial | None:
     return None if found is None else Trial(found.adapter(bench.checkpoint.generator))
 
 
-def _scaled(bench: Bench, task: Task, text: str, shots: tuple[Example, ...] = ()) -> Trial | None:
+def _scaled(bench: Bench, task: Task, text: str) -> Trial | None:
     """The adapter of `text` beside the task's description, at the scale that calibration gives to that description."""
     scale = bench.scale_in_context(task)
     if scale is None:
         return None
-    return Trial(bench.generate([text], shots, scale=scale), bench.description(task), shots)
+    return Trial(bench.generate([text], scale=scale), bench.description(task))
 
 
 def _scaled_multitask(bench: Bench, task: Task) -> Trial | None:
@@ -196,9 +196,6 @@ METHODS: dict[str, Callable[[Bench, Task], Trial | None]] = {
     "generated, scaled + description": lambda bench, task: _scaled(bench, task, bench.description(task)),
     "generated, wrong description, scaled + description": lambda bench, task: _scaled(
         bench, task, bench.others[task.task_id]
-    ),
-    "generated, scaled + description + 3 examples": lambda bench, task: _scaled(
-        bench, task, bench.description(task), bench.shots(task)
     ),
     "multi-task LoRA, scaled + description": _scaled_multitask,
     "cores trained on the task": _trained_cores,
