@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from llgbm.base import Base
+from llgbm.checkpoint import ContextScale, write_calibration
 from llgbm.config import GeneratorConfig
 from llgbm.errors import ConfigError
+from llgbm.task_detector import TaskDetector
 from llgbm.training import TrainingConfig
 from tests.training.conftest import small_tasks
 from training import cores, evaluate, fit
@@ -28,7 +31,9 @@ def generator_folder(
         training=TrainingConfig(steps=2, warmup_steps=1), check=CheckConfig(every=0),
     )  # fmt: skip
     fit.run(config)
-    return config.workdir / "generator"
+    detector = TaskDetector(torch.zeros(384), torch.tensor(9.0))
+    write_calibration(config.artefact, detector, {}, ContextScale(similarity=0.0, far=0.5, near=0.5))
+    return config.artefact
 
 
 @pytest.fixture
