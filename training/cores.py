@@ -12,8 +12,9 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,9 @@ from llgbm.frozen_linear import Storage
 from llgbm.functional import FunctionalLoRA
 from llgbm.generator import LoRAGenerator
 from llgbm.lora import LoRAWeights
-from llgbm.packing import pack
+from llgbm.packing import Row, pack
 from llgbm.prompting import TextEncoder
-from llgbm.task_losses import label_logits, sft_loss
+from llgbm.task_losses import label_logits, row_means, sft_by_label
 from llgbm.text_encoder import PretrainedTextEncoder
 from training.artefacts import replace_tensors
 from training.config import to_dict
@@ -38,8 +39,9 @@ from training.runlog import RunLog
 from training.sampler import SamplerConfig, TaskSampler
 from training.tasks import Task, load_tasks, tasks_digest
 
-_WHERE = ("workdir", "tasks", "task_ids", "base", "text_encoder")
-"""Values that say which tasks there are and where models stand; all others decide what the cores become."""
+_WHERE = ("workdir", "tasks", "task_ids", "base", "text_encoder", "side_by_side")
+"""Values that say which tasks there are, where models stand and how the work is cut; all others decide what the cores
+become."""
 _AVERAGED = 4
 """Steps over which the loss is averaged, to stop early and for the log."""
 
@@ -58,6 +60,8 @@ class CoreTraining:
         default_factory=lambda: SamplerConfig(groups=1, tokens_per_group=150, context_fraction=0.25, shared_fraction=0)
     )
     """Rows of a step, which has one group."""
+    side_by_side: int = 4
+    """Tasks that share each pass through the base; decides time and memory, and the cores by rounding only."""
     seed: int = 0
     """Seed of the rows."""
 
@@ -66,8 +70,8 @@ class CoreTraining:
             raise ConfigError(
                 "a step is one group of one task: set groups to 1, shared_fraction and warm_start_steps to 0"
             )
-        if self.steps < 1 or not 0 < self.learning_rate < math.inf:
-            raise ConfigError("steps must be at least 1, and learning_rate positive")
+        if min(self.steps, self.side_by_side) < 1 or not 0 < self.learning_rate < math.inf:
+            raise ConfigError("steps and side_by_side must be at least 1, and learning_rate positive")
 
 
 @dataclass(frozen=True)
@@ -119,17 +123,22 @@ def run(config: Config) -> None:
     tasks = load_tasks(config.tasks, config.task_ids or None)
     base = load_base(config.base or checkpoint.manifest.base_id, storage=config.base_storage)
     encoder = PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id)
+    made_with = {task.task_id: _made_with(config, checkpoint, task) for task in tasks}
+    missing = []
+    for task in tasks:
+        path = core_file(config.workdir, task.task_id)
+        if path.exists():
+            _require_same(path, made_with[task.task_id])
+        else:
+            missing.append(task)
     with RunLog(config.workdir, "cores", config) as log, log.progress("cores", total=len(tasks)) as progress:
-        for done, task in enumerate(tasks, 1):
-            path, made_with = core_file(config.workdir, task.task_id), _made_with(config, checkpoint, task)
-            if path.exists():
-                _require_same(path, made_with)
-                continue
-            started = time.monotonic()
-            cores, losses = train_cores(base, encoder, checkpoint.generator, task, config)
+        started = time.monotonic()
+        trained = train_cores(base, encoder, checkpoint.generator, missing, config)
+        for done, (task, cores, losses) in enumerate(trained, len(tasks) - len(missing) + 1):
             before, after = float(np.mean(losses[:_AVERAGED])), float(np.mean(losses[-_AVERAGED:]))
             numbers = {"steps": len(losses), "loss_before": before, "loss_after": after}
-            write_cores(path, cores, made_with | {name: str(value) for name, value in numbers.items()})
+            said = made_with[task.task_id] | {name: str(value) for name, value in numbers.items()}
+            write_cores(core_file(config.workdir, task.task_id), cores, said)
             log.metrics(step=done, series="", task=task.task_id, seconds=time.monotonic() - started, **numbers)
             progress.update(done, f"{task.task_id}: loss {before:.3f} to {after:.3f} in {len(losses)} steps")
 
@@ -140,40 +149,75 @@ def core_file(workdir: Path, task_id: str) -> Path:
 
 
 def train_cores(
-    base: Base, encoder: TextEncoder, generator: LoRAGenerator, task: Task, config: CoreTraining
-) -> tuple[Cores, list[float]]:
-    """Train the cores of one task; the generator stands still.
+    base: Base, encoder: TextEncoder, generator: LoRAGenerator, tasks: Sequence[Task], config: CoreTraining
+) -> Iterator[tuple[Task, Cores, list[float]]]:
+    """Train the cores of each task by itself; the generator stands still.
+
+    `config.side_by_side` tasks share each pass through the base, which is cheaper than one pass for each; a task that
+    is done makes room for the next. Their gradients and their optimisers know nothing of each other.
+
+    Returns:
+        Each task as it is done, its cores, and the loss of every step in nats.
+    """
+    functional = FunctionalLoRA(base.model)
+    waiting = iter(tasks)
+    active: list[_Descent] = []
+    while True:
+        for task in islice(waiting, config.side_by_side - len(active)):
+            sampler = TaskSampler([task], base, encoder, config.sampler, config.seed, with_context_rows=False)
+            active.append(_Descent(task, sampler, generated_cores(generator, sampler.description_embeddings[0])))
+        if not active:
+            return
+        groups = [descent.rows() for descent in active]
+        batch = pack(groups)
+        q, p = (torch.cat(sides) for sides in zip(*(descent.cores for descent in active), strict=True))
+        logits = label_logits(base, functional, batch, generator.materialise(q, p))
+        by_row = row_means(sft_by_label(logits, batch), batch).split([len(rows) for rows in groups])
+        losses = torch.stack([loss.mean() for loss in by_row])
+        gradients = torch.autograd.grad(losses.sum(), [core for descent in active for core in descent.cores])
+        for place, descent in enumerate(active):
+            descent.step(float(losses[place].detach()), gradients[2 * place : 2 * place + 2], config)
+        for descent in [descent for descent in active if descent.done]:
+            active.remove(descent)
+            yield descent.task, Cores(*(core.detach()[0] for core in descent.cores)), descent.losses
+
+
+class _Descent:
+    """The training of one task's cores.
 
     Adam with one second moment for each core, as Adam-mini has one for each block (2406.16793): elements without a
     gradient to speak of stay where they are, and what the trunk has to learn afterwards is not noise.
-
-    Returns:
-        The cores, and the loss of every step in nats.
     """
-    sampler = TaskSampler([task], base, encoder, config.sampler, config.seed, with_context_rows=False)
-    functional = FunctionalLoRA(base.model)
-    start = generated_cores(generator, sampler.description_embeddings[0])
-    cores = [side[None].clone().requires_grad_() for side in (start.q, start.p)]
-    first, second = [torch.zeros_like(c) for c in cores], [torch.zeros_like(c[..., :1, :1]) for c in cores]
-    losses: list[float] = []
-    for step in range(config.steps):
-        batch = pack([sampler(step)[0].rows])
-        loss = sft_loss(label_logits(base, functional, batch, generator.materialise(*cores)), batch)
-        gradients = torch.autograd.grad(loss, cores)
+
+    def __init__(self, task: Task, sampler: TaskSampler, start: Cores) -> None:
+        self.task, self._sampler = task, sampler
+        self.cores = [side[None].clone().requires_grad_() for side in (start.q, start.p)]
+        self._first = [torch.zeros_like(core) for core in self.cores]
+        self._second = [torch.zeros_like(core[..., :1, :1]) for core in self.cores]
+        self.losses: list[float] = []
+        self.done = False
+
+    def rows(self) -> Sequence[Row]:
+        """Those of the next step."""
+        return self._sampler(len(self.losses))[0].rows
+
+    @torch.no_grad()
+    def step(self, loss: float, gradients: Sequence[Tensor], config: CoreTraining) -> None:
+        """Move the cores, or be done because the loss is small enough."""
+        step = len(self.losses)
+        self.losses.append(loss)
+        if len(self.losses) >= _AVERAGED and np.mean(self.losses[-_AVERAGED:]) < config.enough:
+            self.done = True
+            return
         shrink = 1 / max(1.0, float(torch.nn.utils.get_total_norm(gradients)))
-        losses.append(float(loss.detach()))
-        if len(losses) >= _AVERAGED and np.mean(losses[-_AVERAGED:]) < config.enough:
-            break
-        rate = config.learning_rate * min(
-            1.0, 10 * (step + 1) / config.steps, (config.steps - step) / (0.9 * config.steps)
-        )
-        with torch.no_grad():
-            for core, gradient, m, v in zip(cores, gradients, first, second, strict=True):
-                m.lerp_(shrink * gradient, 0.1)
-                v.lerp_((shrink * gradient).square().mean((-1, -2), keepdim=True), 0.01)
-                root = (v / (1 - 0.99 ** (step + 1))).sqrt() + 1e-12
-                core -= rate * m / (1 - 0.9 ** (step + 1)) / root
-    return Cores(*(core.detach()[0] for core in cores)), losses
+        rise, fall = 10 * (step + 1) / config.steps, (config.steps - step) / (0.9 * config.steps)
+        rate = config.learning_rate * min(1.0, rise, fall)
+        for core, gradient, m, v in zip(self.cores, gradients, self._first, self._second, strict=True):
+            m.lerp_(shrink * gradient, 0.1)
+            v.lerp_((shrink * gradient).square().mean((-1, -2), keepdim=True), 0.01)
+            root = (v / (1 - 0.99 ** (step + 1))).sqrt() + 1e-12
+            core -= rate * m / (1 - 0.9 ** (step + 1)) / root
+        self.done = len(self.losses) == config.steps
 
 
 def write_cores(path: Path, cores: Cores, metadata: Mapping[str, str]) -> None:

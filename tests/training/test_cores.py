@@ -67,6 +67,18 @@ def test_cores_do_their_tasks_better_and_are_not_made_twice(config: cores.Config
     assert adapter.spec == checkpoint.manifest.lora
 
 
+def test_side_by_side_every_task_gets_what_it_gets_alone(config: cores.Config, tmp_path: Path) -> None:
+    alone = replace(config, workdir=tmp_path / "alone", side_by_side=1)
+    cores.run(alone)
+    cores.run(replace(config, side_by_side=2))  # the third takes the place of the first that is done
+    checkpoint = load_generator(config.checkpoint)
+    one, two = (cores.load_cores(c.workdir, checkpoint, IDS) for c in (alone, config))
+    for task in IDS:
+        torch.testing.assert_close(one[task].q, two[task].q, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(one[task].p, two[task].p, rtol=1e-3, atol=1e-4)
+    cores.run(replace(config, side_by_side=3))  # no other settings: nothing is made again
+
+
 def test_cores_stop_when_they_are_good_enough(config: cores.Config) -> None:
     cores.run(replace(config, enough=100.0))
     assert {line["steps"] for line in read_metrics(config.workdir / "metrics" / "cores.jsonl")} == {4}

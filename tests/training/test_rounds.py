@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ def config(tmp_path: Path, tasks_folder: Path, tiny_base_path: Path, tiny_encode
         training=TrainingConfig(steps=4, warmup_steps=1, learning_rate=1e-2, checkpoint_seconds=-1.0),
         check=CheckConfig(every=0),
         rounds=1, round=RoundConfig(
-            cores.CoreTraining(steps=8, learning_rate=3e-2, enough=0, sampler=ROWS),
+            cores.CoreTraining(steps=8, learning_rate=3e-2, enough=0, sampler=ROWS, side_by_side=1),
             amortise.TrunkTraining(
                 synthetic_tasks=2, synthetic_groups=1, groups=6, training=trunk,
                 conditions=ConditionConfig(example_fraction=0, mixed_fraction=0, noise=0),
@@ -58,20 +59,20 @@ def test_a_round_that_was_stopped_goes_on_to_the_same_artefact(
 ) -> None:
     fit.run(config)
     other = replace(config, workdir=config.workdir.with_name("other"))
-    train_cores, seen = cores.train_cores, []
+    write_cores, seen = cores.write_cores, []
 
-    def stopping(*arguments: object) -> object:
-        seen.append(arguments)
+    def stopping(path: Path, *arguments: Any) -> None:
+        seen.append(path.stem)
         if len(seen) == 2:
             raise KeyboardInterrupt
-        return train_cores(*arguments)  # type: ignore[arg-type]
+        write_cores(path, *arguments)
 
-    monkeypatch.setattr(cores, "train_cores", stopping)
+    monkeypatch.setattr(cores, "write_cores", stopping)
     with pytest.raises(KeyboardInterrupt):
         fit.run(other)
     assert not other.artefact.exists()
     fit.run(other)
-    assert len(seen) == 1 + len(IDS)  # the first task's were not made twice
+    assert seen == [IDS[0], IDS[1], *IDS[1:]]  # the first task's were not made twice
     assert load_generator(other.artefact).manifest.digest == load_generator(config.artefact).manifest.digest
 
 
