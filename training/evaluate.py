@@ -2,7 +2,7 @@
 
 Rows are test rows, and descriptions are ones that training never saw. Each cell (method, task) is written to
 `{workdir}/cells.jsonl` when it is done and never computed twice for the same generator, adapters, rows and seed, so a
-stopped evaluation goes on where it was.
+stopped evaluation goes on where it was, and a further seed costs only the cells that it decides.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -110,8 +110,8 @@ class Config:
     """How the base's Linear weights are stored."""
     text_encoder: str = ""
     """Hub id or folder of the text encoder; by default the one that the checkpoint names."""
-    seed: int = 0
-    """Picks the wording, the examples and the gibberish."""
+    seeds: tuple[int, ...] = (0,)
+    """Each picks the wordings, the examples and the gibberish anew; a row counts with its mean over all of them."""
     ray: str | None = None
     """Compute the cells on a Ray cluster: local, auto or its address, see `docs/SCALING.md`; none: in this process."""
     ray_task: RayTask = field(default_factory=RayTask)
@@ -120,6 +120,8 @@ class Config:
         unknown = [m for m in self.methods if m not in METHODS]
         if unknown:
             raise ConfigError(f"methods: unknown {', '.join(unknown)}; known are {', '.join(METHODS)}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ConfigError("seeds: give at least one, none of them negative and none twice")
 
 
 def run(config: Config) -> None:
@@ -132,11 +134,12 @@ def run(config: Config) -> None:
         raise ConfigError(
             f"{config.checkpoint} makes adapters of {checkpoint.manifest.base_id}, not of {base.spec.base_id}"
         )
-    bench = make_bench(config, checkpoint, [*seen, *new])
+    benches = make_benches(config, checkpoint, [*seen, *new])
     with RunLog(config.workdir, "evaluate", config) as log:
         cells = Cells(config.workdir / "cells.jsonl")
-        work = [(method, task) for task in [*seen, *new] for method in config.methods]
-        found: dict[tuple[str, str], dict[str, Any]] = {}
+        work = [(method, task, bench) for task in [*seen, *new] for method in config.methods for bench in benches]
+        keys: dict[tuple[str, str], list[str]] = {}
+        done = 0
         with (
             open_workers(
                 config.ray, config.ray_task, base, config.base or checkpoint.manifest.base_id, config.base_storage
@@ -145,21 +148,25 @@ def run(config: Config) -> None:
         ):
 
             def missing() -> Iterator[Work]:
-                for method, task in work:
+                nonlocal done
+                begun: set[str] = set()
+                for method, task, bench in work:
                     trial = METHODS[method](bench, task)
                     if trial is None:
                         continue
                     key = cell_key(config, base, task, trial)
-                    if (cell := cells.get(key)) is None:
+                    keys.setdefault((method, task.task_id), []).append(key)
+                    if cells.get(key) is None and key not in begun:
+                        begun.add(key)
                         yield Work(key, method, task, trial)
                     else:
-                        found[method, task.task_id] = cell
+                        done += 1
 
             for one, cell in workers.map(partial(_cell, num_rows=config.num_rows), missing()):
-                found[one.method, one.task.task_id] = cells.add(
-                    one.key, {"method": one.method, "task": one.task.task_id, **cell}
-                )
-                progress.update(len(found), f"{one.task.task_id}: {one.method}")
+                cells.add(one.key, {"method": one.method, "task": one.task.task_id, **cell})
+                done += 1
+                progress.update(done, f"{one.task.task_id}: {one.method}")
+        found = {place: mean_cell([cells[key] for key in of_seeds]) for place, of_seeds in keys.items()}
         columns = {"unseen_descriptions": seen, "heldout_kinds": new}
         columns = {name: column for name, column in columns.items() if column}
         summaries = {name: summarise(found, config.methods, column) for name, column in columns.items()}
@@ -168,10 +175,10 @@ def run(config: Config) -> None:
             "generator": checkpoint.manifest.digest,
             "base": base.spec.base_id,
             "base_storage": config.base_storage,
-            "seed": config.seed,
+            "seeds": list(config.seeds),
             "metric": "exact match under greedy decoding",
             "columns": summaries,
-            "failures": {name: _failures(bench, column, found) for name, column in columns.items()},
+            "failures": {name: _failures(benches[0], column, found) for name, column in columns.items()},
         }
         config.output.parent.mkdir(parents=True, exist_ok=True)
         replace_text(config.output, json.dumps(table, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -183,19 +190,21 @@ def run(config: Config) -> None:
                 )
 
 
-def make_bench(config: Config, checkpoint: Checkpoint, tasks: Sequence[Task]) -> Bench:
-    """Load what the methods draw from: text encoder, teachers and multi-task adapter."""
+def make_benches(config: Config, checkpoint: Checkpoint, tasks: Sequence[Task]) -> list[Bench]:
+    """Load what the methods draw from, text encoder, teachers and multi-task adapter: one bench for each seed."""
     trained = [task.task_id for task in checkpoint.manifest.tasks]
     wanted = dict.fromkeys([*trained, *(task.task_id for task in tasks)])
-    return Bench(
+    bench = Bench(
         checkpoint=checkpoint,
         encoder=PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id),
         teachers=load_teachers(config.teachers, list(wanted)),
         cores=load_cores(config.cores, checkpoint, list(wanted)) if config.cores else {},
         multitask=load_generator(config.multitask).generator.shared_adapter() if config.multitask else None,
-        others=_others(tasks) if set(NEEDS_OTHER) & set(config.methods) else {},
-        seed=config.seed,
+        others={},
+        seed=config.seeds[0],
     )
+    needed = set(NEEDS_OTHER) & set(config.methods)
+    return [replace(bench, seed=seed, others=_others(tasks, seed) if needed else {}) for seed in config.seeds]
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,6 +230,16 @@ def cell_key(config: Config, base: Base, task: Task, trial: Trial) -> str:
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()[:24]
 
 
+def mean_cell(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One cell of those of all seeds: the mean of each row, and the first one's failure."""
+    merged: dict[str, Any] = {
+        name: [float(np.mean(values)) for values in zip(*(cell[name] for cell in cells), strict=True)]
+        for name in ("correct", "log_likelihood")
+    }
+    merged["by_seed"] = [float(np.mean(cell["correct"])) for cell in cells]
+    return merged | ({"failure": cells[0]["failure"]} if "failure" in cells[0] else {})
+
+
 def summarise(
     cells: Mapping[tuple[str, str], dict[str, Any]], methods: Sequence[str], tasks: Sequence[Task]
 ) -> dict[str, Any]:
@@ -240,6 +259,7 @@ def summarise(
             "num_tasks": len(done),
             "accuracy": round(mean, 4),
             "interval": [round(low, 4), round(high, 4)],
+            "by_seed": np.mean([c["by_seed"] for c in done.values()], axis=0).round(4).tolist(),
             "log_likelihood": round(float(np.mean([np.mean(c["log_likelihood"]) for c in done.values()])), 4),
             "tasks": {
                 t: {"accuracy": round(float(np.mean(c["correct"])), 4), "n": len(c["correct"])} for t, c in done.items()
@@ -293,8 +313,8 @@ def _cell(base: Base, work: Work, num_rows: int) -> dict[str, Any]:
     return cell
 
 
-def _others(tasks: Sequence[Task]) -> dict[str, str]:
-    """For each task a description of one of another category, the same for every run."""
+def _others(tasks: Sequence[Task], seed: int) -> dict[str, str]:
+    """For each task a description of one of another category, the same for every run with this seed."""
     found = {}
     for index, mine in enumerate(tasks):
         later = [tasks[(index + 7 * shift) % len(tasks)] for shift in range(1, len(tasks))] + list(tasks)
@@ -304,5 +324,5 @@ def _others(tasks: Sequence[Task]) -> dict[str, str]:
                 f"all tasks are of one category, and the method {NEEDS_OTHER[0]!r} needs a second; "
                 "leave it out of methods"
             )
-        found[mine.task_id] = other.unseen_descriptions[0]
+        found[mine.task_id] = other.unseen_descriptions[seed % len(other.unseen_descriptions)]
     return found

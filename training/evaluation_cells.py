@@ -36,6 +36,10 @@ class Cells:
         """The cell, or None if it was not computed."""
         return self._cells.get(key)
 
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        """A cell that was computed."""
+        return self._cells[key]
+
     def add(self, key: str, cell: Mapping[str, Any]) -> dict[str, Any]:
         """Keep a cell; gives it back as `get` will."""
         full = {"key": key, **cell}

@@ -49,7 +49,7 @@ class Config:
     match: match.Config = field(default_factory=match.Config)
     """What `matches` change; its workdir is the teachers' folder, and its name is given by the arm."""
     evaluate: evaluate.Config = field(default_factory=lambda: evaluate.Config(methods=METHODS))
-    """The evaluation of each; its workdir, output, checkpoint and seed are given by the arm."""
+    """The evaluation of each; its workdir, output, checkpoint and seeds are given by the arm."""
 
     def __post_init__(self) -> None:
         for name in (*self.arms, *self.matches):
@@ -110,7 +110,7 @@ def run_arm(config: Config, name: str, seed: int, material: Callable[[], Materia
         workdir=config.workdir / "evaluate",
         output=config.workdir / f"{name}-s{seed}" / "quality.json",
         checkpoint=arm.artefact,
-        seed=seed,
+        seeds=(seed,),
     )
 
     def metrics() -> dict[str, Any]:

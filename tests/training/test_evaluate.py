@@ -155,10 +155,10 @@ def test_a_stopped_evaluation_computes_only_what_is_missing(
     [
         ("base", {"num_rows": 2}, 2),
         ("base", {"base_storage": "bfloat16"}, 2),
-        ("base", {"seed": 1}, 1),  # nothing is drawn for it
+        ("base", {"seeds": (1,)}, 1),  # nothing is drawn for it
         ("base", {"teachers": Path("nowhere")}, 1),
-        ("base + 3 examples", {"seed": 1}, 2),
-        ("generated, gibberish", {"seed": 1}, 2),
+        ("base + 3 examples", {"seeds": (1,)}, 2),
+        ("generated, gibberish", {"seeds": (1,)}, 2),
         ("generated", {"teachers": Path("nowhere")}, 1),
     ],
 )
@@ -169,6 +169,37 @@ def test_a_cell_is_taken_again_where_all_that_decides_it_is_the_same(
     evaluate.run(config)
     evaluate.run(replace(config, **change))
     assert len((config.workdir / "cells.jsonl").read_text().splitlines()) == cells
+
+
+def test_several_seeds_give_the_mean_of_each_and_cost_only_what_they_decide(config: evaluate.Config) -> None:
+    methods = ("base", "base + 3 examples", "generated")
+    config = replace(config, methods=methods, task_ids=("upper", "next"))
+    for seeds in ((0,), (1,), (0, 1)):
+        evaluate.run(replace(config, seeds=seeds, output=config.workdir / f"{seeds}.json"))
+    one, two, both = (
+        json.loads((config.workdir / f"{seeds}.json").read_text())["columns"]["unseen_descriptions"]["methods"]
+        for seeds in ((0,), (1,), (0, 1))
+    )
+    for method in methods:
+        assert both[method]["by_seed"] == [one[method]["accuracy"], two[method]["accuracy"]]
+        assert both[method]["accuracy"] == pytest.approx(
+            (one[method]["accuracy"] + two[method]["accuracy"]) / 2, abs=1e-4
+        )
+        likelihoods = [found[method]["log_likelihood"] for found in (one, two)]
+        assert both[method]["log_likelihood"] == pytest.approx(sum(likelihoods) / 2, abs=2e-4)
+        assert all(row["n"] == 3 for row in both[method]["tasks"].values())
+    lines = [json.loads(line) for line in (config.workdir / "cells.jsonl").read_text().splitlines()]
+    assert sorted((line["method"], line["task"]) for line in lines) == sorted(
+        [("base", t) for t in config.task_ids]
+        + 2 * [("base + 3 examples", t) for t in config.task_ids]
+        + [("generated", t) for t in config.task_ids]  # these tasks hold one wording back
+    )
+
+
+@pytest.mark.parametrize("seeds", [(), (0, 0), (-1,)])
+def test_seeds_that_make_no_mean_are_refused(seeds: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="at least one, none of them negative and none twice"):
+        evaluate.Config(seeds=seeds)
 
 
 def test_held_out_tasks_have_a_column_of_their_own(config: evaluate.Config, tasks_folder: Path, tmp_path: Path) -> None:
