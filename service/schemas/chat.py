@@ -49,7 +49,7 @@ class ChatRequest(Strict):
         if (self.query is None) == (self.messages is None):
             raise ValueError("give either query or messages")
         if self.describe and self.prompt is None:
-            raise ValueError("describe goes with prompt; of an adapter by id or name, put the description in a message")
+            raise ValueError("describe goes with prompt; for an adapter by id or name, put it into a message")
         return self
 
     @property
