@@ -23,7 +23,7 @@ def task_messages(
 
     With a description, it stands above the input in the user's turn; examples are earlier turns of the conversation.
     """
-    head = f"{description}\n\n" if description else ""
+    head = _head(description)
     messages: list[dict[str, str]] = []
     for example_input, example_output in examples:
         messages.append({"role": "user", "content": head + example_input})
@@ -42,7 +42,12 @@ def with_description(messages: Sequence[tuple[str, str]], description: str) -> l
     if first is None:
         raise ConfigError("the description stands above the user's first turn, and there is none")
     role, text = messages[first]
-    return [*messages[:first], (role, f"{description}\n\n{text}"), *messages[first + 1 :]]
+    return [*messages[:first], (role, _head(description) + text), *messages[first + 1 :]]
+
+
+def _head(description: str | None) -> str:
+    """What stands above an input: the description and an empty line, or nothing."""
+    return f"{description}\n\n" if description else ""
 
 
 def answer_ids(tokenizer: Any, answer: str) -> tuple[int, ...]:

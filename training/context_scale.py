@@ -1,8 +1,8 @@
 """At which scale does an adapter do best beside the description of its task? Chosen on measured prompts.
 
 Two scales, one for requests near to the training prompts and a smaller or equal one for those far from them, and the
-cosine that parts the two, out of a grid: the ones with the highest mean accuracy, where the near and the far prompts
-have equal weight however many there are.
+cosine that parts the two, out of a grid: the ones with the highest mean accuracy, where the tasks that were trained
+on and the others have equal weight however many there are.
 """
 
 from __future__ import annotations

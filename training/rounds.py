@@ -42,7 +42,8 @@ def run_rounds(config: Config, task_ids: Sequence[str]) -> GeneratorManifest:
         "text_encoder": config.text_encoder,
     }
     start = config.fitted
-    made_by = load_generator(start).manifest.made_by | {"rounds": []}
+    made = load_generator(start)
+    made_by = made.manifest.made_by | {"rounds": []}
     for number in range(1, config.rounds + 1):
         folder = config.workdir / f"round_{number}"
         found = cores.Config(**_values(config.round.cores), **where, checkpoint=start, workdir=folder / "cores")
@@ -58,9 +59,10 @@ def run_rounds(config: Config, task_ids: Sequence[str]) -> GeneratorManifest:
         )
         amortise.run(taught)
         start = taught.artefact
-        said = load_generator(start).manifest.made_by
-        made_by["rounds"].append({k: v for k, v in said.items() if k not in ("command", "seed", "started_from")})
-    made = load_generator(start)
+        made = load_generator(start)
+        made_by["rounds"].append(
+            {k: v for k, v in made.manifest.made_by.items() if k not in ("command", "seed", "started_from")}
+        )
     manifest = replace(made.manifest, made_by=made_by)
     return save_generator(config.artefact, made.generator, manifest, made.prompt_index.blocks(len(manifest.tasks)))
 
