@@ -27,6 +27,8 @@ _STYLE: Any = {  # matplotlib types the names of its settings one by one
 }  # fmt: skip
 _WIDTH = 5.0
 _MAX_LEGEND = 10
+_FEW = 3
+"""Curves whose legend has room among them."""
 _PALETTE = (
     "#2f7ed8",
     "#e8731a",
@@ -57,7 +59,7 @@ class Drawing:
 
 
 def line_chart(series: Mapping[str, Points], *, x: str, y: str, log_y: bool = False, markers: bool = False) -> Drawing:
-    """Curves over a number, such as losses over steps; a legend for up to ten of them."""
+    """Curves over a number, such as losses over steps; a legend for up to ten of them, above them if there are many."""
     with mpl.rc_context(_STYLE):
         figure, axes = _figure(3.2)
         for number, (name, points) in enumerate(series.items()):
@@ -71,7 +73,8 @@ def line_chart(series: Mapping[str, Points], *, x: str, y: str, log_y: bool = Fa
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         if 1 < len(series) <= _MAX_LEGEND:
-            axes.legend(fontsize=8)
+            above: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 2}
+            axes.legend(fontsize=8, **(above if len(series) > _FEW else {}))
         return _drawn(figure, "line" + "".join(series))
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.kernel_ridge import KernelRidge
 
+from llgbm.base import Base
 from llgbm.checkpoint import load_generator
 from llgbm.config import GeneratorConfig
 from llgbm.errors import ConfigError
@@ -31,7 +32,7 @@ def config(tmp_path: Path, tasks_folder: Path, tiny_base_path: Path, tiny_encode
     fit.run(fitted)
     return transfer.Config(
         workdir=tmp_path / "transfer", cores=tmp_path / "cores", checkpoint=fitted.artefact, tasks=tasks_folder,
-        counts=(2, 4), folds=3, alpha=1e-3,
+        base=str(tiny_base_path), base_layer=-1, counts=(2, 4), folds=3, alpha=1e-3,
     )  # fmt: skip
 
 
@@ -56,6 +57,10 @@ def test_cores_that_say_nothing_of_the_task_cannot_be_told(config: transfer.Conf
     for curve in found["distances"].values():
         assert set(curve) == {"2", "4"}
         assert all(one["mean_of_fitted"] > 1 and one["own"] > 0.9 for one in curve.values())
+        assert all(one["best_mixture"] < one["own"] for one in curve.values())
+    for kinds in found["embeddings"].values():
+        assert set(kinds) == {"text encoder", "base", "text encoder and base"}
+        assert all(one["own"] > 0.9 for one in kinds.values())
     report.run(report.Config(workdir=config.workdir))
     page = (config.workdir / "report" / "report.html").read_text()
     assert "<h2>Would more tasks help?</h2>" in page
@@ -65,7 +70,7 @@ def test_cores_that_say_nothing_of_the_task_cannot_be_told(config: transfer.Conf
 def test_the_distances_are_those_of_a_regression_on_the_cores_themselves(seed: int) -> None:
     rng = np.random.default_rng(seed)
     targets, embeddings = rng.normal(size=(5, 7)), rng.normal(size=(15, 4))
-    texts = transfer.Texts(embeddings, np.arange(15) % 5, np.arange(15) < 10)
+    texts = transfer.Texts(("",) * 15, embeddings, np.arange(15) % 5, np.arange(15) < 10)
     config = transfer.Config(gamma=0.3, alpha=0.5)
     fitted, left_out = np.array([0, 2, 4]), np.array([1, 3])
     found = transfer.left_out_distances(texts, targets @ targets.T, fitted, left_out, config)
@@ -78,6 +83,34 @@ def test_the_distances_are_those_of_a_regression_on_the_cores_themselves(seed: i
     assert found["own"] == pytest.approx(np.square(said - truth).sum(1).mean())
     assert found["another"] == pytest.approx(np.square(said - truth[::-1]).sum(1).mean())
     assert found["mean_of_fitted"] == pytest.approx(np.square(mean - truth).sum(1).mean())
+
+
+@given(st.integers(0, 2**16))
+def test_no_mixture_is_nearer_than_the_best(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    targets = rng.normal(size=(6, 7))
+    fitted, left_out = np.array([0, 2, 3, 5]), np.array([1, 4])
+    best = transfer.mixture_distance(targets @ targets.T, fitted, left_out)
+    for _ in range(20):
+        weights = rng.normal(size=(2, 4))
+        weights /= weights.sum(1, keepdims=True)
+        assert np.square(weights @ targets[fitted] - targets[left_out]).sum(1).mean() >= best - 1e-9
+
+    inside = np.array([[0.5, 0.25, 0.0, 0.25], [2.0, -1.0, 0.0, 0.0]]) @ targets[fitted]
+    mixed = np.stack([targets[0], inside[0], targets[2], targets[3], inside[1], targets[5]])
+    assert transfer.mixture_distance(mixed @ mixed.T, fitted, left_out) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_texts_states_do_not_depend_on_the_others(tiny_base: Base) -> None:
+    class Silent:
+        def update(self, done: int, note: str = "") -> None: ...
+
+    texts = [f"Say it {n} times, and then no more" for n in range(70)]
+    together = transfer.mean_states(tiny_base, texts, 0, Silent())
+    assert together.shape == (70, tiny_base.spec.hidden_size)
+    ids = tiny_base.tokenizer(f"Task: {texts[66]}", return_tensors="pt").input_ids
+    alone = tiny_base.model(ids, output_hidden_states=True).hidden_states[1][0, 1:].mean(0)
+    np.testing.assert_allclose(together[66], alone.detach().numpy(), atol=1e-5)
 
 
 def test_more_tasks_than_have_cores_are_refused(config: transfer.Config) -> None:
