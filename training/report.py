@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llgbm.errors import ConfigError
+from training import report_quality
 from training import report_sections as make
 from training.artefacts import Artefact, read_manifest, replace_text
 from training.config import from_dict
@@ -72,11 +73,11 @@ def sections(config: Config) -> list[Section]:
         "guided": make.guided,
         "composition": make.composition,
         "scale": make.scale,
-        "transfer": make.transfer,
-        "confidence": make.confidence,
+        "transfer": report_quality.transfer,
+        "confidence": report_quality.confidence,
     }
     found += [build(results[name]) for name, build in single.items() if name in results]
-    found += make.quality(quality) if quality else []
+    found += report_quality.quality(quality) if quality else []
     found += make.curves(config.workdir, _commands(artefacts))
     return [*found, _artefacts(artefacts)] if artefacts and found else found
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from llgbm.errors import ConfigError, TaskFormatError
-from training import deltas, report, report_sections
+from training import deltas, report, report_quality, report_sections
 from training.artefacts import read_manifest
 from training.probe_config import ProbeConfig
 from training.report_page import Picture, Table
@@ -99,7 +99,7 @@ def test_quality_has_a_table_and_bars_for_each_group_of_tasks() -> None:
     difference = {"of": "generated", "minus": "base", "mean": 0.5, "interval": [0.0, 1.0], "num_tasks": 1}
     column = {"num_tasks": 1, "methods": methods, "differences": [difference]}
     columns = dict.fromkeys(("unseen_descriptions", "heldout_kinds"), column)
-    whole, first, second = report_sections.quality({"command": "c", "metric": "exact match", "columns": columns})
+    whole, first, second = report_quality.quality({"command": "c", "metric": "exact match", "columns": columns})
     assert (first.title, second.title) == ("Quality: unseen descriptions", "Quality: heldout kinds")
     assert isinstance(whole.content[0], Picture)
     table, differences, picture = first.content
