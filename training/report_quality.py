@@ -81,7 +81,7 @@ def transfer(result: Result) -> Section:
         "wordings. 1 is the distance of all tasks from their mean. The best mixture of the fitted tasks' cores is "
         "found by looking at the cores that are asked for."
     )
-    content = [
+    content: list[Table | Picture] = [
         Picture("transfer", drawing, text),
         Table(("left out", "tasks fitted on", *names.values()), by_count),
         Table(("left out", "descriptions embedded by", "its own", "another task's"), by_embedding),
