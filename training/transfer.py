@@ -88,7 +88,7 @@ def run(config: Config) -> None:
     """Measure and write the result.
 
     Raises:
-        ConfigError: there are not enough tasks with cores for the counts.
+        ConfigError: there are not enough tasks with cores for the counts, or the base has no such layer.
     """
     checkpoint = load_generator(config.checkpoint)
     tasks, _ = training_pools(config.tasks, (), wordings=config.wordings, num_synthetic=0, hidden_families=())
@@ -99,11 +99,11 @@ def run(config: Config) -> None:
             f"{config.cores} has the cores of {len(tasks)} tasks, too few to fit on {max(config.counts)} with one of "
             f"{config.folds} parts left out; run the command cores, or name smaller counts"
         )
+    base = load_base(config.base or checkpoint.manifest.base_id, storage=config.base_storage)
+    (layer,) = resolve_layers(base.spec, [config.base_layer])
     encoder = PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id)
     products = inner_products(checkpoint.generator, [cores[task.task_id] for task in tasks])
     texts = Texts.of(tasks, encoder)
-    base = load_base(config.base or checkpoint.manifest.base_id, storage=config.base_storage)
-    (layer,) = resolve_layers(base.spec, [config.base_layer])
     with RunLog(config.workdir, "transfer", config) as log:
         with log.progress("hidden states", total=len(texts.texts)) as progress:
             by_embedding = texts.by_embedding(mean_states(base, texts.texts, layer, progress))
