@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from llgbm.generator import LoRAGenerator
 from llgbm.lora import LoRAWeights
 from llgbm.losses import DeltaOnlyLoss
 from llgbm.packing import Row, pack
+from llgbm.task_cores import TaskCores
 from llgbm.task_losses import kl_by_label, label_logits, mean_by_row, sft_by_label
 
 
@@ -33,6 +35,7 @@ class TaskObjective:
         matching: weight of the delta loss beside that of the task: how far the adapter of a group with a teacher's
             delta (`TaskGroup.delta`) moves the base from where that teacher does.
         meter: measures those adapters as the teachers were measured; needed for `matching`.
+        task_cores: what tasks of the batch add to the generated cores; trained with the generator.
         recompute: save memory by running each layer once more in the backward pass, see `llgbm.recompute`.
 
     Raises:
@@ -49,19 +52,21 @@ class TaskObjective:
         context_teacher: Teacher = "shared",
         matching: float = 0.0,
         meter: DeltaMeter | None = None,
+        task_cores: TaskCores | None = None,
         recompute: bool = False,
     ) -> None:
         self._base, self._functional = base, FunctionalLoRA(base.model)
         self._label_smoothing, self._core_penalty = label_smoothing, core_penalty
         self._distillation, self._recompute = distillation, recompute
+        self._task_cores = task_cores
         self._context_teacher = ContextTeacher(base, self._functional, context_teacher)
         if matching and meter is None:
             raise ConfigError("matching needs a DeltaMeter, of the measurement that the teachers' deltas have")
         self._matching, self._meter = matching, meter if matching else None
 
     def modules(self) -> Iterable[nn.Module]:
-        """None: only the generator is trained."""
-        return ()
+        """The tasks' own cores, if there are any."""
+        return () if self._task_cores is None else (self._task_cores,)
 
     def weight(self, batch: TrainingBatch) -> float:
         """Rows of the batch, over which the loss is a mean."""
@@ -70,7 +75,8 @@ class TaskObjective:
     def __call__(self, generator: LoRAGenerator, batch: TrainingBatch, step: int) -> tuple[Tensor, dict[str, float]]:
         """The loss, a mean over rows in nats, with its parts and how many rows and tokens the base has read."""
         batch = in_order(batch)
-        weights, rows, penalty = generated_groups(generator, batch)
+        added = None if self._task_cores is None else partial(self._task_cores.added, step=step)
+        weights, rows, penalty = generated_groups(generator, batch, added)
         packed = pack(rows)
         logits = label_logits(self._base, self._functional, packed, weights, recompute=self._recompute)
         right = self._right_labels(batch)
@@ -120,9 +126,14 @@ def _distance(meter: DeltaMeter, batch: TrainingBatch, weights: Sequence[LoRAWei
 
 
 def generated_groups(
-    generator: LoRAGenerator, batch: TrainingBatch
+    generator: LoRAGenerator,
+    batch: TrainingBatch,
+    added: Callable[[Tensor, Tensor, Sequence[str]], tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[list[LoRAWeights], list[list[Row]], Tensor]:
     """Adapters and rows of a batch, group by group; groups without a condition have the shared adapter and come last.
+
+    Args:
+        added: makes of generated cores Q and P of tasks, by their ids, those of their adapters.
 
     Returns:
         adapters, rows, and the squared departure of the generated cores from the shared ones (scalar): for each group a
@@ -135,7 +146,8 @@ def generated_groups(
     penalty = torch.zeros(())
     if conditioned:
         q, p = generator.cores(torch.stack([condition for _, condition in conditioned]))
-        weights += generator.materialise(q, p)
+        tasks = [group.task_id for group, _ in conditioned]
+        weights += generator.materialise(*(added(q, p, tasks) if added else (q, p)))
         away = (q - generator.q0).square().mean((1, 2, 3)) + (p - generator.p0).square().mean((1, 2, 3))
         rows = torch.tensor([float(len(group.rows)) for group, _ in conditioned])
         penalty = away @ rows / sum(len(group.rows) for group in batch)

@@ -1,8 +1,8 @@
 """train(): the one loop that fits a generator, whatever the loss. Read it from top to bottom.
 
 A step takes a batch from a source that depends on the step number alone, asks an objective for a loss, and updates the
-generator with AdamW, its trunk with Muon if so wanted. Nothing else is random, so a run that was stopped anywhere
-continues to the same result.
+generator with AdamW, its trunk with Muon if so wanted, and the cores that tasks have of their own. Nothing else is
+random, so a run that was stopped anywhere continues to the same result.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from llgbm.errors import CheckpointError, ConfigError
 from llgbm.generator import LoRAGenerator
 from llgbm.losses import DeltaOnlyLoss, MultiTaskLoss
 from llgbm.muon import Muon
+from llgbm.task_cores import TaskCores, TaskCoresAdam
 
 __all__ = ["DeltaOnlyLoss", "MultiTaskLoss", "Objective", "TrainingConfig", "TrainingState", "train"]
 
@@ -43,6 +44,8 @@ class TrainingConfig:
     """What trains the matrices of the trunk and its heads, see `llgbm.muon`."""
     trunk_rate: float = 1.0
     """Learning rate of these matrices over that of all else."""
+    task_rate: float = 12.0
+    """Learning rate of the cores that tasks have of their own, see `llgbm.task_cores`, over that of all else."""
     warmup_steps: int = 20
     """Steps of linear warm-up."""
     decay_fraction: float = 0.3
@@ -67,6 +70,8 @@ class TrainingConfig:
             raise ConfigError("shared_rate must be finite and must not be negative; 0 holds the shared part still")
         if self.trunk_optimiser not in ("adamw", "muon") or not 0 <= self.trunk_rate < math.inf:
             raise ConfigError("trunk_optimiser is adamw or muon, and trunk_rate finite and not negative")
+        if not 0 <= self.task_rate < math.inf:
+            raise ConfigError("task_rate must be finite and must not be negative")
         if self.accumulation < 1:
             raise ConfigError("accumulation must be at least 1")
 
@@ -179,7 +184,8 @@ def train(
 def _optimisers(trained: nn.Module, generator: LoRAGenerator, config: TrainingConfig) -> list[torch.optim.Optimizer]:
     """The optimisers; the `rate` of a parameter group is its learning rate over that of the schedule."""
     shared, trunk = generator.shared_parameters(), generator.trunk_matrices()
-    known = {id(p) for p in [*shared, *trunk]}
+    of_tasks = [p for m in trained.modules() if isinstance(m, TaskCores) for p in m.parameters()]
+    known = {id(p) for p in [*shared, *trunk, *of_tasks]}
     others = [p for p in trained.parameters() if p.dim() > 1 and id(p) not in known]
     vectors = [p for p in trained.parameters() if p.dim() <= 1]
     groups: list[dict[str, Any]] = [
@@ -188,9 +194,14 @@ def _optimisers(trained: nn.Module, generator: LoRAGenerator, config: TrainingCo
         {"params": vectors, "weight_decay": 0.0, "rate": 1.0},
     ]
     of_trunk = {"params": trunk, "weight_decay": config.weight_decay, "rate": config.trunk_rate}
+    if config.trunk_optimiser == "adamw":
+        groups.append(of_trunk)
+    optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98))]
     if config.trunk_optimiser == "muon":
-        return [torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98)), Muon([of_trunk])]
-    return [torch.optim.AdamW([*groups, of_trunk], lr=1.0, betas=(0.9, 0.98))]
+        optimisers.append(Muon([of_trunk]))
+    if of_tasks:
+        optimisers.append(TaskCoresAdam([{"params": of_tasks, "rate": config.task_rate}]))
+    return optimisers
 
 
 def _settings(config: TrainingConfig) -> dict[str, object]:

@@ -2,8 +2,9 @@
 
 A generator makes an adapter from two small cores for each module, inside bases that all its adapters share. Here the
 bases and the trunk stand still, and the cores alone are trained on the task's rows, from those that the generator
-makes of the task's seen descriptions. What comes out is a teacher within the generator's reach: it says what the bases
-are worth without the trunk, and `python -m training amortise` teaches it to the trunk. Resumable task by task.
+makes of the task's seen descriptions, or from others. What comes out is a teacher within the generator's reach: it
+says what the bases are worth without the trunk, and `python -m training amortise` teaches it to the trunk. Resumable
+task by task.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from llgbm.base import Base, load_base
 from llgbm.checkpoint import Checkpoint, load_generator
@@ -31,6 +32,7 @@ from llgbm.generator import LoRAGenerator
 from llgbm.lora import LoRAWeights
 from llgbm.packing import Row, pack
 from llgbm.prompting import TextEncoder
+from llgbm.task_cores import TaskCoresAdam
 from llgbm.task_losses import label_logits, row_means, sft_by_label
 from llgbm.text_encoder import PretrainedTextEncoder
 from training.artefacts import replace_tensors
@@ -39,8 +41,8 @@ from training.runlog import RunLog
 from training.sampler import SamplerConfig, TaskSampler
 from training.tasks import Task, load_tasks, tasks_digest
 
-_WHERE = ("workdir", "tasks", "task_ids", "base", "text_encoder", "side_by_side")
-"""Values that say which tasks there are, where models stand and how the work is cut; all others decide what the cores
+_WHERE = ("workdir", "tasks", "task_ids", "start", "base", "text_encoder", "side_by_side")
+"""Values that say which tasks there are, where things stand and how the work is cut; all others decide what the cores
 become."""
 _AVERAGED = 4
 """Steps over which the loss is averaged, to stop early and for the log."""
@@ -86,6 +88,8 @@ class Config(CoreTraining):
     """Folder of task files."""
     task_ids: tuple[str, ...] = ()
     """Only these tasks; empty for all in the folder."""
+    start: Path | None = None
+    """Folder of cores to go on from; none for what the generator makes of a task's seen descriptions."""
     base: str = ""
     """Hub id or folder of the base; by default the one that the checkpoint names."""
     base_storage: Storage = "float32"
@@ -118,12 +122,21 @@ def generated_cores(generator: LoRAGenerator, descriptions: Tensor) -> Cores:
 
 
 def run(config: Config) -> None:
-    """Train the cores of every task that has none yet."""
+    """Train the cores of every task that has none yet.
+
+    Raises:
+        ConfigError: there are cores that were made with something else, or none to start from.
+    """
     checkpoint = load_generator(config.checkpoint)
     tasks = load_tasks(config.tasks, config.task_ids or None)
     base = load_base(config.base or checkpoint.manifest.base_id, storage=config.base_storage)
     encoder = PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id)
-    made_with = {task.task_id: _made_with(config, checkpoint, task) for task in tasks}
+    starts = {} if config.start is None else load_cores(config.start, checkpoint, [task.task_id for task in tasks])
+    if config.start is not None and len(starts) < len(tasks):
+        raise ConfigError(
+            f"{config.start} has cores of {len(starts)} of {len(tasks)} tasks; make the others there first"
+        )
+    made_with = {task.task_id: _made_with(config, checkpoint, task, starts.get(task.task_id)) for task in tasks}
     missing = []
     for task in tasks:
         path = core_file(config.workdir, task.task_id)
@@ -133,7 +146,7 @@ def run(config: Config) -> None:
             missing.append(task)
     with RunLog(config.workdir, "cores", config) as log, log.progress("cores", total=len(tasks)) as progress:
         started = time.monotonic()
-        trained = train_cores(base, encoder, checkpoint.generator, missing, config)
+        trained = train_cores(base, encoder, checkpoint.generator, missing, config, starts)
         for done, (task, cores, losses) in enumerate(trained, len(tasks) - len(missing) + 1):
             before, after = float(np.mean(losses[:_AVERAGED])), float(np.mean(losses[-_AVERAGED:]))
             numbers = {"steps": len(losses), "loss_before": before, "loss_after": after}
@@ -149,12 +162,20 @@ def core_file(workdir: Path, task_id: str) -> Path:
 
 
 def train_cores(
-    base: Base, encoder: TextEncoder, generator: LoRAGenerator, tasks: Sequence[Task], config: CoreTraining
+    base: Base,
+    encoder: TextEncoder,
+    generator: LoRAGenerator,
+    tasks: Sequence[Task],
+    config: CoreTraining,
+    starts: Mapping[str, Cores] | None = None,
 ) -> Iterator[tuple[Task, Cores, list[float]]]:
     """Train the cores of each task by itself; the generator stands still.
 
     `config.side_by_side` tasks share each pass through the base, which is cheaper than one pass for each; a task that
     is done makes room for the next. Their gradients and their optimisers know nothing of each other.
+
+    Args:
+        starts: where tasks begin, by task id; the others do with what the generator makes of their descriptions.
 
     Returns:
         Each task as it is done, its cores, and the loss of every step in nats.
@@ -165,7 +186,8 @@ def train_cores(
     while True:
         for task in islice(waiting, config.side_by_side - len(active)):
             sampler = TaskSampler([task], base, encoder, config.sampler, config.seed, with_context_rows=False)
-            active.append(_Descent(task, sampler, generated_cores(generator, sampler.description_embeddings[0])))
+            start = (starts or {}).get(task.task_id) or generated_cores(generator, sampler.description_embeddings[0])
+            active.append(_Descent(task, sampler, start))
         if not active:
             return
         groups = [descent.rows() for descent in active]
@@ -183,17 +205,12 @@ def train_cores(
 
 
 class _Descent:
-    """The training of one task's cores.
-
-    Adam with one second moment for each core, as Adam-mini has one for each block (2406.16793): elements without a
-    gradient to speak of stay where they are, and what the trunk has to learn afterwards is not noise.
-    """
+    """The training of one task's cores."""
 
     def __init__(self, task: Task, sampler: TaskSampler, start: Cores) -> None:
         self.task, self._sampler = task, sampler
-        self.cores = [side[None].clone().requires_grad_() for side in (start.q, start.p)]
-        self._first = [torch.zeros_like(core) for core in self.cores]
-        self._second = [torch.zeros_like(core[..., :1, :1]) for core in self.cores]
+        self.cores = [nn.Parameter(side[None].clone()) for side in (start.q, start.p)]
+        self._optimiser = TaskCoresAdam(self.cores)
         self.losses: list[float] = []
         self.done = False
 
@@ -201,7 +218,6 @@ class _Descent:
         """Those of the next step."""
         return self._sampler(len(self.losses))[0].rows
 
-    @torch.no_grad()
     def step(self, loss: float, gradients: Sequence[Tensor], config: CoreTraining) -> None:
         """Move the cores, or be done because the loss is small enough."""
         step = len(self.losses)
@@ -209,14 +225,13 @@ class _Descent:
         if len(self.losses) >= _AVERAGED and np.mean(self.losses[-_AVERAGED:]) < config.enough:
             self.done = True
             return
-        shrink = 1 / max(1.0, float(torch.nn.utils.get_total_norm(gradients)))
+        for core, gradient in zip(self.cores, gradients, strict=True):
+            core.grad = gradient
+        nn.utils.clip_grad_norm_(self.cores, 1.0)
         rise, fall = 10 * (step + 1) / config.steps, (config.steps - step) / (0.9 * config.steps)
-        rate = config.learning_rate * min(1.0, rise, fall)
-        for core, gradient, m, v in zip(self.cores, gradients, self._first, self._second, strict=True):
-            m.lerp_(shrink * gradient, 0.1)
-            v.lerp_((shrink * gradient).square().mean((-1, -2), keepdim=True), 0.01)
-            root = (v / (1 - 0.99 ** (step + 1))).sqrt() + 1e-12
-            core -= rate * m / (1 - 0.9 ** (step + 1)) / root
+        (settings,) = self._optimiser.param_groups
+        settings["lr"] = config.learning_rate * min(1.0, rise, fall)
+        self._optimiser.step()
         self.done = len(self.losses) == config.steps
 
 
@@ -253,14 +268,15 @@ def cores_digest(cores: Mapping[str, Cores]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _made_with(config: Config, checkpoint: Checkpoint, task: Task) -> dict[str, str]:
+def _made_with(config: Config, checkpoint: Checkpoint, task: Task, start: Cores | None) -> dict[str, str]:
     settings = json.dumps({k: v for k, v in to_dict(config).items() if k not in _WHERE}, sort_keys=True)
-    return {"generator": checkpoint.manifest.digest, "task": tasks_digest([task]), "settings": settings}
+    made_with = {"generator": checkpoint.manifest.digest, "task": tasks_digest([task]), "settings": settings}
+    return made_with | {"start": cores_digest({task.task_id: start}) if start else ""}
 
 
 def _require_same(path: Path, made_with: Mapping[str, str]) -> None:
     said, _ = _read(path)
-    if different := [name for name, value in made_with.items() if said.get(name) != value]:
+    if different := [name for name, value in made_with.items() if said.get(name, "") != value]:
         raise ConfigError(f"{path} was made with another {', '.join(different)}; use that or another workdir")
 
 

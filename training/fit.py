@@ -26,10 +26,12 @@ from llgbm.frozen_linear import Storage
 from llgbm.generator import LoRAGenerator, create_generator
 from llgbm.objectives import TaskObjective
 from llgbm.pretrained import BASE_0_5B, TEXT_ENCODER
+from llgbm.task_cores import TaskCores
 from llgbm.teacher_basis import start_from_teachers
 from llgbm.text_encoder import PretrainedTextEncoder, SqliteEmbeddingCache
 from llgbm.training import TrainingConfig, TrainingState, train
 from training.claim import claim_workdir, settings_of
+from training.cores import Cores, core_file, generated_cores, write_cores
 from training.delta_store import cached_delta, open_deltas
 from training.parallel import process_group
 from training.pools import training_pools
@@ -96,6 +98,9 @@ class Config:
     teachers: Path | None = None
     """Folder of teachers for `context_teacher: adapter`, `matching` and `start_at_teachers`; tasks without one have no
     KL and no delta loss."""
+    task_cores_from: int | None = None
+    """From this step on, each task of the folder has cores of its own beside what the trunk makes, see
+    `llgbm.task_cores`; the first of the rounds starts from the sum. None for never."""
     recompute: bool = False
     """Activation checkpointing: less memory, one more forward pass of each layer in a step."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
@@ -111,6 +116,10 @@ class Config:
             raise ConfigError("matching and rounds must not be negative")
         if self.start is not None and self.start_at_teachers:
             raise ConfigError("a fit starts from an artefact or at the teachers; set start or start_at_teachers")
+        if self.task_cores_from is not None and (self.task_cores_from < 0 or not self.rounds):
+            raise ConfigError(
+                "task_cores_from is a step from 0 on, and goes with rounds, which teach these cores to the trunk"
+            )
         wanted = self.context_teacher == "adapter" or self.matching > 0 or self.start_at_teachers
         if wanted != (self.teachers is not None):
             raise ConfigError(
@@ -126,6 +135,11 @@ class Config:
     def fitted(self) -> Path:
         """Folder of the generator that the steps by the task loss make."""
         return self.workdir / "fitted" if self.rounds else self.artefact
+
+    @property
+    def task_cores(self) -> Path:
+        """Folder of the cores that the tasks have come to by the end of these steps."""
+        return self.workdir / "task_cores"
 
 
 def run(config: Config, *, texts: Path | None = None) -> None:
@@ -176,6 +190,8 @@ def _fit(
     if config.start_at_teachers:
         start_from_teachers(generator, list(teachers.values()), seed=config.training.seed)
     start = None if config.start is None else started_from(config.start, generator)
+    own = config.task_cores_from
+    task_cores = None if own is None else TaskCores([task.task_id for task in tasks], generator, first_step=own)
     objective = TaskObjective(
         base,
         label_smoothing=config.label_smoothing,
@@ -184,6 +200,7 @@ def _fit(
         context_teacher=config.context_teacher,
         matching=config.matching,
         meter=meter,
+        task_cores=task_cores,
         recompute=config.recompute,
     )
     state_path, group = config.workdir / STATE_FILE, process_group()
@@ -217,6 +234,8 @@ def _fit(
         manifest = write_artefact(
             config.fitted, config, generator, base, all_tasks, sampler.description_embeddings, made, start=start
         )
+        if task_cores is not None:
+            _write_task_cores(config, generator, task_cores, tasks, sampler, manifest.digest)
         log.record_artefact(
             config.fitted,
             base_revision=base.revision,
@@ -226,6 +245,22 @@ def _fit(
     if group is not None:
         group.close()
     return True
+
+
+@torch.no_grad()
+def _write_task_cores(
+    config: Config,
+    generator: LoRAGenerator,
+    task_cores: TaskCores,
+    tasks: Sequence[Task],
+    sampler: TaskSampler,
+    digest: str,
+) -> None:
+    """Write, for each task, its own cores added to what the generator makes of its descriptions."""
+    for task, descriptions in zip(tasks, sampler.description_embeddings, strict=False):
+        made = generated_cores(generator, descriptions)
+        q, p = task_cores.added(made.q[None], made.p[None], [task.task_id], config.training.steps)
+        write_cores(core_file(config.task_cores, task.task_id), Cores(q[0], p[0]), {"generator": digest})
 
 
 def _teacher_deltas(config: Config, base: Base, task_ids: Sequence[str]) -> tuple[DeltaMeter | None, dict[str, Tensor]]:

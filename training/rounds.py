@@ -46,7 +46,13 @@ def run_rounds(config: Config, task_ids: Sequence[str]) -> GeneratorManifest:
     made_by = made.manifest.made_by | {"rounds": []}
     for number in range(1, config.rounds + 1):
         folder = config.workdir / f"round_{number}"
-        found = cores.Config(**_values(config.round.cores), **where, checkpoint=start, workdir=folder / "cores")
+        found = cores.Config(
+            **_values(config.round.cores),
+            **where,
+            checkpoint=start,
+            workdir=folder / "cores",
+            start=config.task_cores if number == 1 and config.task_cores_from is not None else None,
+        )
         cores.run(found)
         taught = amortise.Config(
             **_values(config.round.amortise),

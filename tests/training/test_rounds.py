@@ -6,9 +6,11 @@ import pytest
 
 from llgbm.checkpoint import load_generator
 from llgbm.config import GeneratorConfig
+from llgbm.errors import ConfigError
 from llgbm.training import TrainingConfig
 from training import amortise, cores, fit
 from training.conditions import ConditionConfig
+from training.metrics_file import read_metrics
 from training.progress_check import CheckConfig
 from training.results import read_result
 from training.rounds import RoundConfig
@@ -86,3 +88,33 @@ def test_a_second_round_goes_on_from_the_first(config: fit.Config) -> None:
     assert made.digest == second.digest
     assert made.made_by["rounds"][0] == first.made_by["rounds"][0]
     assert len(made.made_by["rounds"]) == 2
+
+
+def test_the_first_round_starts_from_the_cores_that_tasks_have_come_to(config: fit.Config) -> None:
+    training = replace(config.training, steps=12, task_rate=4)
+    plain = replace(config, training=training, workdir=config.workdir.with_name("plain"))
+    own = replace(config, training=training, task_cores_from=2, rounds=2)
+    fit.run(plain)
+    fit.run(own)
+    fitted = load_generator(own.fitted)
+    starts = cores.load_cores(own.task_cores, fitted, IDS)
+    assert set(starts) == set(IDS)
+
+    def before(workdir: Path, number: int = 1) -> float:
+        lines = read_metrics(workdir / f"round_{number}" / "cores" / "metrics" / "cores.jsonl")
+        return sum(line["loss_before"] for line in lines)
+
+    assert before(own.workdir) < before(plain.workdir)
+    found = cores.load_cores(own.workdir / "round_1" / "cores", fitted, IDS)
+    assert all(float((found[task].q - starts[task].q).norm()) > 0 for task in IDS)
+    fit.run(own)  # nothing is made again
+    own.task_cores.joinpath("first.safetensors").unlink()
+    with pytest.raises(ConfigError, match="cores of 2 of 3 tasks"):
+        cores.run(cores.Config(workdir=own.workdir / "x", checkpoint=own.fitted, tasks=own.tasks, task_ids=IDS,
+                               base=own.base, start=own.task_cores))  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", [{"task_cores_from": -1}, {"task_cores_from": 2, "rounds": 0}])
+def test_cores_of_tasks_need_a_step_and_rounds(config: fit.Config, wrong: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="task_cores_from"):
+        replace(config, **wrong)
