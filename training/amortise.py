@@ -33,11 +33,10 @@ from llgbm.lora import LoRAWeights
 from llgbm.packing import PackedBatch, pack
 from llgbm.prompting import TextEncoder
 from llgbm.task_losses import label_logits, sft_loss
-from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig, TrainingState, train
 from training.artefacts import replace_tensors
 from training.claim import claim_workdir, settings_of
-from training.conditions import ConditionConfig, ConditionSampler
+from training.conditions import TEXTS_FILE, ConditionConfig, ConditionSampler, lasting_encoder
 from training.cores import Cores, cores_digest, generated_cores, load_cores
 from training.pools import training_pools
 from training.results import command_of, write_result
@@ -114,8 +113,12 @@ class Config(TrunkTraining):
         return self.workdir / "generator"
 
 
-def run(config: Config) -> None:
+def run(config: Config, *, texts: Path | None = None) -> None:
     """Fit, measure on seen and unseen descriptions, and write the artefact.
+
+    Args:
+        config: of the command.
+        texts: file of embeddings that several commands share; by default it stands in `workdir`.
 
     Raises:
         ConfigError: no task has cores.
@@ -131,9 +134,9 @@ def run(config: Config) -> None:
     cores = load_cores(config.cores, checkpoint, [task.task_id for task in tasks])
     if not cores:
         raise ConfigError(f"{config.cores} has no cores of these tasks; run the command cores")
-    encoder = PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id)
+    encoder_id, texts = config.text_encoder or checkpoint.manifest.encoder_id, texts or config.workdir / TEXTS_FILE
     generator = load_generator(config.checkpoint).generator.requires_grad_(True)
-    with RunLog(config.workdir, "amortise", config) as log:
+    with lasting_encoder(encoder_id, texts) as encoder, RunLog(config.workdir, "amortise", config) as log:
         settings = settings_of(config, without=_WHERE) | {
             "generator": checkpoint.manifest.digest,
             "cores": cores_digest(cores),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,8 +13,11 @@ from torch import Tensor
 
 from llgbm.errors import ConfigError
 from llgbm.prompting import TextEncoder, condition_of, example_lines, noisy
+from llgbm.text_encoder import PretrainedTextEncoder, SqliteEmbeddingCache
 from training.tasks import Task
 
+TEXTS_FILE = "embeddings.sqlite"
+"""In the working directory of a command that trains: what the encoder has made of tens of thousands of texts."""
 _EXAMPLES = 16
 """Training rows of a task that examples are drawn from."""
 
@@ -35,6 +40,13 @@ class ConditionConfig:
             raise ConfigError("num_examples must be at least 1, and noise must not be negative")
         if min(self.example_fraction, self.mixed_fraction) < 0 or self.example_fraction + self.mixed_fraction > 1:
             raise ConfigError("fractions lie between 0 and 1, and so does example_fraction + mixed_fraction")
+
+
+@contextmanager
+def lasting_encoder(name_or_path: str, file: Path) -> Iterator[PretrainedTextEncoder]:
+    """A text encoder that keeps what it makes of texts in `file`, so that no run encodes them again."""
+    with closing(SqliteEmbeddingCache(file)) as cache:
+        yield PretrainedTextEncoder(name_or_path, cache=cache)
 
 
 class ConditionSampler:

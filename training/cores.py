@@ -34,8 +34,8 @@ from llgbm.packing import Row, pack
 from llgbm.prompting import TextEncoder
 from llgbm.task_cores import TaskCoresAdam
 from llgbm.task_losses import label_logits, row_means, sft_by_label
-from llgbm.text_encoder import PretrainedTextEncoder
 from training.artefacts import replace_tensors
+from training.conditions import TEXTS_FILE, lasting_encoder
 from training.config import to_dict
 from training.runlog import RunLog
 from training.sampler import SamplerConfig, TaskSampler
@@ -121,8 +121,12 @@ def generated_cores(generator: LoRAGenerator, descriptions: Tensor) -> Cores:
     return Cores(*(side.mean(0) for side in generator.cores(descriptions)))
 
 
-def run(config: Config) -> None:
+def run(config: Config, *, texts: Path | None = None) -> None:
     """Train the cores of every task that has none yet.
+
+    Args:
+        config: of the command.
+        texts: file of embeddings that several commands share; by default it stands in `workdir`.
 
     Raises:
         ConfigError: there are cores that were made with something else, or none to start from.
@@ -130,7 +134,6 @@ def run(config: Config) -> None:
     checkpoint = load_generator(config.checkpoint)
     tasks = load_tasks(config.tasks, config.task_ids or None)
     base = load_base(config.base or checkpoint.manifest.base_id, storage=config.base_storage)
-    encoder = PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id)
     starts = {} if config.start is None else load_cores(config.start, checkpoint, [task.task_id for task in tasks])
     if config.start is not None and len(starts) < len(tasks):
         raise ConfigError(
@@ -144,7 +147,12 @@ def run(config: Config) -> None:
             _require_same(path, made_with[task.task_id])
         else:
             missing.append(task)
-    with RunLog(config.workdir, "cores", config) as log, log.progress("cores", total=len(tasks)) as progress:
+    encoder_id, texts = config.text_encoder or checkpoint.manifest.encoder_id, texts or config.workdir / TEXTS_FILE
+    with (
+        lasting_encoder(encoder_id, texts) as encoder,
+        RunLog(config.workdir, "cores", config) as log,
+        log.progress("cores", total=len(tasks)) as progress,
+    ):
         started = time.monotonic()
         trained = train_cores(base, encoder, checkpoint.generator, missing, config, starts)
         for done, (task, cores, losses) in enumerate(trained, len(tasks) - len(missing) + 1):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,10 @@ from llgbm.objectives import TaskObjective
 from llgbm.pretrained import BASE_0_5B, TEXT_ENCODER
 from llgbm.task_cores import TaskCores
 from llgbm.teacher_basis import start_from_teachers
-from llgbm.text_encoder import PretrainedTextEncoder, SqliteEmbeddingCache
+from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig, TrainingState, train
 from training.claim import claim_workdir, settings_of
+from training.conditions import TEXTS_FILE, lasting_encoder
 from training.cores import Cores, core_file, generated_cores, write_cores
 from training.delta_store import cached_delta, open_deltas
 from training.parallel import process_group
@@ -47,7 +47,6 @@ from training.tasks import Task, tasks_digest
 from training.teachers import adapter_folder, load_teachers
 
 STATE_FILE = "state.pt"
-TEXTS_FILE = "embeddings.sqlite"
 _INDEXED_WORDINGS = 2
 
 
@@ -155,12 +154,11 @@ def run(config: Config, *, texts: Path | None = None) -> None:
     """
     tasks, synthetic = training_tasks(config)
     kept_back = hidden_tasks(config)
-    # tens of thousands of texts are encoded before the first step: a resumed run finds them
-    with closing(SqliteEmbeddingCache(texts or config.workdir / TEXTS_FILE)) as cache:
-        encoder = PretrainedTextEncoder(config.text_encoder, cache=cache)
+    file = texts or config.workdir / TEXTS_FILE
+    with lasting_encoder(config.text_encoder, file) as encoder:
         made_here = _fit(config, encoder, tasks, synthetic, kept_back)
     if config.rounds and made_here:
-        run_rounds(config, [task.task_id for task in tasks])
+        run_rounds(config, [task.task_id for task in tasks], file)
 
 
 def _fit(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llgbm.checkpoint import GeneratorManifest, load_generator, save_generator
@@ -26,13 +27,14 @@ class RoundConfig:
     amortise: amortise.TrunkTraining = field(default_factory=amortise.TrunkTraining)
 
 
-def run_rounds(config: Config, task_ids: Sequence[str]) -> GeneratorManifest:
+def run_rounds(config: Config, task_ids: Sequence[str], texts: Path) -> GeneratorManifest:
     """Run both commands in turn on what the steps of a fit have made, and write the fit's artefact.
 
     Each goes on where it was stopped.
 
     Args:
         task_ids: the fit's tasks, but for the procedural ones.
+        texts: file of the embeddings that the fit has made.
     """
     where: dict[str, Any] = {
         "tasks": config.tasks,
@@ -53,7 +55,7 @@ def run_rounds(config: Config, task_ids: Sequence[str]) -> GeneratorManifest:
             workdir=folder / "cores",
             start=config.task_cores if number == 1 and config.task_cores_from is not None else None,
         )
-        cores.run(found)
+        cores.run(found, texts=texts)
         taught = amortise.Config(
             **_values(config.round.amortise),
             **where,
@@ -63,7 +65,7 @@ def run_rounds(config: Config, task_ids: Sequence[str]) -> GeneratorManifest:
             wordings=config.wordings,
             hidden_families=config.hidden_families,
         )
-        amortise.run(taught)
+        amortise.run(taught, texts=texts)
         start = taught.artefact
         made = load_generator(start)
         made_by["rounds"].append(

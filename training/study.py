@@ -18,6 +18,7 @@ from llgbm.ablations import AblationConfig, run_ablations
 from llgbm.checkpoint import load_generator
 from llgbm.errors import ConfigError
 from training import evaluate, fit, match
+from training.conditions import TEXTS_FILE
 from training.config import build, config_digest
 from training.config_values import Tree, merged, parse_override
 from training.match_measures import score_cases, summarise
@@ -117,7 +118,7 @@ def run_arm(config: Config, name: str, seed: int, material: Callable[[], Materia
         if isinstance(arm, match.Config):
             match.run(arm)
         else:
-            fit.run(arm, texts=config.workdir / fit.TEXTS_FILE)
+            fit.run(arm, texts=config.workdir / TEXTS_FILE)
         evaluate.run(evaluation)
         return {
             "metrics": _accuracies(evaluation.output) | _cosines(arm.artefact, material) | {"seconds": _seconds(arm)}
