@@ -39,7 +39,7 @@ from training.claim import claim_workdir, settings_of
 from training.conditions import TEXTS_FILE, ConditionConfig, ConditionSampler, lasting_encoder
 from training.cores import Cores, cores_digest, generated_cores, load_cores
 from training.pools import training_pools
-from training.results import command_of, write_result
+from training.results import FOLDER, command_of, read_result, write_result
 from training.runlog import Progress, RunLog
 from training.sampler import SamplerConfig, TaskSampler, drawn_in_epochs
 from training.tasks import Task, tasks_digest
@@ -143,6 +143,9 @@ def run(config: Config, *, texts: Path | None = None) -> None:
             "tasks_digest": tasks_digest([*tasks, *made_up]),
         }
         claim_workdir(config.workdir, [STATE_FILE, TARGETS_FILE], settings)
+        if _is_done(config):
+            log.logger.info("already done", artefact=str(config.artefact))
+            return
         conditions = ConditionSampler([*tasks, *made_up], encoder, config.conditions, config.training.seed)
         targets = Targets.load(config.workdir / TARGETS_FILE)
         if targets is None:
@@ -189,6 +192,17 @@ def run(config: Config, *, texts: Path | None = None) -> None:
         )
         write_result(log, "amortise", config, found | {"generator": digest}, base_revision=targets.base_revision)
         log.logger.info("result", **after)
+
+
+def _is_done(config: Config) -> bool:
+    """Whether this command has come to its end here: the result is what it writes last."""
+    path = config.workdir / FOLDER / "amortise.json"
+    if not path.exists():
+        return False
+    found = read_result(path)
+    if found["command"] != command_of("amortise", config):  # of fewer steps, or of another place
+        return False
+    return config.artefact.exists() and found["generator"] == load_generator(config.artefact).manifest.digest
 
 
 def save(

@@ -146,6 +146,19 @@ def test_a_fit_to_cores_that_was_stopped_goes_on_to_the_same(amortised: amortise
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
+def test_what_is_done_is_not_measured_again(amortised: amortise.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    amortise.run(amortised)
+    digest = load_generator(amortised.artefact).manifest.digest
+    with monkeypatch.context() as without:
+        without.delattr(amortise, "distances")
+        amortise.run(amortised)
+        with pytest.raises(NameError, match="distances"):
+            amortise.run(replace(amortised, training=replace(amortised.training, steps=41)))
+    shutil.rmtree(amortised.artefact)
+    amortise.run(amortised)
+    assert load_generator(amortised.artefact).manifest.digest == digest
+
+
 def test_targets_are_searched_once(amortised: amortise.Config, monkeypatch: pytest.MonkeyPatch) -> None:
     amortise.run(amortised)
     monkeypatch.delattr(amortise, "load_base")
