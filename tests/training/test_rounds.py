@@ -100,9 +100,9 @@ def test_the_first_round_starts_from_the_cores_that_tasks_have_come_to(config: f
     starts = cores.load_cores(own.task_cores, fitted, IDS)
     assert set(starts) == set(IDS)
 
-    def before(workdir: Path, number: int = 1) -> float:
-        lines = read_metrics(workdir / f"round_{number}" / "cores" / "metrics" / "cores.jsonl")
-        return sum(line["loss_before"] for line in lines)
+    def before(workdir: Path) -> float:
+        lines = read_metrics(workdir / "round_1" / "cores" / "metrics" / "cores.jsonl")
+        return sum(float(line["loss_before"]) for line in lines)
 
     assert before(own.workdir) < before(plain.workdir)
     found = cores.load_cores(own.workdir / "round_1" / "cores", fitted, IDS)
@@ -114,7 +114,7 @@ def test_the_first_round_starts_from_the_cores_that_tasks_have_come_to(config: f
                                base=own.base, start=own.task_cores))  # fmt: skip
 
 
-@pytest.mark.parametrize("wrong", [{"task_cores_from": -1}, {"task_cores_from": 2, "rounds": 0}])
-def test_cores_of_tasks_need_a_step_and_rounds(config: fit.Config, wrong: dict[str, int]) -> None:
+@pytest.mark.parametrize(("first", "rounds"), [(-1, 1), (2, 0)])
+def test_cores_of_tasks_need_a_step_and_rounds(config: fit.Config, first: int, rounds: int) -> None:
     with pytest.raises(ConfigError, match="task_cores_from"):
-        replace(config, **wrong)
+        replace(config, task_cores_from=first, rounds=rounds)

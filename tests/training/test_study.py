@@ -11,6 +11,7 @@ from llgbm.errors import ConfigError
 from llgbm.training import TrainingConfig
 from training import evaluate, fit, match, report, report_sections, study
 from training.__main__ import COMMANDS
+from training.conditions import TEXTS_FILE
 from training.config import load_config
 from training.probe_config import ProbeConfig
 from training.progress_check import CheckConfig
@@ -50,7 +51,7 @@ def test_every_arm_is_fitted_with_its_changes_and_evaluated(config: study.Config
         manifest = json.loads((config.workdir / f"two-s{seed}" / "generator" / "manifest.json").read_text())
         assert len(manifest["tasks"]) == 2
         assert manifest["made_by"]["seed"] == seed
-    assert [path.parent.name for path in config.workdir.rglob(fit.TEXTS_FILE)] == ["study"]  # texts are encoded once
+    assert [path.parent.name for path in config.workdir.rglob(TEXTS_FILE)] == ["study"]  # texts are encoded once
 
 
 def test_arms_that_match_teachers_stand_beside_fits(config: study.Config, workdir: Path) -> None:
