@@ -39,7 +39,7 @@ def test_only_tasks_with_cores_of_their_own_leave_what_is_generated_and_only_fro
     with_own = own.added(q, p, ["two", "other", "one"], 3)
     for made, now, added in zip((q, p), with_own, (own.q, own.p), strict=True):
         torch.testing.assert_close(now, made + torch.stack([added[1], torch.zeros_like(added[0]), added[0]]))
-    assert own.added(q[:1], p[:1], ["other"], 3)[0] is not None
+    assert own.added(q, p, ["other", "other", "other"], 3) == (q, p)
 
 
 def test_a_task_that_a_step_does_not_see_stays_where_it_is() -> None:
