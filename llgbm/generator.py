@@ -49,7 +49,11 @@ class LoRAGenerator(nn.Module):
         model: the base's shape.
         lora: the spec of every adapter it makes.
         config: its own size.
+        trunk_dtype: float32, or bfloat16 to compute the trunk's matrix products in it (autocast), which is faster where
+            the processor has instructions for it; parameters and cores stay float32.
     """
+
+    trunk_dtype: torch.dtype = torch.float32
 
     def __init__(self, model: ModelSpec, lora: LoRASpec, config: GeneratorConfig | None = None) -> None:
         super().__init__()
@@ -126,20 +130,22 @@ class LoRAGenerator(nn.Module):
                 f"the condition has shape {tuple(condition.shape)}, this generator reads (n, "
                 f"{self.config.condition_size}); use the text encoder that it was trained with"
             )
-        # A unit vector has entries of size 1/sqrt(d): scale them to size one for the first layer.
-        x = self.read(condition * math.sqrt(self.config.condition_size))
-        for block in self.blocks:
-            x = block(x)
-        gate = 2 * self.gate(nn.functional.layer_norm(x, x.shape[-1:]))[:, 0].sigmoid()
-        layer_of, target_of = self.get_buffer("_layer_of"), self.get_buffer("_target_of")
-        place = self.layer_embedding(layer_of) + self.target_embedding(target_of)
-        y = self.norm(self.module_block(x[:, None] + place[None]))
         n, (count, rank, basis) = condition.shape[0], self.q0.shape
-        out = y.new_empty(n, count, 2 * rank * basis)
-        for head, members in zip(self.heads, self._by_target.values(), strict=True):
-            out[:, members] = y[:, members] @ head
-        dq, dp = (out * (_CORE_STEP / math.sqrt(basis))).split(rank * basis, dim=-1)
-        return gate, dq.view(n, count, rank, basis), dp.view(n, count, basis, rank)
+        low = self.trunk_dtype != torch.float32
+        with torch.autocast(condition.device.type, self.trunk_dtype if low else None, enabled=low):
+            # A unit vector has entries of size 1/sqrt(d): scale them to size one for the first layer.
+            x = self.read(condition * math.sqrt(self.config.condition_size))
+            for block in self.blocks:
+                x = block(x)
+            gate = 2 * self.gate(nn.functional.layer_norm(x, x.shape[-1:]))[:, 0].sigmoid()
+            layer_of, target_of = self.get_buffer("_layer_of"), self.get_buffer("_target_of")
+            place = self.layer_embedding(layer_of) + self.target_embedding(target_of)
+            y = self.norm(self.module_block(x[:, None] + place[None]))
+            out = y.new_empty(n, count, 2 * rank * basis, dtype=self.trunk_dtype)
+            for head, members in zip(self.heads, self._by_target.values(), strict=True):
+                out[:, members] = y[:, members] @ head
+        dq, dp = (out.float() * (_CORE_STEP / math.sqrt(basis))).split(rank * basis, dim=-1)
+        return gate.float(), dq.view(n, count, rank, basis), dp.view(n, count, basis, rank)
 
     def materialise(self, q: Tensor, p: Tensor) -> list[LoRAWeights]:
         """Adapters from cores: A = Q A0 and B = B0 P for every module.

@@ -29,6 +29,11 @@ from llgbm.task_cores import TaskCores, TaskCoresAdam
 __all__ = ["DeltaOnlyLoss", "MultiTaskLoss", "Objective", "TrainingConfig", "TrainingState", "train"]
 
 
+FREE = ("steps", "checkpoint_seconds", "accumulation", "trunk_dtype")
+"""Settings that may change when a run goes on: it may be made longer, saved more often and computed in other pieces or
+in another precision."""
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """Optimisation settings of `train`."""
@@ -44,6 +49,9 @@ class TrainingConfig:
     """What trains the matrices of the trunk and its heads, see `llgbm.muon`."""
     trunk_rate: float = 1.0
     """Learning rate of these matrices over that of all else."""
+    trunk_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the products of the trunk's matrices, and those of Muon, are computed in; all that is stored is float32.
+    bfloat16 is the faster one on a processor that has instructions for it, and several times slower on another."""
     task_rate: float = 12.0
     """Learning rate of the cores that tasks have of their own, see `llgbm.task_cores`, over that of all else."""
     warmup_steps: int = 20
@@ -70,6 +78,8 @@ class TrainingConfig:
             raise ConfigError("shared_rate must be finite and must not be negative; 0 holds the shared part still")
         if self.trunk_optimiser not in ("adamw", "muon") or not 0 <= self.trunk_rate < math.inf:
             raise ConfigError("trunk_optimiser is adamw or muon, and trunk_rate finite and not negative")
+        if self.trunk_dtype not in ("float32", "bfloat16"):
+            raise ConfigError(f"trunk_dtype is float32 or bfloat16, not {self.trunk_dtype!r}")
         if not 0 <= self.task_rate < math.inf:
             raise ConfigError("task_rate must be finite and must not be negative")
         if self.accumulation < 1:
@@ -143,6 +153,7 @@ def train(
             processes.
     """
     trained = nn.ModuleList([generator, *objective.modules()]).train()
+    generator.trunk_dtype = getattr(torch, config.trunk_dtype)
     optimisers = _optimisers(trained, generator, config)
     first = _restore(state_path, trained, optimisers, config)
     own_state = state_path if group is None or group.rank == 0 else None
@@ -177,6 +188,7 @@ def train(
         if on_step:
             rate = config.learning_rate_at(step)
             on_step(TrainingState(step, float(loss.detach()), parts, rate, norm, time.monotonic() - started))
+    generator.trunk_dtype = torch.float32
     generator.eval()
     return first
 
@@ -198,15 +210,15 @@ def _optimisers(trained: nn.Module, generator: LoRAGenerator, config: TrainingCo
         groups.append(of_trunk)
     optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98))]
     if config.trunk_optimiser == "muon":
-        optimisers.append(Muon([of_trunk]))
+        optimisers.append(Muon([of_trunk], dtype=getattr(torch, config.trunk_dtype)))
     if of_tasks:
         optimisers.append(TaskCoresAdam([{"params": of_tasks, "rate": config.task_rate}]))
     return optimisers
 
 
 def _settings(config: TrainingConfig) -> dict[str, object]:
-    """What must not change between a stop and its resumption; a run may be made longer, and saved more often."""
-    return {k: v for k, v in asdict(config).items() if k not in ("steps", "checkpoint_seconds", "accumulation")}
+    """What must not change between a stop and its resumption, on this machine or another."""
+    return {k: v for k, v in asdict(config).items() if k not in FREE}
 
 
 def _save(

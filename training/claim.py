@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from llgbm.errors import ConfigError
+from llgbm.training import FREE
 from training.artefacts import replace_text
 from training.config import to_dict
 
 SETTINGS_FILE = "settings.json"
-_FREE = ("steps", "checkpoint_seconds", "accumulation")
-"""Of the optimisation: a run may be made longer, saved more often and computed in other pieces."""
 
 
 def settings_of(config: object, *, without: Sequence[str]) -> dict[str, Any]:
@@ -24,7 +23,7 @@ def settings_of(config: object, *, without: Sequence[str]) -> dict[str, Any]:
             has to be added by its digest.
     """
     here = {name: value for name, value in to_dict(config).items() if name not in without}
-    training = {name: value for name, value in here["training"].items() if name not in _FREE}
+    training = {name: value for name, value in here["training"].items() if name not in FREE}
     return here | {"training": training}
 
 

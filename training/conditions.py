@@ -18,8 +18,6 @@ from training.tasks import Task
 
 TEXTS_FILE = "embeddings.sqlite"
 """In the working directory of a command that trains: what the encoder has made of tens of thousands of texts."""
-_EXAMPLES = 16
-"""Training rows of a task that examples are drawn from."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +30,16 @@ class ConditionConfig:
     """Share of conditions that come from a description and examples together."""
     num_examples: int = 3
     """Examples in such a condition."""
+    example_pool: int = 16
+    """Training rows of a task that examples are drawn from."""
     noise: float = 0.1
     """Length of the random vector that is added to a condition, whose own length is 1."""
 
     def __post_init__(self) -> None:
         if self.num_examples < 1 or self.noise < 0:
             raise ConfigError("num_examples must be at least 1, and noise must not be negative")
+        if self.example_pool < self.num_examples:
+            raise ConfigError("example_pool must not be smaller than num_examples")
         if min(self.example_fraction, self.mixed_fraction) < 0 or self.example_fraction + self.mixed_fraction > 1:
             raise ConfigError("fractions lie between 0 and 1, and so does example_fraction + mixed_fraction")
 
@@ -70,7 +72,7 @@ class ConditionSampler:
         for task in tasks:
             if not task.seen_descriptions:
                 raise ConfigError(f"{task.task_id} has no description to train on; leave it out or write more wordings")
-            chosen = rng.permutation(len(task.train))[:_EXAMPLES]
+            chosen = rng.permutation(len(task.train))[: config.example_pool]
             lines = example_lines([(task.train[i].input, task.train[i].output) for i in chosen])
             embeddings = encoder.encode([*task.seen_descriptions, *lines])
             self.descriptions.append(embeddings[: len(task.seen_descriptions)])

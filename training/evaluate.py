@@ -26,6 +26,7 @@ from llgbm.frozen_linear import Storage
 from llgbm.peft_io import content_digest
 from llgbm.text_encoder import PretrainedTextEncoder
 from training.artefacts import replace_text
+from training.baselines import Baselines
 from training.cores import load_cores
 from training.evaluation_cells import Cells
 from training.failures import first_failure
@@ -110,6 +111,9 @@ class Config:
     """How the base's Linear weights are stored."""
     text_encoder: str = ""
     """Hub id or folder of the text encoder; by default the one that the checkpoint names."""
+    baselines: Path | None = None
+    """A table made before, of the same rows: what it has of methods that do not depend on the generator, and are not
+    measured now, is taken from it."""
     seeds: tuple[int, ...] = (0,)
     """Each picks the wordings, the examples and the gibberish anew; a row counts with its mean over all of them."""
     ray: str | None = None
@@ -134,6 +138,18 @@ def run(config: Config) -> None:
         raise ConfigError(
             f"{config.checkpoint} makes adapters of {checkpoint.manifest.base_id}, not of {base.spec.base_id}"
         )
+    head = {
+        "command": command_of("evaluate", config),
+        "generator": checkpoint.manifest.digest,
+        "base": base.spec.base_id,
+        "base_storage": config.base_storage,
+        "seeds": list(config.seeds),
+        "metric": "exact match under greedy decoding",
+    }
+    columns = {name: column for name, column in {"unseen_descriptions": seen, "heldout_kinds": new}.items() if column}
+    earlier = None
+    if config.baselines is not None:
+        earlier = Baselines(config.baselines, head, columns, config.num_rows)
     benches = make_benches(config, checkpoint, [*seen, *new])
     with RunLog(config.workdir, "evaluate", config) as log:
         cells = Cells(config.workdir / "cells.jsonl")
@@ -167,16 +183,14 @@ def run(config: Config) -> None:
                 done += 1
                 progress.update(done, f"{one.task.task_id}: {one.method}")
         found = {place: mean_cell([cells[key] for key in of_seeds]) for place, of_seeds in keys.items()}
-        columns = {"unseen_descriptions": seen, "heldout_kinds": new}
-        columns = {name: column for name, column in columns.items() if column}
-        summaries = {name: summarise(found, config.methods, column) for name, column in columns.items()}
+        taken = None if earlier is None else earlier.without(found)
+        summaries = {
+            name: summarise(found, config.methods, column, taken.rows[name] if taken else {})
+            for name, column in columns.items()
+        }
         table = {
-            "command": command_of("evaluate", config),
-            "generator": checkpoint.manifest.digest,
-            "base": base.spec.base_id,
-            "base_storage": config.base_storage,
-            "seeds": list(config.seeds),
-            "metric": "exact match under greedy decoding",
+            **head,
+            **({"baselines": taken.source} if taken else {}),
             "columns": summaries,
             "failures": {name: _failures(benches[0], column, found) for name, column in columns.items()},
         }
@@ -241,9 +255,19 @@ def mean_cell(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def summarise(
-    cells: Mapping[tuple[str, str], dict[str, Any]], methods: Sequence[str], tasks: Sequence[Task]
+    cells: Mapping[tuple[str, str], dict[str, Any]],
+    methods: Sequence[str],
+    tasks: Sequence[Task],
+    earlier: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Macro means with 95 % intervals, every task's accuracy, and paired differences with theirs."""
+    """Macro means with 95 % intervals, every task's accuracy, and paired differences with theirs.
+
+    Args:
+        cells: by method and task.
+        methods: that were measured.
+        tasks: of the column.
+        earlier: rows of methods that were not, from an earlier table.
+    """
     rows: dict[str, Any] = {}
     for method in methods:
         done = {t.task_id: c for t in tasks if (c := cells.get((method, t.task_id)))}
@@ -265,10 +289,12 @@ def summarise(
                 t: {"accuracy": round(float(np.mean(c["correct"])), 4), "n": len(c["correct"])} for t, c in done.items()
             },
         }
+    rows |= earlier
+    means = {(method, task): cell for method, row in earlier.items() for task, cell in row["tasks"].items()}
     differences = [
         found
-        for method, other in (*((m, BASELINE) for m in methods if m != BASELINE), *COMPARED)
-        if (found := _difference(cells, method, other, tasks)) is not None
+        for method, other in (*((m, BASELINE) for m in rows if m != BASELINE), *COMPARED)
+        if (found := _difference({**cells, **means}, method, other, tasks)) is not None
     ]
     return {"num_tasks": len(tasks), "methods": rows, "differences": differences}
 
@@ -276,14 +302,24 @@ def summarise(
 def _difference(
     cells: Mapping[tuple[str, str], dict[str, Any]], method: str, other: str, tasks: Sequence[Task]
 ) -> dict[str, Any] | None:
-    """Accuracy of `method` minus that of `other` on the tasks that have both; None where none has."""
+    """Accuracy of `method` minus that of `other` on the tasks that have both; None where none has.
+
+    Row by row where both were measured here; of an earlier table only the means of tasks are known.
+    """
     pairs = [(cells.get((method, t.task_id)), cells.get((other, t.task_id))) for t in tasks]
-    both = [(a["correct"], b["correct"]) for a, b in pairs if a and b]
+    both = [_row_differences(a, b) for a, b in pairs if a and b]
     if not both:
         return None
-    mean, low, high = paired_bootstrap([(np.asarray(a) - np.asarray(b)).tolist() for a, b in both])
+    mean, low, high = paired_bootstrap(both)
     interval = [round(low, 4), round(high, 4)]
     return {"of": method, "minus": other, "mean": round(mean, 4), "interval": interval, "num_tasks": len(both)}
+
+
+def _row_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[float]:
+    if "correct" in one and "correct" in other:
+        return list(np.asarray(one["correct"], dtype=float) - np.asarray(other["correct"], dtype=float))
+    mine, theirs = (float(np.mean(c["correct"])) if "correct" in c else float(c["accuracy"]) for c in (one, other))
+    return [mine - theirs]
 
 
 def _failures(

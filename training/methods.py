@@ -202,3 +202,19 @@ METHODS: dict[str, Callable[[Bench, Task], Trial | None]] = {
     "teacher": lambda bench, task: _adapter(bench.teachers.get(task.task_id)),
 }
 """Every method, in the order of the table; one that lacks what it needs gives None and is reported as not run."""
+
+INDEPENDENT = (
+    "base",
+    "base + description",
+    "base + 3 examples",
+    "base + description + 3 examples",
+    "multi-task LoRA",
+    "multi-task LoRA + description",
+    "multi-task LoRA + description + 3 examples",
+    "mean of the teachers",
+    "nearest task's teacher",
+    "nearest task's teacher, its own among them",
+    "softmax over 5 nearest teachers",
+    "teacher",
+)
+"""The methods that the generator has no part in, but for the list of its training tasks."""

@@ -103,6 +103,17 @@ def test_another_condition_gives_another_adapter_in_every_module() -> None:
 
 
 @every_spec
+def test_a_trunk_in_bfloat16_makes_nearly_the_same_cores_in_float32(spec: LoRASpec) -> None:
+    generator = active_generator(spec)
+    torch.nn.init.normal_(generator.gate.weight)
+    exact = generator.changes(conditions(3))
+    generator.trunk_dtype = torch.bfloat16
+    for found, right in zip(generator.changes(conditions(3)), exact, strict=True):
+        assert found.dtype == torch.float32
+        assert 0 < (found - right).norm() < 0.02 * right.norm()
+
+
+@every_spec
 def test_gradients_reach_every_parameter_once_b0_is_not_zero(spec: LoRASpec) -> None:
     generator = active_generator(spec)
     random_readout(generator(conditions(3))).backward()

@@ -30,6 +30,12 @@ def test_zero_stays_zero_and_scale_does_not_matter() -> None:
     torch.testing.assert_close(orthogonalised(random(8, 6)), orthogonalised(1e-6 * random(8, 6)), atol=1e-3, rtol=0)
 
 
+def test_in_bfloat16_it_is_nearly_the_same() -> None:
+    exact, found = orthogonalised(random(24, 40)), orthogonalised(random(24, 40), torch.bfloat16)
+    assert found.dtype == torch.float32
+    assert 0 < (found - exact).norm() < 0.05 * exact.norm()
+
+
 def test_a_stack_is_its_matrices_one_by_one() -> None:
     torch.testing.assert_close(orthogonalised(random(3, 8, 6))[1], orthogonalised(random(3, 8, 6)[1]))
 

@@ -184,6 +184,33 @@ def test_a_write_cut_short_leaves_the_state_before_it(tmp_path: Path) -> None:
     require_equal(resumed, whole)
 
 
+def test_a_run_may_go_on_in_another_precision_that_ends_with_it(tmp_path: Path) -> None:
+    """On the machine it goes on at, bfloat16 may be the fast one, or the slow one."""
+    state = tmp_path / "state.pt"
+    low = replace(CONFIG, trunk_optimiser="muon", trunk_dtype="bfloat16")
+    generator = active_generator()
+    assert train(generator, Pull(), batch_of, low, state_path=state) == 0
+    made, exact = generator(conditions(2)), active_generator()
+    assert train(exact, Pull(), batch_of, replace(low, trunk_dtype="float32"), state_path=state) == 12
+    for mine, theirs in zip(made, exact(conditions(2)), strict=True):
+        for (_, a, b), (_, other_a, other_b) in zip(mine.pairs(), theirs.pairs(), strict=True):
+            assert torch.equal(a, other_a)
+            assert torch.equal(b, other_b)
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_a_run_in_bfloat16_is_not_the_one_in_float32_but_near_it(optimiser: Literal["adamw", "muon"]) -> None:
+    ends = []
+    for dtype in ("float32", "bfloat16"):
+        ends.append(active_generator())
+        config = replace(CONFIG, trunk_optimiser=optimiser, trunk_dtype=dtype)
+        train(ends[-1], Pull(), batch_of, config)
+    start, exact, low = (parameters(g) for g in (active_generator(), *ends))
+    moved = torch.cat([(exact[n] - start[n]).flatten() for n in start])
+    apart = torch.cat([(exact[n] - low[n]).flatten() for n in start])
+    assert 0 < apart.norm() < 0.2 * moved.norm()
+
+
 def test_a_run_may_be_made_longer_and_saved_more_often_but_not_shorter(tmp_path: Path) -> None:
     state = tmp_path / "state.pt"
     train(active_generator(), Pull(), batch_of, CONFIG, state_path=state)
@@ -375,8 +402,9 @@ def test_a_longer_run_has_the_same_schedule_until_the_shorter_one_decays(config:
         {"trunk_rate": -0.1},
         {"trunk_rate": math.nan},
         {"trunk_optimiser": "sgd"},
+        {"trunk_dtype": "float16"},
     ],
 )
 def test_settings_out_of_range_are_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"need steps|must be positive|not (be )?negative"):
+    with pytest.raises(ConfigError, match=r"need steps|must be positive|not (be )?negative|trunk_dtype is"):
         replace(CONFIG, **change)

@@ -1,4 +1,4 @@
-"""A working folder with six small teachers on the tiny base, made once a session."""
+"""Six small teachers on the tiny base and a small generator, each made once a session."""
 
 from __future__ import annotations
 
@@ -7,8 +7,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-from training import teachers
+from llgbm.checkpoint import ContextScale, write_calibration
+from llgbm.config import GeneratorConfig
+from llgbm.task_detector import TaskDetector
+from llgbm.training import TrainingConfig
+from training import fit, teachers
+from training.progress_check import CheckConfig
+from training.sampler import SamplerConfig
 from training.tasks import Example, Task
 
 ANIMALS = (
@@ -93,3 +100,20 @@ def teacher_config(workdir: Path, tasks_folder: Path, base: Path) -> teachers.Co
         workdir=workdir, folder=tasks_folder, base=str(base), lora_rank=4, lora_alpha=8.0, steps=6, rows_per_step=4,
         learning_rate=1e-2,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def generator_folder(
+    tmp_path_factory: pytest.TempPathFactory, tasks_folder: Path, tiny_base_path: Path, tiny_encoder_path: Path
+) -> Path:
+    """A generator fitted for two steps on five of the six tasks."""
+    config = fit.Config(
+        workdir=tmp_path_factory.mktemp("fit"), tasks=tasks_folder, base=str(tiny_base_path),
+        text_encoder=str(tiny_encoder_path), task_ids=("first", "last", "next", "parity", "upper"),
+        generator=GeneratorConfig(basis_rank=8, hidden_size=16, num_blocks=1), sampler=SamplerConfig(groups=2),
+        training=TrainingConfig(steps=2, warmup_steps=1), check=CheckConfig(every=0),
+    )  # fmt: skip
+    fit.run(config)
+    detector = TaskDetector(torch.zeros(384), torch.tensor(9.0))
+    write_calibration(config.artefact, detector, {}, ContextScale(similarity=0.0, far=0.5, near=0.5))
+    return config.artefact

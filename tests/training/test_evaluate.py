@@ -4,36 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from llgbm.base import Base
-from llgbm.checkpoint import ContextScale, write_calibration
-from llgbm.config import GeneratorConfig
 from llgbm.errors import ConfigError
-from llgbm.task_detector import TaskDetector
-from llgbm.training import TrainingConfig
 from tests.training.conftest import small_tasks
-from training import cores, evaluate, fit
+from training import cores, evaluate
 from training.methods import METHODS
-from training.progress_check import CheckConfig, eval_row
-from training.sampler import SamplerConfig
-
-
-@pytest.fixture(scope="module")
-def generator_folder(
-    tmp_path_factory: pytest.TempPathFactory, tasks_folder: Path, tiny_base_path: Path, tiny_encoder_path: Path
-) -> Path:
-    """A generator fitted for two steps on five of the six tasks."""
-    config = fit.Config(
-        workdir=tmp_path_factory.mktemp("fit"), tasks=tasks_folder, base=str(tiny_base_path),
-        text_encoder=str(tiny_encoder_path), task_ids=("first", "last", "next", "parity", "upper"),
-        generator=GeneratorConfig(basis_rank=8, hidden_size=16, num_blocks=1), sampler=SamplerConfig(groups=2),
-        training=TrainingConfig(steps=2, warmup_steps=1), check=CheckConfig(every=0),
-    )  # fmt: skip
-    fit.run(config)
-    detector = TaskDetector(torch.zeros(384), torch.tensor(9.0))
-    write_calibration(config.artefact, detector, {}, ContextScale(similarity=0.0, far=0.5, near=0.5))
-    return config.artefact
+from training.progress_check import eval_row
 
 
 @pytest.fixture
