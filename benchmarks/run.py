@@ -34,6 +34,7 @@ from benchmarks import (
     service_overhead,
     service_vllm,
     training_step,
+    trunk_step,
 )
 from benchmarks.measure import Result
 from benchmarks.report import read_results, write_results
@@ -49,6 +50,7 @@ BENCHMARKS: dict[str, Callable[[Workbench], list[Result]]] = {
     "prompt_to_adapter": prompt_to_adapter.run,
     "few_shot": few_shot.run,
     "training_step": training_step.run,
+    "trunk_step": trunk_step.run,
     "int8_accuracy": int8_accuracy.run,
     "service_overhead": service_overhead.run,
     "service_vllm": service_vllm.run,
