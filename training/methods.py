@@ -67,9 +67,15 @@ class Bench:
         wordings = task.unseen_descriptions if task.task_id in self._trained else task.descriptions
         return wordings[self.seed % len(wordings)]
 
+    def seen_description(self, task: Task) -> str | None:
+        """A wording that training did see; None of a task that was not trained on."""
+        wordings = self._trained.get(task.task_id)
+        return wordings[self.seed % len(wordings)] if wordings else None
+
     @cached_property
-    def _trained(self) -> frozenset[str]:
-        return frozenset(task.task_id for task in self.checkpoint.manifest.tasks)
+    def _trained(self) -> Mapping[str, tuple[str, ...]]:
+        """The wordings trained on, by task id."""
+        return {task.task_id: task.descriptions for task in self.checkpoint.manifest.tasks}
 
     def shots(self, task: Task) -> tuple[Example, ...]:
         """Three short training rows, the same for every method."""
@@ -136,6 +142,11 @@ def _adapter(
     return None if adapter is None else Trial(adapter, description, shots)
 
 
+def _generated_from_seen(bench: Bench, task: Task) -> Trial | None:
+    text = bench.seen_description(task)
+    return None if text is None else Trial(bench.generate([text]))
+
+
 def _trained_cores(bench: Bench, task: Task) -> Trial | None:
     found = bench.cores.get(task.task_id)
     return None if found is None else Trial(found.adapter(bench.checkpoint.generator))
@@ -181,6 +192,7 @@ METHODS: dict[str, Callable[[Bench, Task], Trial | None]] = {
     ),
     "softmax over 5 nearest teachers": lambda bench, task: _adapter(bench.retrieved(task, count=5)),
     "generated": lambda bench, task: Trial(bench.generate([bench.description(task)])),
+    "generated, description trained on": _generated_from_seen,
     "generated, wrong description": lambda bench, task: Trial(bench.generate([bench.others[task.task_id]])),
     "generated, gibberish": _gibberish,
     "generated from 3 examples": lambda bench, task: Trial(bench.generate(shots=bench.shots(task))),

@@ -103,6 +103,7 @@ def test_no_mixture_is_nearer_than_the_best(seed: int) -> None:
 
 def test_a_texts_states_do_not_depend_on_the_others(tiny_base_path: Path) -> None:
     tiny_base = load_base(tiny_base_path)  # output_hidden_states leaves hooks on its modules
+
     class Silent:
         def update(self, done: int, note: str = "") -> None: ...
 
