@@ -8,6 +8,7 @@ stay with what the generator makes of them. Resumable; the targets are searched 
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections import Counter
@@ -135,7 +136,7 @@ def run(config: Config, *, texts: Path | None = None) -> None:
     if not cores:
         raise ConfigError(f"{config.cores} has no cores of these tasks; run the command cores")
     encoder_id, texts = config.text_encoder or checkpoint.manifest.encoder_id, texts or config.workdir / TEXTS_FILE
-    generator = load_generator(config.checkpoint).generator.requires_grad_(True)
+    generator = copy.deepcopy(checkpoint.generator).requires_grad_(True)
     with lasting_encoder(encoder_id, texts) as encoder, RunLog(config.workdir, "amortise", config) as log:
         settings = settings_of(config, without=_WHERE) | {
             "generator": checkpoint.manifest.digest,
