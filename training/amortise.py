@@ -136,7 +136,6 @@ def run(config: Config, *, texts: Path | None = None) -> None:
     if not cores:
         raise ConfigError(f"{config.cores} has no cores of these tasks; run the command cores")
     encoder_id, texts = config.text_encoder or checkpoint.manifest.encoder_id, texts or config.workdir / TEXTS_FILE
-    generator = copy.deepcopy(checkpoint.generator).requires_grad_(True)
     with lasting_encoder(encoder_id, texts) as encoder, RunLog(config.workdir, "amortise", config) as log:
         settings = settings_of(config, without=_WHERE) | {
             "generator": checkpoint.manifest.digest,
@@ -156,6 +155,7 @@ def run(config: Config, *, texts: Path | None = None) -> None:
                     base, encoder, checkpoint.generator, [*tasks, *made_up], conditions, cores, config, progress
                 )
             targets.save(config.workdir / TARGETS_FILE)
+        generator = copy.deepcopy(checkpoint.generator).requires_grad_(True)
         objective = CoreObjective(CoreMetric(generator, targets.moments), targets.cores)
         before = distances(generator, objective, encoder, tasks)
         directions = {

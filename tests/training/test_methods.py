@@ -79,9 +79,9 @@ def test_the_prompt_alone_decides_what_is_generated(bench: Bench) -> None:
 
 
 def test_a_description_trained_on_is_one_of_the_manifests(bench: Bench) -> None:
+    seen = TASKS["upper"].seen_descriptions
     for seed in range(3):
         seeded = replace(bench, seed=seed)
-        seen = TASKS["upper"].seen_descriptions
         made = trial_adapter(seeded, "generated, description trained on")
         assert same(made, seeded.generate([seen[seed % len(seen)]]))
         assert not same(made, trial_adapter(seeded, "generated"))
