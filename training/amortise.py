@@ -218,9 +218,9 @@ def save(
     """
     started_from = {"digest": checkpoint.manifest.digest, "made_by": checkpoint.manifest.made_by}
     made_by = {"command": command_of("amortise", config), "seed": config.training.seed, **found}
-    more = {task.task_id: task.more_descriptions for task in tasks}
+    seen = {task.task_id: task.seen_descriptions for task in tasks}
     listed = tuple(
-        replace(t, descriptions=tuple(dict.fromkeys((*t.descriptions, *more.get(t.task_id, ())))))
+        replace(t, descriptions=tuple(dict.fromkeys((*t.descriptions, *seen.get(t.task_id, ())))))
         for t in checkpoint.manifest.tasks
     )
     manifest = replace(

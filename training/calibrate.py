@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from llgbm.base import Base, load_base
-from llgbm.checkpoint import load_generator, write_calibration
+from llgbm.checkpoint import GeneratorManifest, load_generator, write_calibration
 from llgbm.errors import ConfigError
 from llgbm.evaluation import score_rows
 from llgbm.frozen_linear import Storage
@@ -96,7 +96,9 @@ def run(config: Config) -> None:
     encoder = PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id)
     detector = fit_detector(checkpoint, encoder)
     maker = AdapterMaker(replace(checkpoint, detector=detector), encoder)
-    tasks = [task for task in [*near, *far] if len(task.test) > config.skip_rows]
+    tasks = [
+        task for task in [*near, *far] if len(task.test) > config.skip_rows and never_seen(task, checkpoint.manifest)
+    ]
     sides = [[task for task in tasks if (task.task_id in trained) == known] for known in (True, False)]
     beside = [task for side in sides for task in evenly(side, config.context_tasks)]
     with RunLog(config.workdir, "calibrate", config) as log:
@@ -139,9 +141,15 @@ def detected(near: Sequence[Task], far: Sequence[Task]) -> dict[str, Sequence[st
     return {name: texts for name, texts in groups.items() if texts}
 
 
+def never_seen(task: Task, manifest: GeneratorManifest) -> list[str]:
+    """The wordings that it holds back and that no task of the generator, this or another, was trained on."""
+    seen = {text for trained in manifest.tasks for text in trained.descriptions}
+    return [text for text in task.unseen_descriptions if text not in seen]
+
+
 def measured(task: Task, maker: AdapterMaker, base: Base, config: Config) -> Iterator[Point]:
-    """The points of one task: one for each wording, all measured on the same rows."""
-    wordings = task.unseen_descriptions[: config.wordings]
+    """The points of one task: one for each wording never seen, all measured on the same rows."""
+    wordings = never_seen(task, maker.checkpoint.manifest)[: config.wordings]
     made = maker.make([AdapterRequest((text,)) for text in wordings])
     rows = [eval_row(base, example) for example in task.test[config.skip_rows :][: config.num_rows]]
     for adapter, scores in zip(made, score_rows(base, [(a.weights, rows) for a in made]), strict=True):
@@ -150,7 +158,7 @@ def measured(task: Task, maker: AdapterMaker, base: Base, config: Config) -> Ite
 
 def measured_in_context(task: Task, trained: bool, maker: AdapterMaker, base: Base, config: Config) -> ContextPoint:
     """The point of one task: its first unseen wording, in the context and as an adapter at every scale."""
-    wording = task.unseen_descriptions[0]
+    wording = never_seen(task, maker.checkpoint.manifest)[0]
     made = maker.make([AdapterRequest((wording,), scale=scale) for scale in config.context_scales])
     examples = task.test[config.skip_rows :][: config.num_rows]
     rows = [eval_row(base, example, description=wording) for example in examples]

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from training.synthetic_tasks import FAMILIES, synthetic_tasks
-from training.tasks import Task, load_tasks, with_more_wordings
+from training.tasks import Task, load_tasks, with_more_wordings, without_held_back
 
 
 def training_pools(
@@ -17,7 +17,7 @@ def training_pools(
     num_synthetic: int,
     hidden_families: Collection[str],
 ) -> tuple[list[Task], list[Task]]:
-    """The tasks of a folder, and procedural ones.
+    """The tasks of a folder, and procedural ones. None is trained on a wording that one of the folder holds back.
 
     Args:
         task_ids: only these of the folder; empty for all.
@@ -34,4 +34,4 @@ def training_pools(
         tasks = with_more_wordings(tasks, wordings)
     shown = [family for family in FAMILIES if family not in hidden_families]
     made_up = synthetic_tasks(families=shown, limit=num_synthetic) if num_synthetic else []
-    return tasks, made_up
+    return without_held_back(tasks), made_up

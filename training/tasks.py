@@ -68,6 +68,8 @@ class Task:
         test: rows to measure on; no input of them stands in `train`.
         more_descriptions: wordings to train on that are not in the task's file, see `with_more_wordings`; none of them
             is one of `descriptions`.
+        held_back_by_others: wordings that are not trained on because another task holds them back, see
+            `without_held_back`.
 
     Raises:
         TaskFormatError: one of these promises does not hold; the message starts with the key.
@@ -83,6 +85,7 @@ class Task:
     train: tuple[Example, ...]
     test: tuple[Example, ...]
     more_descriptions: tuple[str, ...] = ()
+    held_back_by_others: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not _ID.fullmatch(self.task_id):
@@ -127,7 +130,8 @@ class Task:
     @property
     def seen_descriptions(self) -> tuple[str, ...]:
         """The wordings to train on: all but the last quarter. Empty for a task with a single wording."""
-        return self.descriptions[: -self._num_unseen] + self.more_descriptions
+        wordings = self.descriptions[: -self._num_unseen] + self.more_descriptions
+        return tuple(text for text in wordings if text not in self.held_back_by_others)
 
     @property
     def unseen_descriptions(self) -> tuple[str, ...]:
@@ -232,6 +236,18 @@ def with_more_wordings(tasks: Sequence[Task], path: Path) -> list[Task]:
     return more
 
 
+def without_held_back(tasks: Sequence[Task]) -> list[Task]:
+    """The tasks, none of which is trained on a wording that another of them holds back, whatever case and white space.
+
+    Two tasks may be called alike; each could still be measured only on what no task was trained on.
+    """
+    held_back = {_folded(text) for task in tasks for text in task.unseen_descriptions}
+    return [
+        replace(task, held_back_by_others=tuple(text for text in task.seen_descriptions if _folded(text) in held_back))
+        for task in tasks
+    ]
+
+
 def save_task(folder: Path | str, task: Task) -> Path:
     """Write a task file, whole or not at all.
 
@@ -262,8 +278,9 @@ def tasks_digest(tasks: Sequence[Task]) -> str:
     digest = hashlib.sha256()
     for task in sorted(tasks, key=lambda task: task.task_id):
         content = task.to_dict()
-        if task.more_descriptions:
-            content["more_descriptions"] = list(task.more_descriptions)
+        for name in ("more_descriptions", "held_back_by_others"):
+            if texts := getattr(task, name):
+                content[name] = list(texts)
         digest.update(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
     return digest.hexdigest()[:16]
 

@@ -15,6 +15,7 @@ from training.progress_check import CheckConfig
 from training.results import read_results
 from training.sampler import SamplerConfig
 from training.synthetic_tasks import FAMILIES
+from training.tasks import load_tasks
 
 
 @pytest.fixture
@@ -59,6 +60,15 @@ def test_a_calibrated_generator_tells_its_confidence(config: calibrate.Config) -
     assert (made.warning is not None) == (made.confidence < config.threshold)
     report.run(report.Config(workdir=config.workdir))
     assert "<h2>Confidence</h2>" in (config.workdir / "report" / "report.html").read_text()
+
+
+def test_a_wording_that_another_task_was_trained_on_is_no_point(config: calibrate.Config) -> None:
+    manifest = load_generator(config.checkpoint).manifest
+    task = load_tasks(config.tasks)[0]
+    another = replace(manifest.tasks[-1], descriptions=(task.unseen_descriptions[0],))
+    assert calibrate.never_seen(task, manifest) == list(task.unseen_descriptions)
+    found = calibrate.never_seen(task, replace(manifest, tasks=(*manifest.tasks[:-1], another)))
+    assert found == list(task.unseen_descriptions[1:])
 
 
 def test_a_family_that_was_trained_on_is_refused(config: calibrate.Config) -> None:

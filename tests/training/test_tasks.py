@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llgbm.errors import TaskFormatError
+from training.pools import training_pools
 from training.tasks import (
     Example,
     Task,
@@ -17,6 +18,7 @@ from training.tasks import (
     tasks_digest,
     unique_descriptions,
     with_more_wordings,
+    without_held_back,
 )
 
 
@@ -202,9 +204,33 @@ def test_a_wording_that_the_task_has_is_refused(tmp_path: Path, place: str) -> N
         with_more_wordings([task], path)
 
 
+def test_no_task_is_trained_on_a_wording_that_another_holds_back(tmp_path: Path) -> None:
+    one = load_task(write(tmp_path))
+    held_back = one.unseen_descriptions[0]
+    other = replace(one, task_id="other", descriptions=("a", held_back.upper(), "c", "d"), more_descriptions=("e",))
+    kept, changed = without_held_back([one, other])
+    assert kept == one
+    assert changed.seen_descriptions == ("a", "c", "e")
+    assert changed.unseen_descriptions == ("d",)
+    assert changed.to_dict() == other.to_dict()
+    assert tasks_digest([changed]) != tasks_digest([other])
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"a": "b"}', '{"a": [1]}'])
 def test_a_file_that_holds_no_wordings_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "wordings.json"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(TaskFormatError, match=r"wordings\.json: (cannot be read|must be a JSON object)"):
         with_more_wordings([load_task(write(tmp_path))], path)
+
+
+def test_pools_keep_from_training_what_a_task_of_the_folder_holds_back(tmp_path: Path) -> None:
+    one = load_task(write(tmp_path))
+    other = replace(
+        one, task_id="other", descriptions=(*(f"wording {i}" for i in range(3)), one.unseen_descriptions[0], "last")
+    )
+    save_task(tmp_path, other)
+    tasks, _ = training_pools(tmp_path, (), wordings=None, num_synthetic=0, hidden_families=())
+    found = {task.task_id: task for task in tasks}
+    assert found["other"].seen_descriptions == ("wording 0", "wording 1", "wording 2")
+    assert found[one.task_id].seen_descriptions == one.seen_descriptions
