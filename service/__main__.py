@@ -1,7 +1,7 @@
 """`python -m service`: runs the application with uvicorn, from the settings.
 
-SIGTERM and SIGINT drain first and stop then; a second signal stops at once. The process ends with status 1 when the
-models cannot be loaded.
+SIGTERM and SIGINT drain first and stop then; a second signal ends the answers that are still running at once. The
+process ends with status 1 when the models cannot be loaded.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from types import FrameType
 import structlog
 import uvicorn
 
-from service.app import create_app, drain
+from service.app import create_app, drain, end_answers
 from service.settings import Settings, unknown_variables
 from service.state import State
 
@@ -35,13 +35,15 @@ class DrainingServer(uvicorn.Server):
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain at the first signal, stop at the second."""
+        """Drain at the first signal; at the second end what runs, and stop."""
         loop = self._event_loop
-        if self._state.draining or loop is None:
-            super().handle_exit(sig, frame)
+        if loop is not None and not self._state.draining:
+            self._state.draining = True
+            loop.call_soon_threadsafe(self._start_draining)
             return
-        self._state.draining = True
-        loop.call_soon_threadsafe(self._start_draining)
+        if loop is not None:
+            loop.call_soon_threadsafe(end_answers, self._state)
+        super().handle_exit(sig, frame)
 
     def _start_draining(self) -> None:
         structlog.get_logger("service").info("draining", requests=self._state.active)

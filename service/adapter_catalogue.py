@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from service.adapter_files import AdapterRecord, NameTakenError, StoreFullError, require_name
+from service.adapter_files import AdapterDamagedError, AdapterRecord, NameTakenError, StoreFullError, require_name
 from service.adapter_store import AdapterStore
 from service.errors import ApiError
 from service.metrics import Metrics
@@ -19,6 +19,15 @@ def unknown_adapter(given: str) -> ApiError:
         404,
         f"there is no adapter {given!r}; GET /adapters lists those there are, POST /generate-adapter makes one",
         code="adapter_not_found",
+    )
+
+
+def damaged_adapter(identity: str) -> ApiError:
+    """The 500 of an adapter whose files are not what was written, with what to do."""
+    return ApiError(
+        500,
+        f"the files of {identity} are damaged; DELETE /adapters/{identity} and make or load it again",
+        code="adapter_damaged",
     )
 
 
@@ -72,11 +81,13 @@ class AdapterCatalogue:
         return await asyncio.to_thread(self._files.names)
 
     async def folder(self, identity: str) -> Path:
-        """The adapter's PEFT folder on this machine. Raises ApiError 404."""
+        """The adapter's PEFT folder on this machine. Raises ApiError: 404, or 500 for a damaged one."""
         try:
             return await asyncio.to_thread(self._files.local, identity)
         except FileNotFoundError:
             raise unknown_adapter(identity) from None
+        except AdapterDamagedError as error:
+            raise damaged_adapter(identity) from error
 
     async def name(self, name: str, identity: str, *, taken_status: int = 409) -> None:
         """Give an adapter a name. Raises ApiError: it is taken, or means something else, or the disk is full."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,20 @@ from llgbm.errors import AdapterFormatError, AdapterMismatchError
 from llgbm.lora import LoRAWeights, combine
 from llgbm.peft_io import content_digest, load_peft
 from llgbm.prompting import AdapterRequest, MadeAdapter
-from service.adapter_catalogue import AdapterCatalogue, unknown_adapter
+from service.adapter_catalogue import AdapterCatalogue, damaged_adapter, unknown_adapter
 from service.adapter_files import AdapterDamagedError, AdapterRecord
 from service.adapter_store import AdapterReference, AdapterStore, Lease
 from service.engine import Engine
+from service.engine_api import QueueFullError
 from service.errors import ApiError
 from service.metrics import Metrics
 from service.models import Models
 from service.settings import Settings
-from service.translation import translated
+from service.translation import as_api_error, translated
 from service.turns import Turns
 
 _log = structlog.get_logger("service.adapters")
+_RETRY_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class AdapterService:
         self._settings, self._models, self._engine = settings, models, engine
         self._store, self._files, self._catalogue, self._metrics = store, store.files, catalogue, metrics
         self._making: dict[str, asyncio.Task[Outcome]] = {}
+        self._storing = 0
 
     # making
 
@@ -97,6 +101,7 @@ class AdapterService:
         task = self._making.get(identity)
         first = task is None
         if task is None:
+            self._require_place()
             task = self._making[identity] = asyncio.create_task(work())
             task.add_done_callback(lambda done: self._made(identity, done))
         outcome = await translated(asyncio.shield(task))
@@ -107,19 +112,35 @@ class AdapterService:
         if not task.cancelled():
             task.exception()  # seen, also when everybody who waited has gone
 
+    def _require_place(self) -> None:
+        """Refuse one more adapter while LLGBM_MAX_JOBS are under way: each is in memory until it is written."""
+        under_way = len(self._making) + self._storing
+        if under_way >= self._settings.max_jobs:
+            self._metrics.rejected.labels("jobs").inc()
+            raise as_api_error(QueueFullError(f"{under_way} adapters are being made already", _RETRY_SECONDS))
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        self._require_place()
+        self._storing += 1
+        try:
+            yield
+        finally:
+            self._storing -= 1
+
     async def _make(self, identity: str, request: AdapterRequest, *, replacing: bool = False) -> Outcome:
-        def make() -> tuple[MadeAdapter, LoRAWeights, dict[str, float]]:
+        def make() -> tuple[MadeAdapter, dict[str, float]]:
             (made,) = self._models.maker.make([request])
             # the maker gives views into the products of a whole batch; keep this adapter's numbers and no more
-            weights = made.weights.map(lambda t: t.detach().contiguous().clone())
-            return made, weights, weights.product_norms()
+            made = replace(made, weights=made.weights.map(lambda t: t.detach().contiguous().clone()))
+            return made, made.weights.product_norms()
 
         start = time.perf_counter()
-        made, weights, norms = await self._engine.run(make)
+        made, norms = await self._engine.run(make)
         ready = time.perf_counter()
         record = self._describe(
             identity,
-            weights,
+            made.weights,
             base=self._models.base.spec.base_id,
             norms=norms,
             source="generated",
@@ -132,7 +153,7 @@ class AdapterService:
             scale_in_context=made.scale_in_context,
             warning=made.warning,
         )
-        record, new = await self._keep(weights, record, replacing=replacing)
+        record, new = await self._keep(made.weights, record, replacing=replacing)
         done = time.perf_counter()
         seconds = {**made.seconds, "store": done - ready, "total": done - start}
         for stage, value in seconds.items():
@@ -184,6 +205,8 @@ class AdapterService:
 
     async def verify(self, identity: str) -> None:
         """Read an adapter's files, so that what others read is what was written. Repairs and raises as `lease`."""
+        if await asyncio.to_thread(self._readable, identity) is None:
+            self._store.forget(identity)  # a lease of what is in memory would not look at the files
         (await self.lease(identity)).release()
 
     async def lease(self, identity: str) -> Lease:
@@ -206,18 +229,18 @@ class AdapterService:
             except AdapterMismatchError as error:
                 raise ApiError(422, f"{identity} does not fit the base: {error}", code="adapter_mismatch") from error
             except (AdapterDamagedError, AdapterFormatError) as error:
+                if not await asyncio.to_thread(self._files.exists, identity):  # deleted while it was read
+                    raise unknown_adapter(identity) from None
                 _log.error("adapter_damaged", adapter_id=identity, error=str(error))
                 if last or not await self._make_again(identity):
-                    raise ApiError(
-                        500,
-                        f"the files of {identity} are damaged; DELETE /adapters/{identity} and make or load it again",
-                        code="adapter_damaged",
-                    ) from error
+                    raise damaged_adapter(identity) from error
         raise unknown_adapter(identity)
 
     async def _make_again(self, identity: str) -> bool:
         record = await asyncio.to_thread(self._files.record, identity)
-        if record is None or record.source != "generated":
+        if record is None:
+            raise unknown_adapter(identity)
+        if record.source != "generated":
             return False
         request = AdapterRequest(record.descriptions, record.examples, record.scale)
         if self._models.maker.id_of(request) != identity:  # by another generator
@@ -313,12 +336,13 @@ class AdapterService:
             weights.require_finite()
             return weights, weights.to(torch.float32).product_norms(), content_digest(weights)
 
-        start = time.perf_counter()
-        weights, norms, digest = await translated(self._engine.run(prepare))
-        ready = time.perf_counter()
-        record = self._describe("lora-" + digest[:24], weights, base=base, norms=norms, **known)
-        record, new = await translated(self._keep(weights, record))
-        done = time.perf_counter()
+        with self._place():
+            start = time.perf_counter()
+            weights, norms, digest = await translated(self._engine.run(prepare))
+            ready = time.perf_counter()
+            record = self._describe("lora-" + digest[:24], weights, base=base, norms=norms, **known)
+            record, new = await translated(self._keep(weights, record))
+            done = time.perf_counter()
         self._metrics.adapters.labels(record.source if new else "existed").inc()
         return Outcome(record, new, {"generate": ready - start, "store": done - ready, "total": done - start})
 

@@ -1,12 +1,8 @@
-"""Records as the models that clients see, and the zip of a PEFT folder."""
+"""Records as the models that clients see."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import zipfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from service.adapter_files import CONFIG_FILE, WEIGHTS_FILE, AdapterRecord
@@ -65,20 +61,3 @@ def _fields(record: AdapterRecord, names: Sequence[str]) -> dict[str, Any]:
             archive=f"{path}/archive",
         ),
     }
-
-
-def archive(folder: Path, identity: str) -> bytes:
-    """A zip with the PEFT folder `identity/`, not compressed: tensors do not get smaller. Same adapter, same bytes."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as bundle:
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            entry = zipfile.ZipInfo(f"{identity}/{name}", date_time=(1980, 1, 1, 0, 0, 0))
-            entry.external_attr = 0o644 << 16
-            bundle.writestr(entry, (folder / name).read_bytes())
-    return buffer.getvalue()
-
-
-def archive_sha256(record: AdapterRecord) -> str:
-    """Identifies the bytes of `archive` without making them."""
-    parts = [record.id, *(record.files[name].sha256 for name in (CONFIG_FILE, WEIGHTS_FILE))]
-    return hashlib.sha256(" ".join(["zip-1", *parts]).encode()).hexdigest()

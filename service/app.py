@@ -99,8 +99,9 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
     openapi.install(app)
     for router in routes.ROUTERS:
         app.include_router(router)
-    # the one that is added last is the outermost
+    # the one that is added last is the outermost: CORS, so that the answers of all others have its headers
     app.add_middleware(Gate, settings=settings, limiter=limiter, metrics=metrics)
+    app.add_middleware(RequestContext, state=state)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -109,7 +110,6 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
             allow_headers=["*"],
             expose_headers=["ETag", "Location", "Retry-After", "X-Adapter-Id", "X-Request-ID"],
         )
-    app.add_middleware(RequestContext, state=state)
     return app
 
 
@@ -173,7 +173,13 @@ async def drain(state: State, *, seconds: float) -> None:
         await asyncio.sleep(0.05)
     if state.active and state.services is not None:
         _log.warning("drain_deadline", requests=state.active)
-        state.services.decoding.end_rows(StoppedError("the service is shutting down and the answer was not complete"))
+        end_answers(state)
         grace = time.monotonic() + 2
         while state.active and time.monotonic() < grace:
             await asyncio.sleep(0.05)
+
+
+def end_answers(state: State) -> None:
+    """End the answers that are being decoded with an error that their clients see."""
+    if state.services is not None:
+        state.services.decoding.end_rows(StoppedError("the service is shutting down and the answer was not complete"))

@@ -72,7 +72,7 @@ class ChatService:
 
         Raises:
             ApiError: 404 unknown model, 400 too long or a conversation the template refuses, 413 a prompt too
-                large, 422 too many answers, 429 no room, 502 and 503 from an engine elsewhere.
+                large, 422 too many answers or no valid Unicode, 429 no room, 502 and 503 from an engine elsewhere.
         """
         return await self._start(lambda: self._find(model), wish)
 
@@ -190,8 +190,13 @@ class ChatService:
     def _tokenise(self, messages: Sequence[tuple[str, str]]) -> tuple[int, ...]:
         turns = [{"role": "system" if role == "developer" else role, "content": text} for role, text in messages]
         try:
+            "".join(text for _, text in messages).encode()
             with self._tokenising:
                 return prompt_ids(self._tokenizer, turns)
+        except UnicodeEncodeError as error:
+            raise ApiError(
+                422, "the messages hold half of a character, which is no valid Unicode; send it whole", param="messages"
+            ) from error
         except TemplateError as error:
             raise ApiError(400, f"the chat template refuses these messages: {error}", param="messages") from error
 

@@ -1,19 +1,51 @@
-"""Serves an immutable file with a strong ETag: 304 for who has it, and single byte ranges."""
+"""Serves immutable files a chunk at a time, with strong ETags: 304 for who has one, and single byte ranges."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from service.errors import ApiError
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
-_CHUNK = 256 * 1024
+CHUNK_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True)
+class Part:
+    """The bytes from `start` to `stop` of an open file."""
+
+    file: anyio.AsyncFile[bytes]
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+class PartsResponse(StreamingResponse):
+    """Sends what `parts` are, one after the other, and always closes their files, also when the client is gone."""
+
+    def __init__(self, parts: Sequence[bytes | Part], status: int, headers: Mapping[str, str], media_type: str) -> None:
+        length = {"Content-Length": str(sum(map(len, parts)))}
+        super().__init__(_chunks(parts), status, {**headers, **length}, media_type)
+        self._files = [part.file for part in parts if isinstance(part, Part)]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the parts; close their files whatever happens."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            with anyio.CancelScope(shield=True):
+                for file in self._files:
+                    await file.aclose()
 
 
 def etag_of(sha256: str) -> str:
@@ -49,30 +81,33 @@ async def send_file(
     }
     part = _requested_range(request, etag, size)
     start, stop = part or (0, size)
-    headers["Content-Length"] = str(stop - start)
+    status = 200
     if part is not None:
-        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+        status, headers["Content-Range"] = 206, f"bytes {start}-{stop - 1}/{size}"
     if request.method == "HEAD":
-        return Response(headers=headers, media_type=media_type, status_code=206 if part else 200)
+        return head_only(stop - start, status, headers, media_type)
     # opened before the head is sent: from here on a deletion cannot hurt
-    file = await anyio.open_file(path, "rb")
-    return StreamingResponse(
-        _read(file, start, stop), status_code=206 if part else 200, headers=headers, media_type=media_type
-    )
+    return PartsResponse([Part(await anyio.open_file(path, "rb"), start, stop)], status, headers, media_type)
 
 
-async def _read(file: anyio.AsyncFile[bytes], start: int, stop: int) -> AsyncIterator[bytes]:
-    try:
-        await file.seek(start)
-        while start < stop:
-            chunk = await file.read(min(_CHUNK, stop - start))
+def head_only(length: int, status: int, headers: Mapping[str, str], media_type: str) -> Response:
+    """The answer to HEAD where that to GET has `length` bytes."""
+    return Response(None, status, {**headers, "Content-Length": str(length)}, media_type)
+
+
+async def _chunks(parts: Sequence[bytes | Part]) -> AsyncIterator[bytes]:
+    for part in parts:
+        if isinstance(part, bytes):
+            yield part
+            continue
+        start = part.start
+        await part.file.seek(start)
+        while start < part.stop:
+            chunk = await part.file.read(min(CHUNK_BYTES, part.stop - start))
             if not chunk:
                 raise OSError("the file is shorter than its record says")
             start += len(chunk)
             yield chunk
-    finally:
-        with anyio.CancelScope(shield=True):
-            await file.aclose()
 
 
 def _caching(etag: str) -> dict[str, str]:

@@ -90,6 +90,13 @@ def load_models(settings: Settings, metrics: Metrics, progress: Progress) -> Mod
             f"the generator in {settings.checkpoint} makes adapters for {manifest.base_id}, but the base is "
             f"{base.spec.base_id}; set LLGBM_BASE or LLGBM_CHECKPOINT so that they fit"
         )
+    if isinstance(base, Base) and base.revision != manifest.base_revision:
+        _log.warning(
+            "other_base_weights",
+            trained_on=manifest.base_revision,
+            loaded=base.revision,
+            hint="the published quality was measured on the weights that the generator was trained on",
+        )
 
     encoder_name = settings.text_encoder or manifest.encoder_id
     _fetch(encoder_name, progress)

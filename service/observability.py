@@ -1,4 +1,4 @@
-"""Request ids, JSON logs and the outermost middleware.
+"""Request ids, JSON logs and the middleware around all others but CORS.
 
 Every request has an id (the client's X-Request-ID if it is a sane one), which is in the answer's headers, in every
 error and in every log line. Prompts, answers, keys and query strings are never logged: lines carry the route's
@@ -94,7 +94,7 @@ def _tell_exception(_: object, __: str, event: structlog.typing.EventDict) -> st
 
 
 class RequestContext:
-    """Outermost middleware: request id, access log, HTTP metrics, and the 500 of anything that nobody caught."""
+    """Middleware: request id, access log, HTTP metrics, and the 500 of anything that nobody caught."""
 
     def __init__(self, app: ASGIApp, state: State) -> None:
         self.app, self._state, self._metrics = app, state, state.metrics
@@ -168,7 +168,7 @@ def tracing(wanted: bool) -> TelemetryConfig:
             import opentelemetry.exporter.otlp.proto.http  # noqa: F401
         except ImportError as error:
             raise RuntimeError(
-                "LLGBM_OTEL is set, but OpenTelemetry's exporter is not installed: pip install 'llgbm[otel]'"
+                "LLGBM_OTEL is set, but OpenTelemetry's exporter is not installed: pip install -e '.[otel]'"
             ) from error
     return {"tracing": wanted, "metrics": False, "logs": False, "operation_spans": False, "auto_configure": wanted}
 

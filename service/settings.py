@@ -20,7 +20,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_va
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parent.parent
-DEFAULT_CHECKPOINT = ROOT / "checkpoints" / "qwen2.5-0.5b"
+_CHECKPOINTS = (folder / "checkpoints" / "qwen2.5-0.5b" for folder in (ROOT, Path(__file__).parent))
+DEFAULT_CHECKPOINT = next((folder for folder in _CHECKPOINTS if folder.is_dir()), ROOT / "checkpoints" / "qwen2.5-0.5b")
+"""The generator of a checkout, or the one that an installed package brings."""
 TABLE_DOCUMENT = ROOT / "docs" / "OPERATIONS.md"
 TABLE_START, TABLE_END = "<!-- settings: start -->", "<!-- settings: end -->"
 
@@ -193,7 +195,7 @@ class Settings(BaseSettings):
         16, ge=1, le=256, description="Rows that are decoded together; with vLLM, rows for each server."
     )
     max_queue: int = Field(64, ge=0, description="Rows that may wait for a place in the batch; more are answered 429.")
-    max_jobs: int = Field(32, ge=1, description="Adapters that may wait to be made; more are answered 429.")
+    max_jobs: int = Field(32, ge=1, description="Adapters that may be under way to the store; more are answered 429.")
     prefill_tokens: int = Field(
         1024, ge=1, description="Prompt tokens that may join the batch between two decoding steps (always one row)."
     )
@@ -237,7 +239,7 @@ class Settings(BaseSettings):
     log_format: Literal["json", "console"] = Field("json", description="JSON lines, or lines for a person to read.")
     otel: bool = Field(
         False,
-        description="Send traces to OTEL_EXPORTER_OTLP_ENDPOINT; needs `pip install 'llgbm[otel]'`.",
+        description="Send traces to OTEL_EXPORTER_OTLP_ENDPOINT; needs `pip install -e '.[otel]'`.",
     )
 
     @model_validator(mode="after")

@@ -128,9 +128,9 @@ class VLLMServer:
 
     async def _steps(self, response: httpx.Response, row: Row) -> AsyncIterator[Step]:
         # read to the end, past [DONE]: only then can the connection be used again
-        async for line in response.aiter_lines():
-            data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
-            if not data or data == "[DONE]":
+        async for line in _lines(response):
+            data = line.removeprefix(b"data:").strip() if line.startswith(b"data:") else b""
+            if not data or data == b"[DONE]":
                 continue
             try:
                 event = json.loads(data)
@@ -195,6 +195,16 @@ def _body(model: str, row: Row) -> dict[str, Any]:
     if params.logprobs is not None:
         body |= {"logprobs": params.logprobs, "return_tokens_as_token_ids": True}
     return body
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    """The lines of a body. httpx's own also end at characters that vLLM leaves as they are in JSON, such as U+2028."""
+    rest = b""
+    async for chunk in response.aiter_bytes():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line
+    yield rest
 
 
 def _choice(choice: Mapping[str, Any], row: Row) -> Iterator[Step]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Annotated
 
+import anyio
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from service import adapter_views as views
+from service.adapter_archive import archive_bytes, archive_parts, archive_sha256
 from service.adapter_catalogue import unknown_adapter
 from service.adapter_files import CONFIG_FILE, WEIGHTS_FILE, AdapterRecord
-from service.file_response import etag_of, not_modified, send_file
+from service.file_response import Part, PartsResponse, etag_of, head_only, not_modified, send_file
 from service.schemas.adapters import (
     AdapterDetail,
     AdapterPage,
@@ -69,13 +70,7 @@ async def generate_adapter(body: GenerateAdapterRequest, request: Request, servi
     if _ZIP in accept:
         return await _archive(services, outcome.record, status, headers)
     if _BYTES in accept:
-        path = await services.catalogue.folder(outcome.record.id) / WEIGHTS_FILE
-        try:
-            data = await asyncio.to_thread(path.read_bytes)
-        except FileNotFoundError:
-            raise unknown_adapter(outcome.record.id) from None
-        headers["ETag"] = etag_of(outcome.record.files[WEIGHTS_FILE].sha256)
-        return Response(data, status, headers, _BYTES)
+        return await _tensors(services, outcome.record, status, headers)
     names = (await services.catalogue.names()).get(outcome.record.id, [])
     view = views.generated(outcome.record, names, outcome.seconds, time.perf_counter() - start)
     return JSONResponse(view.model_dump(mode="json"), status, headers)
@@ -186,8 +181,8 @@ async def adapter_configuration(adapter_id: str, request: Request, services: Rea
 async def adapter_archive(adapter_id: str, request: Request, services: Ready) -> Response:
     """A zip with one folder, ready for `PeftModel.from_pretrained`."""
     record = await services.catalogue.record(adapter_id)
-    unchanged = not_modified(request, etag_of(views.archive_sha256(record)))
-    return unchanged or await _archive(services, record, 200, {})
+    unchanged = not_modified(request, etag_of(archive_sha256(record)))
+    return unchanged or await _archive(services, record, 200, {}, head=request.method == "HEAD")
 
 
 for _path, _endpoint in (
@@ -198,17 +193,31 @@ for _path, _endpoint in (
     router.add_api_route(f"/adapters/{{adapter_id}}/{_path}", _endpoint, methods=["HEAD"], include_in_schema=False)
 
 
-async def _archive(services: Services, record: AdapterRecord, status: int, headers: dict[str, str]) -> Response:
+async def _tensors(services: Services, record: AdapterRecord, status: int, headers: dict[str, str]) -> Response:
+    fact = record.files[WEIGHTS_FILE]
+    headers = {**headers, "ETag": etag_of(fact.sha256)}
     try:
-        data = await asyncio.to_thread(views.archive, await services.catalogue.folder(record.id), record.id)
+        file = await anyio.open_file(await services.catalogue.folder(record.id) / WEIGHTS_FILE, "rb")
     except FileNotFoundError:
         raise unknown_adapter(record.id) from None
+    return PartsResponse([Part(file, 0, fact.bytes)], status, headers, _BYTES)
+
+
+async def _archive(
+    services: Services, record: AdapterRecord, status: int, headers: dict[str, str], *, head: bool = False
+) -> Response:
     headers = {
         **headers,
-        "ETag": etag_of(views.archive_sha256(record)),
+        "ETag": etag_of(archive_sha256(record)),
         "Content-Disposition": f'attachment; filename="{record.id}.zip"',
     }
-    return Response(data, status, headers, _ZIP)
+    if head:
+        return head_only(archive_bytes(record), status, headers, _ZIP)
+    try:
+        parts = await archive_parts(await services.catalogue.folder(record.id), record)
+    except FileNotFoundError:
+        raise unknown_adapter(record.id) from None
+    return PartsResponse(parts, status, headers, _ZIP)
 
 
 @router.post(

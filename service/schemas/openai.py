@@ -36,7 +36,7 @@ class ChatCompletionRequest(BaseModel):
         min_length=1, description="The base's id, an adapter's id or name, or `prompt:` and the description of a task."
     )
     messages: list[Message] = Field(min_length=1, max_length=256)
-    stream: bool = False
+    stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: MaxTokens | None = None
     max_completion_tokens: MaxTokens | None = Field(None, description="The newer name of max_tokens.")
@@ -51,6 +51,10 @@ class ChatCompletionRequest(BaseModel):
     frequency_penalty: float | None = None
     response_format: dict[str, Any] | None = None
     tools: list[Any] | None = None
+    functions: list[Any] | None = None
+    function_call: str | dict[str, Any] | None = None
+    modalities: list[str] | None = None
+    audio: dict[str, Any] | None = None
     logit_bias: dict[str, float] | None = None
 
     @model_validator(mode="after")
@@ -59,8 +63,10 @@ class ChatCompletionRequest(BaseModel):
             raise ValueError("presence_penalty, frequency_penalty and logit_bias are not supported; leave them out")
         if self.response_format is not None and self.response_format.get("type") != "text":
             raise ValueError("response_format is not supported other than {'type': 'text'}; leave it out")
-        if self.tools:
-            raise ValueError("tools are not supported; leave them out")
+        if self.tools or self.functions or self.function_call not in (None, "none"):
+            raise ValueError("tools, functions and function_call are not supported; leave them out")
+        if self.modalities not in (None, ["text"]) or self.audio is not None:
+            raise ValueError("audio, and modalities other than ['text'], are not supported; leave them out")
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
         if self.stream_options is not None and not self.stream:

@@ -122,4 +122,4 @@ def store(folder: Path, adapters: dict[str, LoRAWeights], base: Base) -> None:
 def fake_for(base_path: Path) -> FakeVLLM:
     """A fake server that decodes with a base of its own: one model serves one thread."""
     base = load_base(base_path)
-    return FakeVLLM(base.spec.base_id, lambda: Decoder(base))
+    return FakeVLLM(base.spec.base_id, lambda: Decoder(base), base.tokenizer.decode)

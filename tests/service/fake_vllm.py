@@ -11,7 +11,7 @@ import contextlib
 import json
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from service.engine_api import DecoderLike, EngineLimits, TokenStream
 from service.metrics import Metrics
 from tests.service.harness import free_port, wait_until
 
+Decode = Callable[[Sequence[int]], str]
+
 
 class FakeVLLM:
     """One server. `start` and `stop` as often as wanted; every start forgets all adapters, as a new process does.
@@ -43,13 +45,16 @@ class FakeVLLM:
         resolver: folder in which unknown models are looked for.
         api_key: asked for if set.
         refuse: status and message for the next completion.
+        decode: the text of an event's token ids, which is sent as it is, like all of vLLM's JSON.
         break_after: tokens after which the connection of an answer breaks.
         fail_after, fail_code: tokens after which an answer ends with an error event, and the code in it.
         load_gate: adapters are loaded only while it is set.
     """
 
-    def __init__(self, base: str, new_decoder: Callable[[], DecoderLike], *, max_model_len: int = 4096) -> None:
-        self.base, self._new_decoder, self._max_model_len = base, new_decoder, max_model_len
+    def __init__(
+        self, base: str, new_decoder: Callable[[], DecoderLike], decode: Decode, *, max_model_len: int = 4096
+    ) -> None:
+        self.base, self._new_decoder, self.decode, self._max_model_len = base, new_decoder, decode, max_model_len
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.loads: list[str] = []
@@ -192,7 +197,7 @@ class FakeVLLM:
                 made += 1
                 complete = step.finish_reason is not None
                 if len(waiting) == self.together or complete:
-                    choice = _choice(waiting, with_logprobs)
+                    choice = _choice(waiting, self.decode, with_logprobs)
                     yield _data({"id": "cmpl-1", "object": "text_completion", "choices": [choice]})
                     waiting = []
             yield "data: [DONE]\n\n"
@@ -202,7 +207,7 @@ class FakeVLLM:
             stream.cancel()
 
 
-def _choice(steps: list[Step], with_logprobs: bool) -> dict[str, Any]:
+def _choice(steps: list[Step], decode: Decode, with_logprobs: bool) -> dict[str, Any]:
     logprobs = None
     if with_logprobs:
         logprobs = {
@@ -213,12 +218,13 @@ def _choice(steps: list[Step], with_logprobs: bool) -> dict[str, Any]:
                 {f"token_id:{token}": value for token, value in [(s.token, s.logprob), *s.top_logprobs]} for s in steps
             ],
         }
-    choice = {"index": 0, "text": "", "logprobs": logprobs, "finish_reason": steps[-1].finish_reason}
-    return {**choice, "stop_reason": None, "token_ids": [step.token for step in steps]}
+    tokens, reason = [step.token for step in steps], steps[-1].finish_reason
+    choice = {"index": 0, "text": decode(tokens), "logprobs": logprobs, "finish_reason": reason}
+    return {**choice, "stop_reason": None, "token_ids": tokens}
 
 
 def _data(event: dict[str, Any]) -> str:
-    return f"data: {json.dumps(event)}\n\n"
+    return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
 
 
 def _error(status: int, message: str, kind: str) -> Response:
@@ -226,9 +232,9 @@ def _error(status: int, message: str, kind: str) -> Response:
 
 
 @contextlib.contextmanager
-def fake_vllm(base: str, new_decoder: Callable[[], DecoderLike]):  # type: ignore[no-untyped-def]
+def fake_vllm(base: str, new_decoder: Callable[[], DecoderLike], decode: Decode):  # type: ignore[no-untyped-def]
     """A server that runs until the block ends."""
-    server = FakeVLLM(base, new_decoder)
+    server = FakeVLLM(base, new_decoder, decode)
     try:
         yield server.start()
     finally:

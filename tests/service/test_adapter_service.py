@@ -9,7 +9,9 @@ from fastapi import FastAPI
 
 from llgbm.prompting import AdapterRequest
 from service.errors import ApiError
-from tests.service.harness import services_of, until
+from service.models import LoadModels
+from service.settings import Settings
+from tests.service.harness import running, services_of, state_of, until
 
 App = tuple[FastAPI, httpx.AsyncClient]
 REQUEST = AdapterRequest(("a task",))
@@ -97,3 +99,35 @@ async def test_too_many_at_once_are_refused(dummy_app: App, monkeypatch: pytest.
     refused = [outcome for outcome in outcomes if isinstance(outcome, ApiError)]
     assert {error.status_code for error in refused} == {429}
     assert len(outcomes) - len(refused) >= limit
+
+
+async def test_adapters_that_are_made_but_not_written_yet_count_too(
+    settings: Settings, load_dummy: LoadModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(settings.model_copy(update={"max_jobs": 2}), load_dummy) as (app, _):
+        services = services_of(app)
+        adapters, files = services.adapters, services.store.files
+        part = (await adapters.get_or_make(REQUEST)).record.id
+        write, go, writing = files.write, threading.Event(), list[str]()
+
+        def slow_write(weights, record):  # type: ignore[no-untyped-def]
+            writing.append(record.id)
+            go.wait(20)
+            return write(weights, record)
+
+        monkeypatch.setattr(files, "write", slow_write)
+        another = AdapterRequest(("another task",))
+        under_way = [
+            asyncio.ensure_future(work)
+            for work in (adapters.get_or_make(another), adapters.compose([part], [0.5]), adapters.get_or_make(another))
+        ]
+        await until(lambda: len(writing) == 2)
+        for one_more in (adapters.get_or_make(AdapterRequest(("one too many",))), adapters.compose([part], [0.7])):
+            with pytest.raises(ApiError) as caught:
+                await one_more
+            assert (caught.value.status_code, caught.value.code) == (429, "queue_full")
+        go.set()
+        assert sorted(outcome.made for outcome in await asyncio.gather(*under_way)) == [False, True, True]
+        assert (await adapters.compose([part], [0.7])).made
+        rejected = state_of(app).metrics.registry.get_sample_value("llgbm_rejected_total", {"reason": "jobs"})
+        assert rejected == 2

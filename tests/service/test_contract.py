@@ -33,7 +33,9 @@ WITH_INPUT = [
 # some rules, such as "prompt or adapter_id, not both", are in the descriptions and not in the schema
 CONFIG = SchemathesisConfig.from_dict(
     {
-        "checks": {"positive_data_acceptance": {"enabled": False}},
+        # an adapter that is made again has its old id again, which the check for deleted resources takes for a fault;
+        # the test of sequences looks into the store instead
+        "checks": {"positive_data_acceptance": {"enabled": False}, "use_after_free": {"enabled": False}},
         # only the links of the document, none that are guessed
         "phases": {"stateful": {"inference": {"algorithms": []}}},
     }
@@ -98,17 +100,20 @@ def test_sequences_of_operations_follow_the_links(api: schemathesis.BaseSchema, 
     """Make, show, download, delete, in any order; what was deleted is not found any more."""
     workflow: Any = api.as_state_machine()
     seen: set[tuple[str, int]] = set()
+    store = services_of(server.app).store
 
     class Recorded(workflow):  # type: ignore[misc]
         def setup(self) -> None:
             super().setup()
-            store = services_of(server.app).store
             for record in store.files.records():  # so that a sequence always begins alike
                 store.delete(record.id)
 
         def after_call(self, response: Any, case: schemathesis.Case[Any]) -> None:
             super().after_call(response, case)
             seen.add((case.operation.label, response.status_code))
+            identity = (case.path_parameters or {}).get("adapter_id", "")
+            if case.operation.method.lower() == "get" and identity.startswith("lora-"):
+                assert (response.status_code == 404) == (not store.files.exists(identity))
 
     Recorded.run(settings=hypothesis_settings(EXAMPLES, max_examples=100))
     adapter = "/adapters/{adapter_id}"

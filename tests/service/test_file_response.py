@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from pathlib import Path
 
+import anyio
 import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from starlette.requests import ClientDisconnect
+from starlette.types import Message
 
 from service import errors
-from service.file_response import send_file
+from service.file_response import Part, PartsResponse, send_file
 
 CONTENT = bytes(range(256)) * 3
 
@@ -66,3 +70,21 @@ async def test_head_has_the_headers_of_get_and_no_body(tmp_path: Path, headers: 
     assert head.status_code == get.status_code
     assert head.content == b""
     assert head.headers == get.headers
+
+
+@pytest.mark.parametrize("version", ["2.3", "2.4"])
+async def test_a_file_is_closed_when_the_client_is_gone_before_the_first_byte(tmp_path: Path, version: str) -> None:
+    (tmp_path / "file").write_bytes(CONTENT)
+    file = await anyio.open_file(tmp_path / "file", "rb")
+
+    async def receive() -> Message:
+        await asyncio.sleep(60)
+        return {"type": "http.disconnect"}
+
+    async def send(_: Message) -> None:
+        raise OSError("the client is gone")
+
+    answer = PartsResponse([Part(file, 0, len(CONTENT))], 200, {}, "application/octet-stream")
+    with pytest.raises((OSError, ClientDisconnect)):
+        await answer({"type": "http", "asgi": {"spec_version": version}}, receive, send)
+    assert file.wrapped.closed

@@ -7,6 +7,7 @@ import signal
 import string
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -35,18 +36,13 @@ def endless_question(base: Base) -> str:
     return next(question for question, answer in zip(questions, answers, strict=True) if len(answer) == 300)
 
 
-def test_it_serves_the_main_path_and_drains_at_sigterm(process: Process, tiny_base: Base) -> None:
-    process.wait_ready()
-    made = httpx.post(f"{process.url}/generate-adapter", json={"prompt": "Reverse the letters."}, timeout=60)
-    assert made.status_code == 201
-    body = {"adapter_id": made.json()["id"], "query": "abc", "max_tokens": 8, "compare_base": True}
-    answer = httpx.post(f"{process.url}/chat", json=body, timeout=60).json()
-    assert answer["modules_hooked"] == 14
-
+@contextmanager
+def endless_answer(process: Process, base: Base) -> Iterator[list[str]]:
+    """The lines of a streamed answer as they come, from the first one on; after the block it has ended."""
     # takes longer than the drain: the greedy answer of the base runs in a circle
     long = {
-        "model": tiny_base.spec.base_id,
-        "messages": [{"role": "user", "content": endless_question(tiny_base)}],
+        "model": base.spec.base_id,
+        "messages": [{"role": "user", "content": endless_question(base)}],
         "max_tokens": 3900,
         "temperature": 0,
         "stream": True,
@@ -61,19 +57,51 @@ def test_it_serves_the_main_path_and_drains_at_sigterm(process: Process, tiny_ba
                     events.append(line)
                     first.set()
 
-    reader = threading.Thread(target=read)
+    reader = threading.Thread(target=read, daemon=True)
     reader.start()
     assert first.wait(60)
-    process.popen.send_signal(signal.SIGTERM)
-    wait_until(lambda: process.status() == "draining", seconds=10)
-    refused = httpx.post(f"{process.url}/chat", json=body, timeout=60)
-    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+    yield events
     reader.join(60)
+
+
+def ending(events: list[str]) -> tuple[object, str]:
+    """The code of the error that a stream ended with, and its last line."""
+    *_, last, done = events
+    return json.loads(last.removeprefix("data: ")).get("error", {}).get("code"), done
+
+
+def test_it_serves_the_main_path_and_drains_at_sigterm(process: Process, tiny_base: Base) -> None:
+    process.wait_ready()
+    made = httpx.post(f"{process.url}/generate-adapter", json={"prompt": "Reverse the letters."}, timeout=60)
+    assert made.status_code == 201
+    body = {"adapter_id": made.json()["id"], "query": "abc", "max_tokens": 8, "compare_base": True}
+    answer = httpx.post(f"{process.url}/chat", json=body, timeout=60).json()
+    assert answer["modules_hooked"] == 14
+
+    with endless_answer(process, tiny_base) as events:
+        process.popen.send_signal(signal.SIGTERM)
+        wait_until(lambda: process.status() == "draining", seconds=10)
+        refused = httpx.post(f"{process.url}/chat", json=body, timeout=60)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
     assert process.popen.wait(30) in (0, -signal.SIGTERM)
-    assert events[-1] == "data: [DONE]"
-    last = json.loads(events[-2].removeprefix("data: "))
-    assert last["error"]["code"] == "draining"
+    assert ending(events) == ("draining", "data: [DONE]")
     assert {"ready", "draining", "drain_deadline"} <= set(process.events())
+
+
+def test_a_second_signal_ends_at_once_what_runs(
+    tmp_path: Path, tiny_checkpoint_path: Path, tiny_base_path: Path, tiny_base: Base
+) -> None:
+    process = Process(tmp_path, tiny_checkpoint_path, tiny_base_path, DRAIN_SECONDS="200", REQUEST_TIMEOUT="300")
+    try:
+        process.wait_ready()
+        with endless_answer(process, tiny_base) as events:
+            process.popen.send_signal(signal.SIGTERM)
+            wait_until(lambda: process.status() == "draining", seconds=10)
+            process.popen.send_signal(signal.SIGTERM)
+        assert process.popen.wait(30) in (0, -signal.SIGTERM)
+        assert ending(events) == ("draining", "data: [DONE]")
+    finally:
+        process.end()
 
 
 def test_an_idle_process_stops_at_once(process: Process) -> None:

@@ -3,15 +3,18 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
+from structlog.testing import CapturingLogger
 
 from llgbm.base import Base
 from llgbm.checkpoint import GeneratorManifest
 from llgbm.errors import CheckpointError, PretrainedNotFoundError
 from llgbm.prompting import AdapterRequest
+from service import models as models_module
 from service.metrics import Metrics
 from service.models import embedding_cache, load_models
 from service.settings import Settings
@@ -78,6 +81,20 @@ def test_a_generator_for_another_base_is_refused(tiny_settings: Settings, tmp_pa
     settings = edited(tiny_settings, tmp_path / "other", lambda manifest: replace(manifest, base_id="someone/else"))
     with pytest.raises(CheckpointError, match=r"makes adapters for someone/else.*LLGBM_BASE"):
         load_models(settings, Metrics(), lambda text: None)
+
+
+@pytest.mark.parametrize("revision", [None, "0123456789abcdef"])
+def test_other_weights_than_the_generator_was_trained_on_are_told(
+    tiny_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str | None
+) -> None:
+    log = CapturingLogger()
+    monkeypatch.setattr(models_module, "_log", log)
+    update = {} if revision is None else {"base_revision": revision}
+    load_models(
+        edited(tiny_settings, tmp_path / "copy", partial(replace, **update)), Metrics(), lambda _: None
+    ).cache.close()
+    told = [call.kwargs["trained_on"] for call in log.calls if call.args == ("other_base_weights",)]
+    assert told == ([] if revision is None else [revision])
 
 
 def test_what_is_not_there_is_named(tiny_settings: Settings, tmp_path: Path) -> None:

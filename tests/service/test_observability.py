@@ -142,7 +142,7 @@ def test_tracing_without_its_extra_says_what_to_install(monkeypatch: pytest.Monk
     import sys
 
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)
-    with pytest.raises(RuntimeError, match=r"llgbm\[otel\]"):
+    with pytest.raises(RuntimeError, match=r"pip install -e '\.\[otel\]'"):
         tracing(wanted=True)
 
 

@@ -106,6 +106,19 @@ async def test_cors_is_off_unless_an_origin_is_named(
     assert refused.headers["access-control-allow-origin"] == "https://page.example"
 
 
+async def test_a_fault_has_the_headers_of_cors_too(settings: Settings, load_dummy: LoadModels) -> None:
+    origin = "https://page.example"
+    async with running(settings.model_copy(update={"cors_origins": (origin,)}), load_dummy) as (app, client):
+
+        @app.get("/broken")
+        async def broken() -> None:
+            raise ValueError
+
+        answer = await client.get("/broken", headers={"Origin": origin})
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (500, origin)
+    assert "X-Request-ID" in answer.headers["access-control-expose-headers"]
+
+
 async def test_a_redis_that_is_not_there_is_left_alone_and_the_count_goes_on_here(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

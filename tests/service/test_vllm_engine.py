@@ -254,6 +254,14 @@ async def test_tokens_that_come_together_are_steps_of_their_own(
     assert all(step.top_logprobs == ((step.token, step.logprob),) for step in steps)
 
 
+async def test_text_with_other_ends_of_lines_than_newlines_breaks_no_event(
+    folder: Path, rig: Rig, servers: list[FakeVLLM]
+) -> None:
+    servers[0].decode = lambda tokens: "a\x85b\u2028c\u2029d\r\x0b\x0c\x1c"
+    async with engine_at(folder, servers[:1]) as engine:
+        await answer(engine, rig, None)
+
+
 @pytest.mark.parametrize(
     ("status", "kind", "told"),
     [

@@ -4,6 +4,9 @@ import { apiKey, onKeyWanted, setApiKey } from "./api.js";
 import { announce, byId } from "./dom.js";
 import { sentence } from "./format.js";
 
+/** What a header can carry; the service's keys are text of one line. */
+const KEY = /^[\x20-\x7e]*$/;
+
 /** Requests that are refused together open one dialog. @type {Promise<boolean> | null} */
 let asking = null;
 
@@ -29,10 +32,13 @@ export function startAccess() {
     });
   }
 
+  /** @returns {boolean | Promise<boolean>} */
   function takeKey() {
-    setApiKey(field.value.trim());
+    const given = field.value.trim();
     field.value = "";
-    return apiKey() !== "";
+    if (!KEY.test(given)) return ask("a key has no characters beyond ASCII, and what was given has; copy it again");
+    setApiKey(given);
+    return given !== "";
   }
 
   onKeyWanted((reason) => {

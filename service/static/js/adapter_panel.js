@@ -18,7 +18,7 @@ export function startAdapterPanel() {
   const scale = new ScaleControl();
   const tabs = new SnippetTabs();
   const norms = el("section", { class: "part", "aria-label": "Size of the update" });
-  /** @type {string | null} */
+  /** @type {Adapter | null} */
   let current = null;
 
   shown.watch((now) => {
@@ -28,8 +28,8 @@ export function startAdapterPanel() {
       body.replaceChildren(emptyState());
       return;
     }
-    if (now.adapter.id !== current) {
-      current = now.adapter.id;
+    if (now.adapter !== current) {
+      current = now.adapter;
       // the slider keeps its element, and with it the focus, from one scale to the next
       const parts = [summary(now), ...optional(now)];
       const rest = [norms, scale.element, use(now.adapter, tabs)];

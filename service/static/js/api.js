@@ -93,11 +93,12 @@ export function address(path) {
  * Send a request; asks for a key and repeats it where the service wants one.
  *
  * @param {string} path
- * @param {{method?: string, body?: unknown, signal?: AbortSignal}} [options]
+ * @param {{method?: string, body?: unknown, signal?: AbortSignal, accepted?: number, asks?: boolean}} [options]
+ *   `accepted` is a status that is no error; without `asks` nobody is asked for a key
  * @returns {Promise<Response>} a successful one
  * @throws {ApiError}
  */
-export async function call(path, { method = "GET", body, signal } = {}) {
+export async function call(path, { method = "GET", body, signal, accepted, asks = true } = {}) {
   for (;;) {
     /** @type {Record<string, string>} */
     const headers = {};
@@ -112,10 +113,10 @@ export async function call(path, { method = "GET", body, signal } = {}) {
       if (isAbort(error)) throw error;
       throw new ApiError("The service does not answer. Check that it is running and that this machine reaches it.");
     }
-    if (response.ok) return response;
+    if (response.ok || response.status === accepted) return response;
     const error = await errorOf(response);
     // another request may have been given the key in the meantime
-    if (error.status !== 401 || !(used !== key || (await askForKey(error.message)))) throw error;
+    if (error.status !== 401 || !(used !== key || (asks && (await askForKey(error.message))))) throw error;
   }
 }
 
@@ -173,9 +174,10 @@ export const remove = (id) => json(`/adapters/${encodeURIComponent(id)}`, { meth
 /**
  * Whether the service is ready. It has this form with status 503 too.
  *
+ * @param {boolean} asks  whether to ask for a key where the service wants one for this
  * @returns {Promise<Readiness>}
  */
-export async function readiness() {
-  const response = await fetch(address("/readyz"));
+export async function readiness(asks) {
+  const response = await call("/readyz", { accepted: 503, asks });
   return response.json();
 }

@@ -1,6 +1,6 @@
 /** The service's state in the page's head: asked for often until it is ready, then now and then. */
 
-import { readiness } from "./api.js";
+import { ApiError, readiness } from "./api.js";
 import { byId } from "./dom.js";
 import { base } from "./session.js";
 
@@ -15,6 +15,7 @@ const WORDS = {
   loading: "Loading",
   draining: "Shutting down",
   failed: "Failed",
+  locked: "Needs an API key",
   unreachable: "No answer",
 };
 
@@ -25,14 +26,17 @@ export function startReadiness(whenReady) {
   const badge = byId("readiness", HTMLElement);
   const text = byId("readiness-text", HTMLElement);
   let wasReady = false;
+  let wasLocked = false;
 
   async function look() {
     let state;
     try {
-      state = await readiness();
-    } catch {
-      state = { status: "unreachable", reason: null, base: null, generator: null };
+      state = await readiness(!wasLocked); // who has just given no key is not asked again every second
+    } catch (error) {
+      const status = error instanceof ApiError && error.status === 401 ? "locked" : "unreachable";
+      state = { status, reason: null, base: null, generator: null };
     }
+    wasLocked = state.status === "locked";
     const serves = state.status === "ready" || state.status === "degraded";
     const words = WORDS[state.status] ?? state.status;
     const shownText = state.status !== "ready" && state.reason ? `${words}: ${state.reason}` : words;

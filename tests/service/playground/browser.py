@@ -97,8 +97,10 @@ def chromium() -> Iterator[Browser]:
 
 
 @contextmanager
-def playground(browser: Browser, server: LiveServer, *, expected: str | None = None, **options: Any) -> Iterator[Page]:
-    """The page in a fresh browser profile.
+def playground(
+    browser: Browser, server: LiveServer, *, expected: str | None = None, key: str | None = None, **options: Any
+) -> Iterator[Page]:
+    """The page in a fresh browser profile, ready; `key` is given to it if it has to ask for one before that.
 
     At the end nothing may have been asked of another machine, and the page may have logged no error, other than those
     that hold the text `expected`.
@@ -121,10 +123,20 @@ def playground(browser: Browser, server: LiveServer, *, expected: str | None = N
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("request", on_request)
     page.goto(server.url)
+    if key is not None:
+        give_key(page, key)
     expect(page.locator("#readiness")).to_have_attribute("data-status", "ready")
     yield page
     context.close()
     assert problems == []
+
+
+def give_key(page: Page, key: str) -> None:
+    """Fill in the dialog that asks for the API key."""
+    field = page.get_by_label("Key", exact=True)
+    expect(field).to_be_focused()
+    field.fill(key)
+    field.press("Enter")
 
 
 def make_adapter(page: Page, prompt: str) -> str:

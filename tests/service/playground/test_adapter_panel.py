@@ -32,6 +32,15 @@ def test_the_slider_makes_the_adapter_at_another_scale(page: Page, api: httpx.Cl
     expect(identity).to_have_text(first)
 
 
+def test_a_new_name_of_the_adapter_that_is_shown_is_seen(page: Page) -> None:
+    identity = make_adapter(page, "Name the capital city.")  # the other tests find theirs by its prompt
+    page.get_by_text("Examples and name").click()
+    page.get_by_role("textbox", name="Name (to use").fill("capitals")
+    page.get_by_role("button", name="Make adapter").click()
+    expect(page.locator("#adapter-title")).to_have_text("capitals")
+    expect(page.locator("#adapter-id")).to_have_text(identity)
+
+
 def test_the_heat_map_is_walked_with_the_arrow_keys(page: Page, api: httpx.Client) -> None:
     identity = make_adapter(page, CAPITAL)
     norms = api.get(f"/adapters/{identity}").json()["norms"]

@@ -21,6 +21,7 @@ from tests.service.playground.browser import (
     PHONE,
     answered,
     ask,
+    give_key,
     make_adapter,
     playground,
     snippet,
@@ -38,13 +39,11 @@ def test_asks_for_the_key_keeps_it_in_the_tab_and_sends_it_with_everything(
     with live(settings, load) as server, playground(browser, server) as page:
         dialog = page.get_by_role("dialog", name="API key")
         expect(dialog).to_contain_text("needs an API key")
-        field = page.get_by_label("Key", exact=True)
-        expect(field).to_be_focused()
-        field.fill("another one")
-        field.press("Enter")
+        give_key(page, "pasted → with more")
+        expect(dialog).to_contain_text("no characters beyond ASCII")
+        give_key(page, "another one")
         expect(dialog).to_contain_text("not known here")
-        field.fill(KEY)
-        field.press("Enter")
+        give_key(page, KEY)
         expect(dialog).to_be_hidden()
         identity = make_adapter(page, CAPITAL)
         ask(page, "Peru")
@@ -66,6 +65,28 @@ def test_asks_for_the_key_keeps_it_in_the_tab_and_sends_it_with_everything(
         expect(dialog).to_be_visible()
         page.keyboard.press("Escape")
         expect(page.locator("#library-problem")).to_contain_text("HTTP 401")
+
+
+def test_asks_for_the_key_too_where_even_its_readiness_needs_one(
+    browser: Browser, tmp_path: Path, load: LoadModels
+) -> None:
+    settings = make_settings(
+        tmp_path, api_key_hashes=(hashlib.sha256(KEY.encode()).hexdigest(),), public_paths=("/", "/static/*")
+    )
+    with live(settings, load) as server, playground(browser, server, key=KEY) as page:
+        expect(page.locator("#library-empty")).to_be_visible()
+        page.evaluate("sessionStorage.clear()")
+        page.reload()
+        dialog = page.get_by_role("dialog", name="API key")
+        expect(dialog).to_be_visible()
+        page.keyboard.press("Escape")
+        expect(page.locator("#readiness")).to_have_text(re.compile("Needs an API key"))
+        page.wait_for_event("response", lambda response: response.url.endswith("/readyz"))
+        expect(dialog).to_be_hidden()  # who gives no key is not asked again
+        page.get_by_role("button", name="API key").click()
+        give_key(page, KEY)
+        expect(page.locator("#readiness")).to_have_attribute("data-status", "ready")
+        expect(page.locator("#library-empty")).to_be_visible()
 
 
 def test_says_that_the_service_is_loading_and_goes_on_when_it_is_ready(browser: Browser, server: LiveServer) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import io
 import json
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from starlette.types import Message, Receive, Scope, Send
 
-from llgbm.lora import combine
+from llgbm.lora import LoRAWeights, combine
 from llgbm.peft_io import content_digest, from_bytes, load_peft
 from llgbm.prompting import AdapterRequest
-from service.adapter_files import RECORD_FILE, WEIGHTS_FILE
+from service import adapter_files, file_response
+from service.adapter_files import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
 from service.adapter_service import Outcome
 from service.models import LoadModels
 from service.settings import Settings
@@ -229,6 +232,38 @@ async def test_the_zip_is_a_peft_folder(client: httpx.AsyncClient, tmp_path: Pat
     assert (await client.get(f"/adapters/{made['id']}/archive")).content == data
 
 
+async def test_files_are_sent_in_chunks_so_that_what_a_client_does_not_read_takes_no_memory(
+    dummy_app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, client = dummy_app
+    made = await make(client, FRENCH["prompt"])
+    sizes: list[int] = []
+
+    async def watched(scope: Scope, receive: Receive, send: Send) -> None:
+        async def note(message: Message) -> None:
+            sizes.append(len(message.get("body", b"")))
+            await send(message)
+
+        await app(scope, receive, note)
+
+    monkeypatch.setattr(file_response, "CHUNK_BYTES", 1000)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=watched), base_url="http://test") as watching:
+        answers = [await watching.get(f"/adapters/{made['id']}/{name}") for name in (WEIGHTS_FILE, "archive")]
+        for accept in ("application/octet-stream", "application/zip"):
+            answers.append(await watching.post("/generate-adapter", json=FRENCH, headers={"Accept": accept}))
+    assert max(sizes) == 1000
+    for answer in answers:
+        assert len(answer.content) == int(answer.headers["Content-Length"]) > 10_000
+
+
+async def test_head_of_an_archive_opens_no_file(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = f"/adapters/{(await make(client, 'a task'))['id']}/archive"
+    full = await client.get(path)
+    monkeypatch.setattr("anyio.open_file", None)
+    head = await client.head(path)
+    assert (head.status_code, head.content, head.headers["Content-Length"]) == (200, b"", str(len(full.content)))
+
+
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json", "archive"])
 async def test_files_have_strong_etags_and_304(client: httpx.AsyncClient, file: str) -> None:
     made = await make(client, "a task")
@@ -354,3 +389,36 @@ async def test_a_damaged_adapter_that_cannot_be_made_again_is_an_error(dummy_app
     answer = await client.post("/chat", json={"adapter_id": made["id"], "query": "x"})
     assert answer.status_code == 500
     assert answer.json()["error"]["code"] == "adapter_damaged"
+
+
+async def test_an_adapter_that_is_deleted_while_it_is_read_is_404(
+    dummy_app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, client = dummy_app
+    made = await make(client, "a task")
+    store = services_of(app).store
+    store.forget(made["id"])
+
+    def read_after_deletion(folder: Path) -> tuple[LoRAWeights, str]:
+        store.files.delete(folder.name)
+        return load_peft(folder)
+
+    monkeypatch.setattr(adapter_files, "load_peft", read_after_deletion)
+    answer = await client.post("/chat", json={"adapter_id": made["id"], "query": "x"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "adapter_not_found")
+
+
+async def test_a_download_of_what_is_damaged_in_a_shared_store_is_an_error(
+    settings: Settings, load_dummy: LoadModels, tmp_path: Path
+) -> None:
+    shared = tmp_path / "shared"
+    async with running(settings.model_copy(update={"store_url": f"file://{shared}"}), load_dummy) as (app, client):
+        identity = (await make(client, FRENCH["prompt"]))["id"]
+        shutil.rmtree(services_of(app).store.files.path(identity))  # the copy on this machine
+        (shared / identity / CONFIG_FILE).write_text("{}")
+        answers = [await client.get(f"/adapters/{identity}/{name}") for name in (WEIGHTS_FILE, CONFIG_FILE, "archive")]
+        for accept in ("application/octet-stream", "application/zip"):
+            answers.append(await client.post("/generate-adapter", json=FRENCH, headers={"Accept": accept}))
+    for answer in answers:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "adapter_damaged")
+        assert f"DELETE /adapters/{identity}" in answer.json()["error"]["message"]

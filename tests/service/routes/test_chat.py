@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import httpx
 import pytest
@@ -101,6 +102,20 @@ async def test_wrong_requests(client: httpx.AsyncClient, dummy: DummyDecoder, st
     answer = await client.post("/chat", json=body)
     assert answer.status_code == status, answer.text
     assert dummy.added == []
+
+
+@pytest.mark.parametrize("content", ["\ud83d", "cheese \udc00", [{"type": "text", "text": "\ud83d"}]])
+@pytest.mark.parametrize(
+    ("path", "who"), [("/v1/chat/completions", {"model": f"prompt:{FRENCH}"}), ("/chat", {"prompt": FRENCH})]
+)
+async def test_half_a_character_in_a_message_is_422_before_anything_is_made(
+    dummy_app: App, path: str, who: dict[str, str], content: object
+) -> None:
+    app, client = dummy_app
+    body = json.dumps({**who, "messages": [{"role": "user", "content": content}]})
+    answer = await client.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "messages")
+    assert services_of(app).store.files.records() == []
 
 
 async def test_the_deadline_is_504_and_frees_everything(

@@ -130,6 +130,10 @@ def test_content_may_come_in_parts(client: OpenAI, dummy: DummyDecoder) -> None:
     "more",
     [
         {"tools": [{"type": "function", "function": {"name": "f"}}]},
+        {"functions": [{"name": "f"}]},
+        {"function_call": {"name": "f"}},
+        {"modalities": ["text", "audio"]},
+        {"audio": {"voice": "alloy", "format": "wav"}},
         {"response_format": {"type": "json_object"}},
         {"presence_penalty": 0.5},
         {"logit_bias": {"5": 1}},
@@ -149,7 +153,13 @@ def test_what_is_not_understood_is_refused_not_ignored(server: LiveServer, more:
 
 
 def test_fields_of_openai_that_change_nothing_are_taken(client: OpenAI) -> None:
-    answer = ask(client, user="someone", presence_penalty=0, response_format={"type": "text"}, store=False)
+    same: dict[str, Any] = {
+        "presence_penalty": 0,
+        "response_format": {"type": "text"},
+        "modalities": ["text"],
+        "function_call": "none",
+    }
+    answer = ask(client, user="someone", store=False, stream=None, **same)
     assert answer.choices[0].message.content == "adapted answer"
 
 
