@@ -7,7 +7,7 @@ others, or have been run yesterday.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,21 +84,20 @@ class Ablation:
         }
 
 
-def run_ablations(config: AblationConfig, run_arm: RunArm, *, finished: Iterable[Arm] = ()) -> Ablation:
+def run_ablations(config: AblationConfig, run_arm: RunArm) -> Ablation:
     """Run every kind with every seed, seed by seed, so that a stopped ablation has compared all kinds on some.
 
     Args:
         run_arm: runs one arm; must give the same result whatever ran before it.
-        finished: arms of an earlier run, which are taken as they are; others than asked for are left out.
 
     Raises:
         ConfigError: an arm gives other metrics than the arms before it, or one that is not finite.
     """
-    done = {(arm.kind, arm.seed): arm for arm in finished}
+    done: dict[tuple[str, int], Arm] = {}
     names: set[str] | None = None
     for seed in config.seeds:
         for kind in config.kinds:
-            arm = done.get((kind, seed)) or Arm(kind, seed, dict(run_arm(kind, seed)))
+            arm = Arm(kind, seed, dict(run_arm(kind, seed)))
             if names is not None and set(arm.metrics) != names:
                 raise ConfigError(
                     f"the arm ({kind}, seed {seed}) gives {sorted(arm.metrics)}, those before it {sorted(names)}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ __all__ = [
     "TrainingTask",
     "load_generator",
     "save_generator",
+    "saved_in",
     "write_calibration",
 ]
 
@@ -105,16 +106,7 @@ def save_generator(
             "every task of the manifest needs a block of embeddings, at most one for each of its descriptions; "
             f"expected blocks of (n, {size}) with n up to {most}, got {found}"
         )
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in generator.state_dict().items():
-        if not bool(torch.isfinite(tensor.half()).all()):
-            raise CheckpointError(f"{name} has values that float16 cannot hold, such as NaN; the training went wrong")
-        if name.startswith(_INT8_PREFIXES):
-            scale = (tensor.abs().amax(dim=-1, keepdim=True) / 127).clamp_min(1e-12)
-            tensors[name + ":int8"] = (tensor / scale).round().clamp(-127, 127).to(torch.int8)
-            tensors[name + ":scale"] = scale.float()
-        else:
-            tensors[name] = tensor.half()
+    tensors = _stored(generator)
     blocks = [block.half() for block in prompt_embeddings] or [torch.zeros(0, size).half()]
     tensors["prompt_index.embeddings"] = torch.cat(blocks)
     task_of_embedding = [i for i, block in enumerate(prompt_embeddings) for _ in block]
@@ -153,11 +145,8 @@ def load_generator(folder: Path) -> Checkpoint:
         detector = None
         if "detector.weight" in tensors:
             detector = TaskDetector(tensors.pop("detector.weight"), tensors.pop("detector.bias"))
-        state = {n: t.float() for n, t in tensors.items() if ":" not in n}
-        for name in [n.removesuffix(":int8") for n in tensors if n.endswith(":int8")]:
-            state[name] = tensors[name + ":int8"].float() * tensors[name + ":scale"]
         generator = create_generator(manifest.model, manifest.lora, manifest.generator)
-        generator.load_state_dict(state)
+        generator.load_state_dict(_read_back(tensors))
     except SafetensorError as error:
         raise CheckpointError(f"{folder / WEIGHTS_FILE} is not a safetensors file: {error}") from error
     except (KeyError, RuntimeError, AdapterMismatchError, ConfigError) as error:
@@ -167,6 +156,27 @@ def load_generator(folder: Path) -> Checkpoint:
             f"the prompt index in {folder} does not fit the {len(manifest.tasks)} tasks of its manifest"
         )
     return Checkpoint(generator.eval().requires_grad_(False), manifest, index, detector)
+
+
+def saved_in(folder: Path, generator: LoRAGenerator, manifest: GeneratorManifest) -> GeneratorManifest | None:
+    """The manifest of the artefact in `folder` if it is this generator, calibrated since or not; None if it is not.
+
+    Args:
+        manifest: what `save_generator` would be given; it may say otherwise how the generator was made.
+
+    Raises:
+        CheckpointError: a parameter is not finite.
+    """
+    try:
+        there = load_generator(folder)
+    except CheckpointError:
+        return None
+    aside: dict[str, Any] = {"made_by": {}, "confidence": {}, "context_scale": None, "digest": ""}
+    if replace(there.manifest, **aside) != replace(manifest, **aside):
+        return None
+    mine, theirs = _read_back(_stored(generator)), there.generator.state_dict()
+    same = mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    return there.manifest if same else None
 
 
 def write_calibration(
@@ -190,6 +200,29 @@ def write_calibration(
     tensors = load_tensors((folder / WEIGHTS_FILE).read_bytes())
     tensors |= {"detector.weight": detector.weight.float(), "detector.bias": detector.bias.float()}
     return _write_both(folder, tensors, manifest)
+
+
+def _stored(generator: LoRAGenerator) -> dict[str, Tensor]:
+    """The parameters as they are stored: the shared bases in int8 with a scale for each row, the others in float16."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in generator.state_dict().items():
+        if not bool(torch.isfinite(tensor.half()).all()):
+            raise CheckpointError(f"{name} has values that float16 cannot hold, such as NaN; the training went wrong")
+        if name.startswith(_INT8_PREFIXES):
+            scale = (tensor.abs().amax(dim=-1, keepdim=True) / 127).clamp_min(1e-12)
+            tensors[name + ":int8"] = (tensor / scale).round().clamp(-127, 127).to(torch.int8)
+            tensors[name + ":scale"] = scale.float()
+        else:
+            tensors[name] = tensor.half()
+    return tensors
+
+
+def _read_back(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters in float32 of what `_stored` gives."""
+    state = {n: t.float() for n, t in tensors.items() if ":" not in n}
+    for name in [n.removesuffix(":int8") for n in tensors if n.endswith(":int8")]:
+        state[name] = tensors[name + ":int8"].float() * tensors[name + ":scale"]
+    return state
 
 
 def _write_both(folder: Path, tensors: dict[str, Tensor], manifest: GeneratorManifest) -> GeneratorManifest:

@@ -13,9 +13,8 @@ from typing import Any, cast, get_args
 
 from llgbm.ablations import AblationConfig, run_ablations
 from llgbm.errors import ConfigError
-from training.config import config_digest
 from training.match import Config as MatchConfig
-from training.match import Kind, fit_arm
+from training.match import Kind, fit_arm, fit_key
 from training.match_setup import MatchSetup, Material, load_material
 from training.results import kept, write_result
 from training.runlog import RunLog
@@ -72,16 +71,16 @@ def arm_config(config: Config, kind: str, every: int, seed: int) -> MatchConfig:
 
 
 def run_arm(material: Material, arm: MatchConfig, log: RunLog) -> dict[str, Any]:
-    """What a fit has found, now or in an earlier run with the same settings."""
-    folder = arm.workdir / "ablate"
-    state = folder / f"{arm.title}.{config_digest(arm)}.state.pt"
+    """What a fit has found, now or in an earlier run with the same settings and teachers."""
+    folder, key = arm.workdir / "ablate", fit_key(arm, material.split_digest)
+    state = folder / f"{arm.title}.{key}.state.pt"
 
     def fitted() -> Mapping[str, Any]:
         _, found = fit_arm(material, arm, log, state)
         log.logger.info("arm", arm=arm.title, **found["metrics"])
         return found
 
-    found = kept(folder / "arms" / f"{arm.title}.json", config_digest(arm), fitted)
+    found = kept(folder / "arms" / f"{arm.title}.json", key, fitted)
     state.unlink(missing_ok=True)  # an arm that is done is never continued
     return found
 

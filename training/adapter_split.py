@@ -7,15 +7,18 @@ no condition of the training.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from llgbm.adapter_index import AdapterEntry, AdapterPrompts
 from llgbm.errors import ConfigError
+from llgbm.peft_io import content_digest, load_peft
 from training.tasks import UNSEEN_SHARE, Task, load_tasks, unique_descriptions
 
 UNKNOWN = "unknown"
@@ -76,6 +79,22 @@ def split_adapters(
         unseen={entry.adapter_id: unseen for entry, unseen in split},
         families=families,
     )
+
+
+def split_digest(split: AdapterSplit) -> str:
+    """The first 16 hex digits of the sha256 of a split: the adapters of both sides, read now, and what asks for them.
+
+    Raises:
+        AdapterFormatError: an adapter is torn.
+    """
+    sides = [
+        [
+            (e.adapter_id, content_digest(load_peft(e.folder)[0]), asdict(e.read_prompts()), split.unseen[e.adapter_id])
+            for e in side
+        ]
+        for side in (split.train, split.heldout)
+    ]
+    return hashlib.sha256(json.dumps(sides).encode()).hexdigest()[:16]
 
 
 def _held_out(family: Mapping[str, str], share: float, seed: int) -> set[str]:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from llgbm.base import Base, load_base
 from llgbm.batches import TaskGroup, TrainingBatch
-from llgbm.checkpoint import Checkpoint, load_generator, save_generator
+from llgbm.checkpoint import Checkpoint, load_generator, save_generator, saved_in
 from llgbm.core_loss import CoreMetric, CoreObjective, input_moments
 from llgbm.errors import CheckpointError, ConfigError
 from llgbm.frozen_linear import Storage
@@ -185,7 +185,7 @@ def run(config: Config, *, texts: Path | None = None) -> None:
             "end": after,
             "tasks_with_cores": len(cores),
             "steps_to_cores": {f"{step:g}": steps[step] for step in STEPS},
-            "last_session_seconds": round(time.monotonic() - started),
+            "last_run_seconds": round(time.monotonic() - started),
         }
         digest = save(config, checkpoint, generator, tasks, found)
         log.record_artefact(
@@ -211,7 +211,8 @@ def save(
 ) -> str:
     """Write the artefact: the tasks and the prompt index of the one before; its confidence has to be measured anew.
 
-    Wordings that these tasks have beside those that the generator knew are listed, but not in the prompt index.
+    Wordings that these tasks have beside those that the generator knew are listed, but not in the prompt index. If the
+    same generator is there already, it stays, with the calibration that it was given since.
 
     Returns:
         The artefact's digest.
@@ -231,7 +232,8 @@ def save(
         context_scale=None,
     )
     blocks = checkpoint.prompt_index.blocks(len(manifest.tasks))
-    return save_generator(config.artefact, generator, manifest, blocks).digest
+    there = saved_in(config.artefact, generator, manifest)
+    return (there or save_generator(config.artefact, generator, manifest, blocks)).digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,9 +282,10 @@ class Targets:
 def chosen_target(
     base: Base, functional: FunctionalLoRA, batch: PackedBatch, generator: LoRAGenerator, start: Cores, trained: Cores
 ) -> tuple[Cores, float]:
-    """The best of `STEPS` from `start` to `trained`, and that step, by the loss on rows that neither has seen.
+    """The best of `STEPS` from `start` to `trained`, and that step, by the loss on training rows of the task.
 
-    A few steps of a few rows make some cores worse than they were, and of some more than the best of them.
+    They are drawn anew, and the trained cores may have seen some of them. A few steps of a few rows make some cores
+    worse than they were, and of some more than the best of them.
     """
     between = [Cores(torch.lerp(start.q, trained.q, s), torch.lerp(start.p, trained.p, s)) for s in STEPS]
     logits = (label_logits(base, functional, batch, [cores.adapter(generator)]) for cores in between)

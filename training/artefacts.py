@@ -108,6 +108,14 @@ def relative_name(workdir: Path, path: Path | str) -> str:
     return (full.relative_to(root) if full.is_relative_to(root) else full).as_posix()
 
 
+def set_aside(path: Path) -> Path:
+    """Rename a file or a folder to the first of `NAME.1`, `NAME.2`, ... that is free, before a file's suffix."""
+    number = 1
+    while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        number += 1
+    return path.rename(aside)
+
+
 def replace_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old text or the new one, even after a power cut."""
     _replace(path, text.encode())

@@ -38,7 +38,7 @@ from training.results import write_result
 from training.runlog import RunLog
 from training.tasks import Task
 from training.teachers import Config as TeacherConfig
-from training.teachers import adapter_folder, load_teachers, make_teacher
+from training.teachers import adapter_folder, load_teachers, make_teacher, require_same_settings
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,11 @@ def _pairs(config: Config, tasks: Mapping[str, Task], teachers: Mapping[str, LoR
 
 
 def _joint_teacher(config: Config, base: Base, first: Task, second: Task) -> LoRAWeights:
-    """The teacher of both tasks, trained now if it is not there, with the settings of the first one's teacher."""
+    """The teacher of both tasks, trained now if it is not there, with the settings of the first one's teacher.
+
+    Raises:
+        ConfigError: there is one of other settings or other rows.
+    """
     task = joint_task(first, second)
     part = adapter_folder(config.workdir, first.task_id, 0)
     record = read_manifest(config.workdir).get(relative_name(config.workdir, part))
@@ -169,7 +173,9 @@ def _joint_teacher(config: Config, base: Base, first: Task, second: Task) -> LoR
     steps = config.joint_steps or 2 * settings.steps
     settings = replace(settings, workdir=config.workdir / "joint", steps=steps, index=0)
     folder = adapter_folder(settings.workdir, task.task_id, 0)
-    if not folder.exists():
+    if folder.exists():
+        require_same_settings(settings, task)
+    else:
         with RunLog(settings.workdir, "teachers", settings) as log:
             make_teacher(log, base, task, settings)
     return load_peft(folder)[0]

@@ -266,6 +266,15 @@ def load_cores(workdir: Path, checkpoint: Checkpoint, task_ids: Sequence[str]) -
     return found
 
 
+def generators_of(workdir: Path) -> set[str]:
+    """The digests of the generators that the cores in a folder belong to; none where there are no cores.
+
+    Raises:
+        CheckpointError: a file is unreadable.
+    """
+    return {_read(path)[0].get("generator", "") for path in workdir.glob("*.safetensors")}
+
+
 def cores_digest(cores: Mapping[str, Cores]) -> str:
     """The first 16 hex digits of the sha256 of cores by task id; their order does not matter."""
     digest = hashlib.sha256()

@@ -152,6 +152,10 @@ def run(config: Config) -> None:
         earlier = Baselines(config.baselines, head, columns, config.num_rows)
     benches = make_benches(config, checkpoint, [*seen, *new])
     with RunLog(config.workdir, "evaluate", config) as log:
+        if base.revision != checkpoint.manifest.base_revision:
+            log.logger.warning(
+                "other_base_weights", trained_on=checkpoint.manifest.base_revision, measured_on=base.revision
+            )
         cells = Cells(config.workdir / "cells.jsonl")
         work = [(method, task, bench) for task in [*seen, *new] for method in config.methods for bench in benches]
         keys: dict[tuple[str, str], list[str]] = {}

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from llgbm.base import load_base
-from llgbm.checkpoint import GeneratorManifest, load_generator
+from llgbm.checkpoint import GeneratorManifest, load_generator, save_generator
 from llgbm.errors import CheckpointError, ConfigError
 from llgbm.generator import create_generator
 from llgbm.peft_io import save_peft
@@ -24,7 +24,7 @@ from llgbm.prompting import AdapterMaker, AdapterRequest, MadeAdapter
 from llgbm.text_encoder import PretrainedTextEncoder
 from training.config import load_config
 from training.fit import Config as FitConfig
-from training.fit import default_lora, training_tasks, write_artefact
+from training.fit import default_lora, manifest_of, training_tasks
 from training.runlog import set_up_logging
 
 ARROW = "=>"
@@ -130,7 +130,8 @@ def export_state(config: Config) -> GeneratorManifest:
     tasks = [task for pool in training_tasks(settings) for task in pool]
     encoder = PretrainedTextEncoder(settings.text_encoder)
     embeddings = [encoder.encode(task.seen_descriptions) for task in tasks]
-    return write_artefact(config.out, settings, generator.eval(), base, tasks, embeddings, {"steps": state["step"]})
+    manifest, prompts = manifest_of(settings, generator.eval(), base, tasks, embeddings, {"steps": state["step"]})
+    return save_generator(config.out, generator, manifest, prompts)
 
 
 def _read_state(path: Path) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Drawing:
     png: bytes
 
 
-def line_chart(series: Mapping[str, Points], *, x: str, y: str, log_y: bool = False, markers: bool = False) -> Drawing:
+def line_chart(series: Mapping[str, Points], *, x: str, y: str, markers: bool = False) -> Drawing:
     """Curves over a number, such as losses over steps; a legend for up to ten of them, above them if there are many."""
     with mpl.rc_context(_STYLE):
         figure, axes = _figure(3.2)
@@ -68,8 +68,6 @@ def line_chart(series: Mapping[str, Points], *, x: str, y: str, log_y: bool = Fa
                 columns[:, 0], columns[:, 1], label=name, color=_colour(number), linewidth=1.2,
                 marker="o" if markers or len(columns) == 1 else None, markersize=3,
             )  # fmt: skip
-        if log_y:
-            axes.set_yscale("log")
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         if 1 < len(series) <= _MAX_LEGEND:

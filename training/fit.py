@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from llgbm.base import Base, load_base
-from llgbm.checkpoint import GeneratorManifest, TrainingTask, load_generator, save_generator
+from llgbm.checkpoint import GeneratorManifest, TrainingTask, load_generator, save_generator, saved_in
 from llgbm.config import MODEL_SPECS, GeneratorConfig, LoRASpec, lora_spec
 from llgbm.context_teacher import Teacher
 from llgbm.delta import DeltaMeter
@@ -142,7 +142,7 @@ class Config:
 
 
 def run(config: Config, *, texts: Path | None = None) -> None:
-    """Train, check as it goes, and write `{workdir}/generator/`.
+    """Train, check as it goes, and write `{workdir}/generator/`; if it is there already, it keeps its calibration.
 
     Args:
         config: of the fit.
@@ -228,18 +228,22 @@ def _fit(
 
             train(generator, objective, sampler, config.training, state_path=state_path, on_step=on_step, group=group)
         seconds = time.monotonic() - started
-        made = {"steps": config.training.steps, "last_session_seconds": round(seconds)}
-        manifest = write_artefact(
-            config.fitted, config, generator, base, all_tasks, sampler.description_embeddings, made, start=start
+        made = {"steps": config.training.steps, "last_run_seconds": round(seconds)}
+        manifest, prompts = manifest_of(
+            config, generator, base, all_tasks, sampler.description_embeddings, made, start=start
         )
+        if not config.rounds and saved_in(config.artefact, generator, manifest):
+            log.logger.info("already made", artefact=str(config.artefact))
+        else:  # rounds know their start by its digest, so that one is written anew without what calibration adds
+            manifest = save_generator(config.fitted, generator, manifest, prompts)
+            log.record_artefact(
+                config.fitted,
+                base_revision=base.revision,
+                data_digest=tasks_digest(all_tasks),
+                digest=manifest.digest,
+            )
         if task_cores is not None:
             _write_task_cores(config, generator, task_cores, tasks, sampler, manifest.digest)
-        log.record_artefact(
-            config.fitted,
-            base_revision=base.revision,
-            data_digest=tasks_digest(all_tasks),
-            digest=manifest.digest,
-        )
     if group is not None:
         group.close()
     return True
@@ -320,8 +324,7 @@ def default_lora(base: Base) -> LoRASpec:
     return lora_spec(base.spec.name) if base.spec.name in MODEL_SPECS else LoRASpec.for_model(base.spec)
 
 
-def write_artefact(
-    folder: Path,
+def manifest_of(
     config: Config,
     generator: LoRAGenerator,
     base: Base,
@@ -330,8 +333,8 @@ def write_artefact(
     made: Mapping[str, Any],
     *,
     start: GeneratorManifest | None = None,
-) -> GeneratorManifest:
-    """Write a generator that was fitted with `config` as the artefact that the service loads.
+) -> tuple[GeneratorManifest, list[Tensor]]:
+    """What the artefact of a generator that was fitted with `config` says of it, and its block of prompts of each task.
 
     Args:
         embeddings: for each task, those of its seen descriptions, (descriptions, condition_size). Of a procedural
@@ -354,7 +357,7 @@ def write_artefact(
         trained += earlier
         blocks += [torch.zeros(0, generator.config.condition_size)] * len(earlier)
         made_by["started_from"] = {"digest": start.digest, "made_by": start.made_by}
-    manifest = GeneratorManifest(
+    return GeneratorManifest(
         base_id=base.spec.base_id,
         base_revision=base.revision,
         encoder_id=config.text_encoder,
@@ -363,5 +366,4 @@ def write_artefact(
         generator=generator.config,
         tasks=tuple(trained),
         made_by=made_by,
-    )
-    return save_generator(folder, generator, manifest, blocks)
+    ), blocks

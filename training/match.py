@@ -2,7 +2,7 @@
 
 Kinds of loss: `weight` (no pass through the base), `delta` (the delta of every generated adapter at every step),
 `multitask` (both), `guided` (a head predicts deltas, and every N steps they are computed). Resumable; a finished fit
-is not run again.
+is not run again, unless there are other teachers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from llgbm.training import Objective, TrainingState, train
 from training.adapter_split import UNKNOWN
 from training.config import config_digest
 from training.match_measures import baselines, score_cases, summarise
-from training.match_setup import MatchSetup, Material, load_material
+from training.match_setup import MatchSetup, Material, load_material, read_split_digest
 from training.metrics_file import read_metrics
 from training.results import FOLDER, command_of, read_result, write_result
 from training.runlog import RunLog
@@ -65,22 +65,26 @@ class Config(MatchSetup):
 def run(config: Config) -> None:
     """Fit, measure, and write `{workdir}/results/match-{name}.json` and the generator's artefact."""
     with RunLog(config.workdir, "match", config) as log:
-        if is_done(config):
+        if is_done(config, fit_key(config, read_split_digest(config))):
             log.logger.info("already done", result=config.result.stem)
             return
         material = load_material(config, log)
-        generator, found = fit_arm(
-            material, config, log, config.artefact.with_name(f"{config_digest(config)}.state.pt")
-        )
+        state = config.artefact.with_name(f"{fit_key(config, material.split_digest)}.state.pt")
+        generator, found = fit_arm(material, config, log, state)
         save_arm(config.artefact, generator, config, material)
         log.record_artefact(config.artefact, kind="generator", base_revision=material.base.revision)
         write_result(log, config.result.stem, config, found, base_revision=material.base.revision)
         log.logger.info("result", **found["metrics"])
 
 
-def is_done(config: Config) -> bool:
-    """Whether the result is there and was made with these settings."""
-    return config.result.exists() and read_result(config.result).get("config") == config_digest(config)
+def fit_key(config: Config, split: str) -> str:
+    """Tells fits apart: by their settings, and by the digest of the split of the adapters that they are matched to."""
+    return f"{config_digest(config)}.{split}"
+
+
+def is_done(config: Config, key: str) -> bool:
+    """Whether the result is there and of the fit with this key."""
+    return config.result.exists() and read_result(config.result).get("config") == key
 
 
 def fit_arm(material: Material, config: Config, log: RunLog, state_path: Path) -> tuple[LoRAGenerator, dict[str, Any]]:
@@ -119,7 +123,7 @@ def fit_arm(material: Material, config: Config, log: RunLog, state_path: Path) -
     curve = read_metrics(config.workdir / "metrics" / f"{log.command}.{series}-curve.jsonl")
     points = [{k: v for k, v in point.items() if k != "time"} | _spent(steps, point["step"]) for point in curve]
     return generator, {
-        "config": config_digest(config),
+        "config": fit_key(config, material.split_digest),
         "loss": config.loss,
         "every": config.every if config.loss == "guided" else None,
         "seed": config.training.seed,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llgbm.adapter_index import AdapterEntry, load_index
 from llgbm.base import Base, load_base
 from llgbm.batches import TaskGroup, TrainingBatch
 from llgbm.config import GeneratorConfig, LoRASpec
@@ -24,7 +25,7 @@ from llgbm.pretrained import BASE_0_5B, TEXT_ENCODER
 from llgbm.prompting import TextEncoder, condition_of
 from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig
-from training.adapter_split import AdapterSplit, split_adapters, tasks_by_id
+from training.adapter_split import AdapterSplit, split_adapters, split_digest, tasks_by_id
 from training.delta_store import cached_delta, fill_cache, open_deltas
 from training.fit import default_lora
 from training.match_measures import Case
@@ -82,6 +83,7 @@ class Material:
     """Everything loaded once for any number of fits.
 
     Attributes:
+        split_digest: of `split`.
         lora: spec of the adapters that the generator makes.
         train: adapters to train on, with conditions drawn anew in every epoch.
         teachers: their weights, float32, in the same order.
@@ -94,6 +96,7 @@ class Material:
     encoder: TextEncoder
     tasks: dict[str, Task]
     split: AdapterSplit
+    split_digest: str
     lora: LoRASpec
     meter: DeltaMeter
     train: DeltaAugmentedDataset
@@ -107,6 +110,15 @@ class Material:
         return AdapterSampler(self.train, self.teachers if with_teachers else None, self.teacher_deltas, groups, seed)
 
 
+def read_split_digest(setup: MatchSetup) -> str:
+    """The digest of how the adapters of the workdir are split now, without the base.
+
+    Raises:
+        ConfigError, TaskFormatError, AdapterFormatError: see `split_adapters` and the readers.
+    """
+    return split_digest(_split(setup, load_index(setup.workdir), tasks_by_id(setup.folder)))
+
+
 def load_material(setup: MatchSetup, log: RunLog) -> Material:
     """Load base, encoder and adapters, and measure the deltas that are missing.
 
@@ -118,7 +130,7 @@ def load_material(setup: MatchSetup, log: RunLog) -> Material:
     base = load_base(setup.base, storage=setup.base_storage)
     encoder = PretrainedTextEncoder(setup.text_encoder)
     everything = RealAdapterDataset(setup.workdir, base_id=base.spec.base_id)
-    split = split_adapters(everything.entries, tasks, heldout_share=setup.heldout_share, seed=setup.split_seed)
+    split = _split(setup, everything.entries, tasks)
     meter, cache = open_deltas(setup.workdir / setup.deltas, base, setup.probes)
     fill_cache(log, everything, meter, cache)
     train = RealAdapterDataset(split.train, base_id=base.spec.base_id)
@@ -131,6 +143,7 @@ def load_material(setup: MatchSetup, log: RunLog) -> Material:
         encoder=encoder,
         tasks=tasks,
         split=split,
+        split_digest=split_digest(split),
         lora=default_lora(base),
         meter=meter,
         train=dataset,
@@ -139,6 +152,10 @@ def load_material(setup: MatchSetup, log: RunLog) -> Material:
         train_cases=train_cases,
         heldout_cases=_cases(held, list(held), cache, split, encoder, setup.wordings) if held else (),
     )
+
+
+def _split(setup: MatchSetup, entries: Sequence[AdapterEntry], tasks: Mapping[str, Task]) -> AdapterSplit:
+    return split_adapters(entries, tasks, heldout_share=setup.heldout_share, seed=setup.split_seed)
 
 
 class AdapterSampler:

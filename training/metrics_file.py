@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-from training.artefacts import replace_text
+from training.artefacts import replace_text, set_aside
 
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -75,10 +75,7 @@ def _keep_earlier(path: Path, step: int) -> None:
     if kept:
         replace_text(path, "".join(f"{line}\n" for line in kept))
     elif path.stat().st_size:
-        number = 1
-        while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
-            number += 1
-        path.rename(aside)
+        set_aside(path)
 
 
 def _step_of(line: str) -> float:

@@ -242,7 +242,7 @@ def scale(result: Result) -> Section:
         for row in result["bases"]
         if (f := row["fit"])
     ]  # fmt: skip
-    fit_header = ("base", "steps", "first loss", "last loss", "s a step", "tok/s", "seconds in all", "artefact MB")
+    fit_header = ("base", "steps", "first loss", "last loss", "s a step", "tok/s", "s of all steps", "artefact MB")
     content.append(Table(fit_header, fits, "Short fits, from task files to an adapter that was applied"))
     sizes = [
         (row["preset"], g["basis_rank"], g["parameters"], g["generate_seconds"])

@@ -21,18 +21,21 @@ from training.config import config_paths, to_dict
 from training.runlog import RunLog
 
 FOLDER = "results"
+NAMED = ("checkpoint", "output")
+"""Values that a recorded command line names even if they are the default."""
 
 
 def command_of(command: str, config: Any) -> str:
     """The command line that gives `config`: every value that differs from its default.
 
-    The words between are as `training.command_line` reads them, quoted for a POSIX shell.
+    The generator that is read and the file that is written are named in any case, since what stands at their default
+    places changes. The words between are as `training.command_line` reads them, quoted for a POSIX shell.
     """
     mine, default = to_dict(config), to_dict(type(config)())
     words = ["python", "-m", "training", command]
     for path in config_paths(type(config)):
         value = _at(mine, path)
-        if value != _at(default, path):
+        if value != _at(default, path) or (path in NAMED and value is not None):
             words.append(f"{path}={_text(value)}")
     return shlex.join(words)
 

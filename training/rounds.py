@@ -12,8 +12,11 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llgbm.checkpoint import GeneratorManifest, load_generator, save_generator
+import structlog
+
+from llgbm.checkpoint import GeneratorManifest, load_generator, save_generator, saved_in
 from training import amortise, cores
+from training.artefacts import set_aside
 
 if TYPE_CHECKING:
     from training.fit import Config
@@ -30,7 +33,8 @@ class RoundConfig:
 def run_rounds(config: Config, task_ids: Sequence[str], texts: Path) -> GeneratorManifest:
     """Run both commands in turn on what the steps of a fit have made, and write the fit's artefact.
 
-    Each goes on where it was stopped.
+    Each goes on where it was stopped. A round of another generator, as after a fit that was shorter, is set aside:
+    `round_1` as `round_1.1`. An artefact that is there keeps the calibration that it was given.
 
     Args:
         task_ids: the fit's tasks, but for the procedural ones.
@@ -43,11 +47,14 @@ def run_rounds(config: Config, task_ids: Sequence[str], texts: Path) -> Generato
         "base_storage": config.base_storage,
         "text_encoder": config.text_encoder,
     }
+    log = structlog.get_logger().bind(command="fit")
     start = config.fitted
     made = load_generator(start)
     made_by = made.manifest.made_by | {"rounds": []}
     for number in range(1, config.rounds + 1):
         folder = config.workdir / f"round_{number}"
+        if cores.generators_of(folder / "cores") - {made.manifest.digest}:
+            log.info("round of another generator", set_aside=str(set_aside(folder)))
         found = cores.Config(
             **_values(config.round.cores),
             **where,
@@ -72,6 +79,9 @@ def run_rounds(config: Config, task_ids: Sequence[str], texts: Path) -> Generato
             {k: v for k, v in made.manifest.made_by.items() if k not in ("command", "seed", "started_from")}
         )
     manifest = replace(made.manifest, made_by=made_by)
+    if there := saved_in(config.artefact, made.generator, manifest):
+        log.info("already made", artefact=str(config.artefact))
+        return there
     return save_generator(config.artefact, made.generator, manifest, made.prompt_index.blocks(len(manifest.tasks)))
 
 

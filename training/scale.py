@@ -112,9 +112,7 @@ def short_fit(config: Config, name: str, base: Base, lora: LoRASpec, tasks: list
         ConfigError: the adapter that came back changes nothing, or is not what was written.
     """
     settings = _fit_config(config, name, config.workdir / base.spec.name.replace("/", "--"), config.fit_steps)
-    began = time.monotonic()
     fit.run(settings)
-    seconds = time.monotonic() - began
     checkpoint = load_generator(settings.workdir / "generator")
     made = AdapterMaker(checkpoint, PretrainedTextEncoder(config.text_encoder)).make(
         [AdapterRequest((tasks[0].unseen_descriptions[0],))]
@@ -128,12 +126,13 @@ def short_fit(config: Config, name: str, base: Base, lora: LoRASpec, tasks: list
     if base_id != base.spec.base_id or weights.spec != lora or not moved > 0:
         raise ConfigError(f"the adapter in {folder} does not act on {base.spec.base_id} as it should; train it again")
     steps = [line for line in read_metrics(settings.workdir / "metrics" / "fit.jsonl") if "loss" in line]
+    seconds = sum(line["seconds"] for line in steps)
     return {
         "steps": len(steps),
         "first_loss": steps[0]["loss"],
         "last_loss": steps[-1]["loss"],
         "step_seconds": float(np.median([line["seconds"] for line in steps])),
-        "tokens_per_second": sum(line["tokens"] for line in steps) / sum(line["seconds"] for line in steps),
+        "tokens_per_second": sum(line["tokens"] for line in steps) / seconds,
         "seconds": seconds,
         "artefact_bytes": sum(p.stat().st_size for p in (settings.workdir / "generator").iterdir()),
         "encode_seconds": made.seconds["encode"],

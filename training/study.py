@@ -22,7 +22,7 @@ from training.conditions import TEXTS_FILE
 from training.config import build, config_digest
 from training.config_values import Tree, merged, parse_override
 from training.match_measures import score_cases, summarise
-from training.match_setup import Material, load_material
+from training.match_setup import Material, load_material, read_split_digest
 from training.metrics_file import read_metrics
 from training.results import kept, read_result, write_result
 from training.runlog import RunLog
@@ -95,7 +95,7 @@ def arm_config(config: Config, name: str, seed: int) -> fit.Config | match.Confi
 
 
 def run_arm(config: Config, name: str, seed: int, material: Callable[[], Material] | None) -> dict[str, float]:
-    """What one arm came to with one seed, now or in an earlier run with the same settings.
+    """What one arm came to with one seed, now or in an earlier run with the same settings and teachers to match.
 
     Args:
         material: loads the teachers whose deltas the generators' are compared with; none to leave that out.
@@ -124,7 +124,8 @@ def run_arm(config: Config, name: str, seed: int, material: Callable[[], Materia
             "metrics": _accuracies(evaluation.output) | _cosines(arm.artefact, material) | {"seconds": _seconds(arm)}
         }
 
-    digest = f"{config_digest(arm)} {config_digest(evaluation)}"
+    made_with = match.fit_key(arm, read_split_digest(arm)) if isinstance(arm, match.Config) else config_digest(arm)
+    digest = f"{made_with} {config_digest(evaluation)}"
     found = kept(config.workdir / "arms" / f"{name}-s{seed}.json", digest, metrics)
     return cast(dict[str, float], found["metrics"])
 
@@ -162,4 +163,5 @@ def _seconds(arm: fit.Config | match.Config) -> float:
     if isinstance(arm, match.Config):
         found = read_result(arm.result)["metrics"]
         return float(found["seconds"] + found["calibration_seconds"])
-    return float(sum(line["seconds"] for line in read_metrics(arm.workdir / "metrics" / "fit.jsonl")))
+    lines = read_metrics(arm.workdir / "metrics" / "fit.jsonl")
+    return float(sum(line["seconds"] for line in lines if "loss" in line))  # the others are of checks

@@ -18,6 +18,8 @@ from training.tasks import Example, Task, unique_descriptions
 
 MAX_TRAIN_ROWS = 1000
 MAX_TEST_ROWS = 300
+FOUNDING_TEST_SHARE = 0.2
+"""Share of a founding list's different prompts, chosen by their hash, whose rows are kept for tests."""
 _LETTERS = "ABCDEFGHIJ"
 
 
@@ -104,40 +106,24 @@ HUB_TASKS: dict[str, HubTask] = {
 """Data sets that are known by name."""
 
 
-def read_founding_list(
-    path: Path | str,
-    *,
-    descriptions: Sequence[str] = (),
-    task_id: str | None = None,
-    category: str = "founding",
-    licence: str = "unknown",
-    test_share: float = 0.2,
-) -> Task:
-    """Read a founding list as a task.
+def read_founding_list(path: Path | str) -> Task:
+    """Read a founding list as a task: its id is the file's name without `_train`, its wordings are the `system` texts.
 
     Args:
         path: the JSON file, such as `data/ARC-e_train.json`.
-        descriptions: wordings of the task, in front of the `system` texts of the list.
-        task_id: None takes the file's name without `_train`.
-        category: kind of the task.
-        licence: licence of the rows.
-        test_share: share of the different prompts, chosen by their hash, whose rows are kept for tests.
 
     Raises:
         TaskFormatError: the file is not such a list, or there is no description; it names file and row.
-        ConfigError: `test_share` is not between 0 and 1.
     """
     path = Path(path)
-    if not 0 < test_share < 1:
-        raise ConfigError(f"test_share must be between 0 and 1, not {test_share}")
     rows, systems = _founding_rows(path)
-    wordings = unique_descriptions([*descriptions, *systems])
+    wordings = unique_descriptions(systems)
     if not wordings:
-        raise TaskFormatError(f"{path}: no row has a system text; give descriptions of the task")
-    train, test = split_rows(rows, test_share)
-    name = task_id or path.stem.removesuffix("_train")
+        raise TaskFormatError(f'{path}: no row has a system text; add "system", a wording of the task, to some of them')
+    train, test = split_rows(rows, FOUNDING_TEST_SHARE)
+    name = path.stem.removesuffix("_train")
     try:
-        return Task(name, category, str(path.name), licence, wordings, "exact_match", None, train, test)
+        return Task(name, "founding", path.name, "unknown", wordings, "exact_match", None, train, test)
     except TaskFormatError as error:
         raise TaskFormatError(f"{path}: {error}") from error
 
@@ -160,7 +146,7 @@ def read_hub(name: str, task: HubTask | None = None) -> Task:
         from datasets import load_dataset
     except ImportError as error:
         raise ConfigError(
-            f"reading {source.dataset} needs the datasets library: pip install 'llgbm[datasets]', "
+            f"reading {source.dataset} needs the datasets library: pip install -e '.[datasets]', "
             "or put task files into a folder"
         ) from error
     splits: list[Iterable[Mapping[str, Any]]] = []

@@ -191,7 +191,7 @@ def require_same_settings(config: Config, task: Task) -> None:
     if different:
         raise ConfigError(
             f"{folder} was trained with other settings: {', '.join(different)}; "
-            "use those, another workdir or another index"
+            "use those, another workdir or another index, or take the folder away"
         )
 
 

@@ -212,8 +212,9 @@ def left_out_distances(
 ) -> dict[str, float]:
     """Mean squared distances of what is said of the tasks left out: from their own cores, and from another's.
 
-    What a regression says is a weighted sum of the fitted tasks' cores, so all distances follow from the inner
-    `products` (tasks, tasks) of those.
+    A task counts once, with the mean over its unseen wordings, as it does in `mixture_distance`. What a regression says
+    is a weighted sum of the fitted tasks' cores, so all distances follow from the inner `products` (tasks, tasks) of
+    those.
     """
     on = np.isin(texts.task, fitted) & texts.seen
     mean = np.zeros(len(products))
@@ -228,7 +229,8 @@ def left_out_distances(
     def distance(weights: Array, targets: NDArray[np.int64]) -> float:
         square = ((weights @ products) * weights).sum(1)
         cross = (weights @ products)[np.arange(len(targets)), targets]
-        return float((square - 2 * cross + products.diagonal()[targets]).mean())
+        each = square - 2 * cross + products.diagonal()[targets]
+        return float(np.mean([each[truth == task].mean() for task in np.unique(truth)]))
 
     return {
         "own": distance(said, truth),

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llgbm.ablations import AblationConfig, Arm, run_ablations
+from llgbm.ablations import AblationConfig, run_ablations
 from llgbm.errors import ConfigError
 
 Calls = list[tuple[str, int]]
@@ -42,14 +42,6 @@ def test_of_one_seed_there_is_no_deviation() -> None:
     result = run_ablations(AblationConfig(("delta",), (3,)), runner([]))
     assert result.summary()["delta"]["cosine"].deviation is None
     assert result.to_dict()["summary"]["delta"]["cosine"] == {"mean": 0.5, "deviation": None, "count": 1}
-
-
-def test_finished_arms_are_not_run_again() -> None:
-    calls: Calls = []
-    old = [Arm("delta", 0, {"cosine": 0.9}), Arm("delta", 99, {"cosine": 0.1})]
-    result = run_ablations(AblationConfig(("delta",), (0, 1)), runner(calls), finished=old)
-    assert calls == [("delta", 1)]
-    assert [a.metrics["cosine"] for a in result.arms] == [0.9, 0.5]
 
 
 def test_arms_with_different_metrics_are_refused() -> None:

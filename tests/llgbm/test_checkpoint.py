@@ -20,6 +20,7 @@ from llgbm.checkpoint import (
     TrainingTask,
     load_generator,
     save_generator,
+    saved_in,
     write_calibration,
 )
 from llgbm.config import GeneratorConfig, LoRASpec, lora_spec, model_spec
@@ -127,6 +128,19 @@ def test_a_calibration_adds_a_detector_and_a_curve_and_changes_nothing_else(fold
     assert all(torch.equal(tensor, written[name]) for name, tensor in tensors.items())
     assert after.detector is not None
     assert torch.equal(after.detector(conditions(3)), DETECTOR(conditions(3)))
+
+
+def test_a_generator_is_known_again_however_it_was_made_and_calibrated(folder: Path) -> None:
+    generator = active_generator()
+    manifest = manifest_of(generator)
+    said = load_generator(folder).manifest
+    assert saved_in(folder, generator, replace(manifest, made_by={"command": "another"})) == said
+    said = write_calibration(folder, DETECTOR, {}, ContextScale(0.6, 0.5, 1.0))
+    assert saved_in(folder, generator, manifest) == said
+    assert saved_in(folder, active_generator(seed=1), manifest) is None
+    assert saved_in(folder, generator, replace(manifest, tasks=manifest.tasks[:1])) is None
+    (folder / MANIFEST).unlink()
+    assert saved_in(folder, generator, manifest) is None
 
 
 def test_a_detector_of_another_size_leaves_what_was_there(folder: Path) -> None:

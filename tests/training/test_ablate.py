@@ -1,14 +1,17 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llgbm.adapter_index import load_index, save_index
 from llgbm.config import GeneratorConfig
 from llgbm.delta_head import DeltaHeadConfig
 from llgbm.errors import ConfigError
 from llgbm.training import TrainingConfig
-from training import ablate
+from training import ablate, match
+from training.metrics_file import read_metrics
 from training.probe_config import ProbeConfig
 from training.results import read_result
 
@@ -63,6 +66,43 @@ def test_an_arm_of_other_settings_is_run_again(config: ablate.Config) -> None:
     first = read_result(config.workdir / "results" / "ablation.json")["arms"]
     ablate.run(replace(config, training=replace(config.training, steps=2)))
     assert read_result(config.workdir / "results" / "ablation.json")["arms"] != first
+
+
+def one_arm(config: ablate.Config) -> ablate.Config:
+    training = replace(config.training, checkpoint_seconds=-1.0)  # a state after every step
+    return replace(config, kinds=("weight",), seeds=(0,), guided_every=(), training=training)
+
+
+def test_an_arm_of_other_teachers_is_run_again(config: ablate.Config) -> None:
+    config, everyone = one_arm(config), load_index(config.workdir)
+    for entries in (everyone[:-1], everyone):
+        save_index(config.workdir, entries)
+        ablate.run(config)
+        found = json.loads((config.workdir / "ablate" / "arms" / "weight-s0.json").read_text())
+        adapters = {*found["train_adapters"], *found["heldout_adapters"]}
+        assert adapters == {entry.adapter_id for entry in entries}
+
+
+def test_a_half_done_arm_does_not_go_on_with_other_teachers(
+    config: ablate.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PowerCutError(Exception):
+        pass
+
+    def cut(recorder: Any, done: int) -> None:
+        if done == 2:
+            raise PowerCutError
+
+    config, everyone = one_arm(config), load_index(config.workdir)
+    save_index(config.workdir, everyone[:-1])
+    with monkeypatch.context() as patch:
+        patch.setattr(match._Recorder, "measure", cut)
+        with pytest.raises(PowerCutError):
+            ablate.run(config)
+    save_index(config.workdir, everyone)
+    ablate.run(config)
+    steps = [len(read_metrics(config.workdir / "metrics" / f"ablate.weight-s0{of}.jsonl")) for of in (".1", "")]
+    assert steps == [2, 4]
 
 
 def test_an_unknown_kind_is_refused() -> None:

@@ -1,13 +1,15 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llgbm.adapter_index import AdapterEntry, AdapterPrompts
+from llgbm.adapter_index import AdapterEntry, AdapterPrompts, load_index
 from llgbm.errors import ConfigError, TaskFormatError
+from llgbm.peft_io import load_peft, save_peft
 from tests.training.conftest import small_tasks
-from training.adapter_split import UNKNOWN, family_of, split_adapters, tasks_by_id
+from training.adapter_split import UNKNOWN, family_of, split_adapters, split_digest, tasks_by_id
 from training.tasks import Task
 
 TASKS = {task.task_id: task for task in small_tasks()}
@@ -68,6 +70,28 @@ def test_an_adapter_with_nothing_left_to_train_on_is_refused() -> None:
         split_adapters([entry("strange", prompts=AdapterPrompts(("one",)))], {}, heldout_share=0, seed=0)
     examples_only = entry("strange", prompts=AdapterPrompts(("one",), (("a", "b"),)))
     assert split_adapters([examples_only], {}, heldout_share=0, seed=0).train[0].read_prompts().descriptions == ()
+
+
+def test_the_digest_tells_adapters_sides_and_prompts_apart(workdir: Path) -> None:
+    split = split_adapters(load_index(workdir), TASKS, heldout_share=0.25, seed=0)
+    one = split.train[0]
+    assert one.prompts is not None
+    other_prompts = replace(one, prompts=replace(one.prompts, descriptions=("Do something else.",)))
+    digests = [
+        split_digest(changed)
+        for changed in (
+            split,
+            replace(split, train=split.train[1:]),
+            replace(split, train=split.train[1:], heldout=(*split.heldout, one)),
+            replace(split, train=(other_prompts, *split.train[1:])),
+            replace(split, unseen={**split.unseen, one.adapter_id: ("Do something else.",)}),
+        )
+    ]
+    assert split_digest(split) == digests[0]
+    weights, base_id = load_peft(one.folder)
+    save_peft(weights.scaled(0.5), one.folder, base_id=base_id)
+    digests.append(split_digest(split))
+    assert len(set(digests)) == len(digests)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llgbm.errors import CacheMismatchError
-from training.artefacts import Artefact, read_manifest, relative_name, write_artefact
+from training.artefacts import Artefact, read_manifest, relative_name, set_aside, write_artefact
 
 
 def artefact(command: str = "fit", **details: object) -> Artefact:
@@ -59,6 +59,15 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "artefacts.json").write_text(json.dumps({"version": 2, "artefacts": {}}))
     with pytest.raises(CacheMismatchError, match="has version 2, this code reads 1"):
         read_manifest(tmp_path)
+
+
+def test_what_is_set_aside_takes_the_next_free_name(tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / "round").mkdir()
+        (tmp_path / "a.jsonl").touch()
+        assert set_aside(tmp_path / "round") == tmp_path / f"round.{number}"
+        assert set_aside(tmp_path / "a.jsonl") == tmp_path / f"a.{number}.jsonl"
+    assert {path.name for path in tmp_path.iterdir()} == {"round.1", "round.2", "a.1.jsonl", "a.2.jsonl"}
 
 
 def test_a_path_outside_of_the_workdir_is_named_in_full(tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +43,21 @@ def test_a_pair_is_measured_and_its_joint_teacher_kept(config: compose.Config) -
     compose.run(config)
     assert (folder / "adapter_model.safetensors").stat().st_mtime_ns == stamp
     assert len(load_index(config.workdir)) == len(small_tasks())  # the joint ones are no teachers of the workdir
+
+
+def test_a_joint_teacher_of_other_steps_or_rows_is_not_taken_for_this_one(
+    config: compose.Config, tmp_path: Path
+) -> None:
+    compose.run(config)
+    with pytest.raises(
+        ConfigError, match=r"upper\.and\.next_000 was trained with other settings: steps 4 instead of 5"
+    ):
+        compose.run(replace(config, joint_steps=5))
+    fewer = shutil.copytree(config.folder, tmp_path / "fewer")
+    task = json.loads((fewer / "next.json").read_text())
+    (fewer / "next.json").write_text(json.dumps(task | {"train": task["train"][:-1]}))
+    with pytest.raises(ConfigError, match="another content of the task file"):
+        compose.run(replace(config, folder=fewer))
 
 
 def test_pairs_are_chosen_where_none_are_named(config: compose.Config) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from llgbm.checkpoint import load_generator
+from llgbm.checkpoint import ContextScale, load_generator, write_calibration
 from llgbm.config import GeneratorConfig
 from llgbm.errors import CheckpointError, ConfigError
+from llgbm.task_detector import TaskDetector
 from llgbm.training import TrainingConfig
 from training import amortise, cores, evaluate, fit
 from training.conditions import ConditionConfig
@@ -63,6 +64,8 @@ def test_cores_do_their_tasks_better_and_are_not_made_twice(config: cores.Config
     checkpoint = load_generator(config.checkpoint)
     found = cores.load_cores(config.workdir, checkpoint, [*IDS, "parity"])
     assert set(found) == set(IDS)
+    assert cores.generators_of(config.workdir) == {checkpoint.manifest.digest}
+    assert cores.generators_of(config.workdir / "nowhere") == set()
     (adapter,) = checkpoint.generator.materialise(found["next"].q[None], found["next"].p[None])
     assert adapter.spec == checkpoint.manifest.lora
 
@@ -113,6 +116,7 @@ def test_the_trunk_learns_the_cores_and_keeps_the_rest(amortised: amortise.Confi
     assert set(found["directions"]) == {"targets", "start", "end"}
     assert found["directions"]["targets"]["4"] == pytest.approx(1, abs=0.2)  # of six tasks
     assert found["generator"] == after.manifest.digest
+    assert found["last_run_seconds"] == after.manifest.made_by["last_run_seconds"]
     assert found["tasks_with_cores"] == len(IDS) == sum(found["steps_to_cores"].values())
     assert after.manifest.tasks == before.manifest.tasks
     assert after.manifest.made_by["started_from"]["digest"] == before.manifest.digest
@@ -157,6 +161,14 @@ def test_what_is_done_is_not_measured_again(amortised: amortise.Config, monkeypa
     shutil.rmtree(amortised.artefact)
     amortise.run(amortised)
     assert load_generator(amortised.artefact).manifest.digest == digest
+
+
+def test_what_is_done_leaves_its_artefact_calibrated(amortised: amortise.Config) -> None:
+    amortise.run(amortised)
+    detector = TaskDetector(torch.zeros(384), torch.tensor(9.0))
+    calibrated = write_calibration(amortised.artefact, detector, {}, ContextScale(similarity=0.0, far=0.5, near=0.5))
+    amortise.run(amortised)
+    assert load_generator(amortised.artefact).manifest == calibrated
 
 
 def test_targets_are_searched_once(amortised: amortise.Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ def test_without_the_extra_the_error_says_what_to_install(tiny_base: Base, monke
     monkeypatch.delitem(sys.modules, "training.ray_workers", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
-        pytest.raises(ConfigError, match=r"pip install 'llgbm\[ray\]', or leave out --ray"),
+        pytest.raises(ConfigError, match=r"pip install -e '\.\[ray\]', or leave out --ray"),
         open_workers("local", RayTask(), tiny_base, "base", "float32"),
     ):
         pass

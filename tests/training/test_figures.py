@@ -73,5 +73,5 @@ def test_columns_of_a_heat_map_are_in_order_of_number() -> None:
 
 
 def test_more_curves_than_a_legend_holds_have_none() -> None:
-    many = line_chart({f"run {i}": [(0, 1.0), (1, float(i))] for i in range(12)}, x="step", y="loss", log_y=True)
+    many = line_chart({f"run {i}": [(0, 1.0), (1, float(i))] for i in range(12)}, x="step", y="loss")
     assert "run 3" not in many.svg

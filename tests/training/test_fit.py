@@ -9,11 +9,12 @@ import torch
 
 from llgbm.base import Base
 from llgbm.batches import TrainingBatch
-from llgbm.checkpoint import load_generator
+from llgbm.checkpoint import ContextScale, load_generator, write_calibration
 from llgbm.config import GeneratorConfig, LoRASpec, lora_spec, model_spec
 from llgbm.errors import CacheMismatchError, CheckpointError, ConfigError, TaskFormatError
 from llgbm.generator import create_generator
 from llgbm.prompting import AdapterMaker, AdapterRequest
+from llgbm.task_detector import TaskDetector
 from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig
 from training import deltas, fit
@@ -79,6 +80,7 @@ def test_a_fit_writes_an_artefact_that_makes_adapters(config: fit.Config, tiny_b
     assert [t.descriptions for t in manifest.tasks] == [t.seen_descriptions for t in tasks]
     assert (manifest.base_id, manifest.base_revision) == (tiny_base.spec.base_id, tiny_base.revision)
     assert (manifest.encoder_id, manifest.lora) == (config.text_encoder, lora_spec("tiny"))
+    assert set(manifest.made_by) == {"command", "seed", "steps", "last_run_seconds"}
     maker = AdapterMaker(checkpoint, PretrainedTextEncoder(config.text_encoder))
     (made,) = maker.make([AdapterRequest(tasks[2].seen_descriptions[:1])])
     assert made.nearest[0][0] == "upper"
@@ -117,6 +119,18 @@ def test_a_finished_fit_writes_its_artefact_again_without_training(config: fit.C
         patch.setattr(TaskSampler, "__call__", None)
         fit.run(config)
     assert digest_of(config) == digest
+
+
+def test_a_finished_fit_leaves_its_artefact_calibrated(config: fit.Config) -> None:
+    fit.run(config)
+    made = read_manifest(config.workdir)["generator"]
+    detector = TaskDetector(torch.zeros(384), torch.tensor(9.0))
+    calibrated = write_calibration(config.artefact, detector, {}, ContextScale(similarity=0.0, far=0.5, near=0.5))
+    fit.run(config)
+    assert load_generator(config.artefact).manifest == calibrated
+    assert read_manifest(config.workdir)["generator"] == made
+    fit.run(replace(config, training=replace(config.training, steps=12)))
+    assert load_generator(config.artefact).manifest.context_scale is None  # another generator
 
 
 def test_a_fit_may_go_on_from_another_generator(config: fit.Config) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from training.__main__ import COMMANDS
-from training.command_line import Command
+from training.command_line import Command, main
 from training.config import config_paths, load_config, to_dict
 from training.config_help import config_help
 
@@ -40,6 +40,22 @@ def test_every_shipped_configuration_is_valid(command: Command, file: Path) -> N
     others = {other.name: other.config_class for other in COMMANDS if other is not command}
     config = load_config(command.config_class(), [file], section=command.name, other_sections=others)
     assert to_dict(config)
+
+
+@pytest.mark.parametrize(
+    ("command", "files"),
+    [
+        ("fit", ("shipped", "cores")),
+        ("evaluate", ("shipped", "cores")),
+        ("evaluate", ("shipped", "distilled")),
+    ],
+)
+def test_files_that_the_documents_combine_go_together(
+    command: str, files: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for name in files for word in ("--config", str(ROOT / "training" / "configs" / f"{name}.yaml"))]
+    code = main(COMMANDS, [command, *words, "--show-config"], program="training")
+    assert code == 0, capsys.readouterr().err
 
 
 def test_names_are_unique() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from llgbm.adapter_index import load_index, save_index
 from llgbm.checkpoint import load_generator
 from llgbm.config import GeneratorConfig
 from llgbm.delta import DeltaMeter
@@ -15,6 +16,7 @@ from llgbm.training import TrainingConfig
 from training import match
 from training.artefacts import read_manifest
 from training.match_setup import load_material
+from training.metrics_file import read_metrics
 from training.probe_config import ProbeConfig
 from training.results import read_result
 from training.runlog import RunLog
@@ -118,6 +120,24 @@ def test_a_finished_fit_is_not_run_again_and_other_settings_are(config: match.Co
     longer = replace(config, training=replace(config.training, steps=2))
     match.run(longer)
     assert result(longer)["curve"][-1]["step"] == 2
+
+
+def test_a_fit_to_more_teachers_is_another_fit(config: match.Config) -> None:
+    """Neither the result nor the state of the one to fewer is taken for it."""
+    config = replace(config, loss="weight", name="x", evaluate_every=0)
+    everyone = load_index(config.workdir)
+    save_index(config.workdir, everyone[:-1])
+    match.run(config)
+    assert everyone[-1].adapter_id not in adapters(result(config))
+    save_index(config.workdir, everyone)
+    match.run(config)
+    assert adapters(result(config)) == {entry.adapter_id for entry in everyone}
+    [before, now] = (read_metrics(config.workdir / "metrics" / f"match.{name}.jsonl") for name in ("x.1", "x"))
+    assert len(before) == len(now) == STEPS  # all steps were made anew
+
+
+def adapters(found: dict[str, Any]) -> set[str]:
+    return {*found["train_adapters"], *found["heldout_adapters"]}
 
 
 def test_the_generator_is_an_artefact_of_the_training_tasks_only(config: match.Config) -> None:

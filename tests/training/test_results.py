@@ -60,6 +60,19 @@ def test_the_defaults_need_no_words() -> None:
     assert command_of("fit", Config()) == "python -m training fit"
 
 
+@dataclass(frozen=True)
+class Reading:
+    checkpoint: Path = Path("checkpoints/x")
+    output: Path = Path("results/quality.json")
+    steps: int = 3
+
+
+def test_the_generator_and_the_output_are_named_though_they_are_the_default() -> None:
+    line = "python -m training evaluate checkpoint=checkpoints/x output=results/quality.json"
+    assert command_of("evaluate", Reading()) == line
+    assert command_of("evaluate", Reading(steps=4)) == line + " steps=4"
+
+
 def test_a_result_is_written_recorded_and_read(tmp_path: Path) -> None:
     config = Config(workdir=tmp_path)
     with RunLog(tmp_path, "fit", config) as log:

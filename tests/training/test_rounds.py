@@ -3,10 +3,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from llgbm.checkpoint import load_generator
+from llgbm.checkpoint import ContextScale, load_generator, write_calibration
 from llgbm.config import GeneratorConfig
 from llgbm.errors import ConfigError
+from llgbm.task_detector import TaskDetector
 from llgbm.training import TrainingConfig
 from training import amortise, cores, fit
 from training.conditions import ConditionConfig
@@ -88,6 +90,31 @@ def test_a_second_round_goes_on_from_the_first(config: fit.Config) -> None:
     assert made.digest == second.digest
     assert made.made_by["rounds"][0] == first.made_by["rounds"][0]
     assert len(made.made_by["rounds"]) == 2
+
+
+def test_a_longer_fit_sets_the_round_of_the_shorter_one_aside(config: fit.Config) -> None:
+    fit.run(config)
+    short = load_generator(config.artefact).manifest
+    longer = replace(config, training=replace(config.training, steps=6))
+    for _ in range(2):  # the second time nothing is set aside
+        fit.run(longer)
+        assert sorted(path.name for path in config.workdir.glob("round_*")) == ["round_1", "round_1.1"]
+    aside = load_generator(config.workdir / "round_1.1" / "amortise" / "generator").manifest
+    made = load_generator(config.artefact).manifest
+    assert aside.digest == short.digest != made.digest
+    fitted = load_generator(config.fitted).manifest
+    assert cores.generators_of(config.workdir / "round_1" / "cores") == {fitted.digest}
+    assert made.made_by["steps"] == 6
+
+
+def test_a_finished_fit_leaves_its_artefact_calibrated(config: fit.Config) -> None:
+    fit.run(config)
+    detector = TaskDetector(torch.zeros(384), torch.tensor(9.0))
+    calibrated = write_calibration(config.artefact, detector, {}, ContextScale(similarity=0.0, far=0.5, near=0.5))
+    fit.run(config)
+    assert load_generator(config.artefact).manifest == calibrated
+    fit.run(replace(config, rounds=2))
+    assert load_generator(config.artefact).manifest.context_scale is None  # another generator
 
 
 def test_the_first_round_starts_from_the_cores_that_tasks_have_come_to(config: fit.Config) -> None:

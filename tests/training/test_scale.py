@@ -3,11 +3,13 @@ from pathlib import Path
 
 import pytest
 
+from llgbm.base import load_base
 from llgbm.config import GeneratorConfig
-from training import scale
+from training import fit, scale
 from training.cost import CostConfig
 from training.probe_config import ProbeConfig
 from training.results import read_result
+from training.tasks import load_tasks
 
 
 @pytest.fixture
@@ -31,6 +33,12 @@ def test_a_base_is_measured_from_gradients_to_an_applied_adapter(config: scale.C
     assert (config.workdir / "tiny" / "adapter" / "adapter_model.safetensors").exists()
     assert row["preset"] == "tiny"
     assert "parallel" not in found
+
+
+def test_a_short_fit_that_was_there_took_what_its_steps_took(config: scale.Config, tiny_base_path: Path) -> None:
+    base, tasks = load_base(tiny_base_path), load_tasks(config.folder)
+    first, again = (scale.short_fit(config, str(tiny_base_path), base, fit.default_lora(base), tasks) for _ in range(2))
+    assert first["seconds"] == again["seconds"] > 0
 
 
 def test_the_curves_of_one_and_several_processes_are_compared(

@@ -6,6 +6,7 @@ from typing import cast
 import pytest
 
 from llgbm.ablations import AblationConfig
+from llgbm.adapter_index import load_index, save_index
 from llgbm.config import GeneratorConfig
 from llgbm.errors import ConfigError
 from llgbm.training import TrainingConfig
@@ -13,6 +14,7 @@ from training import evaluate, fit, match, report, report_sections, study
 from training.__main__ import COMMANDS
 from training.conditions import TEXTS_FILE
 from training.config import load_config
+from training.metrics_file import read_metrics
 from training.probe_config import ProbeConfig
 from training.progress_check import CheckConfig
 from training.report_page import Picture, Table
@@ -54,8 +56,20 @@ def test_every_arm_is_fitted_with_its_changes_and_evaluated(config: study.Config
     assert [path.parent.name for path in config.workdir.rglob(TEXTS_FILE)] == ["study"]  # texts are encoded once
 
 
-def test_arms_that_match_teachers_stand_beside_fits(config: study.Config, workdir: Path) -> None:
-    config = replace(
+def test_the_seconds_of_a_fit_with_checks_are_those_of_its_steps(config: study.Config) -> None:
+    checked = replace(config.fit, check=CheckConfig(every=1, num_tasks=2, num_rows=1))
+    study.run(replace(config, only=("all",), seeds=(0,), fit=checked))
+    [arm] = read_result(config.workdir / "results" / "study.json")["arms"]
+    lines = read_metrics(config.workdir / "all-s0" / "metrics" / "fit.jsonl")
+    steps = [line for line in lines if "check_right_accuracy" not in line]
+    assert len(steps) == 2 < len(lines)
+    assert arm["metrics"]["seconds"] == pytest.approx(sum(line["seconds"] for line in steps))
+
+
+@pytest.fixture
+def matching(config: study.Config, workdir: Path) -> study.Config:
+    """A fit and two matches that start at the same teachers."""
+    return replace(
         config, arms={"task-loss": ("teachers=" + str(workdir), "start_at_teachers=true")},
         matches={"weight": ("loss=weight",), "delta": ("loss=delta", "training.steps=3")}, seeds=(0,),
         fit=replace(config.fit, generator=GeneratorConfig(basis_rank=32, hidden_size=16, num_blocks=1)),
@@ -65,8 +79,11 @@ def test_arms_that_match_teachers_stand_beside_fits(config: study.Config, workdi
             generator=GeneratorConfig(basis_rank=32, hidden_size=16, num_blocks=1),
         ),
     )  # fmt: skip
-    study.run(config)
-    found = read_result(config.workdir / "results" / "study.json")
+
+
+def test_arms_that_match_teachers_stand_beside_fits(matching: study.Config, workdir: Path) -> None:
+    study.run(matching)
+    found = read_result(matching.workdir / "results" / "study.json")
     assert found["changes"]["delta"] == ["loss=delta", "training.steps=3"]
     assert [arm["kind"] for arm in found["arms"]] == ["task-loss", "weight", "delta"]
     for arm in found["arms"]:
@@ -92,6 +109,25 @@ def test_what_is_finished_is_kept_until_its_settings_change(
     assert fitted == []
     study.run(replace(config, evaluate=replace(config.evaluate, num_rows=3)))
     assert fitted == [config.workdir / f"{arm}-s{seed}" for seed in (0, 1) for arm in ("all", "two")]
+
+
+def test_an_arm_that_matches_other_teachers_is_run_again(
+    matching: study.Config, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(matching, only=("weight",))
+    study.run(config)
+    real, matched = match.run, list[str]()
+
+    def run(arm: match.Config) -> None:
+        matched.append(arm.name)
+        real(arm)
+
+    monkeypatch.setattr(match, "run", run)
+    study.run(config)
+    assert matched == []
+    save_index(workdir, load_index(workdir)[:-1])
+    study.run(config)
+    assert matched == ["weight-s0"]
 
 
 def test_fewer_tasks_are_among_more(config: study.Config) -> None:

@@ -22,7 +22,9 @@ ROWS = [{"prompt": f"question {i}", "response": f"answer {i}", "system": "Answer
 
 
 def test_a_founding_list_becomes_a_task(tmp_path: Path) -> None:
-    task = read_founding_list(founding(tmp_path, ROWS), descriptions=["Reply to the question.", "answer  it."])
+    systems = ["Reply to the question.", "answer  it.", *(row["system"] for row in ROWS[2:])]
+    rows = [row | {"system": system} for row, system in zip(ROWS, systems, strict=True)]
+    task = read_founding_list(founding(tmp_path, rows))
     assert task.task_id == "ARC-e"
     assert task.descriptions == ("Reply to the question.", "answer  it.")
     assert (len(task.train), len(task.test)) == (8, 2)
@@ -43,7 +45,7 @@ def test_the_split_of_a_founding_list_does_not_depend_on_the_order(tmp_path: Pat
         (["x"], r"\[0\]: expected an object, got str"),
         ([{"prompt": "a"}], r"\[0\].response: expected a text, got None"),
         ([ROWS[0], {"prompt": "a", "response": "b", "system": 3}], r"\[1\].system: expected a text, got 3"),
-        ([{"prompt": "a", "response": "b"}], "no row has a system text; give descriptions"),
+        ([{"prompt": "a", "response": "b"}], 'no row has a system text; add "system"'),
         ([*ROWS, {"prompt": "p", "response": " "}], "input and output must hold more than white space"),
     ],
 )
@@ -60,8 +62,6 @@ def test_a_missing_or_torn_list_is_refused(tmp_path: Path) -> None:
     (tmp_path / "torn.json").write_text("[{")
     with pytest.raises(TaskFormatError, match="is not JSON"):
         read_founding_list(tmp_path / "torn.json")
-    with pytest.raises(ConfigError, match="test_share must be between 0 and 1"):
-        read_founding_list(founding(tmp_path, ROWS), test_share=1.0)
 
 
 @settings(deadline=None)
@@ -114,7 +114,7 @@ def test_a_record_that_does_not_fit_is_refused(record: dict[str, Any]) -> None:
 
 def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ConfigError, match=r"needs the datasets library: pip install 'llgbm\[datasets\]'"):
+    with pytest.raises(ConfigError, match=r"needs the datasets library: pip install -e '\.\[datasets\]'"):
         read_hub("boolq")
 
 
@@ -124,7 +124,7 @@ def test_an_unknown_data_set_is_refused() -> None:
 
 
 def test_a_data_set_is_read_through_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("datasets", reason="needs the extra llgbm[datasets]")
+    pytest.importorskip("datasets", reason="needs the extra datasets")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     folder = tmp_path / "data"
     folder.mkdir()

@@ -86,6 +86,21 @@ def test_the_distances_are_those_of_a_regression_on_the_cores_themselves(seed: i
 
 
 @given(st.integers(0, 2**16))
+def test_a_task_counts_once_however_many_wordings_it_holds_back(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    targets, embeddings = rng.normal(size=(5, 7)), rng.normal(size=(15, 4))
+    texts = transfer.Texts(("",) * 15, embeddings, np.arange(15) % 5, np.arange(15) < 10)
+    thrice = np.array([*range(15), 11, 11])  # the one that task 1 holds back
+    more = transfer.Texts(("",) * 17, embeddings[thrice], texts.task[thrice], texts.seen[thrice])
+    one, other = (
+        transfer.left_out_distances(t, targets @ targets.T, np.array([0, 2, 4]), np.array([1, 3]), transfer.Config())
+        for t in (texts, more)
+    )
+    for name in ("own", "mean_of_fitted"):
+        assert one[name] == pytest.approx(other[name])
+
+
+@given(st.integers(0, 2**16))
 def test_no_mixture_is_nearer_than_the_best(seed: int) -> None:
     rng = np.random.default_rng(seed)
     targets = rng.normal(size=(6, 7))
