@@ -5,7 +5,7 @@
 Serve's HAProxy stands in front and sends a request again whose replica was lost before it answered. The client does
 what the openai client does by itself: it sends a request again that got no answer in time; how often is printed too.
 The LLGBM_* variables choose the models, the store and the Redis, as for every replica. Prints one line of JSON, and
-exits with 1 if a request failed. Needs `pip install 'llgbm[ray]'`.
+exits with 1 if a request failed. Needs `pip install -e '.[ray]'`.
 """
 
 from __future__ import annotations

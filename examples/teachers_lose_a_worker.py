@@ -4,7 +4,7 @@
     python -m examples.teachers_lose_a_worker --base Qwen/Qwen2.5-Coder-0.5B-Instruct --steps 10
 
 Both machines are this one: Ray runs a scheduler and a worker for each. The second is killed when the first teacher is
-finished. Prints one line of JSON, and exits with 1 if the teachers differ. Needs `pip install 'llgbm[ray]'`.
+finished. Prints one line of JSON, and exits with 1 if the teachers differ. Needs `pip install -e '.[ray]'`.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 # Serve the adapters of LLGBM's store with vLLM, which looks an adapter up when a request first names it as `model`.
 #
 #   bash examples/vllm_serve.sh --port 8001
-#   python examples/openai_client.py --url http://127.0.0.1:8001 --model lora-03167e290db48b6f800efbf2 \
-#     --ask "The doctor advised the bankers."
+#   python examples/openai_client.py --url http://127.0.0.1:8001 --model ID --ask "The doctor advised the bankers."
 #
+# ID is that of an adapter in the store, such as the `id` that POST /generate-adapter answers with.
 # Needs a Python with vLLM in VLLM_PYTHON (an environment of its own is best, it pins another torch), the folder of the
 # store in LLGBM_STORE_DIR, and the service at LLGBM_URL, which is asked for its base. Arguments go to vLLM's server.
 #

@@ -54,7 +54,7 @@ def missing_tool(marker: str) -> str | None:
     if marker == "browser" and find_chromium() is None:
         return "no Chromium on the PATH (Debian: apt-get install chromium; or set LLGBM_TEST_CHROMIUM)"
     if marker == "ray" and importlib.util.find_spec("ray") is None:
-        return "Ray is not installed (pip install 'llgbm[ray]', or make test-scale)"
+        return "Ray is not installed (pip install -e '.[ray]', or make test-scale)"
     if marker == "vllm" and find_vllm() is None:
         return "no Python with vLLM is named in LLGBM_TEST_VLLM (make test-scale makes one)"
     return None
