@@ -80,7 +80,7 @@ class Checkpoint:
 def save_generator(
     folder: Path, generator: LoRAGenerator, manifest: GeneratorManifest, prompt_embeddings: Sequence[Tensor]
 ) -> GeneratorManifest:
-    """Write the artefact; the manifest is written last, so a folder cut short has none and is refused.
+    """Write the artefact; what is in the folder stays until both new files are whole on the disk.
 
     Args:
         prompt_embeddings: for each task of the manifest, those of its descriptions that the prompt index is to hold,
@@ -92,6 +92,7 @@ def save_generator(
     Raises:
         CheckpointError: the manifest describes another generator, embeddings do not belong to its descriptions, or a
             parameter is not finite.
+        OSError: the disk is full, or the place is not writable; the folder is as it was.
     """
     if (generator.model, generator.lora, generator.config) != (manifest.model, manifest.lora, manifest.generator):
         raise CheckpointError(
@@ -226,21 +227,27 @@ def _read_back(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _write_both(folder: Path, tensors: dict[str, Tensor], manifest: GeneratorManifest) -> GeneratorManifest:
-    """Write tensors and manifest, with the digest in it; the manifest last, so that a folder cut short has none."""
+    """Write tensors and manifest, with the digest in it; a write that fails leaves the folder as it was."""
     data = save_tensors({k: v.contiguous() for k, v in tensors.items()})
     manifest = replace(manifest, digest=hashlib.sha256(data).hexdigest())
-    text = manifest.to_json().encode()
+    contents = {WEIGHTS_FILE: data, MANIFEST_FILE: manifest.to_json().encode()}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST_FILE).unlink(missing_ok=True)
-    _write(folder / WEIGHTS_FILE, data)
-    _write(folder / MANIFEST_FILE, text)
+    temporary = {name: folder / f"{name}.tmp" for name in contents}
+    try:
+        for name, content in contents.items():
+            _write_synced(temporary[name], content)
+    except BaseException:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+        raise
+    # a pair cut short between the two is refused by its digest, with the other half of the new one beside it
+    for name, path in temporary.items():
+        path.replace(folder / name)
     return manifest
 
 
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)

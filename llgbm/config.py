@@ -184,15 +184,6 @@ class LoRASpec:
             "modules": [[m.name, m.in_features, m.out_features] for m in self.modules],
         }
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> LoRASpec:
-        """What `to_dict` gave; raises ConfigError for a missing, unknown or impossible value."""
-        known = {"rank", "alpha", "use_rslora", "modules"}
-        if set(data) != known:
-            raise ConfigError(f"a LoRASpec has the keys {sorted(known)}, not {sorted(data)}")
-        modules = tuple(ModuleShape(str(n), int(i), int(o)) for n, i, o in data["modules"])
-        return cls(int(data["rank"]), float(data["alpha"]), modules, bool(data["use_rslora"]))
-
 
 @dataclass(frozen=True)
 class GeneratorConfig:

@@ -1,8 +1,9 @@
 """How far two adapters inside one pair of bases move the base's modules apart, from their cores alone.
 
-An adapter of a `LoRAGenerator` adds B0 P Q A0 x to a module's output. With the inputs' second moment S = E[x x^T] and
-Cholesky factors C_a C_a^T = A0 S A0^T and C_b C_b^T = B0^T B0, both (R, R), the mean squared distance of what two
-adapters add is exactly ||C_b^T (P Q - P' Q') C_a||^2: the delta of each module, without a pass through the base.
+An adapter of a `LoRAGenerator` adds B0 P Q A0 x, times its spec's scaling, to a module's output. With the inputs'
+second moment S = E[x x^T] and Cholesky factors C_a C_a^T = A0 S A0^T and C_b C_b^T = B0^T B0, both (R, R), the mean
+squared distance of what two adapters add is ||C_b^T (P Q - P' Q') C_a||^2, exactly up to the square of the spec's
+scaling: the delta of each module, without a pass through the base.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ _JITTER = 1e-6
 
 class CoreMetric:
     """Maps cores to matrices whose squared distance is that of the modules' outputs.
+
+    It is that up to the square of the spec's scaling, which is left out.
 
     Args:
         generator: whose bases the cores belong to.

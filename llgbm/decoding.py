@@ -1,7 +1,8 @@
 """Batched decoding with a key-value cache, one adapter for each row; rows join and leave between tokens.
 
 Tokens in, tokens out: no text, no HTTP, no threads of its own. A row's result is that of the row decoded
-alone, to the rounding of float32 sums, whatever joins, leaves or fails beside it.
+alone, to the rounding of float32 sums, whatever joins, leaves or fails beside it; with bfloat16 storage on a
+processor without AVX512-BF16 or AMX, to that of bfloat16: see `Decoder`.
 """
 
 from __future__ import annotations
@@ -76,6 +77,10 @@ class Decoder:
 
     Hooks are on the model only during a forward pass, so between calls the base is plain.
 
+    With bfloat16 storage on a processor without AVX512-BF16 or AMX the ninth row changes the kernel: up to eight rows
+    are multiplied in bfloat16, more of them in float32 (`llgbm.frozen_linear`). So the numbers of a row that runs
+    there depend, by the rounding of bfloat16, on how many run beside it.
+
     Args:
         base: the frozen model.
         max_context: tokens of prompt and answer together; None for what the model was made for.
@@ -107,11 +112,6 @@ class Decoder:
     def rows(self) -> list[Row]:
         """The running rows, in no particular order."""
         return [running.row for running in self._running]
-
-    @property
-    def cache_bytes(self) -> int:
-        """Memory of the keys and values."""
-        return self._cache.num_bytes
 
     def require_valid(self, row: Row) -> None:
         """Check that a row can be decoded.
@@ -302,8 +302,11 @@ def generate(
     Raises:
         AdapterMismatchError: another number of adapters than prompts, an adapter for another base, or one
             that drives the model's numbers out of range.
+        ConfigError: `max_rows` is below 1.
         ConfigError, ContextLengthError: as `Decoder.require_valid`.
     """
+    if max_rows < 1:
+        raise ConfigError(f"max_rows must be at least 1, not {max_rows}")
     prompts = list(prompts)
     each: list[LoRAWeights | None]
     if adapters is None or isinstance(adapters, LoRAWeights):

@@ -30,7 +30,6 @@ from llgbm.errors import CacheMismatchError, ConfigError
 from llgbm.measurement import Activation, Delta, Measurement
 
 MANIFEST_FILE = "manifest.json"
-BASE_FILE = "base_activation.npy"
 FORMAT_VERSION = 1
 _BASE_ID = "base_activation"
 _ADAPTER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")

@@ -116,7 +116,8 @@ class SqliteEmbeddingCache:
                     (self._max_items,),
                 )
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:  # sqlite rolls back by itself when the disk is full
+                    self._connection.execute("ROLLBACK")
                 raise
             self._connection.execute("COMMIT")
 
@@ -134,27 +135,3 @@ class SqliteEmbeddingCache:
                 f"the embedding cache {self._path} failed: {error}; if it does not go away, delete that file: "
                 "it holds nothing that cannot be computed again"
             ) from error
-
-
-class LayeredEmbeddingCache:
-    """A fast cache over a lasting one: read from the first that has it, written to both."""
-
-    def __init__(self, fast: EmbeddingCache, lasting: EmbeddingCache) -> None:
-        self._fast, self._lasting = fast, lasting
-
-    def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
-        """The value of each key, None where neither has one; what only the lasting one has is copied up."""
-        values = self._fast.get_many(keys)
-        missing = [key for key, value in zip(keys, values, strict=True) if value is None]
-        if not missing:
-            return values
-        found = {
-            key: value for key, value in zip(missing, self._lasting.get_many(missing), strict=True) if value is not None
-        }
-        self._fast.set_many(found)
-        return [found.get(key) if value is None else value for key, value in zip(keys, values, strict=True)]
-
-    def set_many(self, items: Mapping[str, bytes]) -> None:
-        """Keep these values in both."""
-        self._lasting.set_many(items)
-        self._fast.set_many(items)

@@ -2,7 +2,8 @@
 
 `bfloat16` multiplies in bfloat16 and accumulates in float32 on processors with AVX512-BF16 or AMX, over twice as
 fast as float32. On others such products of many rows are up to a hundred times slower, so there weights are made
-float32 for the time of a product; of few rows, as in decoding, they are faster. `int8` is for decoding: a quarter of
+float32 for the time of a product; of few rows, as in decoding, they are faster. So there the ninth row changes the
+kernel, and with it the numbers of the others, by the rounding of bfloat16. `int8` is for decoding: a quarter of
 the bytes to read for each token. It is symmetric, with one scale for each output channel, and activations are quantised
 on the fly with one scale for each row. `int8_training` has int8 products in both directions, see
 `llgbm.int8_training`, and the head in bfloat16 where the processor multiplies in it, else in float32. Activations come

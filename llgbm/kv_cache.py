@@ -47,11 +47,6 @@ class RowCache(Cache):
         """Tokens of each row, in the order of the batch."""
         return self._lengths
 
-    @property
-    def num_bytes(self) -> int:
-        """Memory that is taken now."""
-        return sum(t.numel() * t.element_size() for t in (*self._keys, *self._values))
-
     def start_joining(self, lengths: Sequence[int]) -> None:
         """Take slots at the end for new rows of these lengths.
 

@@ -7,8 +7,6 @@ names what differs.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,7 +27,7 @@ class Measurement:
         max_length: limit of a probe in tokens.
         tokens: sha256 of the token ids that the model reads.
         revision: which weights of the base.
-        dtype: how the base stores its Linear weights: float32, bfloat16 or int8.
+        dtype: how the base stores its Linear weights: float32, bfloat16, int8 or int8_training.
         layers: decoder layers whose outputs are read, ascending.
         num_probes: number of probes.
         hidden_size: width of the residual stream.
@@ -69,10 +67,6 @@ class Measurement:
                 f"{what} was measured in another way: {'; '.join(different)}. Measure it again with these settings, or "
                 "use the settings it was made with"
             )
-
-    def digest(self) -> str:
-        """sha256 in hex over all fields."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -18,6 +18,7 @@ from llgbm.generator import LoRAGenerator
 from llgbm.lora import LoRAWeights
 from llgbm.losses import DeltaOnlyLoss
 from llgbm.packing import Row, pack
+from llgbm.probe_encoding import require_gradients
 from llgbm.task_cores import TaskCores
 from llgbm.task_losses import kl_by_label, label_logits, mean_by_row, sft_by_label
 
@@ -39,7 +40,7 @@ class TaskObjective:
         recompute: save memory by running each layer once more in the backward pass, see `llgbm.recompute`.
 
     Raises:
-        ConfigError: there is `matching` without a meter.
+        ConfigError: there is `matching` without a meter, or the base is in int8, which passes no gradients.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class TaskObjective:
         task_cores: TaskCores | None = None,
         recompute: bool = False,
     ) -> None:
+        require_gradients(base)
         self._base, self._functional = base, FunctionalLoRA(base.model)
         self._label_smoothing, self._core_penalty = label_smoothing, core_penalty
         self._distillation, self._recompute = distillation, recompute

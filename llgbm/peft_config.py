@@ -25,6 +25,7 @@ _ATTENTION = frozenset(("q_proj", "k_proj", "v_proj", "o_proj"))
 _READ = frozenset(
     (
         "base_model_name_or_path",
+        "exclude_modules",
         "init_lora_weights",
         "layers_pattern",
         "layers_to_transform",
@@ -42,7 +43,6 @@ _WITHOUT_EFFECT = frozenset(
         # corda, eva, loftq and lora_ga prepare a start of training: see _PLAIN_STARTS
         "corda_config",
         "eva_config",
-        "exclude_modules",
         "inference_mode",
         "loftq_config",
         "lora_dropout",  # off outside of training
@@ -67,6 +67,7 @@ class PeftConfig:
     Attributes:
         base_id: `base_model_name_or_path`.
         targets: `target_modules` as a list of names or name ends; None if the file gives a pattern.
+        excluded: `exclude_modules` in the same form.
         layers: `layers_to_transform`; None for all.
     """
 
@@ -75,6 +76,7 @@ class PeftConfig:
     alpha: float
     use_rslora: bool
     targets: tuple[str, ...] | None
+    excluded: tuple[str, ...] | None
     layers: frozenset[int] | None
 
 
@@ -155,17 +157,16 @@ def read_config(config: Mapping[str, Any]) -> PeftConfig:
     base_id = config.get("base_model_name_or_path")
     if not isinstance(base_id, str) or not base_id:
         raise AdapterFormatError(f"base_model_name_or_path must name the base that the adapter is for, not {base_id!r}")
-    targets = config.get("target_modules")
-    if not isinstance(targets, str):
-        if not _is_list_of(targets, str) or not targets:
-            raise AdapterFormatError(f"target_modules must be a list of names, not {targets!r}")
-        targets = tuple(targets)
+    targets = _read_names(config, "target_modules")
+    if targets == ():
+        raise AdapterFormatError(f"target_modules must be a list of names, not {config.get('target_modules')!r}")
     return PeftConfig(
         base_id=base_id,
         rank=rank,
         alpha=alpha,
         use_rslora=use_rslora,
-        targets=None if isinstance(targets, str) else targets,
+        targets=targets,
+        excluded=_read_names(config, "exclude_modules"),
         layers=_read_layers(config),
     )
 
@@ -187,6 +188,16 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
             raise AdapterFormatError(
                 f"the adapter uses {option} = {value!r}, which is not supported; only plain LoRA is"
             )
+
+
+def _read_names(config: Mapping[str, Any], option: str) -> tuple[str, ...] | None:
+    """A list of names or name ends; None for a pattern, which is not run: some take hours on a short name."""
+    names = config.get(option)
+    if isinstance(names, str) and names:
+        return None
+    if names and not _is_list_of(names, str):
+        raise AdapterFormatError(f"{option} must be a list of names, not {names!r}")
+    return tuple(names or ())
 
 
 def _read_layers(config: Mapping[str, Any]) -> frozenset[int] | None:
@@ -228,6 +239,9 @@ def module_order(name: str) -> tuple[int, int] | None:
 def require_coverage(config: PeftConfig, names: Iterable[str]) -> None:
     """Check that the modules with tensors are those that the options announce, no more and no fewer.
 
+    A name in a list means all modules that have it or end in a dot and it, as in PEFT. A pattern in `target_modules`
+    announces whatever there is, one in `exclude_modules` takes out whatever is missing.
+
     How many layers the base has is not written in an adapter. Where neither `layers_to_transform` nor a base
     that this library knows tells, layers must start at 0 and leave no gap.
 
@@ -236,22 +250,28 @@ def require_coverage(config: PeftConfig, names: Iterable[str]) -> None:
     """
     if config.targets is None:
         return
-    present = {name: module_order(name) for name in names}
-    highest = max(place[0] for place in present.values() if place is not None)
-    layers = config.layers or range(_LAYERS_OF_BASE.get(config.base_id, 1 + highest))
-    matched = {target: [n for n in present if f".{n}".endswith(f".{target}")] for target in config.targets}
-    announced = {name for found in matched.values() for name in found if _layer(name) in layers}
-    missing = [target for target, found in matched.items() if not found]
-    for target in set(config.targets).intersection(TARGET_MODULES):
-        block = "self_attn" if target in _ATTENTION else "mlp"
-        every = (f"model.layers.{layer}.{block}.{target}" for layer in layers)
-        missing += [name for name in every if name not in present]
-    extra = sorted(present.keys() - announced)
+    present, targets, excluded = set(names), set(config.targets), set(config.excluded or ())
+    highest = max(_layer(name) for name in present)
+    announced, matched = set[str](), set[str]()
+    for layer in config.layers or range(_LAYERS_OF_BASE.get(config.base_id, 1 + highest)):
+        for target in TARGET_MODULES:
+            ends = _name_ends(layer, target)
+            matched |= targets & ends
+            if targets & ends and not excluded & ends:
+                announced.add(max(ends, key=len))
+    missing = set[str]() if config.excluded is None else announced - present | targets - matched - excluded
+    extra = sorted(present - announced)
     if missing or extra:
         raise AdapterFormatError(
             f"the tensors do not cover the modules that adapter_config.json names: missing "
             f"{sorted(missing)[:3]} ({len(missing)} in all), extra {extra[:3]} ({len(extra)} in all)"
         )
+
+
+def _name_ends(layer: int, target: str) -> set[str]:
+    """What a list can call a projection by: its whole name, and that without what stands before any of its dots."""
+    parts = f"model.layers.{layer}.{'self_attn' if target in _ATTENTION else 'mlp'}.{target}".split(".")
+    return {".".join(parts[place:]) for place in range(len(parts))}
 
 
 def _layer(name: str) -> int:

@@ -223,14 +223,14 @@ def _read_plain_file(folder: int, name: str, limit: int) -> bytes:
         if error.errno == errno.ELOOP:
             raise AdapterFormatError(f"{name} is a symbolic link; copy the folder with its files (cp -rL)") from None
         raise AdapterFormatError(f"{name} cannot be read: {error.strerror}") from error
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
         os.close(handle)
         raise AdapterFormatError(f"{name} is not a plain file")
     with os.fdopen(handle, "rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise AdapterFormatError(f"{name} is larger than {limit} bytes")
-    return data
+        if status.st_size > limit:
+            raise AdapterFormatError(f"{name} is larger than {limit} bytes")
+        return file.read(status.st_size)  # what is appended meanwhile is left
 
 
 def _beside(folder: Path) -> Path:

@@ -17,6 +17,7 @@ import torch
 from llgbm.base import Base
 from llgbm.config import ModelSpec
 from llgbm.errors import ConfigError
+from llgbm.int8_training import Int8TrainingLinear
 from llgbm.measurement import Measurement
 from llgbm.probes import ProbeSet
 
@@ -120,8 +121,10 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def storage_of(base: Base) -> str:
-    """How the base stores its Linear weights: float32, bfloat16 or int8."""
+    """How the base stores its Linear weights: float32, bfloat16, int8 or int8_training."""
     linear = base.model.get_submodule(base.spec.module_shape(0, "down_proj").name)
+    if isinstance(linear, Int8TrainingLinear):
+        return "int8_training"
     weight = getattr(linear, "weight", None)
     return str(weight.dtype).removeprefix("torch.") if isinstance(weight, torch.Tensor) else "int8"
 
@@ -129,7 +132,10 @@ def storage_of(base: Base) -> str:
 def require_gradients(base: Base) -> None:
     """Raise ConfigError if the base's Linears pass no gradients: int8 ones would drop them without a word."""
     if storage_of(base) == "int8":
-        raise ConfigError("a base in int8 passes no gradients; load it with float32 or bfloat16 storage")
+        raise ConfigError(
+            "a base in int8 passes no gradients; to train through it, load it with int8_training, bfloat16 or float32 "
+            "storage"
+        )
 
 
 def _sha256(text: str) -> str:

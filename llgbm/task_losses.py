@@ -61,28 +61,14 @@ def sft_by_label(logits: Tensor, batch: PackedBatch, *, label_smoothing: float =
     return F.cross_entropy(logits, batch.labels, reduction="none", label_smoothing=label_smoothing)
 
 
-def kl_loss(logits: Tensor, batch: PackedBatch, teacher_values: Tensor, teacher_indices: Tensor) -> Tensor:
-    """KL(teacher || student) in nats over the teacher's top k tokens and the rest as one, averaged as in `sft_loss`.
+def kl_by_label(logits: Tensor, teacher_values: Tensor, teacher_indices: Tensor) -> Tensor:
+    """KL(teacher || student) in nats (labels,), over the teacher's top k tokens and the rest as one.
 
     Args:
         logits: (labels, vocabulary) of the student.
         teacher_values: (labels, k) log-probabilities of the teacher's most likely tokens.
         teacher_indices: (labels, k) int64, which tokens these are.
-
-    Raises:
-        AdapterMismatchError: teacher and student were given different labels, or a row has no label.
     """
-    _require_labels(logits, batch)
-    if teacher_values.shape[0] != logits.shape[0] or teacher_values.shape != teacher_indices.shape:
-        raise AdapterMismatchError(
-            f"the teacher's log-probabilities are {tuple(teacher_values.shape)}, their tokens "
-            f"{tuple(teacher_indices.shape)} and the student has {logits.shape[0]} label positions; take the same rows"
-        )
-    return mean_by_row(kl_by_label(logits, teacher_values, teacher_indices), batch)
-
-
-def kl_by_label(logits: Tensor, teacher_values: Tensor, teacher_indices: Tensor) -> Tensor:
-    """The divergence (labels,) of which `kl_loss` is the mean; the three tensors have as many rows."""
     student = logits.log_softmax(-1).gather(1, teacher_indices)
     teacher_p = teacher_values.exp()
     teacher_rest = (1 - teacher_p.sum(-1)).clamp_min(1e-6)

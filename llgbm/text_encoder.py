@@ -18,12 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llgbm.embedding_cache import (
-    EmbeddingCache,
-    LayeredEmbeddingCache,
-    MemoryEmbeddingCache,
-    SqliteEmbeddingCache,
-)
+from llgbm.embedding_cache import EmbeddingCache, MemoryEmbeddingCache, SqliteEmbeddingCache
 from llgbm.errors import PretrainedNotFoundError
 from llgbm.pretrained import TEXT_ENCODER, pretrained_revision, resolve_pretrained
 from llgbm.quiet import no_progress_bars
@@ -33,13 +28,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EmbeddingCache",
-    "LayeredEmbeddingCache",
     "MemoryEmbeddingCache",
     "PretrainedTextEncoder",
     "SqliteEmbeddingCache",
 ]
 
 _RECIPE_FILES = ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 _BATCH_SIZE = 32
 _NUMBER_BYTES = 4
 _UNIT_TOLERANCE = 1e-3
@@ -126,7 +121,7 @@ class PretrainedTextEncoder:
     def _key_prefix(self) -> str:
         """Says everything that a vector depends on but the text."""
         digest = hashlib.sha256(f"{self.encoder_id}\0{pretrained_revision(self._folder)}\0l2\0".encode())
-        for name in _RECIPE_FILES:
+        for name in (*_RECIPE_FILES, *_TOKENIZER_FILES):
             if (self._folder / name).is_file():
                 digest.update((self._folder / name).read_bytes())
             digest.update(b"\0")

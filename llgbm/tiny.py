@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from llgbm.config import model_spec
-from llgbm.detokenize import byte_of_character
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -70,7 +69,7 @@ def build_tiny_base(folder: Path, *, seed: int = 0) -> Path:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     spec = model_spec("tiny")
-    vocabulary = byte_of_character()
+    vocabulary = byte_vocabulary()
     ids = {token: len(vocabulary) + i for i, token in enumerate(_SPECIALS)}
     config = Qwen2Config(
         vocab_size=len(vocabulary) + len(_SPECIALS),
@@ -195,6 +194,15 @@ def _write_model(folder: Path, config: PretrainedConfig, model: nn.Module, *, se
     config.dtype = torch.float32
     config.save_pretrained(folder)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def byte_vocabulary() -> dict[str, int]:
+    """The printable stand-ins that GPT-2's byte-level tokenizers use for the 256 bytes, in order of bytes."""
+    ranges = (("!", "~"), ("¡", "¬"), ("®", "ÿ"))
+    printable = {byte for first, last in ranges for byte in range(ord(first), ord(last) + 1)}
+    others = [byte for byte in range(256) if byte not in printable]
+    stand_ins = {byte: chr(256 + i) for i, byte in enumerate(others)}
+    return {stand_ins.get(byte, chr(byte)): byte for byte in range(256)}
 
 
 def _encoder_vocabulary() -> dict[str, int]:

@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -125,11 +125,6 @@ class TokenNormalizer:
             raise AdapterMismatchError("a token normaliser needs at least one adapter to fit")
         return cls({key: _power_of_two(math.sqrt(sum(v) / len(v))) for key, v in squares.items()})
 
-    @classmethod
-    def identity(cls, spec: LoRASpec) -> TokenNormalizer:
-        """All scales 1: tokens are the raw weights."""
-        return cls({f"{name}.lora_{side}": 1.0 for name in spec.names for side in "AB"})
-
     def require_covers(self, spec: LoRASpec) -> None:
         """Raise AdapterMismatchError that names the first side of `spec` without a scale."""
         for name in spec.names:
@@ -138,20 +133,6 @@ class TokenNormalizer:
                     raise AdapterMismatchError(
                         f"the token normaliser has no scale for {name}.lora_{side}; fit it on adapters of these modules"
                     )
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON; powers of two survive it exactly."""
-        return {"scales": dict(self.scales)}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> TokenNormalizer:
-        """Raises ConfigError: not what `to_dict` gave, or a scale that is not a power of two."""
-        if set(data) != {"scales"} or not isinstance(data["scales"], Mapping):
-            raise ConfigError(f"a token normaliser has the one key 'scales', not {sorted(data)}")
-        for key, scale in data["scales"].items():
-            if not isinstance(scale, int | float) or scale <= 0 or math.frexp(scale)[0] != 0.5:
-                raise ConfigError(f"scale {scale!r} of {key} is not a power of two")
-        return cls({str(key): float(scale) for key, scale in data["scales"].items()})
 
 
 def tokenize(adapters: Sequence[LoRAWeights], layout: TokenLayout, normalizer: TokenNormalizer) -> Tensor:

@@ -31,6 +31,7 @@ from llgbm.functional import FunctionalLoRA
 from llgbm.generator import LoRAGenerator
 from llgbm.lora import LoRAWeights
 from llgbm.packing import Row, pack
+from llgbm.probe_encoding import require_gradients
 from llgbm.prompting import TextEncoder
 from llgbm.task_cores import TaskCoresAdam
 from llgbm.task_losses import label_logits, row_means, sft_by_label
@@ -129,7 +130,7 @@ def run(config: Config, *, texts: Path | None = None) -> None:
         texts: file of embeddings that several commands share; by default it stands in `workdir`.
 
     Raises:
-        ConfigError: there are cores that were made with something else, or none to start from.
+        ConfigError: there are cores that were made with something else, or none to start from, or the base is in int8.
     """
     checkpoint = load_generator(config.checkpoint)
     tasks = load_tasks(config.tasks, config.task_ids or None)
@@ -187,7 +188,11 @@ def train_cores(
 
     Returns:
         Each task as it is done, its cores, and the loss of every step in nats.
+
+    Raises:
+        ConfigError: the base is in int8, which passes no gradients.
     """
+    require_gradients(base)
     functional = FunctionalLoRA(base.model)
     waiting = iter(tasks)
     active: list[_Descent] = []

@@ -9,6 +9,7 @@ import pytest
 
 from llgbm.base import Base
 from llgbm.decoding import Decoder, Row, Step
+from llgbm.kv_cache import RowCache
 
 
 def run(decoder: Decoder, rows: Sequence[Row] = ()) -> list[Step]:
@@ -30,6 +31,11 @@ def assert_same(actual: Sequence[Step], expected: Sequence[Step]) -> None:
         if e.logprob is not None:
             assert a.logprob == pytest.approx(e.logprob, abs=1e-4)
             assert [v for _, v in a.top_logprobs] == pytest.approx([v for _, v in e.top_logprobs], abs=1e-4)
+
+
+def cache_bytes(cache: RowCache) -> int:
+    """Memory that its keys and values take now."""
+    return sum(t.numel() * t.element_size() for t in (*cache._keys, *cache._values))
 
 
 def of_row(steps: Sequence[Step], row: Row) -> list[Step]:

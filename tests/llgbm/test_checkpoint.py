@@ -234,25 +234,48 @@ def test_what_is_torn_foreign_or_of_another_version_is_refused(
 
 
 @pytest.mark.parametrize("files_written", [0, 1])
-def test_a_folder_cut_short_while_written_is_refused_even_over_an_older_one(
+def test_a_write_that_fails_leaves_the_older_artefact_and_nothing_beside_it(
     folder: Path, files_written: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, left = checkpoint._write, files_written
+    write, left = checkpoint._write_synced, files_written
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def full_disk(path: Path, data: bytes) -> None:
         nonlocal left
+        write(path, data if left else data[:100])
         if not left:
             raise OSError(28, "No space left on device")
         left -= 1
-        write(path, data)
 
-    monkeypatch.setattr(checkpoint, "_write", full_disk)
+    monkeypatch.setattr(checkpoint, "_write_synced", full_disk)
     with pytest.raises(OSError, match="No space"):
         saved(folder, active_generator(seed=1))
-    with pytest.raises(CheckpointError, match="no generator in"):
-        load_generator(folder)
-    monkeypatch.setattr(checkpoint, "_write", write)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert saved_in(folder, active_generator(), manifest_of(active_generator())) is not None
+    monkeypatch.setattr(checkpoint, "_write_synced", write)
     assert saved(folder, active_generator(seed=1)) == load_generator(folder).manifest
+
+
+def test_a_pair_cut_short_while_it_is_replaced_is_refused_and_both_halves_are_kept(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path / "whole", active_generator(seed=1))
+    replace_file, calls = Path.replace, 0
+
+    def killed(path: Path, target: Path) -> Path:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return replace_file(path, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        saved(folder, active_generator(seed=1))
+    with pytest.raises(CheckpointError, match="its manifest says"):
+        load_generator(folder)
+    assert (folder / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+    assert (folder / f"{MANIFEST}.tmp").read_bytes() == (tmp_path / "whole" / MANIFEST).read_bytes()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])

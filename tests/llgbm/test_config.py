@@ -57,13 +57,16 @@ def test_the_preset_has_the_shape_of_the_real_base(real_base: Base) -> None:
         assert (linear.in_features, linear.out_features) == (shape.in_features, shape.out_features)
 
 
-@given(model_specs, st.integers(1, 64), st.floats(0, 99), st.booleans())
-def test_specs_survive_json(model: ModelSpec, rank: int, alpha: float, rslora: bool) -> None:
+@given(model_specs)
+def test_model_specs_survive_json(model: ModelSpec) -> None:
     assert ModelSpec.from_dict(json.loads(json.dumps(model.to_dict()))) == model
+
+
+@given(model_specs, st.integers(1, 64), st.floats(0, 99), st.booleans())
+def test_the_json_of_a_spec_says_all_of_it(model: ModelSpec, rank: int, alpha: float, rslora: bool) -> None:
     spec = LoRASpec(rank, alpha, LoRASpec.for_model(model).modules, rslora)
-    back = LoRASpec.from_dict(json.loads(json.dumps(spec.to_dict())))
-    assert back == spec
-    assert hash(back) == hash(spec)
+    said = json.loads(json.dumps(spec.to_dict()))
+    assert LoRASpec(**said | {"modules": tuple(ModuleShape(*module) for module in said["modules"])}) == spec
 
 
 @given(model_specs, st.sets(st.sampled_from(TARGET_MODULES), min_size=1))
@@ -105,8 +108,6 @@ def test_wrong_specs_are_refused() -> None:
     for layer in (-1, 2):
         with pytest.raises(ConfigError, match="layers 0 to 1"):
             TINY.module_shape(layer, "q_proj")
-    with pytest.raises(ConfigError, match="keys"):
-        LoRASpec.from_dict({"rank": 1})
     with pytest.raises(ConfigError, match="ModelSpec"):
         ModelSpec.from_dict({**TINY.to_dict(), "more": 1})
 

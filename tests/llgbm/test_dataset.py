@@ -260,7 +260,7 @@ def test_what_cannot_be_data_is_refused(
     (load_index(workdir)[0].folder / "prompts.json").unlink()
     with pytest.raises(TaskFormatError, match="missing"):
         DeltaAugmentedDataset(adapters, cache, encoder)
-    narrow = TokenNormalizer.identity(LoRASpec.for_model(TINY, rank=4, targets=["q_proj"]))
+    narrow = TokenNormalizer.fit([random_lora(LoRASpec.for_model(TINY, rank=4, targets=["q_proj"]), 0)])
     save_prompts(load_index(workdir)[0].folder, AdapterPrompts(("x",)))
     with pytest.raises(AdapterMismatchError, match="no scale"):
         DeltaAugmentedDataset(adapters, cache, encoder, normalizer=narrow)[0]

@@ -15,7 +15,7 @@ from llgbm.functional import FunctionalLoRA
 from llgbm.lora import LoRAWeights
 from llgbm.sampling import SamplingParams
 from tests.fixtures import random_lora
-from tests.llgbm.decoder_runs import alone, assert_same, of_row, run
+from tests.llgbm.decoder_runs import alone, assert_same, cache_bytes, of_row, run
 
 TINY = model_spec("tiny")
 SPEC = lora_spec("tiny")
@@ -79,7 +79,7 @@ def test_a_row_that_joins_others_is_the_row_alone(tiny_base: Base, schedule: lis
     for row in everyone:
         assert_same(of_row(steps, row), alone(tiny_base, row))
         assert row.finish_reason == of_row(steps, row)[-1].finish_reason
-    assert decoder.cache_bytes == 0
+    assert cache_bytes(decoder._cache) == 0
 
 
 @settings(max_examples=25)
@@ -104,7 +104,7 @@ def test_rows_that_leave_change_nothing_for_those_that_stay(
             assert_same(actual, expected[: len(actual)])
         else:
             assert_same(actual, expected)
-    assert decoder.cache_bytes == 0
+    assert cache_bytes(decoder._cache) == 0
 
 
 def test_steps_of_added_rows_come_in_their_order(tiny_base: Base) -> None:
@@ -250,6 +250,12 @@ def test_context_is_used_to_its_end(tiny_base: Base) -> None:
     for wrong in (1, 5000):
         with pytest.raises(ConfigError, match="2 to 4096"):
             Decoder(tiny_base, max_context=wrong)
+
+
+@pytest.mark.parametrize("max_rows", [0, -1])
+def test_a_batch_without_room_for_a_row_is_refused(tiny_base: Base, max_rows: int) -> None:
+    with pytest.raises(ConfigError, match=f"max_rows must be at least 1, not {max_rows}"):
+        generate(tiny_base, [[1]], max_rows=max_rows)
 
 
 def test_a_row_is_not_added_twice(tiny_base: Base) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from llgbm.delta_cache import BASE_FILE, MANIFEST_FILE, DeltaCache
+from llgbm.delta_cache import MANIFEST_FILE, DeltaCache
 from llgbm.errors import CacheMismatchError, ConfigError
 from llgbm.measurement import Activation, Delta
 from tests.llgbm.test_measurement import CHANGES, MEASUREMENT
@@ -39,7 +39,7 @@ def test_round_trip_and_layout(tmp_path: Path) -> None:
     assert cache.digest_of("task_000") == "d1"
     assert cache.get("task_001") is None
     visible = sorted(p.name for p in cache.folder.iterdir() if not p.name.startswith("."))
-    assert visible == [BASE_FILE, MANIFEST_FILE, "task_000.npy"]
+    assert visible == ["base_activation.npy", MANIFEST_FILE, "task_000.npy"]
     assert np.load(cache.folder / "task_000.npy").dtype == np.float32
     assert not list(cache.folder.glob(".*.tmp"))
 

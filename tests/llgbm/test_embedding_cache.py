@@ -8,19 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llgbm.embedding_cache import (
-    EmbeddingCache,
-    LayeredEmbeddingCache,
-    MemoryEmbeddingCache,
-    SqliteEmbeddingCache,
-)
+from llgbm.embedding_cache import EmbeddingCache, MemoryEmbeddingCache, SqliteEmbeddingCache
 from llgbm.errors import EmbeddingCacheError
 
 items = st.dictionaries(st.text(max_size=5), st.binary(max_size=20), max_size=6)
 Maker = Callable[[], EmbeddingCache]
 
 
-@pytest.fixture(params=["memory", "sqlite", "layered"])
+@pytest.fixture(params=["memory", "sqlite"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Maker]:
     opened: list[SqliteEmbeddingCache] = []
 
@@ -28,7 +23,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Maker]:
         if request.param == "memory":
             return MemoryEmbeddingCache()
         opened.append(SqliteEmbeddingCache(tmp_path / f"{len(opened)}.sqlite"))
-        return LayeredEmbeddingCache(MemoryEmbeddingCache(2), opened[-1]) if request.param == "layered" else opened[-1]
+        return opened[-1]
 
     yield new
     for cache in opened:
@@ -120,18 +115,6 @@ def test_processes_may_share_one_file(tmp_path: Path) -> None:
     here.close()
 
 
-def test_layers_copy_up_and_write_to_both(tmp_path: Path) -> None:
-    fast, lasting = MemoryEmbeddingCache(), SqliteEmbeddingCache(tmp_path / "c.sqlite")
-    lasting.set_many({"a": b"1"})
-    cache = LayeredEmbeddingCache(fast, lasting)
-    assert cache.get_many(["a", "b"]) == [b"1", None]
-    assert fast.get_many(["a", "b"]) == [b"1", None]
-    cache.set_many({"b": b"2"})
-    assert fast.get_many(["b"]) == lasting.get_many(["b"]) == [b"2"]
-    lasting.close()
-    assert cache.get_many(["a", "b"]) == [b"1", b"2"]  # without asking the closed one
-
-
 def test_a_file_that_is_no_cache_is_named(tmp_path: Path) -> None:
     path = tmp_path / "cache.sqlite"
     path.write_bytes(b"something else" * 100)
@@ -155,4 +138,16 @@ def test_a_failing_write_changes_nothing_and_is_told(tmp_path: Path) -> None:
     other.close()
     with pytest.raises(EmbeddingCacheError, match="delete that file"):
         cache.get_many(["a"])
+    cache.close()
+
+
+def test_a_full_disk_is_named_when_sqlite_has_rolled_back_by_itself(tmp_path: Path) -> None:
+    cache = SqliteEmbeddingCache(tmp_path / "cache.sqlite")
+    cache.set_many({"a": b"1"})
+    cache._connection.execute("PRAGMA max_page_count = 8")
+    with pytest.raises(EmbeddingCacheError, match="database or disk is full"):
+        cache.set_many({str(i): bytes(4096) for i in range(50)})
+    cache._connection.execute("PRAGMA max_page_count = 1000")
+    cache.set_many({"b": b"2"})
+    assert cache.get_many(["a", "0", "b"]) == [b"1", None, b"2"]
     cache.close()

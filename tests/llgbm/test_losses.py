@@ -86,7 +86,7 @@ def test_token_mode_is_the_mean_square_of_normalised_tokens() -> None:
 @pytest.mark.parametrize("mode", ["product", "tokens"])
 def test_weight_loss_trains_the_student_only(mode: str) -> None:
     student, teacher = leaf(random_lora(SPEC, 1)), leaf(random_lora(SPEC, 2))
-    loss, _ = WeightLoss(mode, TokenNormalizer.identity(SPEC))([student], [teacher])  # type: ignore[arg-type]
+    loss, _ = WeightLoss(mode, TokenNormalizer.fit([random_lora(SPEC, 2)]))([student], [teacher])  # type: ignore[arg-type]
     loss.backward()
     assert has_gradient([student])
     assert not has_gradient([teacher])
@@ -99,7 +99,7 @@ def narrow() -> LoRAWeights:
 @pytest.mark.parametrize("mode", ["product", "tokens"])
 def test_weight_loss_raises_where_things_do_not_fit(mode: str) -> None:
     """The research code skipped tensors of other shapes, so that its weight loss was exactly 0."""
-    loss = WeightLoss(mode, TokenNormalizer.identity(SPEC))  # type: ignore[arg-type]
+    loss = WeightLoss(mode, TokenNormalizer.fit([random_lora(SPEC, 2)]))  # type: ignore[arg-type]
     full = random_lora(SPEC, 1)
     with pytest.raises(AdapterMismatchError, match="different modules"):
         loss([narrow()], [full])
@@ -112,7 +112,7 @@ def test_weight_loss_raises_where_things_do_not_fit(mode: str) -> None:
 def test_weight_loss_refuses_other_ranks_as_tokens_and_zero_teachers_as_products() -> None:
     other = random_lora(LoRASpec.for_model(TINY, rank=3), 1)
     with pytest.raises(AdapterMismatchError, match="rank"):
-        WeightLoss("tokens", TokenNormalizer.identity(SPEC))([other], [random_lora(SPEC, 1)])
+        WeightLoss("tokens", TokenNormalizer.fit([random_lora(SPEC, 2)]))([other], [random_lora(SPEC, 1)])
     with pytest.raises(AdapterMismatchError, match="zero"):
         WeightLoss("product")([random_lora(SPEC, 1)], [zeros(SPEC)])
 

@@ -29,7 +29,7 @@ CHANGES: list[dict[str, Any]] = [
     {"max_length": 97},
     {"tokens": "d" * 64},
     {"revision": "r2"},
-    {"dtype": "int8"},
+    {"dtype": "int8_training"},
     {"layers": (2, 3)},
 ]
 
@@ -41,7 +41,6 @@ def test_student_and_teacher_of_different_measurements_are_refused(change: dict[
     with pytest.raises(CacheMismatchError, match=f"{next(iter(change))} is .*, expected ") as refusal:
         student.minus(base)
     assert str(refusal.value).count("expected") == 1
-    assert replace(MEASUREMENT, **change).digest() != MEASUREMENT.digest()
 
 
 def test_delta_is_the_difference_and_mean_is_over_probes() -> None:

@@ -1,10 +1,11 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from llgbm.base import Base
+from llgbm.base import Base, load_base
 from llgbm.batches import TaskGroup
 from llgbm.delta import DeltaMeter
 from llgbm.errors import AdapterMismatchError, ConfigError
@@ -145,3 +146,8 @@ def test_shared_groups_train_the_shared_part_alone(tiny_base: Base) -> None:
 def test_a_batch_without_rows_is_refused(tiny_base: Base, batch: list[TaskGroup]) -> None:
     with pytest.raises(AdapterMismatchError, match=r"nothing to pack|every group needs a row"):
         TaskObjective(tiny_base)(active_generator(), batch, 0)
+
+
+def test_a_base_that_passes_no_gradients_is_refused(tiny_base_path: Path) -> None:
+    with pytest.raises(ConfigError, match="load it with int8_training"):
+        TaskObjective(load_base(tiny_base_path, storage="int8"))

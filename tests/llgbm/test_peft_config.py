@@ -1,9 +1,11 @@
 import math
 from typing import Any
 
+import peft
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from peft.tuners.tuners_utils import check_target_module_exists
 
 from llgbm.config import MODEL_SPECS, TARGET_MODULES, LoRASpec, lora_spec, model_spec
 from llgbm.errors import AdapterFormatError
@@ -41,8 +43,6 @@ def test_presets_are_written_as_peft_writes_them(name: str) -> None:
 
 
 def test_peft_knows_every_option_that_is_written() -> None:
-    import peft
-
     read_by_peft = peft.LoraConfig.from_peft_type(**config())
     assert read_by_peft.target_modules == set(TARGET_MODULES)
     assert read_by_peft.to_dict().keys() >= config().keys()
@@ -115,6 +115,9 @@ def test_any_set_of_modules_is_announced_exactly(names: set[str], random: Any) -
         ("target_modules", []),
         ("target_modules", [1]),
         ("target_modules", None),
+        ("exclude_modules", 3),
+        ("exclude_modules", [1]),
+        ("exclude_modules", {"q_proj": True}),
         ("layers_to_transform", []),
         ("layers_to_transform", [-1]),
         ("layers_to_transform", "all"),
@@ -173,6 +176,42 @@ def test_a_pattern_of_names_announces_whatever_there_is() -> None:
     read = read_config(config(target_modules=".*_proj"))
     assert read.targets is None
     require_coverage(read, SPEC.names[:3])
+
+
+@pytest.mark.parametrize(
+    "excluded",
+    [
+        ["k_proj"],
+        ["mlp.up_proj", "layers.1.self_attn.q_proj"],
+        ["model.layers.0.mlp.down_proj"],
+        ["proj", "0", "lm_head", ".q_proj", "_proj"],
+        ["0.mlp.gate_proj", "1.mlp.gate_proj"],
+        [],
+        "",
+        None,
+    ],
+)
+@pytest.mark.parametrize("base_id", [TINY.base_id, "/some/folder"])
+def test_excluded_modules_are_those_that_peft_leaves_out(excluded: Any, base_id: str) -> None:
+    options = config(exclude_modules=excluded, base_model_name_or_path=base_id)
+    by_peft = peft.LoraConfig.from_peft_type(**options)
+    left = [name for name in SPEC.names if check_target_module_exists(by_peft, name)]
+    read = read_config(options)
+    require_coverage(read, left)
+    for name in left:
+        with pytest.raises(AdapterFormatError, match="missing"):
+            require_coverage(read, [other for other in left if other != name])
+    for name in set(SPEC.names) - set(left):
+        with pytest.raises(AdapterFormatError, match="extra"):
+            require_coverage(read, [*left, name])
+
+
+def test_an_excluding_pattern_takes_out_whatever_is_missing_and_is_never_run() -> None:
+    read = read_config(config(exclude_modules="(.*)*(.*)*(.*)*!"))
+    assert read.excluded is None
+    require_coverage(read, SPEC.names[:3])
+    with pytest.raises(AdapterFormatError, match="extra"):
+        require_coverage(read, [*SPEC.names, "model.layers.2.mlp.up_proj"])
 
 
 @pytest.mark.parametrize("name", SPEC.names)

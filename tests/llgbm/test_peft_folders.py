@@ -3,6 +3,7 @@
 import os
 import pickle
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,30 @@ def test_an_oversized_file_is_refused(name: str, limit: str, folder: Path, monke
     monkeypatch.setattr(peft_io, limit, (folder / name).stat().st_size - 1)
     with pytest.raises(AdapterFormatError, match=f"{name} is larger than"):
         load_peft(folder)
+
+
+@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
+def test_a_file_is_read_up_to_the_size_that_it_had(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stat_of, expected = os.fstat, content_digest(random_lora(SMALL, 0))
+
+    def growing(handle: int) -> os.stat_result:
+        status = stat_of(handle)
+        if status.st_ino == (folder / name).stat().st_ino:
+            with (folder / name).open("ab") as file:
+                file.write(b"more")
+        return status
+
+    monkeypatch.setattr(os, "fstat", growing)
+    assert content_digest(load_peft(folder)[0]) == expected
+
+
+def test_reading_takes_the_room_of_the_files_and_not_that_of_the_limit(folder: Path) -> None:
+    tracemalloc.start()
+    try:
+        load_peft(folder)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
 
 
 def test_errors_name_the_folder(folder: Path) -> None:

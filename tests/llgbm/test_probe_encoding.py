@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 from llgbm.base import Base, load_base
 from llgbm.config import model_spec
 from llgbm.errors import ConfigError
+from llgbm.frozen_linear import Storage
 from llgbm.measurement import Measurement
-from llgbm.probe_encoding import encode_probes, measurement_of, resolve_layers, spread_layers
+from llgbm.probe_encoding import encode_probes, measurement_of, require_gradients, resolve_layers, spread_layers
 from llgbm.probes import ProbeSet
 
 HEADER = "<|im_end|>\n<|im_start|>assistant\n"
@@ -88,15 +90,24 @@ def test_measurement_names_template_storage_and_revision(tiny_base: Base, tiny_b
     assert plain == measurement_of(tiny_base, probes, [-1])
     assert plain.shape == (2, 1, 64)
     assert (plain.dtype, plain.revision) == ("float32", tiny_base.revision)
-    others = [load_base(tiny_base_path, storage="bfloat16"), load_base(tiny_base_path, storage="int8")]
-    assert [measurement_of(other, probes).dtype for other in others] == ["bfloat16", "int8"]
-    other = others[0]
+    other = load_base(tiny_base_path, storage="bfloat16")
     other.tokenizer.chat_template = other.tokenizer.chat_template.replace("helpful assistant", "parrot")
     changed = measurement_of(other, probes)
     assert changed.template != plain.template
     assert changed.tokens != plain.tokens
     raw = replace(probes, chat=False)
     assert measurement_of(other, raw).template == measurement_of(tiny_base, raw).template == ""
+
+
+@pytest.mark.parametrize("storage", get_args(Storage))
+def test_a_base_is_measured_under_the_name_of_its_storage(storage: Storage, tiny_base_path: Path) -> None:
+    base = load_base(tiny_base_path, storage=storage)
+    assert measurement_of(base, ProbeSet(("one",), max_length=200)).dtype == storage
+    if storage == "int8":
+        with pytest.raises(ConfigError, match="to train through it, load it with int8_training"):
+            require_gradients(base)
+    else:
+        require_gradients(base)
 
 
 def test_measurement_survives_its_dict(tiny_base: Base) -> None:

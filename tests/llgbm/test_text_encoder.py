@@ -157,6 +157,15 @@ def test_keys_tell_texts_weights_and_pooling_apart(tiny_encoder_path: Path, tmp_
     assert not seen & keys(pooled)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "vocab.txt"])
+def test_keys_tell_tokenizers_apart(tiny_encoder_path: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(tiny_encoder_path, tmp_path / "other")
+    same = PretrainedTextEncoder(tmp_path / "other")._key_prefix
+    with (tmp_path / "other" / name).open("a", encoding="utf-8") as file:
+        file.write("\n")
+    assert PretrainedTextEncoder(tmp_path / "other")._key_prefix != same
+
+
 def test_threads_may_share_one(encoder: PretrainedTextEncoder) -> None:
     expected = encoder.encode(TEXTS)
     wrong: list[object] = []

@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 
 from llgbm.base import Base, load_base
 from llgbm.config import TARGET_MODULES, model_spec
-from llgbm.tiny import build_tiny_base, build_tiny_encoder
+from llgbm.tiny import build_tiny_base, build_tiny_encoder, byte_vocabulary
 
 SENTENCES = [
     "Translate the English word to French.",
@@ -128,3 +128,9 @@ def test_base_loads_with_every_weight_in_place(tiny_base_path: Path) -> None:
     loaded = dict(load_base(tiny_base_path).model.named_parameters())
     assert stored.keys() == loaded.keys()
     assert all(torch.equal(stored[name], loaded[name]) for name in stored)
+
+
+def test_every_byte_has_one_stand_in() -> None:
+    table = byte_vocabulary()
+    assert list(table.values()) == list(range(256))
+    assert all(len(c) == 1 and c.isprintable() and not c.isspace() for c in table)

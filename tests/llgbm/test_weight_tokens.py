@@ -1,6 +1,5 @@
 """The round trip is exact for any rank, target set and token size; the index and the mask say what a token is."""
 
-import json
 import math
 
 import pytest
@@ -23,6 +22,11 @@ specs = st.builds(
     st.lists(st.integers(0, TINY.num_layers - 1), min_size=1, unique=True),
 )
 token_sizes = st.integers(1, 200)
+
+
+def unscaled(spec: LoRASpec) -> TokenNormalizer:
+    """Tokens are the raw weights."""
+    return TokenNormalizer({f"{name}.lora_{side}": 1.0 for name in spec.names for side in "AB"})
 
 
 def scaled(adapter: LoRAWeights, a: float, b: float) -> LoRAWeights:
@@ -51,7 +55,7 @@ def test_round_trip_is_the_identity(spec: LoRASpec, size: int, a: float, b: floa
 def test_mask_covers_every_weight_once_and_padding_is_zero(spec: LoRASpec, size: int) -> None:
     layout = TokenLayout(spec, size)
     ones = random_lora(spec, 0).map(torch.ones_like)
-    tokens = tokenize([ones], layout, TokenNormalizer.identity(spec))[0]
+    tokens = tokenize([ones], layout, unscaled(spec))[0]
     assert int(layout.mask.sum()) == spec.num_parameters
     assert torch.equal(tokens.bool(), layout.mask)
 
@@ -65,7 +69,7 @@ def test_index_says_where_a_token_comes_from(spec: LoRASpec, size: int) -> None:
     assert {len(t) for t in index} == {layout.num_tokens}
     names = {(m.layer, TARGET_MODULES.index(m.target)): m for m in spec.modules}
     adapter = random_lora(spec, 3)
-    tokens = tokenize([adapter], layout, TokenNormalizer.identity(spec))[0]
+    tokens = tokenize([adapter], layout, unscaled(spec))[0]
     for t in range(0, layout.num_tokens, max(1, layout.num_tokens // 40)):
         module = names[int(index.layer[t]), int(index.target[t])]
         rows = adapter.a[module.name] if index.side[t] == 0 else adapter.b[module.name].t()
@@ -74,7 +78,7 @@ def test_index_says_where_a_token_comes_from(spec: LoRASpec, size: int) -> None:
         assert torch.equal(tokens[t, : len(expected)], expected)
 
 
-def test_normaliser_brings_every_side_to_unit_size_and_survives_json() -> None:
+def test_normaliser_brings_every_side_to_unit_size_by_powers_of_two() -> None:
     spec = LoRASpec.for_model(TINY, rank=4)
     adapters = [scaled(random_lora(spec, i), 1e-3, 40.0) for i in range(3)]
     normalizer = TokenNormalizer.fit(iter(adapters))
@@ -83,8 +87,6 @@ def test_normaliser_brings_every_side_to_unit_size_and_survives_json() -> None:
     for side in (0, 1):
         chosen = tokens[:, layout.index.side == side][:, layout.mask[layout.index.side == side]]
         assert 0.65 < float(chosen.square().mean().sqrt()) < 1.5
-    again = TokenNormalizer.from_dict(json.loads(json.dumps(normalizer.to_dict())))
-    assert again == normalizer
     assert all(math.frexp(s)[0] == 0.5 for s in normalizer.scales.values())
 
 
@@ -117,25 +119,17 @@ def test_gradients_pass_both_ways() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     spec, other = LoRASpec.for_model(TINY, rank=2), LoRASpec.for_model(TINY, rank=3)
-    layout, normalizer = TokenLayout(spec, 48), TokenNormalizer.identity(spec)
+    layout, normalizer = TokenLayout(spec, 48), unscaled(spec)
     with pytest.raises(AdapterMismatchError, match="rank 3"):
         tokenize([random_lora(other, 0)], layout, normalizer)
     with pytest.raises(AdapterMismatchError, match="no adapter"):
         tokenize([], layout, normalizer)
     with pytest.raises(AdapterMismatchError, match="this layout makes"):
         detokenize(torch.zeros(1, 3, 48), layout, normalizer)
-    narrow = TokenNormalizer.identity(LoRASpec.for_model(TINY, rank=2, targets=["q_proj"]))
+    narrow = unscaled(LoRASpec.for_model(TINY, rank=2, targets=["q_proj"]))
     with pytest.raises(AdapterMismatchError, match="no scale for"):
         tokenize([random_lora(spec, 0)], layout, narrow)
     with pytest.raises(AdapterMismatchError, match="at least one"):
         TokenNormalizer.fit([])
     with pytest.raises(ConfigError, match="token_size"):
         TokenLayout(spec, 0)
-
-
-@pytest.mark.parametrize(
-    "data", [{}, {"scales": 3}, {"scales": {"x": 0.3}}, {"scales": {"x": -1.0}}, {"scales": {"x": "1"}}]
-)
-def test_a_damaged_normaliser_is_refused(data: dict[str, object]) -> None:
-    with pytest.raises(ConfigError):
-        TokenNormalizer.from_dict(data)

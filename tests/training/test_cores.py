@@ -100,6 +100,12 @@ def test_cores_with_other_settings_or_of_another_generator_are_refused(config: c
         cores.run(replace(config, steps=2))
 
 
+def test_cores_are_not_trained_through_a_base_that_passes_no_gradients(config: cores.Config) -> None:
+    with pytest.raises(ConfigError, match="load it with int8_training"):
+        cores.run(replace(config, base_storage="int8"))
+    assert not list(config.workdir.glob("*.safetensors"))
+
+
 @pytest.mark.parametrize(
     "sampler", [SamplerConfig(groups=2, shared_fraction=0), SamplerConfig(groups=1, shared_fraction=0.1)]
 )
