@@ -1,7 +1,8 @@
 """From measured prompts to a confidence: which share of right answers to expect at which distance from training.
 
 A prompt's distance is its cosine with the nearest training prompt. The confidence is an isotonic regression of
-accuracy on it (Zadrozny and Elkan 2002): nearer is never less sure. Whether it can be believed is measured with every
+accuracy on it (Zadrozny and Elkan 2002), of the means of prompts that are about equally near, so that no end of the
+curve stands on a single prompt: nearer is never less sure. Whether it can be believed is measured with every
 category predicted by a curve that was fitted without it.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,8 @@ from sklearn.isotonic import IsotonicRegression
 
 from llgbm.errors import ConfigError
 
-_KNOTS = 16
+_GROUPS = 16
+"""Of as many prompts each, by distance."""
 _SMALLEST_STEP = 1e-4
 
 
@@ -44,10 +46,10 @@ def confidence_curve(points: Sequence[Point], threshold: float) -> dict[str, Any
         ConfigError: there are fewer than two distances to draw a curve through.
     """
     fitted = _fitted(points)
-    places = np.quantile([p.similarity for p in points], np.linspace(0, 1, _KNOTS)).round(4)
+    places = [group.similarity for group in _groups(points)]
     knots = [places[0], *(b for a, b in pairwise(places) if b - a >= _SMALLEST_STEP)]
     return {
-        "similarity": [float(x) for x in knots],
+        "similarity": [round(x, 4) for x in knots],
         "confidence": [round(float(y), 4) for y in fitted.predict(knots)],
         "threshold": threshold,
     }
@@ -83,7 +85,30 @@ def _fitted(points: Sequence[Point]) -> IsotonicRegression:
     if len({p.similarity for p in points}) < 2:
         raise ConfigError("a curve needs prompts at two distances at least; measure more tasks")
     curve = IsotonicRegression(y_min=0.0, y_max=1.0, increasing=True, out_of_bounds="clip")
-    return curve.fit([p.similarity for p in points], [p.accuracy for p in points])
+    groups = _groups(points)
+    weights = [group.prompts for group in groups]
+    return curve.fit([g.similarity for g in groups], [g.accuracy for g in groups], sample_weight=weights)
+
+
+class _Group(NamedTuple):
+    """Means of prompts that are about equally near, and their number."""
+
+    similarity: float
+    accuracy: float
+    prompts: int
+
+
+def _groups(points: Sequence[Point]) -> list[_Group]:
+    ordered = sorted(points, key=lambda p: p.similarity)
+    parts = np.array_split(np.arange(len(ordered)), min(_GROUPS, len(ordered)))
+    return [
+        _Group(
+            float(np.mean([ordered[i].similarity for i in part])),
+            float(np.mean([ordered[i].accuracy for i in part])),
+            len(part),
+        )
+        for part in parts
+    ]
 
 
 def _bin(confidence: NDArray[np.float64], accuracy: NDArray[np.float64]) -> dict[str, Any]:

@@ -26,9 +26,13 @@ def test_a_curve_is_one_that_a_manifest_takes_and_never_falls(points: list[Point
 def test_a_curve_follows_what_was_measured() -> None:
     points = [Point("a", x, 0.0 if x < 0.5 else 0.8) for x in np.linspace(0, 1, 41)]
     curve = confidence_curve(points, 0.25)
-    found = dict(zip(curve["similarity"], curve["confidence"], strict=True))
-    assert found[0.0] == 0
-    assert found[1.0] == pytest.approx(0.8)
+    assert np.interp([0.0, 0.4, 0.6, 1.0], curve["similarity"], curve["confidence"]) == pytest.approx([0, 0, 0.8, 0.8])
+
+
+def test_one_prompt_does_not_make_an_end_of_the_curve() -> None:
+    points = [Point("a", x, 0.5) for x in np.linspace(0, 0.9, 320)]
+    curve = confidence_curve([*points, Point("a", 1.0, 1.0)], 0.25)
+    assert max(curve["confidence"]) < 0.55
 
 
 def test_reliability_counts_every_prompt_once_and_predicts_a_category_without_its_own_points() -> None:
@@ -40,8 +44,8 @@ def test_reliability_counts_every_prompt_once_and_predicts_a_category_without_it
     more = [Point("near too", 0.9 + i / 1000, 0.8) for i in range(20)]
     more += [Point("far too", 0.1 + i / 1000, 0.1) for i in range(20)]
     both = reliability([*near, *far, *more], bins=2)
-    assert both["error"] == pytest.approx(0, abs=1e-6)
-    assert both["spread"] == pytest.approx(0.35)
+    assert both["error"] == pytest.approx(0, abs=1e-3)  # a group may hold prompts of both distances
+    assert both["spread"] == pytest.approx(0.35, abs=1e-3)
 
 
 def test_too_little_to_measure_on_is_an_error() -> None:
