@@ -293,7 +293,8 @@ def summarise(
                 t: {"accuracy": round(float(np.mean(c["correct"])), 4), "n": len(c["correct"])} for t, c in done.items()
             },
         }
-    rows |= earlier
+    place = list(METHODS).index
+    rows = dict(sorted({**rows, **earlier}.items(), key=lambda row: place(row[0])))
     means = {(method, task): cell for method, row in earlier.items() for task, cell in row["tasks"].items()}
     differences = [
         found
