@@ -20,9 +20,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_va
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parent.parent
-_CHECKPOINTS = (folder / "checkpoints" / "qwen2.5-0.5b" for folder in (ROOT, Path(__file__).parent))
-DEFAULT_CHECKPOINT = next((folder for folder in _CHECKPOINTS if folder.is_dir()), ROOT / "checkpoints" / "qwen2.5-0.5b")
-"""The generator of a checkout, or the one that an installed package brings."""
+_INSTALLED = Path(__file__).parent / "checkpoints"
+DEFAULT_CHECKPOINT = (_INSTALLED if _INSTALLED.is_dir() else ROOT / "checkpoints") / "qwen2.5-0.5b"
+"""The generator that an installed package brings, or that of a checkout."""
 TABLE_DOCUMENT = ROOT / "docs" / "OPERATIONS.md"
 TABLE_START, TABLE_END = "<!-- settings: start -->", "<!-- settings: end -->"
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
+from llgbm.checkpoint import ContextScale, GeneratorManifest, write_calibration
 from llgbm.config import GeneratorConfig, LoRASpec, lora_spec, model_spec
 from llgbm.generator import LoRAGenerator, create_generator
+from llgbm.task_detector import TaskDetector
 
 TINY = model_spec("tiny")
 SPEC = lora_spec("tiny")
@@ -23,6 +27,12 @@ SPECS = {
 }
 IRREGULAR = LoRASpec(2, 3.0, SPEC.modules[3:9])
 """Other targets in the first layer than in the second."""
+
+
+def calibrate_artefact(folder: Path) -> GeneratorManifest:
+    """Give a generator a calibration: every text asks for a task, and half the adapter stands beside a description."""
+    detector = TaskDetector(torch.zeros(384), torch.tensor(9.0))
+    return write_calibration(folder, detector, {}, ContextScale(similarity=0.0, far=0.5, near=0.5))
 
 
 def active_generator(

@@ -96,23 +96,24 @@ def run(config: Config) -> None:
     encoder = PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id)
     detector = fit_detector(checkpoint, encoder)
     maker = AdapterMaker(replace(checkpoint, detector=detector), encoder)
-    tasks = [
-        task for task in [*near, *far] if len(task.test) > config.skip_rows and never_seen(task, checkpoint.manifest)
-    ]
+    wordings = never_seen([*near, *far], checkpoint.manifest)
+    tasks = [task for task in [*near, *far] if len(task.test) > config.skip_rows and wordings[task.task_id]]
     sides = [[task for task in tasks if (task.task_id in trained) == known] for known in (True, False)]
     beside = [task for side in sides for task in evenly(side, config.context_tasks)]
     with RunLog(config.workdir, "calibrate", config) as log:
         points: list[Point] = []
         with log.progress("calibrate", total=len(tasks)) as progress:
             for done, task in enumerate(tasks, 1):
-                points += measured(task, maker, base, config)
+                points += measured(task, wordings[task.task_id], maker, base, config)
                 progress.update(done, task.task_id)
         curve, found = confidence_curve(points, config.threshold), reliability(points)
         expected = np.interp([p.similarity for p in points], curve["similarity"], curve["confidence"])
         in_context: list[ContextPoint] = []
         with log.progress("scale in context", total=len(beside)) as progress:
             for done, task in enumerate(beside, 1):
-                in_context.append(measured_in_context(task, task.task_id in trained, maker, base, config))
+                in_context.append(
+                    measured_in_context(task, wordings[task.task_id][0], task.task_id in trained, maker, base, config)
+                )
                 progress.update(done, task.task_id)
         scale = choose_scale(in_context, config.context_scales)
         manifest = write_calibration(config.checkpoint, detector, curve, scale)
@@ -141,24 +142,25 @@ def detected(near: Sequence[Task], far: Sequence[Task]) -> dict[str, Sequence[st
     return {name: texts for name, texts in groups.items() if texts}
 
 
-def never_seen(task: Task, manifest: GeneratorManifest) -> list[str]:
-    """The wordings that it holds back and that no task of the generator, this or another, was trained on."""
+def never_seen(tasks: Sequence[Task], manifest: GeneratorManifest) -> dict[str, list[str]]:
+    """By task id, the wordings that a task holds back and that the generator was not trained on for any task."""
     seen = {text for trained in manifest.tasks for text in trained.descriptions}
-    return [text for text in task.unseen_descriptions if text not in seen]
+    return {task.task_id: [text for text in task.unseen_descriptions if text not in seen] for task in tasks}
 
 
-def measured(task: Task, maker: AdapterMaker, base: Base, config: Config) -> Iterator[Point]:
-    """The points of one task: one for each wording never seen, all measured on the same rows."""
-    wordings = never_seen(task, maker.checkpoint.manifest)[: config.wordings]
+def measured(task: Task, unseen: Sequence[str], maker: AdapterMaker, base: Base, config: Config) -> Iterator[Point]:
+    """The points of one task: one for each of its first wordings never seen, all measured on the same rows."""
+    wordings = unseen[: config.wordings]
     made = maker.make([AdapterRequest((text,)) for text in wordings])
     rows = [eval_row(base, example) for example in task.test[config.skip_rows :][: config.num_rows]]
     for adapter, scores in zip(made, score_rows(base, [(a.weights, rows) for a in made]), strict=True):
         yield Point(task.category, adapter.nearest[0][1], float(np.mean([s.correct for s in scores])))
 
 
-def measured_in_context(task: Task, trained: bool, maker: AdapterMaker, base: Base, config: Config) -> ContextPoint:
-    """The point of one task: its first unseen wording, in the context and as an adapter at every scale."""
-    wording = never_seen(task, maker.checkpoint.manifest)[0]
+def measured_in_context(
+    task: Task, wording: str, trained: bool, maker: AdapterMaker, base: Base, config: Config
+) -> ContextPoint:
+    """The point of one task: a wording never seen, in the context and as an adapter at every scale."""
     made = maker.make([AdapterRequest((wording,), scale=scale) for scale in config.context_scales])
     examples = task.test[config.skip_rows :][: config.num_rows]
     rows = [eval_row(base, example, description=wording) for example in examples]

@@ -45,8 +45,9 @@ def confidence_curve(points: Sequence[Point], threshold: float) -> dict[str, Any
     Raises:
         ConfigError: there are fewer than two distances to draw a curve through.
     """
-    fitted = _fitted(points)
-    places = [group.similarity for group in _groups(points)]
+    groups = _groups(points)
+    fitted = _fitted(groups)
+    places = [group.similarity for group in groups]
     knots = [places[0], *(b for a, b in pairwise(places) if b - a >= _SMALLEST_STEP)]
     return {
         "similarity": [round(x, 4) for x in knots],
@@ -73,7 +74,7 @@ def reliability(points: Sequence[Point], *, bins: int = 5) -> dict[str, Any]:
     for category in categories:
         mine = [i for i, p in enumerate(points) if p.category == category]
         others = [p for p in points if p.category != category]
-        predicted[mine] = _fitted(others).predict([points[i].similarity for i in mine])
+        predicted[mine] = _fitted(_groups(others)).predict([points[i].similarity for i in mine])
     accuracy = np.array([p.accuracy for p in points])
     order = np.argsort(predicted, kind="stable")
     found = [_bin(predicted[part], accuracy[part]) for part in np.array_split(order, bins) if len(part)]
@@ -81,11 +82,10 @@ def reliability(points: Sequence[Point], *, bins: int = 5) -> dict[str, Any]:
     return {"bins": found, "error": round(error, 4), "spread": round(float(predicted.std()), 4)}
 
 
-def _fitted(points: Sequence[Point]) -> IsotonicRegression:
-    if len({p.similarity for p in points}) < 2:
+def _fitted(groups: Sequence[_Group]) -> IsotonicRegression:
+    if len({group.similarity for group in groups}) < 2:
         raise ConfigError("a curve needs prompts at two distances at least; measure more tasks")
     curve = IsotonicRegression(y_min=0.0, y_max=1.0, increasing=True, out_of_bounds="clip")
-    groups = _groups(points)
     weights = [group.prompts for group in groups]
     return curve.fit([g.similarity for g in groups], [g.accuracy for g in groups], sample_weight=weights)
 

@@ -14,9 +14,11 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -277,7 +279,7 @@ def generators_of(workdir: Path) -> set[str]:
     Raises:
         CheckpointError: a file is unreadable.
     """
-    return {_read(path)[0].get("generator", "") for path in workdir.glob("*.safetensors")}
+    return {_metadata(path).get("generator", "") for path in workdir.glob("*.safetensors")}
 
 
 def cores_digest(cores: Mapping[str, Cores]) -> str:
@@ -297,14 +299,26 @@ def _made_with(config: Config, checkpoint: Checkpoint, task: Task, start: Cores 
 
 
 def _require_same(path: Path, made_with: Mapping[str, str]) -> None:
-    said, _ = _read(path)
+    said = _metadata(path)
     if different := [name for name, value in made_with.items() if said.get(name, "") != value]:
         raise ConfigError(f"{path} was made with another {', '.join(different)}; use that or another workdir")
 
 
 def _read(path: Path) -> tuple[dict[str, str], Cores]:
+    with _opened(path) as file:
+        return file.metadata() or {}, Cores(file.get_tensor("q"), file.get_tensor("p"))
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """What a file says of its cores; they are not read."""
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, "pt") as file:
-            return file.metadata() or {}, Cores(file.get_tensor("q"), file.get_tensor("p"))
+            yield file
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} has no readable cores: {error}; delete it and make them again") from error

@@ -68,6 +68,11 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
     return records
 
 
+def read_steps(path: Path | str) -> list[dict[str, Any]]:
+    """Those lines of `read_metrics` that are of training steps, and not of checks between them."""
+    return [line for line in read_metrics(path) if "loss" in line]
+
+
 def _keep_earlier(path: Path, step: int) -> None:
     if not path.exists():
         return

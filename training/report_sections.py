@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from training.figures import Drawing, bar_chart, heat_map, line_chart, scatter_map
-from training.metrics_file import read_metrics
+from training.metrics_file import read_steps
 from training.report_page import Picture, Section, Table, number
 
 Result = Mapping[str, Any]
@@ -28,7 +28,7 @@ def curves(workdir: Path, commands: Mapping[str, Sequence[str]]) -> list[Section
     by_command: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for path in sorted((workdir / "metrics").glob("*.jsonl")):
         command, _, series = path.stem.partition(".")
-        points = [(line["step"], line["loss"]) for line in read_metrics(path) if "loss" in line]
+        points = [(line["step"], line["loss"]) for line in read_steps(path)]
         if points and not series.rpartition(".")[2].isdigit():  # NAME.1 is a run that was begun anew
             by_command.setdefault(command, {})[series or command] = points
     sections = []

@@ -29,7 +29,7 @@ from llgbm.training import TrainingConfig
 from training import fit
 from training.cost import CostConfig, measure_base, measure_generators
 from training.gradient_check import check_in_own_process
-from training.metrics_file import read_metrics
+from training.metrics_file import read_steps
 from training.parallel import launch
 from training.probe_config import ProbeConfig
 from training.progress_check import CheckConfig, eval_row
@@ -125,7 +125,7 @@ def short_fit(config: Config, name: str, base: Base, lora: LoRASpec, tasks: list
     moved = float(np.mean([abs(a.log_likelihood - p.log_likelihood) for a, p in zip(adapted, plain, strict=True)]))
     if base_id != base.spec.base_id or weights.spec != lora or not moved > 0:
         raise ConfigError(f"the adapter in {folder} does not act on {base.spec.base_id} as it should; train it again")
-    steps = [line for line in read_metrics(settings.workdir / "metrics" / "fit.jsonl") if "loss" in line]
+    steps = read_steps(settings.workdir / "metrics" / "fit.jsonl")
     seconds = sum(line["seconds"] for line in steps)
     return {
         "steps": len(steps),
@@ -152,8 +152,8 @@ def compare_processes(config: Config) -> dict[str, Any]:
         settings = _fit_config(config, name, config.workdir / f"processes-{processes}", config.parallel_steps)
         words = shlex.split(command_of("fit", settings))[3:]
         launch(words, processes)
-        lines = [line for line in read_metrics(settings.workdir / "metrics" / "fit.jsonl") if "loss" in line]
-        curves.append([cast(float, line["loss"]) for line in lines])
+        steps = read_steps(settings.workdir / "metrics" / "fit.jsonl")
+        curves.append([cast(float, line["loss"]) for line in steps])
     one, several = curves
     return {
         "base": name,

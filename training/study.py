@@ -23,7 +23,7 @@ from training.config import build, config_digest
 from training.config_values import Tree, merged, parse_override
 from training.match_measures import score_cases, summarise
 from training.match_setup import Material, load_material, read_split_digest
-from training.metrics_file import read_metrics
+from training.metrics_file import read_steps
 from training.results import kept, read_result, write_result
 from training.runlog import RunLog
 
@@ -163,5 +163,4 @@ def _seconds(arm: fit.Config | match.Config) -> float:
     if isinstance(arm, match.Config):
         found = read_result(arm.result)["metrics"]
         return float(found["seconds"] + found["calibration_seconds"])
-    lines = read_metrics(arm.workdir / "metrics" / "fit.jsonl")
-    return float(sum(line["seconds"] for line in lines if "loss" in line))  # the others are of checks
+    return float(sum(line["seconds"] for line in read_steps(arm.workdir / "metrics" / "fit.jsonl")))

@@ -7,12 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
-from llgbm.checkpoint import ContextScale, write_calibration
 from llgbm.config import GeneratorConfig
-from llgbm.task_detector import TaskDetector
 from llgbm.training import TrainingConfig
+from tests.small_generator import calibrate_artefact
 from training import fit, teachers
 from training.progress_check import CheckConfig
 from training.sampler import SamplerConfig
@@ -114,6 +112,5 @@ def generator_folder(
         training=TrainingConfig(steps=2, warmup_steps=1), check=CheckConfig(every=0),
     )  # fmt: skip
     fit.run(config)
-    detector = TaskDetector(torch.zeros(384), torch.tensor(9.0))
-    write_calibration(config.artefact, detector, {}, ContextScale(similarity=0.0, far=0.5, near=0.5))
+    calibrate_artefact(config.artefact)
     return config.artefact

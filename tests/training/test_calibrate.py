@@ -66,9 +66,9 @@ def test_a_wording_that_another_task_was_trained_on_is_no_point(config: calibrat
     manifest = load_generator(config.checkpoint).manifest
     task = load_tasks(config.tasks)[0]
     another = replace(manifest.tasks[-1], descriptions=(task.unseen_descriptions[0],))
-    assert calibrate.never_seen(task, manifest) == list(task.unseen_descriptions)
-    found = calibrate.never_seen(task, replace(manifest, tasks=(*manifest.tasks[:-1], another)))
-    assert found == list(task.unseen_descriptions[1:])
+    assert calibrate.never_seen([task], manifest) == {task.task_id: list(task.unseen_descriptions)}
+    found = calibrate.never_seen([task], replace(manifest, tasks=(*manifest.tasks[:-1], another)))
+    assert found == {task.task_id: list(task.unseen_descriptions[1:])}
 
 
 def test_a_family_that_was_trained_on_is_refused(config: calibrate.Config) -> None:

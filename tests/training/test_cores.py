@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from llgbm.checkpoint import ContextScale, load_generator, write_calibration
+from llgbm.checkpoint import load_generator
 from llgbm.config import GeneratorConfig
 from llgbm.errors import CheckpointError, ConfigError
-from llgbm.task_detector import TaskDetector
 from llgbm.training import TrainingConfig
+from tests.small_generator import calibrate_artefact
 from training import amortise, cores, evaluate, fit
 from training.conditions import ConditionConfig
 from training.metrics_file import read_metrics
@@ -171,8 +171,7 @@ def test_what_is_done_is_not_measured_again(amortised: amortise.Config, monkeypa
 
 def test_what_is_done_leaves_its_artefact_calibrated(amortised: amortise.Config) -> None:
     amortise.run(amortised)
-    detector = TaskDetector(torch.zeros(384), torch.tensor(9.0))
-    calibrated = write_calibration(amortised.artefact, detector, {}, ContextScale(similarity=0.0, far=0.5, near=0.5))
+    calibrated = calibrate_artefact(amortised.artefact)
     amortise.run(amortised)
     assert load_generator(amortised.artefact).manifest == calibrated
 

@@ -9,14 +9,14 @@ import torch
 
 from llgbm.base import Base
 from llgbm.batches import TrainingBatch
-from llgbm.checkpoint import ContextScale, load_generator, write_calibration
+from llgbm.checkpoint import load_generator
 from llgbm.config import GeneratorConfig, LoRASpec, lora_spec, model_spec
 from llgbm.errors import CacheMismatchError, CheckpointError, ConfigError, TaskFormatError
 from llgbm.generator import create_generator
 from llgbm.prompting import AdapterMaker, AdapterRequest
-from llgbm.task_detector import TaskDetector
 from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig
+from tests.small_generator import calibrate_artefact
 from training import deltas, fit
 from training.artefacts import read_manifest
 from training.metrics_file import read_metrics
@@ -124,8 +124,7 @@ def test_a_finished_fit_writes_its_artefact_again_without_training(config: fit.C
 def test_a_finished_fit_leaves_its_artefact_calibrated(config: fit.Config) -> None:
     fit.run(config)
     made = read_manifest(config.workdir)["generator"]
-    detector = TaskDetector(torch.zeros(384), torch.tensor(9.0))
-    calibrated = write_calibration(config.artefact, detector, {}, ContextScale(similarity=0.0, far=0.5, near=0.5))
+    calibrated = calibrate_artefact(config.artefact)
     fit.run(config)
     assert load_generator(config.artefact).manifest == calibrated
     assert read_manifest(config.workdir)["generator"] == made

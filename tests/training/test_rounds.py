@@ -3,13 +3,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from llgbm.checkpoint import ContextScale, load_generator, write_calibration
+from llgbm.checkpoint import load_generator
 from llgbm.config import GeneratorConfig
 from llgbm.errors import ConfigError
-from llgbm.task_detector import TaskDetector
 from llgbm.training import TrainingConfig
+from tests.small_generator import calibrate_artefact
 from training import amortise, cores, fit
 from training.conditions import ConditionConfig
 from training.metrics_file import read_metrics
@@ -109,8 +108,7 @@ def test_a_longer_fit_sets_the_round_of_the_shorter_one_aside(config: fit.Config
 
 def test_a_finished_fit_leaves_its_artefact_calibrated(config: fit.Config) -> None:
     fit.run(config)
-    detector = TaskDetector(torch.zeros(384), torch.tensor(9.0))
-    calibrated = write_calibration(config.artefact, detector, {}, ContextScale(similarity=0.0, far=0.5, near=0.5))
+    calibrated = calibrate_artefact(config.artefact)
     fit.run(config)
     assert load_generator(config.artefact).manifest == calibrated
     fit.run(replace(config, rounds=2))
