@@ -9,6 +9,7 @@ The shared bases with a generated core follow Zhyper; the layer and module embed
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable
 from typing import TypeVar
@@ -199,6 +200,13 @@ class LoRAGenerator(nn.Module):
     def output_bases(self) -> list[Tensor]:
         """B0 transposed, (R, out), of every module of the spec, in its order; views of the parameters."""
         return _by_module(self.b0, self._by_output)
+
+    def bases_digest(self) -> str:
+        """The first 16 hex digits of the sha256 of all bases: cores of generators that share it can be exchanged."""
+        digest = hashlib.sha256()
+        for basis in (*self.input_bases(), *self.output_bases()):
+            digest.update(basis.detach().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def shared_adapter(self) -> LoRAWeights:
         """The adapter of the constant cores: what is left when the condition says nothing."""

@@ -142,7 +142,8 @@ def run(config: Config, *, texts: Path | None = None) -> None:
         raise ConfigError(
             f"{config.start} has cores of {len(starts)} of {len(tasks)} tasks; make the others there first"
         )
-    made_with = {task.task_id: _made_with(config, checkpoint, task, starts.get(task.task_id)) for task in tasks}
+    owner = belonging(checkpoint)
+    made_with = {task.task_id: owner | _made_with(config, task, starts.get(task.task_id)) for task in tasks}
     missing = []
     for task in tasks:
         path = core_file(config.workdir, task.task_id)
@@ -251,24 +252,34 @@ class _Descent:
 
 
 def write_cores(path: Path, cores: Cores, metadata: Mapping[str, str]) -> None:
-    """Write the cores of a task; `generator` of the metadata is the digest of the one that they belong to."""
+    """Write the cores of a task; the metadata has at least what `belonging` says of their generator."""
     replace_tensors(path, {"q": cores.q, "p": cores.p}, metadata)
+
+
+def belonging(checkpoint: Checkpoint) -> dict[str, str]:
+    """What cores say of the generator that they were made with: its digest, and that of its bases.
+
+    Cores mean something inside bases only. So those of one trunk may be taught to another that has the same bases.
+    """
+    return {"generator": checkpoint.manifest.digest, "bases": checkpoint.generator.bases_digest()}
 
 
 def load_cores(workdir: Path, checkpoint: Checkpoint, task_ids: Sequence[str]) -> dict[str, Cores]:
     """The cores that are there, by task id.
 
     Raises:
-        CheckpointError: a file is unreadable, or has the cores of another generator.
+        CheckpointError: a file is unreadable, or has cores for other bases.
     """
-    found = {}
+    found, bases = {}, belonging(checkpoint)["bases"]
     for task_id in task_ids:
         path = core_file(workdir, task_id)
         if not path.exists():
             continue
         said, cores = _read(path)
-        if said.get("generator") != checkpoint.manifest.digest:
-            raise CheckpointError(f"{path} has cores of another generator; make them again in another workdir")
+        if said.get("bases") != bases:
+            raise CheckpointError(
+                f"{path} has cores for other bases than those of this generator; make them again in another workdir"
+            )
         found[task_id] = cores
     return found
 
@@ -292,10 +303,10 @@ def cores_digest(cores: Mapping[str, Cores]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _made_with(config: Config, checkpoint: Checkpoint, task: Task, start: Cores | None) -> dict[str, str]:
+def _made_with(config: Config, task: Task, start: Cores | None) -> dict[str, str]:
     settings = json.dumps({k: v for k, v in to_dict(config).items() if k not in _WHERE}, sort_keys=True)
-    made_with = {"generator": checkpoint.manifest.digest, "task": tasks_digest([task]), "settings": settings}
-    return made_with | {"start": cores_digest({task.task_id: start}) if start else ""}
+    begun = cores_digest({task.task_id: start}) if start else ""
+    return {"task": tasks_digest([task]), "settings": settings, "start": begun}
 
 
 def _require_same(path: Path, made_with: Mapping[str, str]) -> None:

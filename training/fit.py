@@ -31,7 +31,7 @@ from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig, TrainingState, train
 from training.claim import claim_workdir, settings_of
 from training.conditions import TEXTS_FILE, lasting_encoder
-from training.cores import Cores, core_file, generated_cores, write_cores
+from training.cores import Cores, belonging, core_file, generated_cores, write_cores
 from training.delta_store import cached_delta, open_deltas
 from training.parallel import process_group
 from training.pools import training_pools
@@ -243,7 +243,7 @@ def _fit(
                 digest=manifest.digest,
             )
         if task_cores is not None:
-            _write_task_cores(config, generator, task_cores, tasks, sampler, manifest.digest)
+            _write_task_cores(config, generator, task_cores, tasks, sampler)
     if group is not None:
         group.close()
     return True
@@ -256,13 +256,13 @@ def _write_task_cores(
     task_cores: TaskCores,
     tasks: Sequence[Task],
     sampler: TaskSampler,
-    digest: str,
 ) -> None:
     """Write, for each task, its own cores added to what the generator makes of its descriptions."""
+    owner = belonging(load_generator(config.fitted))
     for task, descriptions in zip(tasks, sampler.description_embeddings, strict=False):
         made = generated_cores(generator, descriptions)
         q, p = task_cores.added(made.q[None], made.p[None], [task.task_id], config.training.steps)
-        write_cores(core_file(config.task_cores, task.task_id), Cores(q[0], p[0]), {"generator": digest})
+        write_cores(core_file(config.task_cores, task.task_id), Cores(q[0], p[0]), owner)
 
 
 def _teacher_deltas(config: Config, base: Base, task_ids: Sequence[str]) -> tuple[DeltaMeter | None, dict[str, Tensor]]:

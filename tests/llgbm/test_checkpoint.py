@@ -100,6 +100,18 @@ def test_a_spec_that_cannot_be_written_leaves_what_was_there(folder: Path) -> No
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_bases_are_the_same_however_often_they_are_stored(folder: Path, tmp_path: Path) -> None:
+    once = load_generator(folder).generator
+    with torch.no_grad():
+        once.gate.bias.add_(1)  # another trunk beside them
+    saved(tmp_path / "again", once)
+    again = load_generator(tmp_path / "again").generator
+    assert again.bases_digest() == once.bases_digest()
+    with torch.no_grad():
+        again.input_bases()[-1][-1, -1].add_(1e-6)
+    assert again.bases_digest() != once.bases_digest()
+
+
 def test_saving_twice_gives_the_same_digest(tmp_path: Path) -> None:
     generator = active_generator()
     assert saved(tmp_path / "one", generator).digest == saved(tmp_path / "two", generator).digest

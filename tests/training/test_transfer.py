@@ -45,7 +45,7 @@ def cores_of(config: transfer.Config, of: list[str]) -> None:
         random = torch.Generator().manual_seed(sum(map(ord, kind)))
         path = cores.core_file(made.workdir, task.task_id)
         found = cores.Cores(q + torch.randn(q.shape, generator=random), p + torch.randn(p.shape, generator=random))
-        cores.write_cores(path, found, {"generator": checkpoint.manifest.digest})
+        cores.write_cores(path, found, cores.belonging(checkpoint))
 
 
 def test_cores_that_say_nothing_of_the_task_cannot_be_told(config: transfer.Config) -> None:
