@@ -25,7 +25,7 @@ class Baselines:
 
     Args:
         path: of the table.
-        here: what the table that is being made says of `SAME`.
+        here: what the table that is being made says of `SAME` and of the probes.
         columns: its tasks by column.
         num_rows: most test rows of a task.
 
@@ -43,6 +43,8 @@ class Baselines:
     ) -> None:
         table = read_result(path)
         other = [name for name in SAME if table.get(name) != here[name]]
+        if "probes" in table and table["probes"] != here["probes"]:  # older tables have no delta cosines
+            other.append("probes")
         if other:
             said = ", ".join(f"{name} is {table.get(name)} there and {here[name]} here" for name in other)
             raise ConfigError(f"{path} cannot be compared with this table: {said}")

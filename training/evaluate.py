@@ -1,6 +1,7 @@
 """`python -m training evaluate`: the quality table. Methods x tasks on the same rows, with intervals, as one JSON file.
 
-Rows are test rows, and descriptions are ones that training never saw. Each cell (method, task) is written to
+Rows are test rows, and descriptions are ones that training never saw. Where a task has a teacher, the table also says
+how an adapter's delta stands to the teacher's (`training/evaluation_deltas.py`). Each cell (method, task) is written to
 `{workdir}/cells.jsonl` when it is done and never computed twice for the same generator, adapters, rows and seed, so a
 stopped evaluation goes on where it was, and a further seed costs only the cells that it decides.
 """
@@ -27,11 +28,14 @@ from llgbm.peft_io import content_digest
 from llgbm.text_encoder import PretrainedTextEncoder
 from training.artefacts import replace_text
 from training.baselines import Baselines
+from training.config import to_dict
 from training.cores import load_cores
 from training.evaluation_cells import Cells
+from training.evaluation_deltas import delta_cosines
 from training.failures import first_failure
 from training.fan_out import RayTask, open_workers
 from training.methods import METHODS, Bench, Trial
+from training.probe_config import ProbeConfig
 from training.progress_check import eval_row
 from training.results import command_of
 from training.runlog import RunLog
@@ -116,6 +120,8 @@ class Config:
     measured now, is taken from it."""
     seeds: tuple[int, ...] = (0,)
     """Each picks the wordings, the examples and the gibberish anew; a row counts with its mean over all of them."""
+    probes: ProbeConfig = field(default_factory=ProbeConfig)
+    """What the delta cosines of adapters and teachers are measured on."""
     ray: str | None = None
     """Compute the cells on a Ray cluster: local, auto or its address, see `docs/SCALING.md`; none: in this process."""
     ray_task: RayTask = field(default_factory=RayTask)
@@ -145,6 +151,7 @@ def run(config: Config) -> None:
         "base_storage": config.base_storage,
         "seeds": list(config.seeds),
         "metric": "exact match under greedy decoding",
+        "probes": to_dict(config.probes),
     }
     columns = {name: column for name, column in {"unseen_descriptions": seen, "heldout_kinds": new}.items() if column}
     earlier = None
@@ -160,12 +167,9 @@ def run(config: Config) -> None:
         work = [(method, task, bench) for task in [*seen, *new] for method in config.methods for bench in benches]
         keys: dict[tuple[str, str], list[str]] = {}
         done = 0
-        with (
-            open_workers(
-                config.ray, config.ray_task, base, config.base or checkpoint.manifest.base_id, config.base_storage
-            ) as workers,
-            log.progress("evaluate", total=len(work)) as progress,
-        ):
+        with open_workers(
+            config.ray, config.ray_task, base, config.base or checkpoint.manifest.base_id, config.base_storage
+        ) as workers:
 
             def missing() -> Iterator[Work]:
                 nonlocal done
@@ -182,14 +186,25 @@ def run(config: Config) -> None:
                     else:
                         done += 1
 
-            for one, cell in workers.map(partial(_cell, num_rows=config.num_rows), missing()):
-                cells.add(one.key, {"method": one.method, "task": one.task.task_id, **cell})
-                done += 1
-                progress.update(done, f"{one.task.task_id}: {one.method}")
+            with log.progress("evaluate", total=len(work)) as progress:
+                for one, cell in workers.map(partial(_cell, num_rows=config.num_rows), missing()):
+                    cells.add(one.key, {"method": one.method, "task": one.task.task_id, **cell})
+                    done += 1
+                    progress.update(done, f"{one.task.task_id}: {one.method}")
+            cosines = delta_cosines(
+                base,
+                benches,
+                [*seen, *new],
+                config.methods,
+                config.probes,
+                Cells(config.workdir / "delta_cells.jsonl"),
+                workers,
+                log,
+            )
         found = {place: mean_cell([cells[key] for key in of_seeds]) for place, of_seeds in keys.items()}
         taken = None if earlier is None else earlier.without(found)
         summaries = {
-            name: summarise(found, config.methods, column, taken.rows[name] if taken else {})
+            name: summarise(found, config.methods, column, taken.rows[name] if taken else {}, cosines)
             for name, column in columns.items()
         }
         table = {
@@ -263,6 +278,7 @@ def summarise(
     methods: Sequence[str],
     tasks: Sequence[Task],
     earlier: Mapping[str, Any],
+    cosines: Mapping[tuple[str, str], float],
 ) -> dict[str, Any]:
     """Macro means with 95 % intervals, every task's accuracy, and paired differences with theirs.
 
@@ -271,6 +287,7 @@ def summarise(
         methods: that were measured.
         tasks: of the column.
         earlier: rows of methods that were not, from an earlier table.
+        cosines: of deltas with the teacher's, by method and task, where there are any.
     """
     rows: dict[str, Any] = {}
     for method in methods:
@@ -293,6 +310,12 @@ def summarise(
                 t: {"accuracy": round(float(np.mean(c["correct"])), 4), "n": len(c["correct"])} for t, c in done.items()
             },
         }
+        if own := {t: cosines[method, t] for t in done if (method, t) in cosines}:
+            mean, low, high = paired_bootstrap([[cosine] for cosine in own.values()])
+            rows[method]["delta_cosine"] = round(mean, 4)
+            rows[method]["delta_cosine_interval"] = [round(low, 4), round(high, 4)]
+            for task, cosine in own.items():
+                rows[method]["tasks"][task]["delta_cosine"] = round(cosine, 4)
     place = list(METHODS).index
     rows = dict(sorted({**rows, **earlier}.items(), key=lambda row: place(row[0])))
     means = {(method, task): cell for method, row in earlier.items() for task, cell in row["tasks"].items()}

@@ -74,19 +74,20 @@ def filled(place: re.Match[str], config: Config) -> str:
 
 
 def methods(columns: Result) -> list[str]:
-    """Accuracy and interval of every method that was run; for one group of tasks the log-likelihood too."""
+    """Accuracy and interval of every method that was run; for one group log-likelihood and delta cosine too."""
     names = dict.fromkeys(name for column in columns.values() for name in column["methods"])
-    header = [
-        "method",
-        *(COLUMNS[group] for group in columns),
-        *(["log-likelihood a token"] if len(columns) == 1 else []),
-    ]
+    one_group = len(columns) == 1
+    with_cosines = one_group and any("delta_cosine" in row for row in next(iter(columns.values()))["methods"].values())
+    header = ["method", *(COLUMNS[group] for group in columns)]
+    header += ["log-likelihood a token"] * one_group + ["delta cosine with the teacher"] * with_cosines
     rows = []
     for name in names:
         found = [column["methods"].get(name, {"accuracy": None}) for column in columns.values()]
         if any(one["accuracy"] is not None for one in found):
-            likelihood = [f"{found[0]['log_likelihood']:.2f}"] if len(columns) == 1 else []
-            rows.append([name, *(_accuracy(one) for one in found), *likelihood])
+            row = [name, *(_accuracy(one) for one in found)]
+            row += [f"{found[0]['log_likelihood']:.2f}"] if one_group else []
+            row += [_cosine(found[0])] if with_cosines else []
+            rows.append(row)
     return table(header, rows)
 
 
@@ -140,6 +141,13 @@ def _accuracy(method: Result) -> str:
         return "–"
     low, high = method["interval"]
     return f"{_percent(method['accuracy'])} ({_percent(low)} to {_percent(high)})"
+
+
+def _cosine(method: Result) -> str:
+    if "delta_cosine" not in method:
+        return "–"
+    low, high = method["delta_cosine_interval"]
+    return f"{method['delta_cosine']:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _points(difference: Result) -> str:

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from training.methods import INDEPENDENT, METHODS
 
 TASKS = [task for task in small_tasks() if task.task_id in ("upper", "next")]
 COLUMNS = {"unseen_descriptions": TASKS}
-HERE = {"base": "the base", "base_storage": "float32", "seeds": [0], "metric": "exact match"}
+HERE = {"base": "the base", "base_storage": "float32", "seeds": [0], "metric": "exact match", "probes": {"count": 2}}
 CORRECT = {"upper": [1, 0, 1, 1], "next": [0, 0, 1, 0]}
 OTHER = {"upper": [0, 0, 1, 0], "next": [0, 1, 1, 0]}
 
@@ -31,7 +32,7 @@ def earlier(tmp_path: Path) -> Path:
     """A table of the teacher, of a plain base and of another generator."""
     methods = ("teacher", "base", "generated")
     found = cells("teacher", CORRECT) | cells("base", OTHER) | cells("generated", CORRECT)
-    column = summarise(found, methods, TASKS, {})
+    column = summarise(found, methods, TASKS, {}, {("teacher", "upper"): 0.5})
     path = tmp_path / "earlier.json"
     path.write_text(
         json.dumps({"command": "made it", "generator": "g0", **HERE, "columns": {next(iter(COLUMNS)): column}})
@@ -55,7 +56,7 @@ def test_what_does_not_depend_on_the_generator_and_is_not_measured_is_taken(earl
 def test_a_difference_to_it_is_that_of_the_tasks_means(earlier: Path) -> None:
     measured = cells("generated", OTHER)
     taken = Baselines(earlier, HERE, COLUMNS, 4).without(measured)
-    rows = summarise(measured, ("generated",), TASKS, taken.rows["unseen_descriptions"])
+    rows = summarise(measured, ("generated",), TASKS, taken.rows["unseen_descriptions"], {})
     assert (
         rows["methods"]["teacher"]
         == json.loads(earlier.read_text())["columns"]["unseen_descriptions"]["methods"]["teacher"]
@@ -76,6 +77,7 @@ def test_a_table_says_where_one_before_it_had_its_own_from(earlier: Path) -> Non
         ({"base": "another"}, "base is another there and the base here"),
         ({"base_storage": "int8"}, "base_storage is int8 there"),
         ({"seeds": [0, 1]}, r"seeds is \[0, 1\] there and \[0\] here"),
+        ({"probes": {"count": 3}}, "probes is {'count': 3} there"),
         ({"columns": {}}, "no method that could be taken from it; known are base, "),
     ],
 )
@@ -113,4 +115,8 @@ def test_an_evaluation_takes_what_it_cannot_run(
     first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("first", "second"))
     assert second["baselines"] == {"command": first["command"], "generator": first["generator"], "methods": ["teacher"]}
     rows = [table["columns"]["unseen_descriptions"]["methods"] for table in (first, second)]
-    assert rows[0] == rows[1]
+    cosine = rows[0]["generated"].pop("delta_cosine")
+    del rows[0]["generated"]["delta_cosine_interval"]
+    by_task = [score.pop("delta_cosine") for score in rows[0]["generated"]["tasks"].values()]
+    assert cosine == pytest.approx(mean(by_task), abs=1e-4)
+    assert rows[0] == rows[1]  # there are no teachers any more to compare deltas with

@@ -5,12 +5,17 @@ from statistics import mean
 from typing import Any
 
 import pytest
+import torch
 
-from llgbm.base import Base
+from llgbm.base import Base, load_base
+from llgbm.checkpoint import load_generator
+from llgbm.delta import DeltaMeter
 from llgbm.errors import ConfigError
 from tests.training.conftest import small_tasks
-from training import cores, evaluate
+from training import cores, evaluate, evaluation_deltas
+from training.match_measures import delta_cosine
 from training.methods import METHODS
+from training.probe_config import ProbeConfig
 from training.progress_check import eval_row
 
 
@@ -73,6 +78,38 @@ def test_every_method_is_scored_on_every_task(config: evaluate.Config, generator
         assert difference["mean"] == pytest.approx(expected, abs=2e-4)
         assert low <= difference["mean"] <= high
     assert found["command"].startswith("python -m training evaluate ")
+
+
+def test_adapters_are_compared_with_teachers_by_their_deltas(
+    config: evaluate.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = ("base", "generated", "generated + description", "nearest task's teacher, its own among them", "teacher")
+    config = replace(config, methods=methods, probes=ProbeConfig(count=3, layers=2))
+    evaluate.run(config)
+    rows = table(config)["columns"]["unseen_descriptions"]["methods"]
+    assert [name for name, row in rows.items() if "delta_cosine" in row] == [methods[3], "generated"]
+    checkpoint, tasks = load_generator(config.checkpoint), small_tasks()
+    (bench,) = evaluate.make_benches(config, checkpoint, tasks)
+    base = load_base(config.base)
+    meter = DeltaMeter(base, config.probes.build(), config.probes.layers_of(base.spec))
+    for task in tasks:
+        made = METHODS["generated"](bench, task)
+        assert made is not None
+        assert made.adapter is not None
+        with torch.no_grad():
+            deltas = meter.deltas([made.adapter, bench.teachers[task.task_id]]).mean(1)
+        found = rows["generated"]["tasks"][task.task_id]["delta_cosine"]
+        assert found == pytest.approx(delta_cosine(*deltas), abs=2e-3)
+    low, high = rows["generated"]["delta_cosine_interval"]
+    assert low <= rows["generated"]["delta_cosine"] <= high
+    assert max(score["delta_cosine"] for score in rows[methods[3]]["tasks"].values()) == pytest.approx(1, abs=1e-4)
+
+    def never(*arguments: Any, **named: Any) -> None:
+        raise AssertionError("measured twice")
+
+    monkeypatch.setattr(evaluation_deltas, "_measure", never)
+    evaluate.run(config)
+    assert table(config)["columns"]["unseen_descriptions"]["methods"] == rows
 
 
 def test_a_method_without_what_it_needs_is_reported_as_not_run(config: evaluate.Config, tmp_path: Path) -> None:

@@ -70,6 +70,20 @@ def test_only_the_place_changes_and_a_second_run_changes_nothing(tmp_path: Path)
     assert config.documents[0].read_text() == text
 
 
+def test_delta_cosines_stand_beside_one_group_that_has_them(tmp_path: Path) -> None:
+    config = documents(tmp_path, "methods heldout_kinds", "methods unseen_descriptions", "methods")
+    quality = json.loads(config.quality.read_text())
+    row = quality["columns"]["heldout_kinds"]["methods"]["generated"]
+    row |= {"delta_cosine": 0.512, "delta_cosine_interval": [0.4, 0.6]}
+    config.quality.write_text(json.dumps(quality))
+    tables.run(config)
+    with_them, without, both = (path.read_text() for path in config.documents)
+    assert "| log-likelihood a token | delta cosine with the teacher |" in with_them
+    assert "| generated | 30.0 % (20.0 % to 40.0 %) | -1.23 | 0.51 (0.40 to 0.60) |" in with_them
+    assert "| teacher | 50.0 % (40.0 % to 60.0 %) | -1.23 | – |" in with_them
+    assert "delta cosine" not in without + both
+
+
 def test_methods_that_were_not_run_are_left_out_or_have_a_dash(tmp_path: Path) -> None:
     config = documents(tmp_path, "methods", "methods unseen_descriptions")
     tables.run(config)
