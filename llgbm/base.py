@@ -61,7 +61,7 @@ def load_base(name_or_path: str | Path, *, storage: Storage = "float32", device:
 
     Raises:
         PretrainedNotFoundError: no source has the weights, or the folder holds another architecture.
-        ConfigError: an unknown storage, or int8, whose kernel is one of processors, on a GPU.
+        ConfigError: an unknown storage, or int8, whose kernel is one of processors, on a GPU; or there is no GPU.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -70,6 +70,8 @@ def load_base(name_or_path: str | Path, *, storage: Storage = "float32", device:
     on_gpu = torch.device(device).type != "cpu"
     if on_gpu and storage in ("int8", "int8_training"):
         raise ConfigError("int8 is for processors; on a GPU choose bfloat16 or float32")
+    if on_gpu and not torch.cuda.is_available():
+        raise ConfigError(f"torch finds no GPU for {device}; install a build of torch for it, or choose cpu")
     dtype = torch.bfloat16 if on_gpu and storage == "bfloat16" else torch.float32
     with no_progress_bars():
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")

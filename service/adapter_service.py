@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 import torch
@@ -37,6 +37,7 @@ from service.turns import Turns
 
 _log = structlog.get_logger("service.adapters")
 _RETRY_SECONDS = 1.0
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,20 @@ class AdapterService:
         """The adapter of a request, made if there is none."""
         identity = self._models.maker.id_of(request)
         existing = await self._existing(identity)
-        return existing or await self._single_flight(identity, lambda: self._make_in_turn(identity, request))
+        if existing is not None:
+            return existing
+        return await self._in_time(self._single_flight(identity, lambda: self._make_in_turn(identity, request)))
+
+    async def _in_time(self, making: Awaitable[_T]) -> _T:
+        """Wait for an adapter for LLGBM_REQUEST_TIMEOUT seconds; one that was begun is made and kept all the same."""
+        seconds = self._settings.request_timeout
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                return await making
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise ApiError(504, f"the adapter was not ready after {seconds:g} seconds; ask for it again") from error
 
     async def scale_in_context(self, request: AdapterRequest) -> float:
         """The scale that an adapter for `request` has beside its description in a conversation; 1 if not calibrated."""
@@ -338,7 +352,7 @@ class AdapterService:
 
         with self._place():
             start = time.perf_counter()
-            weights, norms, digest = await translated(self._engine.run(prepare))
+            weights, norms, digest = await self._in_time(translated(self._engine.run(prepare)))
             ready = time.perf_counter()
             record = self._describe("lora-" + digest[:24], weights, base=base, norms=norms, **known)
             record, new = await translated(self._keep(weights, record))

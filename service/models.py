@@ -84,7 +84,7 @@ def load_models(settings: Settings, metrics: Metrics, progress: Progress) -> Mod
     if settings.engine == "vllm":
         base = load_bare_base(base_name)
     else:
-        base = load_base(base_name, storage=settings.base_storage)
+        base = load_base(base_name, storage=settings.base_storage, device=settings.device)
     if base.spec.base_id != manifest.base_id:
         raise CheckpointError(
             f"the generator in {settings.checkpoint} makes adapters for {manifest.base_id}, but the base is "

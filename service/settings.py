@@ -122,6 +122,12 @@ class Settings(BaseSettings):
     base_storage: Literal["float32", "bfloat16", "int8"] = Field(
         "float32", description="How the base's Linear weights are kept. int8 is the fastest on a CPU, float32 exact."
     )
+    device: str = Field(
+        "cpu",
+        pattern=r"^(cpu|cuda(:\d+)?)$",
+        description="Where the base is and decodes: cpu, cuda or cuda:1; on a GPU with float32 or bfloat16. Written for"
+        " GPUs, and never run on one.",
+    )
     threads: int = Field(0, ge=0, description="Threads of torch; 0 leaves the choice to torch.")
 
     # what decodes
@@ -199,7 +205,9 @@ class Settings(BaseSettings):
     prefill_tokens: int = Field(
         1024, ge=1, description="Prompt tokens that may join the batch between two decoding steps (always one row)."
     )
-    request_timeout: float = Field(300.0, gt=0, description="Seconds from admission after which an answer is ended.")
+    request_timeout: float = Field(
+        300.0, gt=0, description="Seconds after which an answer is ended, or an adapter no longer waited for."
+    )
     drain_seconds: float = Field(25.0, ge=0, description="Seconds that running requests get after SIGTERM.")
 
     # how many replicas there are, with `serve run service.ray_app:app`

@@ -48,7 +48,7 @@ _BINARY: dict[int | str, dict[str, object]] = {
 @router.post(
     "/generate-adapter",
     response_model=GeneratedAdapter,
-    responses={**_FILES, **errors(409, 507)},
+    responses={**_FILES, **errors(409, 504, 507)},
     summary="Make the adapter of a task",
 )
 async def generate_adapter(body: GenerateAdapterRequest, request: Request, services: Ready) -> Response:
@@ -95,7 +95,7 @@ async def list_adapters(
 @router.post(
     "/adapters/compose",
     response_model=GeneratedAdapter,
-    responses={201: {"model": GeneratedAdapter, "description": "Just made"}, **errors(404, 409, 507)},
+    responses={201: {"model": GeneratedAdapter, "description": "Just made"}, **errors(404, 409, 504, 507)},
     summary="Add adapters up",
 )
 async def compose(body: ComposeRequest, services: Ready, response: Response) -> GeneratedAdapter:
@@ -223,7 +223,7 @@ async def _archive(
 @router.post(
     "/v1/load_lora_adapter",
     response_class=Response,
-    responses={**_TEXT, **errors(400, 403, 404, 507)},
+    responses={**_TEXT, **errors(400, 403, 404, 504, 507)},
     summary="Load a PEFT folder, as vLLM does",
 )
 async def load_lora_adapter(body: LoadAdapterRequest, services: Ready) -> Response:

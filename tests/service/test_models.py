@@ -7,12 +7,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import SecretStr
 from structlog.testing import CapturingLogger
 
-from llgbm.base import Base
+from llgbm.base import Base, load_base
 from llgbm.checkpoint import GeneratorManifest
-from llgbm.errors import CheckpointError, PretrainedNotFoundError
+from llgbm.errors import CheckpointError, ConfigError, PretrainedNotFoundError
+from llgbm.frozen_linear import Storage
 from llgbm.prompting import AdapterRequest
 from service import models as models_module
 from service.metrics import Metrics
@@ -49,6 +51,25 @@ def test_everything_is_found_loaded_and_fits(tiny_settings: Settings, tiny_base:
         assert metrics.registry.get_sample_value("llgbm_embedding_cache_total", {"outcome": outcome}) == count
     assert made.weights.spec.modules == models.maker.checkpoint.generator.lora.modules
     models.cache.close()
+
+
+def test_the_base_goes_to_the_named_device(tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def watched(name: str, *, storage: Storage, device: str) -> Base:
+        asked.append(device)
+        return load_base(name, storage=storage, device=device)
+
+    monkeypatch.setattr("service.models.load_base", watched)
+    load_models(tiny_settings, Metrics(), lambda text: None).cache.close()
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="torch finds no GPU for cuda:1"):
+            load_models(tiny_settings.model_copy(update={"device": "cuda:1"}), Metrics(), lambda text: None)
+        assert asked == ["cpu", "cuda:1"]
+    with pytest.raises(ConfigError, match="int8 is for processors"):
+        load_models(
+            tiny_settings.model_copy(update={"device": "cuda", "base_storage": "int8"}), Metrics(), lambda text: None
+        )
 
 
 def test_the_context_is_the_smaller_of_the_setting_and_the_base(tiny_settings: Settings) -> None:

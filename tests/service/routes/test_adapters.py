@@ -18,7 +18,8 @@ from service.adapter_files import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
 from service.adapter_service import Outcome
 from service.models import LoadModels
 from service.settings import Settings
-from tests.service.harness import running, services_of, state_of
+from tests.service.dummy_decoder import DummyDecoder
+from tests.service.harness import running, services_of, state_of, until
 
 FRENCH = {"prompt": "Translate the English word to French."}
 App = tuple[FastAPI, httpx.AsyncClient]
@@ -32,6 +33,28 @@ async def make(client: httpx.AsyncClient, prompt: str, **more: object) -> dict[s
 
 
 # making
+
+
+async def test_an_adapter_that_takes_too_long_is_504_and_made_all_the_same(
+    settings: Settings, load_dummy: LoadModels, dummy: DummyDecoder
+) -> None:
+    async with running(settings.model_copy(update={"request_timeout": 1.0}), load_dummy) as (app, client):
+        french = await make(client, FRENCH["prompt"])
+        dummy.hold.clear()
+        answer = asyncio.ensure_future(client.post("/chat", json={"adapter_id": french["id"], "query": "x"}))
+        await asyncio.to_thread(dummy.held.wait)  # now the torch thread is in a step
+        two = {"ids": [french["id"], french["id"]], "weights": [0.5, 0.5]}
+        asked = [
+            client.post("/generate-adapter", json={"prompt": "Undo it."}),
+            client.post("/adapters/compose", json=two),
+        ]
+        for late in await asyncio.gather(*asked):
+            assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+        dummy.hold.set()
+        await answer
+        await until(lambda: len(services_of(app).store.files.records()) == 2)
+        again = await client.post("/generate-adapter", json={"prompt": "Undo it."})
+        assert again.status_code == 200
 
 
 async def test_the_first_time_is_201_and_the_same_request_again_200(client: httpx.AsyncClient) -> None:

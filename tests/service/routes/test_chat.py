@@ -121,8 +121,8 @@ async def test_half_a_character_in_a_message_is_422_before_anything_is_made(
 async def test_the_deadline_is_504_and_frees_everything(
     settings: Settings, load_dummy: LoadModels, dummy: DummyDecoder
 ) -> None:
-    dummy.step_seconds = 0.05
-    async with running(settings.model_copy(update={"request_timeout": 0.1}), load_dummy) as (app, client):
+    dummy.step_seconds = 0.6
+    async with running(settings.model_copy(update={"request_timeout": 1.0}), load_dummy) as (app, client):
         answer = await client.post("/chat", json={"prompt": FRENCH, "query": "x"})
         assert answer.status_code == 504
         assert answer.json()["error"]["code"] == "deadline_exceeded"
