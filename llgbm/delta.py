@@ -6,7 +6,9 @@ hidden); `mean` gives v. A layer's vector is the output of that decoder layer; f
 stream before the final norm. No logits are computed.
 
 Probes are packed without padding, what they share at the start is stored once, and a mask keeps them apart,
-so a probe's vector does not depend on its neighbours: packed and alone agree up to float32 rounding.
+so a probe's vector does not depend on its neighbours: packed and alone agree up to rounding, which is 1e-5 on a base
+in float32. In bfloat16 and int8 an activation that lies between two values may be rounded to either, and differences
+are larger; so deltas on such a base are compared with deltas on that base alone, see `Measurement`.
 Gradients reach every A and B.
 """
 

@@ -81,10 +81,10 @@ class FunctionalLoRA:
         }
 
     def require_fits(self, spec: LoRASpec) -> None:
-        """Check that every module of `spec` is a Linear of the model with the same sizes.
+        """Check that every module of `spec` is a Linear of the model with the same sizes, and still in its place.
 
         Raises:
-            AdapterMismatchError: names the first module that is missing or has other sizes.
+            AdapterMismatchError: names the first module that is missing, has other sizes or was replaced.
         """
         for module in spec.modules:
             linear = self._linears.get(module.name)
@@ -97,6 +97,10 @@ class FunctionalLoRA:
                 raise AdapterMismatchError(
                     f"{module.name} is {module.in_features} -> {module.out_features} in the adapter "
                     f"but {sizes[0]} -> {sizes[1]} in the model; was it made for another base?"
+                )
+            if self._model.get_submodule(module.name) is not linear:  # a hook on the old one would do nothing
+                raise AdapterMismatchError(
+                    f"{module.name} was replaced in the model after this FunctionalLoRA was made; make another"
                 )
 
     def prepare(

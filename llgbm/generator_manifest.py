@@ -91,6 +91,18 @@ class GeneratorManifest:
         if self.confidence:
             _require_curve(self.confidence)
 
+    def require_base(self, base_id: str) -> None:
+        """Refuse another base than the generator's, even one of the same shape.
+
+        Raises:
+            CheckpointError: names both.
+        """
+        if base_id != self.base_id:
+            raise CheckpointError(
+                f"the generator makes adapters for {self.base_id}, not for {base_id}; use its own base, or another "
+                "generator"
+            )
+
     def to_json(self) -> str:
         """The content of `manifest.json`.
 

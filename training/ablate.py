@@ -45,6 +45,7 @@ def run(config: Config) -> None:
     """Run every arm that is missing, and write both results."""
     with RunLog(config.workdir, "ablate", config) as log:
         material = load_material(config, log)
+        made_of = {"base_revision": material.base.revision, "data_digest": material.split_digest}
 
         def arm(kind: str, seed: int) -> Mapping[str, float]:
             found = run_arm(material, arm_config(config, kind, config.every, seed), log)
@@ -54,13 +55,13 @@ def run(config: Config) -> None:
         if config.kinds:
             ablation = run_ablations(AblationConfig(config.kinds, config.seeds), arm)
             sizes = {"steps": config.training.steps, "groups": config.groups, "every": config.every}
-            write_result(log, "ablation", config, ablation.to_dict() | sizes, base_revision=material.base.revision)
+            write_result(log, "ablation", config, ablation.to_dict() | sizes, **made_of)
         if config.guided_every:
             seed = config.seeds[0]
             delta_only = run_arm(material, arm_config(config, "delta", config.every, seed), log)
             guided = [run_arm(material, arm_config(config, "guided", n, seed), log) for n in config.guided_every]
             found = compare_guided(delta_only, guided, config.tolerance)
-            write_result(log, "guided", config, found, base_revision=material.base.revision)
+            write_result(log, "guided", config, found, **made_of)
 
 
 def arm_config(config: Config, kind: str, every: int, seed: int) -> MatchConfig:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from llgbm.adapter_index import AdapterEntry, AdapterPrompts
+from llgbm.dataset import RealAdapterDataset
 from llgbm.errors import ConfigError
 from llgbm.peft_io import content_digest, load_peft
 from training.tasks import UNSEEN_SHARE, Task, load_tasks, unique_descriptions
@@ -95,6 +96,16 @@ def split_digest(split: AdapterSplit) -> str:
         for side in (split.train, split.heldout)
     ]
     return hashlib.sha256(json.dumps(sides).encode()).hexdigest()[:16]
+
+
+def adapters_digest(adapters: RealAdapterDataset) -> str:
+    """The first 16 hex digits of the sha256 of adapters and their ids, read now.
+
+    Raises:
+        AdapterFormatError: an adapter is torn.
+    """
+    found = [(e.adapter_id, content_digest(w)) for e, w in zip(adapters.entries, adapters, strict=True)]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
 
 
 def _held_out(family: Mapping[str, str], share: float, seed: int) -> set[str]:

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from llgbm.base import Base, load_base
+from llgbm.base import Base
 from llgbm.batches import TaskGroup, TrainingBatch
 from llgbm.checkpoint import Checkpoint, load_generator, save_generator, saved_in
 from llgbm.core_loss import CoreMetric, CoreObjective, input_moments
@@ -39,6 +39,7 @@ from training.artefacts import replace_tensors
 from training.claim import claim_workdir, settings_of
 from training.conditions import TEXTS_FILE, ConditionConfig, ConditionSampler, lasting_encoder
 from training.cores import Cores, cores_digest, generated_cores, load_cores
+from training.generator_base import base_of
 from training.pools import training_pools
 from training.results import FOLDER, command_of, read_result, write_result
 from training.runlog import Progress, RunLog
@@ -149,7 +150,7 @@ def run(config: Config, *, texts: Path | None = None) -> None:
         conditions = ConditionSampler([*tasks, *made_up], encoder, config.conditions, config.training.seed)
         targets = Targets.load(config.workdir / TARGETS_FILE)
         if targets is None:
-            base = load_base(config.base or checkpoint.manifest.base_id, storage=config.base_storage)
+            base = base_of(checkpoint, config.base, config.base_storage)
             with log.progress("targets", total=len(tasks)) as progress:
                 targets = find_targets(
                     base, encoder, checkpoint.generator, [*tasks, *made_up], conditions, cores, config, progress
@@ -188,10 +189,12 @@ def run(config: Config, *, texts: Path | None = None) -> None:
             "last_run_seconds": round(time.monotonic() - started),
         }
         digest = save(config, checkpoint, generator, tasks, found)
-        log.record_artefact(
-            config.artefact, base_revision=targets.base_revision, digest=digest, data_digest=tasks_digest(tasks)
-        )
-        write_result(log, "amortise", config, found | {"generator": digest}, base_revision=targets.base_revision)
+        made_of: dict[str, Any] = {
+            "base_revision": targets.base_revision,
+            "data_digest": tasks_digest([*tasks, *made_up]),
+        }
+        log.record_artefact(config.artefact, digest=digest, **made_of)
+        write_result(log, "amortise", config, found | {"generator": digest}, **made_of)
         log.logger.info("result", **after)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llgbm.base import Base, load_base
+from llgbm.base import Base
 from llgbm.checkpoint import GeneratorManifest, load_generator, write_calibration
 from llgbm.errors import ConfigError
 from llgbm.evaluation import score_rows
@@ -25,6 +25,7 @@ from llgbm.prompting import AdapterMaker, AdapterRequest
 from llgbm.text_encoder import PretrainedTextEncoder
 from training.confidence import Point, confidence_curve, reliability
 from training.context_scale import ContextPoint, choose_scale, scale_table
+from training.generator_base import base_of
 from training.null_prompts import gibberish
 from training.progress_check import eval_row
 from training.results import write_result
@@ -92,7 +93,7 @@ def run(config: Config) -> None:
     trained = {task.task_id for task in checkpoint.manifest.tasks}
     if known := [task.task_id for task in far if task.task_id in trained]:
         raise ConfigError(f"{config.checkpoint} was trained on {known[0]}; name families that its fit kept back")
-    base = load_base(config.base or checkpoint.manifest.base_id, storage=config.base_storage)
+    base = base_of(checkpoint, config.base, config.base_storage)
     encoder = PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id)
     detector = fit_detector(checkpoint, encoder)
     maker = AdapterMaker(replace(checkpoint, detector=detector), encoder)

@@ -36,7 +36,7 @@ from training.probe_config import ProbeConfig
 from training.progress_check import eval_row
 from training.results import write_result
 from training.runlog import RunLog
-from training.tasks import Task
+from training.tasks import Task, tasks_digest
 from training.teachers import Config as TeacherConfig
 from training.teachers import adapter_folder, load_teachers, make_teacher, require_same_settings
 
@@ -76,7 +76,7 @@ def run(config: Config) -> None:
         pairs = _pairs(config, tasks, teachers)
         base = load_base(config.base, storage=config.base_storage)
         meter = DeltaMeter(base, config.probes.build(), config.probes.layers_of(base.spec))
-        maker = _maker(config.checkpoint)
+        maker = _maker(config.checkpoint, base.spec.base_id)
         found = []
         with log.progress("compose", total=len(pairs)) as progress:
             for done, (first, second) in enumerate(pairs, 1):
@@ -91,7 +91,11 @@ def run(config: Config) -> None:
                     }
                 )
                 progress.update(done, f"{first.task_id} + {second.task_id}")
-        write_result(log, "composition", config, {"pairs": found, "mean": _means(found)}, base_revision=base.revision)
+        made_of = {
+            "base_revision": base.revision,
+            "data_digest": tasks_digest(list({task.task_id: task for pair in pairs for task in pair}.values())),
+        }
+        write_result(log, "composition", config, {"pairs": found, "mean": _means(found)}, **made_of)
 
 
 def composed(
@@ -181,10 +185,11 @@ def _joint_teacher(config: Config, base: Base, first: Task, second: Task) -> LoR
     return load_peft(folder)[0]
 
 
-def _maker(folder: Path | None) -> AdapterMaker | None:
+def _maker(folder: Path | None, base_id: str) -> AdapterMaker | None:
     if folder is None:
         return None
     checkpoint: Checkpoint = load_generator(folder)
+    checkpoint.manifest.require_base(base_id)
     return AdapterMaker(checkpoint, PretrainedTextEncoder(checkpoint.manifest.encoder_id))
 
 

@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from llgbm.base import Base, load_base
+from llgbm.base import Base
 from llgbm.checkpoint import Checkpoint, load_generator
 from llgbm.errors import CheckpointError, ConfigError
 from llgbm.frozen_linear import Storage
@@ -40,6 +40,7 @@ from llgbm.task_losses import label_logits, row_means, sft_by_label
 from training.artefacts import replace_tensors
 from training.conditions import TEXTS_FILE, lasting_encoder
 from training.config import to_dict
+from training.generator_base import base_of
 from training.runlog import RunLog
 from training.sampler import SamplerConfig, TaskSampler
 from training.tasks import Task, load_tasks, tasks_digest
@@ -136,7 +137,7 @@ def run(config: Config, *, texts: Path | None = None) -> None:
     """
     checkpoint = load_generator(config.checkpoint)
     tasks = load_tasks(config.tasks, config.task_ids or None)
-    base = load_base(config.base or checkpoint.manifest.base_id, storage=config.base_storage)
+    base = base_of(checkpoint, config.base, config.base_storage)
     starts = {} if config.start is None else load_cores(config.start, checkpoint, [task.task_id for task in tasks])
     if config.start is not None and len(starts) < len(tasks):
         raise ConfigError(
@@ -163,7 +164,11 @@ def run(config: Config, *, texts: Path | None = None) -> None:
             before, after = float(np.mean(losses[:_AVERAGED])), float(np.mean(losses[-_AVERAGED:]))
             numbers = {"steps": len(losses), "loss_before": before, "loss_after": after}
             said = made_with[task.task_id] | {name: str(value) for name, value in numbers.items()}
-            write_cores(core_file(config.workdir, task.task_id), cores, said)
+            path = core_file(config.workdir, task.task_id)
+            write_cores(path, cores, said)
+            log.record_artefact(
+                path, kind="cores", base_revision=base.revision, data_digest=said["task"], generator=said["generator"]
+            )
             log.metrics(step=done, series="", task=task.task_id, seconds=time.monotonic() - started, **numbers)
             progress.update(done, f"{task.task_id}: loss {before:.3f} to {after:.3f} in {len(losses)} steps")
 

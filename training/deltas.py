@@ -18,7 +18,7 @@ from llgbm.base import load_base
 from llgbm.dataset import RealAdapterDataset
 from llgbm.frozen_linear import Storage
 from llgbm.pretrained import BASE_0_5B
-from training.adapter_split import UNKNOWN, family_of, tasks_by_id
+from training.adapter_split import UNKNOWN, adapters_digest, family_of, tasks_by_id
 from training.delta_statistics import cosine_distances, delta_distances, norm_map, silhouette, tsne, weight_grams
 from training.delta_store import cached_delta, fill_cache, measured_by, open_deltas
 from training.fan_out import RayTask, open_workers
@@ -54,9 +54,9 @@ class Config:
 
 def run(config: Config) -> None:
     """Measure what is missing, then write `{workdir}/results/{name}.json`."""
-    adapters = RealAdapterDataset(config.workdir)
     tasks = tasks_by_id(config.folder)
     base = load_base(config.base, storage=config.base_storage)
+    adapters = RealAdapterDataset(config.workdir, base_id=base.spec.base_id)
     with RunLog(config.workdir, "deltas", config) as log:
         meter, cache = open_deltas(config.workdir / config.name, base, config.probes)
         with open_workers(config.ray, config.ray_task, base, config.base, config.base_storage) as workers:
@@ -68,7 +68,8 @@ def run(config: Config) -> None:
             adapters, deltas, meter.base_activation.mean, families(adapters.entries, tasks), config.seed
         )
         found["layers"] = list(meter.measurement.layers)
-        path = write_result(log, config.name, config, found, base_revision=base.revision)
+        made_of = {"base_revision": base.revision, "data_digest": adapters_digest(adapters)}
+        path = write_result(log, config.name, config, found, **made_of)
         log.logger.info("result", file=str(path), silhouette=found["silhouette"])
 
 

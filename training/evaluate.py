@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from llgbm.base import Base, load_base
+from llgbm.base import Base
 from llgbm.checkpoint import Checkpoint, load_generator
 from llgbm.errors import ConfigError
 from llgbm.evaluation import paired_bootstrap, score_rows
 from llgbm.frozen_linear import Storage
+from llgbm.lora import LoRAWeights
 from llgbm.peft_io import content_digest
 from llgbm.text_encoder import PretrainedTextEncoder
 from training.artefacts import replace_text
@@ -34,12 +35,13 @@ from training.evaluation_cells import Cells
 from training.evaluation_deltas import delta_cosines
 from training.failures import first_failure
 from training.fan_out import RayTask, open_workers
+from training.generator_base import base_of
 from training.methods import METHODS, Bench, Trial
 from training.probe_config import ProbeConfig
 from training.progress_check import eval_row
 from training.results import command_of
 from training.runlog import RunLog
-from training.tasks import Task, load_tasks
+from training.tasks import Task, load_tasks, tasks_digest
 from training.teachers import load_teachers
 
 BASELINE = "base"
@@ -139,11 +141,7 @@ def run(config: Config) -> None:
     checkpoint = load_generator(config.checkpoint)
     seen = load_tasks(config.tasks, config.task_ids or None)
     new = load_tasks(config.heldout) if config.heldout else []
-    base = load_base(config.base or checkpoint.manifest.base_id, storage=config.base_storage)
-    if base.spec.base_id != checkpoint.manifest.base_id:
-        raise ConfigError(
-            f"{config.checkpoint} makes adapters of {checkpoint.manifest.base_id}, not of {base.spec.base_id}"
-        )
+    base = base_of(checkpoint, config.base, config.base_storage)
     head = {
         "command": command_of("evaluate", config),
         "generator": checkpoint.manifest.digest,
@@ -215,7 +213,8 @@ def run(config: Config) -> None:
         }
         config.output.parent.mkdir(parents=True, exist_ok=True)
         replace_text(config.output, json.dumps(table, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        log.record_artefact(config.output, kind="result", base_revision=base.revision)
+        made_of: dict[str, Any] = {"base_revision": base.revision, "data_digest": tasks_digest([*seen, *new])}
+        log.record_artefact(config.output, kind="result", **made_of)
         for name, column in summaries.items():
             for method, row in column["methods"].items():
                 log.logger.info(
@@ -232,12 +231,18 @@ def make_benches(config: Config, checkpoint: Checkpoint, tasks: Sequence[Task]) 
         encoder=PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id),
         teachers=load_teachers(config.teachers, list(wanted)),
         cores=load_cores(config.cores, checkpoint, list(wanted)) if config.cores else {},
-        multitask=load_generator(config.multitask).generator.shared_adapter() if config.multitask else None,
+        multitask=_multitask(config.multitask, checkpoint.manifest.base_id) if config.multitask else None,
         others={},
         seed=config.seeds[0],
     )
     needed = set(NEEDS_OTHER) & set(config.methods)
     return [replace(bench, seed=seed, others=_others(tasks, seed) if needed else {}) for seed in config.seeds]
+
+
+def _multitask(folder: Path, base_id: str) -> LoRAWeights:
+    rival = load_generator(folder)
+    rival.manifest.require_base(base_id)
+    return rival.generator.shared_adapter()
 
 
 @dataclass(frozen=True, eq=False)
@@ -324,7 +329,8 @@ def summarise(
         for method, other in (*((m, BASELINE) for m in rows if m != BASELINE), *COMPARED)
         if (found := _difference({**cells, **means}, method, other, tasks)) is not None
     ]
-    return {"num_tasks": len(tasks), "methods": rows, "differences": differences}
+    categories = {task.task_id: task.category for task in tasks}
+    return {"num_tasks": len(tasks), "categories": categories, "methods": rows, "differences": differences}
 
 
 def _difference(

@@ -72,8 +72,9 @@ def run(config: Config) -> None:
         state = config.artefact.with_name(f"{fit_key(config, material.split_digest)}.state.pt")
         generator, found = fit_arm(material, config, log, state)
         save_arm(config.artefact, generator, config, material)
-        log.record_artefact(config.artefact, kind="generator", base_revision=material.base.revision)
-        write_result(log, config.result.stem, config, found, base_revision=material.base.revision)
+        made_of: dict[str, Any] = {"base_revision": material.base.revision, "data_digest": material.split_digest}
+        log.record_artefact(config.artefact, kind="generator", **made_of)
+        write_result(log, config.result.stem, config, found, **made_of)
         log.logger.info("result", **found["metrics"])
 
 
@@ -196,12 +197,13 @@ class _Recorder:
 def _objective(material: Material, config: Config) -> tuple[Objective, dict[str, float]]:
     """The objective of a kind of loss, and what calibrating its head has cost: passes and seconds."""
     weight_loss = WeightLoss(config.weight_mode, material.train.normalizer)
+    delta_loss = DeltaOnlyLoss(config.lambda_scale, config.lambda_direction)
     if config.loss == "weight":
         return WeightObjective(weight_loss), {"passes": 0.0, "seconds": 0.0}
     if config.loss == "delta":
-        return DeltaObjective(material.meter, DeltaOnlyLoss()), {"passes": 0.0, "seconds": 0.0}
+        return DeltaObjective(material.meter, delta_loss), {"passes": 0.0, "seconds": 0.0}
     if config.loss == "multitask":
-        both = MultiTaskLoss(config.lambda_weight, config.lambda_delta, weight_loss, DeltaOnlyLoss())
+        both = MultiTaskLoss(config.lambda_weight, config.lambda_delta, weight_loss, delta_loss)
         return DeltaObjective(material.meter, both), {"passes": 0.0, "seconds": 0.0}
     began = time.monotonic()
     layers = material.meter.measurement.layers
@@ -215,5 +217,8 @@ def _objective(material: Material, config: Config) -> tuple[Objective, dict[str,
         directions=config.head_directions,
         seed=config.training.seed,
     )
-    objective = DeltaGuidedObjective(material.meter, head, DeltaGuidedLoss(every=config.every))
+    guided_loss = DeltaGuidedLoss(
+        config.every, config.lambda_predicted, config.lambda_computed, config.lambda_consistency, delta_loss
+    )
+    objective = DeltaGuidedObjective(material.meter, head, guided_loss)
     return objective, {"passes": float(config.head_directions + PILOT_PASSES), "seconds": time.monotonic() - began}

@@ -64,6 +64,16 @@ class MatchSetup:
     """Weight of the weight loss in multitask."""
     lambda_delta: float = 1.0
     """Weight of the delta loss in multitask."""
+    lambda_predicted: float = 1.0
+    """Guided: weight of the predicted delta against the teacher's."""
+    lambda_computed: float = 1.0
+    """Guided: weight of the computed delta against the teacher's."""
+    lambda_consistency: float = 1.0
+    """Guided: weight of the predicted delta against the computed one, and of the head's error on teachers."""
+    lambda_scale: float = 1.0
+    """In every delta loss, the weight of the relative squared error."""
+    lambda_direction: float = 1.0
+    """In every delta loss, the weight of one minus the cosine."""
     head: DeltaHeadConfig = field(default_factory=DeltaHeadConfig)
     head_directions: int = 32
     """Backward passes that calibrate the delta head before a guided fit."""

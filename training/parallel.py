@@ -24,7 +24,7 @@ class AccelerateGroup:
     """The processes that a launcher has started, as `llgbm.training.train` takes them."""
 
     def __init__(self) -> None:
-        self._accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        self._accelerator = Accelerator(cpu=True)  # where a fit's tensors are, GPU or not
 
     @property
     def rank(self) -> int:

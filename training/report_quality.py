@@ -18,7 +18,7 @@ def quality(result: Result) -> list[Section]:
     sections = [_methods(result)]
     for name, column in result["columns"].items():
         rows = [
-            (method, m["accuracy"], *(m["interval"] or (None, None)), m.get("log_likelihood"))
+            (method, m["accuracy"], *(m["interval"] or (None, None)), m.get("log_likelihood"), m.get("delta_cosine"))
             for method, m in column["methods"].items()
         ]
         shown = [m for m in ("base", "generated", "teacher") if column["methods"].get(m, {}).get("tasks")]
@@ -26,10 +26,15 @@ def quality(result: Result) -> list[Section]:
         for method in shown:
             for task, score in column["methods"][method]["tasks"].items():
                 by_task.setdefault(task, {})[method] = score["accuracy"]
-        content: list[Table | Picture] = [Table(("method", "accuracy", "low", "high", "log-likelihood"), rows)]
+        names = ("method", "accuracy", "low", "high", "log-likelihood", "delta cosine with the teacher")
+        content: list[Table | Picture] = [Table(names, rows)]
         differences = [(d["of"], d["minus"], d["mean"], *d["interval"], d["num_tasks"]) for d in column["differences"]]
         header = ("method", "minus", "difference", "low", "high", "tasks")
-        content.append(Table(header, differences, "Paired differences, task by task and row by row"))
+        taken = result.get("baselines", {}).get("methods", [])
+        paired = "Paired differences, task by task and row by row"
+        if taken:
+            paired += f"; those to methods of the earlier table ({', '.join(taken)}) by the means of tasks alone"
+        content.append(Table(header, differences, paired))
         if by_task:
             drawing = bar_chart(by_task, x="accuracy", limits=(0.0, 1.0))
             content.append(Picture(f"accuracy-{name}", drawing, f"Accuracy by task: {', '.join(shown)}"))

@@ -36,7 +36,7 @@ from training.progress_check import CheckConfig, eval_row
 from training.results import command_of, write_result
 from training.runlog import RunLog
 from training.sampler import SamplerConfig
-from training.tasks import Task, load_tasks
+from training.tasks import Task, load_tasks, tasks_digest
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def run(config: Config) -> None:
                 progress.update(done, name)
         if config.parallel_steps:
             found["parallel"] = compare_processes(config)
-        write_result(log, "scale", config, found)
+        write_result(log, "scale", config, found, data_digest=tasks_digest(tasks))
 
 
 def measure(config: Config, name: str, tasks: list[Task]) -> dict[str, Any]:

@@ -121,6 +121,30 @@ def tasks(columns: Result) -> list[str]:
     return lines
 
 
+def kinds(columns: Result) -> list[str]:
+    """Mean accuracy of `generated` and what else was run by category of tasks, the best first."""
+    lines: list[str] = []
+    for column in columns.values():
+        methods = [name for name in column["methods"] if column["methods"][name].get("tasks")]
+        members: dict[str, list[str]] = {}
+        for task, category in column["categories"].items():
+            members.setdefault(category, []).append(task)
+        means = {
+            category: [_mean(column["methods"][name]["tasks"], tasks) for name in methods]
+            for category, tasks in members.items()
+        }
+        rows = [
+            [
+                category.replace("_", " "),
+                str(len(members[category])),
+                *("–" if m is None else _percent(m) for m in mean),
+            ]
+            for category, mean in sorted(means.items(), key=lambda kind: (-(kind[1][0] or 0), kind[0]))
+        ]
+        lines += table(["kind", "tasks", *methods], rows)
+    return lines
+
+
 def failures(found: Sequence[Result]) -> list[str]:
     """What was asked, what was expected and what came, where all of it is short; one row a task."""
     rows = []
@@ -134,6 +158,11 @@ def failures(found: Sequence[Result]) -> list[str]:
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """The lines of a Markdown table."""
     return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+def _mean(scores: Result, tasks: Sequence[str]) -> float | None:
+    found = [scores[task]["accuracy"] for task in tasks if task in scores]
+    return sum(found) / len(found) if found else None
 
 
 def _accuracy(method: Result) -> str:
@@ -159,5 +188,10 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-TABLES: Mapping[str, Callable[[Result], list[str]]] = {"methods": methods, "differences": differences, "tasks": tasks}
+TABLES: Mapping[str, Callable[[Result], list[str]]] = {
+    "methods": methods,
+    "differences": differences,
+    "tasks": tasks,
+    "kinds": kinds,
+}
 """Tables of the quality result by name."""

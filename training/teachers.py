@@ -71,9 +71,9 @@ class Config:
     start: Path | None = None
     """A generator artefact whose shared adapter every teacher starts from; none for PEFT's initialisation."""
     lora_rank: int = 8
-    """Rank; a start adapter must have the same."""
+    """Rank, that of the 0.5B preset; the 1.5B one has 16. A start adapter must have the same."""
     lora_alpha: float = 16.0
-    """Alpha; a start adapter must have the same."""
+    """Alpha, that of the 0.5B preset; the 1.5B one has 32. A start adapter must have the same."""
     freeze_a: bool = False
     """Train B alone: then all teachers share A, BA is linear in B, and averages of teachers are exact."""
     steps: int = 60
@@ -126,7 +126,7 @@ def run(config: Config) -> None:
             open_workers(config.ray, config.ray_task, base, config.base, config.base_storage) as workers,
             log.progress("teachers", total=len(missing)) as progress,
         ):
-            work = partial(_trained, config=config, start=_start(config))
+            work = partial(_trained, config=config, start=_start(config, base))
             for done, (task, trained) in enumerate(workers.map(work, missing), 1):
                 loss = _keep(log, base, task, config, trained)
                 progress.update(done, f"{task.task_id}: loss {loss:.3f}")
@@ -134,11 +134,15 @@ def run(config: Config) -> None:
 
 def make_teacher(log: RunLog, base: Base, task: Task, config: Config) -> float:
     """Train a teacher and put it into its workdir, listed in the index; gives the mean loss of its last steps, nats."""
-    return _keep(log, base, task, config, _trained(base, task, config, _start(config)))
+    return _keep(log, base, task, config, _trained(base, task, config, _start(config, base)))
 
 
-def _start(config: Config) -> LoRAWeights | None:
-    return None if config.start is None else load_generator(config.start).generator.shared_adapter()
+def _start(config: Config, base: Base) -> LoRAWeights | None:
+    if config.start is None:
+        return None
+    start = load_generator(config.start)
+    start.manifest.require_base(base.spec.base_id)
+    return start.generator.shared_adapter()
 
 
 def _trained(base: Base, task: Task, config: Config, start: LoRAWeights | None) -> Trained:

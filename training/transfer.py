@@ -26,7 +26,7 @@ from sklearn.model_selection import GroupKFold, KFold
 from sklearn.preprocessing import normalize
 from torch import Tensor
 
-from llgbm.base import Base, load_base
+from llgbm.base import Base
 from llgbm.checkpoint import load_generator
 from llgbm.core_loss import CoreMetric, CoreObjective
 from llgbm.delta import keep_states
@@ -37,6 +37,7 @@ from llgbm.packing import Row, pack, packed_hidden_states
 from llgbm.probe_encoding import resolve_layers
 from llgbm.text_encoder import PretrainedTextEncoder
 from training.cores import Cores, cores_digest, load_cores
+from training.generator_base import base_of
 from training.pools import training_pools
 from training.results import write_result
 from training.runlog import Progress, RunLog
@@ -99,7 +100,7 @@ def run(config: Config) -> None:
             f"{config.cores} has the cores of {len(tasks)} tasks, too few to fit on {max(config.counts)} with one of "
             f"{config.folds} parts left out; run the command cores, or name smaller counts"
         )
-    base = load_base(config.base or checkpoint.manifest.base_id, storage=config.base_storage)
+    base = base_of(checkpoint, config.base, config.base_storage)
     (layer,) = resolve_layers(base.spec, [config.base_layer])
     encoder = PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id)
     products = inner_products(checkpoint.generator, [cores[task.task_id] for task in tasks])

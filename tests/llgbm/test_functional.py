@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,13 +83,6 @@ def test_hooked_is_merged_is_peft(adapter: LoRAWeights, tiny_base: Base, tiny_ba
     assert_hooks_merge_and_peft_agree(tiny_base, tiny_base_path, adapter, IDS, tmp_path / "a")
 
 
-@pytest.mark.real
-def test_hooked_is_merged_is_peft_on_the_real_base(real_base: Base, real_base_path: Path, tmp_path: Path) -> None:
-    weights = random_lora(lora_spec("qwen2.5-0.5b"), 0, size=0.02)
-    ids = real_base.tokenizer(["What is the capital of France? Answer:"], return_tensors="pt").input_ids
-    assert_hooks_merge_and_peft_agree(real_base, real_base_path, weights, ids, tmp_path / "a")
-
-
 def num_hooks(model: torch.nn.Module) -> int:
     """All forward hooks; transformers leaves some of its own on a model that was asked for hidden states."""
     return sum(len(module._forward_hooks) for module in model.modules())
@@ -167,28 +161,6 @@ def test_packed_spans_are_separate_rows(tiny_base: Base, chosen: list[int], data
             offset += len(row)
 
 
-@pytest.mark.real
-def test_rows_and_spans_on_the_real_base(real_base: Base) -> None:
-    spec = lora_spec("qwen2.5-0.5b")
-    adapters = [random_lora(spec, 0, size=0.02), None, random_lora(spec, 1, size=0.02)]
-    rows = [real_base.tokenizer(t).input_ids for t in ("The capital of France", "Ein Wort", "def f(x):\n  return")]
-    functional = FunctionalLoRA(real_base.model)
-    model: Any = real_base.model
-    batch = pack([[Row(row)] for row in rows])
-    ids = torch.tensor([row[:2] for row in rows])
-    with torch.no_grad():
-        with functional.applied(adapters):
-            together = logits(model, ids)
-        with functional.applied(adapters, lengths=batch.lengths):
-            packed = model.lm_head(packed_hidden_states(model, batch))
-        for i, (row, adapter) in enumerate(zip(rows, adapters, strict=True)):
-            with functional.applied([adapter]):
-                torch.testing.assert_close(together[i : i + 1], logits(model, ids[i : i + 1]), atol=1e-4, rtol=0)
-                alone = logits(model, torch.tensor([row]))[0]
-            start = sum(batch.lengths[:i])
-            torch.testing.assert_close(packed[start : start + len(row)], alone, atol=1e-4, rtol=0)
-
-
 def test_prepared_adapters_serve_many_contexts(tiny_base: Base) -> None:
     functional = FunctionalLoRA(tiny_base.model)
     adapters = [ADAPTERS[1], None, ADAPTERS[3]]
@@ -223,6 +195,18 @@ def test_an_adapter_for_other_modules_or_sizes_is_refused(tiny_base: Base) -> No
                 pass
     with torch.no_grad():
         assert logits(tiny_base.model).isfinite().all()
+
+
+def test_a_linear_that_was_replaced_is_noticed(tiny_base_path: Path) -> None:
+    model: Any = load_base(tiny_base_path).model
+    functional, adapter = FunctionalLoRA(model), random_lora(SPEC, 0)
+    mlp = model.model.layers[1].mlp
+    mlp.up_proj = copy.deepcopy(mlp.up_proj)
+    with pytest.raises(AdapterMismatchError, match=r"model\.layers\.1\.mlp\.up_proj was replaced"):
+        functional.prepare(adapter)
+    with FunctionalLoRA(model).applied(adapter) as applied, torch.no_grad():
+        logits(model)
+    assert applied.modules_hooked == len(SPEC.modules)
 
 
 @pytest.mark.parametrize("grad", [True, False])

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llgbm.config import TARGET_MODULES, LoRASpec, model_spec
+from llgbm.config import TARGET_MODULES, LoRASpec, lora_spec, model_spec
 from llgbm.errors import AdapterMismatchError, ConfigError
 from llgbm.lora import LoRAWeights
 from llgbm.weight_tokens import TokenLayout, TokenNormalizer, detokenize, tokenize
@@ -48,6 +48,17 @@ def test_round_trip_is_the_identity(spec: LoRASpec, size: int, a: float, b: floa
             # exact, so the relative error is 0, not only below 1e-6
             assert torch.equal(before.a[name], after.a[name])
             assert torch.equal(before.b[name], after.b[name])
+
+
+def test_round_trip_is_the_identity_for_an_adapter_of_the_small_base() -> None:
+    spec = lora_spec("qwen2.5-0.5b")
+    adapter = random_lora(spec, 0, size=0.02)
+    layout, normalizer = TokenLayout(spec), TokenNormalizer.fit([adapter])
+    (after,) = detokenize(tokenize([adapter], layout, normalizer), layout, normalizer)
+    assert len(spec.names) == 168
+    for name in spec.names:
+        assert torch.equal(adapter.a[name], after.a[name])
+        assert torch.equal(adapter.b[name], after.b[name])
 
 
 @settings(max_examples=30, deadline=None)

@@ -191,7 +191,7 @@ def test_what_is_done_leaves_its_artefact_calibrated(amortised: amortise.Config)
 
 def test_targets_are_searched_once(amortised: amortise.Config, monkeypatch: pytest.MonkeyPatch) -> None:
     amortise.run(amortised)
-    monkeypatch.delattr(amortise, "load_base")
+    monkeypatch.delattr(amortise, "base_of")
     amortise.run(replace(amortised, training=replace(amortised.training, steps=41)))
     (amortised.workdir / amortise.TARGETS_FILE).write_bytes(b"torn")
     with pytest.raises(CheckpointError, match="no readable targets"):

@@ -106,6 +106,6 @@ def test_quality_has_a_table_and_bars_for_each_group_of_tasks() -> None:
     assert isinstance(differences, Table)
     assert differences.rows == [("generated", "base", 0.5, 0.0, 1.0, 1)]
     assert isinstance(table, Table)
-    assert table.rows[-1] == ("teacher", None, None, None, None)
+    assert table.rows[-1] == ("teacher", None, None, None, None, None)
     assert isinstance(picture, Picture)
     assert picture.caption == "Accuracy by task: base, generated"

@@ -84,6 +84,19 @@ def test_delta_cosines_stand_beside_one_group_that_has_them(tmp_path: Path) -> N
     assert "delta cosine" not in without + both
 
 
+def test_kinds_are_means_over_their_tasks_the_best_first(tmp_path: Path) -> None:
+    config = documents(tmp_path, "kinds unseen_descriptions")
+    quality = json.loads(config.quality.read_text())
+    column = quality["columns"]["unseen_descriptions"]
+    column["categories"] = {"one": "list_ops", "two": "numbers", "three": "numbers"}
+    column["methods"] = {"generated": method(0.5, one=0.4, two=0.8, three=0.6), "teacher": method(0.9, one=0.9)}
+    config.quality.write_text(json.dumps(quality))
+    tables.run(config)
+    lines = config.documents[0].read_text().splitlines()
+    start = lines.index("| kind | tasks | generated | teacher |")
+    assert lines[start + 2 : start + 4] == ["| numbers | 2 | 70.0 % | – |", "| list ops | 1 | 40.0 % | 90.0 % |"]
+
+
 def test_methods_that_were_not_run_are_left_out_or_have_a_dash(tmp_path: Path) -> None:
     config = documents(tmp_path, "methods", "methods unseen_descriptions")
     tables.run(config)
