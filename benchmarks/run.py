@@ -7,6 +7,7 @@ still run; then the exit status is 1.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import sys
@@ -37,7 +38,7 @@ from benchmarks import (
     trunk_step,
 )
 from benchmarks.measure import Result
-from benchmarks.report import read_results, write_results
+from benchmarks.report import Results, read_results, write_results
 from benchmarks.workbench import CHECKPOINT, Workbench
 
 BENCHMARKS: dict[str, Callable[[Workbench], list[Result]]] = {
@@ -80,15 +81,22 @@ def main() -> int:
         peers=peers,
         threads=args.threads,
     ) as bench:
-        failed = _run(bench, args.only or list(BENCHMARKS))
+        made, failed = _run(bench, args.only or list(BENCHMARKS))
+    print(json.dumps({one["name"]: one["value"] for name in made for one in made[name]}))
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _run(bench: Workbench, names: Sequence[str]) -> list[str]:
-    """Run benchmarks and write what they found; the names of those that failed."""
-    results, failed = read_results(), []
+def _run(bench: Workbench, names: Sequence[str]) -> tuple[Results, list[str]]:
+    """Run benchmarks and write what they found.
+
+    Returns:
+        The results of those that ran, and the names of those that failed.
+    """
+    results = read_results()
+    failed: list[str] = []
+    made: Results = {}
     for name in names:
         print(f"{name} ...", flush=True)
         start = time.perf_counter()
@@ -102,10 +110,11 @@ def _run(bench: Workbench, names: Sequence[str]) -> list[str]:
             reasons = "".join(f"; {arm} is missing: {why}" for arm, why in one.missing.items())
             print(f"  {one.name}: {one.value} {one.unit} {one.arms}{reasons}", flush=True)
         print(f"  {time.perf_counter() - start:.0f} s", flush=True)
-        results[name] = [{**one.to_dict(), "benchmark": name, "machine": machine(bench.threads)} for one in found]
+        made[name] = [{**one.to_dict(), "benchmark": name, "machine": machine(bench.threads)} for one in found]
+        results[name] = made[name]
         if not bench.quick:
             write_results(results, order=list(BENCHMARKS))
-    return failed
+    return made, failed
 
 
 def pin(threads: int) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from benchmarks.measure import Result, over, result
-from benchmarks.peers import LLAMA_CPP, PeerError, environment, environment_folder, interpreter, last_line
+from benchmarks.peers import LLAMA_CPP, PeerError, environment, environment_folder, interpreter, last_line, version
 from benchmarks.servers import our_service
 from benchmarks.workbench import Workbench
 from llgbm.pretrained import resolve_pretrained
@@ -32,8 +32,10 @@ def run(bench: Workbench) -> list[Result]:
     missing: dict[str, str] = {}
     rounds = bench.times(8) + 1
     other: _LlamaCpp | None = None
+    note = f"{len(bench.prompt)} prompt tokens and {tokens} new ones, the prompt's pass in the time of both"
     try:
         other = _LlamaCpp(bench)
+        note += f"; {version(LLAMA_CPP, interpreter(LLAMA_CPP, bench.peers))}"
     except PeerError as error:
         missing["llama.cpp"] = str(error)
         del measured["llama.cpp"]
@@ -53,7 +55,7 @@ def run(bench: Workbench) -> list[Result]:
             arm_unit="tokens/s",
             target=0.7,
             missing=missing,
-            note=f"{len(bench.prompt)} prompt tokens and {tokens} new ones, the prompt's pass in the time of both.",
+            note=f"{note}.",
         )
     ]
 

