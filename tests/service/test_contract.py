@@ -121,4 +121,4 @@ def test_sequences_of_operations_follow_the_links(api: schemathesis.BaseSchema, 
     found = {label for label, status in seen if status in (200, 201)}
     gone = {label for label, status in seen if status == 404}
     assert found >= {"POST /generate-adapter", f"GET {adapter}", f"DELETE {adapter}", "GET /adapters"} | files
-    assert f"GET {adapter}" in gone
+    assert gone & ({f"GET {adapter}"} | files)  # which of them comes after a deletion is a matter of the draws
