@@ -273,13 +273,15 @@ def test_a_row_is_not_added_twice(tiny_base: Base) -> None:
 def test_base_is_plain_between_steps(tiny_base: Base) -> None:
     model: Any = tiny_base.model
     ids = torch.arange(20)[None]
+    hooks = sum(len(m._forward_hooks) for m in model.modules())
     with torch.no_grad():
         before = model(ids).logits
         decoder = Decoder(tiny_base)
         decoder.add([Row([1, 2], ADAPTERS[1]), Row([3], ADAPTERS[3])])
         for _ in range(3):
             decoder.step()
-            assert not any(m._forward_hooks for m in model.modules())
+            # transformers leaves some of its own on a model that was asked for hidden states
+            assert sum(len(m._forward_hooks) for m in model.modules()) == hooks
             assert torch.equal(model(ids).logits, before)
 
 
