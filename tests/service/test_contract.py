@@ -115,10 +115,10 @@ def test_sequences_of_operations_follow_the_links(api: schemathesis.BaseSchema, 
             if case.operation.method.lower() == "get" and identity.startswith("lora-"):
                 assert (response.status_code == 404) == (not store.files.exists(identity))
 
-    Recorded.run(settings=hypothesis_settings(EXAMPLES, max_examples=100))
+    Recorded.run(settings=hypothesis_settings(EXAMPLES, max_examples=200))
     adapter = "/adapters/{adapter_id}"
     files = {f"GET {adapter}/{name}" for name in ("adapter_model.safetensors", "adapter_config.json", "archive")}
     found = {label for label, status in seen if status in (200, 201)}
     gone = {label for label, status in seen if status == 404}
     assert found >= {"POST /generate-adapter", f"GET {adapter}", f"DELETE {adapter}", "GET /adapters"} | files
-    assert gone & ({f"GET {adapter}"} | files)  # which of them comes after a deletion is a matter of the draws
+    assert f"GET {adapter}" in gone
