@@ -24,7 +24,6 @@ from llgbm.checkpoint import Checkpoint, load_generator
 from llgbm.errors import ConfigError
 from llgbm.evaluation import paired_bootstrap, score_rows
 from llgbm.frozen_linear import Storage
-from llgbm.lora import LoRAWeights
 from llgbm.peft_io import content_digest
 from llgbm.text_encoder import PretrainedTextEncoder
 from training.artefacts import replace_text
@@ -35,7 +34,7 @@ from training.evaluation_cells import Cells
 from training.evaluation_deltas import delta_cosines
 from training.failures import first_failure
 from training.fan_out import RayTask, open_workers
-from training.generator_base import base_of
+from training.generator_base import base_of, shared_adapter_for
 from training.methods import METHODS, Bench, Trial
 from training.probe_config import ProbeConfig
 from training.progress_check import eval_row
@@ -231,18 +230,12 @@ def make_benches(config: Config, checkpoint: Checkpoint, tasks: Sequence[Task]) 
         encoder=PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id),
         teachers=load_teachers(config.teachers, list(wanted)),
         cores=load_cores(config.cores, checkpoint, list(wanted)) if config.cores else {},
-        multitask=_multitask(config.multitask, checkpoint.manifest.base_id) if config.multitask else None,
+        multitask=shared_adapter_for(config.multitask, checkpoint.manifest.base_id) if config.multitask else None,
         others={},
         seed=config.seeds[0],
     )
     needed = set(NEEDS_OTHER) & set(config.methods)
     return [replace(bench, seed=seed, others=_others(tasks, seed) if needed else {}) for seed in config.seeds]
-
-
-def _multitask(folder: Path, base_id: str) -> LoRAWeights:
-    rival = load_generator(folder)
-    rival.manifest.require_base(base_id)
-    return rival.generator.shared_adapter()
 
 
 @dataclass(frozen=True, eq=False)

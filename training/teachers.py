@@ -31,7 +31,6 @@ from llgbm.adapter_index import (
 )
 from llgbm.base import Base, load_base
 from llgbm.chat import answer_ids, prompt_ids, task_messages
-from llgbm.checkpoint import load_generator
 from llgbm.config import TARGET_MODULES, LoRASpec
 from llgbm.errors import ConfigError
 from llgbm.frozen_linear import Storage
@@ -43,6 +42,7 @@ from llgbm.task_losses import sft_loss
 from training.artefacts import read_manifest, relative_name
 from training.config import to_dict
 from training.fan_out import RayTask, open_workers
+from training.generator_base import shared_adapter_for
 from training.runlog import RunLog
 from training.tasks import Task, load_tasks, tasks_digest
 
@@ -138,11 +138,7 @@ def make_teacher(log: RunLog, base: Base, task: Task, config: Config) -> float:
 
 
 def _start(config: Config, base: Base) -> LoRAWeights | None:
-    if config.start is None:
-        return None
-    start = load_generator(config.start)
-    start.manifest.require_base(base.spec.base_id)
-    return start.generator.shared_adapter()
+    return None if config.start is None else shared_adapter_for(config.start, base.spec.base_id)
 
 
 def _trained(base: Base, task: Task, config: Config, start: LoRAWeights | None) -> Trained:
