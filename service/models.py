@@ -85,11 +85,10 @@ def load_models(settings: Settings, metrics: Metrics, progress: Progress) -> Mod
         base = load_bare_base(base_name)
     else:
         base = load_base(base_name, storage=settings.base_storage, device=settings.device)
-    if base.spec.base_id != manifest.base_id:
-        raise CheckpointError(
-            f"the generator in {settings.checkpoint} makes adapters for {manifest.base_id}, but the base is "
-            f"{base.spec.base_id}; set LLGBM_BASE or LLGBM_CHECKPOINT so that they fit"
-        )
+    try:
+        manifest.require_base(base.spec.base_id)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}: set LLGBM_BASE or LLGBM_CHECKPOINT so that they fit") from error
     if isinstance(base, Base) and base.revision != manifest.base_revision:
         _log.warning(
             "other_base_weights",
