@@ -22,7 +22,7 @@ from llgbm.delta import DeltaCache, DeltaMeter
 from llgbm.errors import AdapterMismatchError, CacheMismatchError, ConfigError
 from llgbm.lora import LoRAWeights
 from llgbm.measurement import Delta
-from llgbm.peft_io import content_digest, load_peft
+from llgbm.peft_io import content_digest, load_peft, load_peft_for
 from llgbm.prompting import TextEncoder, condition_of, example_lines, noisy
 from llgbm.weight_tokens import TokenLayout, TokenNormalizer, tokenize
 
@@ -59,12 +59,8 @@ class RealAdapterDataset:
             AdapterMismatchError: it names another base.
         """
         entry = self.entries[index]
-        weights, base_id = load_peft(entry.folder)
-        if self._base_id is not None and base_id != self._base_id:
-            raise AdapterMismatchError(
-                f"{entry.folder} was made for {base_id}, not for {self._base_id}; leave it out, or use its own base"
-            )
-        return weights.to(torch.float32)
+        taken = load_peft(entry.folder)[0] if self._base_id is None else load_peft_for(entry.folder, self._base_id)
+        return taken.to(torch.float32)
 
     def __iter__(self) -> Iterator[LoRAWeights]:
         return (self[i] for i in range(len(self)))

@@ -27,7 +27,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from llgbm.config import LoRASpec, ModuleShape
-from llgbm.errors import AdapterFormatError
+from llgbm.errors import AdapterFormatError, AdapterMismatchError
 from llgbm.lora import LoRAWeights
 from llgbm.peft_config import (
     PeftConfig,
@@ -46,6 +46,7 @@ __all__ = [
     "content_digest",
     "from_bytes",
     "load_peft",
+    "load_peft_for",
     "save_peft",
     "to_bytes",
 ]
@@ -164,6 +165,21 @@ def load_peft(folder: Path) -> tuple[LoRAWeights, str]:
         raise AdapterFormatError(f"{folder}: {error}") from error
     finally:
         os.close(handle)
+
+
+def load_peft_for(folder: Path, base_id: str) -> LoRAWeights:
+    """Read an adapter's folder as `load_peft` does, if it names this base.
+
+    Raises:
+        AdapterFormatError: there is no adapter, or what is wrong with it.
+        AdapterMismatchError: it names another base, which may be of the same shape.
+    """
+    weights, named = load_peft(folder)
+    if named != base_id:
+        raise AdapterMismatchError(
+            f"{folder} was made for {named}, not for {base_id}; leave it out, or use its own base"
+        )
+    return weights
 
 
 def _assemble(config: PeftConfig, tensors: Mapping[str, Tensor]) -> LoRAWeights:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from llgbm.adapter_index import AdapterEntry, AdapterPrompts
 from llgbm.dataset import RealAdapterDataset
 from llgbm.errors import ConfigError
 from llgbm.peft_io import content_digest, load_peft
-from training.tasks import UNSEEN_SHARE, Task, load_tasks, unique_descriptions
+from training.tasks import UNSEEN_SHARE, Task, folded, load_tasks, unique_descriptions
 
 UNKNOWN = "unknown"
 """Family of adapters whose task has no file."""
@@ -73,11 +73,13 @@ def split_adapters(
         raise ConfigError(f"heldout_share must be at least 0 and below 1, not {heldout_share}")
     families = {entry.adapter_id: family_of(entry, tasks) for entry in entries}
     held = _held_out({entry.task: families[entry.adapter_id] for entry in entries}, heldout_share, seed)
-    split = [_divide(entry, tasks.get(entry.task)) for entry in entries]
+    unseen = {entry.adapter_id: _kept_back(entry, tasks.get(entry.task)) for entry in entries}
+    measured_with = {folded(text) for texts in unseen.values() for text in texts}
+    seen = [_without(entry, measured_with) for entry in entries]
     return AdapterSplit(
-        train=tuple(entry for entry, _ in split if entry.task not in held),
-        heldout=tuple(entry for entry, _ in split if entry.task in held),
-        unseen={entry.adapter_id: unseen for entry, unseen in split},
+        train=tuple(entry for entry in seen if entry.task not in held),
+        heldout=tuple(entry for entry in seen if entry.task in held),
+        unseen=unseen,
         families=families,
     )
 
@@ -128,19 +130,21 @@ def _held_out(family: Mapping[str, str], share: float, seed: int) -> set[str]:
     return held
 
 
-def _divide(entry: AdapterEntry, task: Task | None) -> tuple[AdapterEntry, tuple[str, ...]]:
-    """The entry with the prompts to train on, and the descriptions that are kept back."""
-    prompts = entry.read_prompts()
-    listed = unique_descriptions(prompts.descriptions)
+def _kept_back(entry: AdapterEntry, task: Task | None) -> tuple[str, ...]:
+    """The descriptions of an adapter that are measured with."""
     if task is not None:
-        unseen = task.unseen_descriptions
-    else:
-        unseen = listed[-max(1, len(listed) // UNSEEN_SHARE) :]
-    kept_back = unique_descriptions(unseen)
-    seen = unique_descriptions([*kept_back, *listed])[len(kept_back) :]
+        return unique_descriptions(task.unseen_descriptions)
+    listed = unique_descriptions(entry.read_prompts().descriptions)
+    return listed[-max(1, len(listed) // UNSEEN_SHARE) :]
+
+
+def _without(entry: AdapterEntry, measured_with: Collection[str]) -> AdapterEntry:
+    """The entry with the prompts to train on: those that no adapter, this or another, is measured with."""
+    prompts = entry.read_prompts()
+    seen = tuple(text for text in unique_descriptions(prompts.descriptions) if folded(text) not in measured_with)
     if not seen and not prompts.examples:
         raise ConfigError(
             f"{entry.folder}: all its descriptions are kept back to measure with, so there is none to train on; "
             "write more wordings, or examples, into its prompts.json"
         )
-    return replace(entry, prompts=AdapterPrompts(seen, prompts.examples)), kept_back
+    return replace(entry, prompts=AdapterPrompts(seen, prompts.examples))

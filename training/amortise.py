@@ -24,7 +24,7 @@ from torch import Tensor
 
 from llgbm.base import Base
 from llgbm.batches import TaskGroup, TrainingBatch
-from llgbm.checkpoint import Checkpoint, load_generator, save_generator, saved_in
+from llgbm.checkpoint import Checkpoint, TrainingTask, load_generator, save_generator, saved_in
 from llgbm.core_loss import CoreMetric, CoreObjective, input_moments
 from llgbm.errors import CheckpointError, ConfigError
 from llgbm.frozen_linear import Storage
@@ -140,6 +140,7 @@ def run(config: Config, *, texts: Path | None = None) -> None:
     with lasting_encoder(encoder_id, texts) as encoder, RunLog(config.workdir, "amortise", config) as log:
         settings = settings_of(config, without=_WHERE) | {
             "generator": checkpoint.manifest.digest,
+            "encoder": encoder_id,
             "cores": cores_digest(cores),
             "tasks_digest": tasks_digest([*tasks, *made_up]),
         }
@@ -188,7 +189,7 @@ def run(config: Config, *, texts: Path | None = None) -> None:
             "steps_to_cores": {f"{step:g}": steps[step] for step in STEPS},
             "last_run_seconds": round(time.monotonic() - started),
         }
-        digest = save(config, checkpoint, generator, tasks, found)
+        digest = save(config, checkpoint, generator, tasks, encoder, found)
         made_of: dict[str, Any] = {
             "base_revision": targets.base_revision,
             "data_digest": tasks_digest([*tasks, *made_up]),
@@ -210,12 +211,18 @@ def _is_done(config: Config) -> bool:
 
 
 def save(
-    config: Config, checkpoint: Checkpoint, generator: LoRAGenerator, tasks: Sequence[Task], found: Mapping[str, Any]
+    config: Config,
+    checkpoint: Checkpoint,
+    generator: LoRAGenerator,
+    tasks: Sequence[Task],
+    encoder: TextEncoder,
+    found: Mapping[str, Any],
 ) -> str:
     """Write the artefact: the tasks and the prompt index of the one before; its confidence has to be measured anew.
 
-    Wordings that these tasks have beside those that the generator knew are listed, but not in the prompt index. If the
-    same generator is there already, it stays, with the calibration that it was given since.
+    Tasks that it did not know come after those, in the index too. Wordings that the others have beside those that it
+    knew are listed, but not in the index. If the same generator is there already, it stays, with the calibration that
+    it was given since.
 
     Returns:
         The artefact's digest.
@@ -227,16 +234,26 @@ def save(
         replace(t, descriptions=tuple(dict.fromkeys((*t.descriptions, *seen.get(t.task_id, ())))))
         for t in checkpoint.manifest.tasks
     )
+    known = {task.task_id for task in listed}
+    new = [task for task in tasks if task.task_id not in known]
     manifest = replace(
         checkpoint.manifest,
-        tasks=listed,
+        tasks=(
+            *listed,
+            *(TrainingTask(t.task_id, t.category, t.source, t.licence, tuple(t.seen_descriptions)) for t in new),
+        ),
         made_by=made_by | {"started_from": started_from},
         confidence={},
         context_scale=None,
     )
-    blocks = checkpoint.prompt_index.blocks(len(manifest.tasks))
+    blocks = [*checkpoint.prompt_index.blocks(len(listed)), *(encoder.encode(_of_file(t)) for t in new)]
     there = saved_in(config.artefact, generator, manifest)
     return (there or save_generator(config.artefact, generator, manifest, blocks)).digest
+
+
+def _of_file(task: Task) -> list[str]:
+    """The seen wordings of a task's file, which are those that the prompt index has."""
+    return [text for text in task.seen_descriptions if text in task.descriptions]
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from llgbm.base import Base, load_base
 from llgbm.checkpoint import Checkpoint, load_generator
+from llgbm.config import LoRASpec
 from llgbm.delta import DeltaMeter
 from llgbm.errors import ConfigError
 from llgbm.evaluation import compute_accuracy_with_lora
 from llgbm.frozen_linear import Storage
 from llgbm.lora import LoRAWeights, combine
-from llgbm.peft_io import load_peft
+from llgbm.peft_io import load_peft_for
 from llgbm.pretrained import BASE_0_5B
 from llgbm.prompting import AdapterMaker, AdapterRequest
 from llgbm.text_encoder import PretrainedTextEncoder
@@ -38,7 +39,7 @@ from training.results import write_result
 from training.runlog import RunLog
 from training.tasks import Task, tasks_digest
 from training.teachers import Config as TeacherConfig
-from training.teachers import adapter_folder, load_teachers, make_teacher, require_same_settings
+from training.teachers import Start, adapter_folder, load_teachers, make_teacher, require_same_settings
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,16 @@ def run(config: Config) -> None:
     """Train the joint teachers that are missing, measure, and write `{workdir}/results/composition.json`."""
     tasks = tasks_by_id(config.folder)
     with RunLog(config.workdir, "compose", config) as log:
-        teachers = load_teachers(config.workdir, list(tasks))
-        pairs = _pairs(config, tasks, teachers)
         base = load_base(config.base, storage=config.base_storage)
+        teachers = load_teachers(config.workdir, list(tasks), base.spec.base_id)
+        pairs = _pairs(config, tasks, teachers)
         meter = DeltaMeter(base, config.probes.build(), config.probes.layers_of(base.spec))
         maker = _maker(config.checkpoint, base.spec.base_id)
         found = []
         with log.progress("compose", total=len(pairs)) as progress:
             for done, (first, second) in enumerate(pairs, 1):
-                joint = _joint_teacher(config, base, first, second)
                 parts = (teachers[first.task_id], teachers[second.task_id])
+                joint = _joint_teacher(config, base, first, second, parts[0].spec)
                 adapters = composed(parts, joint, None if maker is None else _generated(maker, first, second))
                 found.append(
                     {
@@ -164,25 +165,37 @@ def _pairs(config: Config, tasks: Mapping[str, Task], teachers: Mapping[str, LoR
     return [(tasks[a], tasks[b]) for a, b in config.pairs]
 
 
-def _joint_teacher(config: Config, base: Base, first: Task, second: Task) -> LoRAWeights:
+def _joint_teacher(config: Config, base: Base, first: Task, second: Task, of_part: LoRASpec) -> LoRAWeights:
     """The teacher of both tasks, trained now if it is not there, with the settings of the first one's teacher.
 
+    Of a teacher from elsewhere only `of_part` is known, its spec: rank and alpha are as there, the rest as by default.
+
     Raises:
-        ConfigError: there is one of other settings or other rows.
+        ConfigError: there is one of other settings or other rows, or its parts were trained on another base or storage.
     """
     task = joint_task(first, second)
     part = adapter_folder(config.workdir, first.task_id, 0)
     record = read_manifest(config.workdir).get(relative_name(config.workdir, part))
-    settings = from_dict(TeacherConfig, record.config) if record and record.command == "teachers" else TeacherConfig()
+    if record and record.command == "teachers":
+        settings = from_dict(TeacherConfig, record.config)
+        if (settings.base, settings.base_storage) != (config.base, config.base_storage):
+            raise ConfigError(
+                f"{part} was trained on {settings.base} in {settings.base_storage}, and a teacher of both tasks is "
+                f"trained as its parts were: set base={settings.base} base_storage={settings.base_storage}"
+            )
+    else:
+        settings = TeacherConfig(
+            base=config.base, base_storage=config.base_storage, lora_rank=of_part.rank, lora_alpha=of_part.alpha
+        )
     steps = config.joint_steps or 2 * settings.steps
     settings = replace(settings, workdir=config.workdir / "joint", steps=steps, index=0)
     folder = adapter_folder(settings.workdir, task.task_id, 0)
     if folder.exists():
-        require_same_settings(settings, task)
+        require_same_settings(settings, task, base, Start.of(settings, base))
     else:
         with RunLog(settings.workdir, "teachers", settings) as log:
             make_teacher(log, base, task, settings)
-    return load_peft(folder)[0]
+    return load_peft_for(folder, base.spec.base_id)
 
 
 def _maker(folder: Path | None, base_id: str) -> AdapterMaker | None:

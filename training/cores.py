@@ -144,6 +144,7 @@ def run(config: Config, *, texts: Path | None = None) -> None:
             f"{config.start} has cores of {len(starts)} of {len(tasks)} tasks; make the others there first"
         )
     owner = belonging(checkpoint)
+    owner["base_revision"] = base.revision
     made_with = {task.task_id: owner | _made_with(config, task, starts.get(task.task_id)) for task in tasks}
     missing = []
     for task in tasks:

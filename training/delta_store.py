@@ -16,6 +16,7 @@ from llgbm.delta import DeltaCache, DeltaMeter, measurement_of
 from llgbm.errors import CacheMismatchError
 from llgbm.lora import LoRAWeights
 from llgbm.measurement import Activation, Delta
+from llgbm.peft_io import content_digest
 from training.fan_out import Workers
 from training.probe_config import ProbeConfig
 from training.runlog import RunLog
@@ -68,13 +69,13 @@ def _deltas(
         return [meter.deltas([weights])[0] for _, weights in shard]
 
 
-def cached_delta(cache: DeltaCache, adapter_id: str) -> Delta:
+def cached_delta(cache: DeltaCache, adapter_id: str, weights: LoRAWeights) -> Delta:
     """An adapter's delta.
 
     Raises:
-        CacheMismatchError: it is not in the cache.
+        CacheMismatchError: it is not in the cache, or was measured on other weights of this name.
     """
-    delta = cache.get(adapter_id)
+    delta = cache.get(adapter_id, adapter_digest=content_digest(weights))
     if delta is None:
         raise CacheMismatchError(f"{cache.folder} has no delta of {adapter_id}; run the command deltas")
     return delta

@@ -62,7 +62,8 @@ def run(config: Config) -> None:
         with open_workers(config.ray, config.ray_task, base, config.base, config.base_storage) as workers:
             shard = 1 if config.ray is None else config.ray_shard
             fill_cache(log, adapters, meter, cache, measured_by(workers, config.probes, meter.base_activation, shard))
-        deltas = torch.stack([cached_delta(cache, entry.adapter_id).mean for entry in adapters.entries])
+        pairs = zip(adapters.entries, adapters, strict=True)
+        deltas = torch.stack([cached_delta(cache, entry.adapter_id, weights).mean for entry, weights in pairs])
         found: dict[str, Any] = {"base": base.spec.base_id, "probes": list(config.probes.build().texts)}
         found |= statistics(
             adapters, deltas, meter.base_activation.mean, families(adapters.entries, tasks), config.seed

@@ -138,8 +138,7 @@ class Config:
 def run(config: Config) -> None:
     """Fill the table and write it."""
     checkpoint = load_generator(config.checkpoint)
-    seen = load_tasks(config.tasks, config.task_ids or None)
-    new = load_tasks(config.heldout) if config.heldout else []
+    seen, new = tasks_of(config)
     base = base_of(checkpoint, config.base, config.base_storage)
     head = {
         "command": command_of("evaluate", config),
@@ -221,6 +220,11 @@ def run(config: Config) -> None:
                 )
 
 
+def tasks_of(config: Config) -> tuple[list[Task], list[Task]]:
+    """The training tasks of the table, and those of kinds held out."""
+    return load_tasks(config.tasks, config.task_ids or None), load_tasks(config.heldout) if config.heldout else []
+
+
 def make_benches(config: Config, checkpoint: Checkpoint, tasks: Sequence[Task]) -> list[Bench]:
     """Load what the methods draw from, text encoder, teachers and multi-task adapter: one bench for each seed."""
     trained = [task.task_id for task in checkpoint.manifest.tasks]
@@ -228,7 +232,7 @@ def make_benches(config: Config, checkpoint: Checkpoint, tasks: Sequence[Task]) 
     bench = Bench(
         checkpoint=checkpoint,
         encoder=PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id),
-        teachers=load_teachers(config.teachers, list(wanted)),
+        teachers=load_teachers(config.teachers, list(wanted), checkpoint.manifest.base_id),
         cores=load_cores(config.cores, checkpoint, list(wanted)) if config.cores else {},
         multitask=shared_adapter_for(config.multitask, checkpoint.manifest.base_id) if config.multitask else None,
         others={},

@@ -22,10 +22,12 @@ from llgbm.generator import create_generator
 from llgbm.peft_io import save_peft
 from llgbm.prompting import AdapterMaker, AdapterRequest, MadeAdapter
 from llgbm.text_encoder import PretrainedTextEncoder
+from training.claim import claim_workdir
 from training.config import load_config
 from training.fit import Config as FitConfig
-from training.fit import default_lora, manifest_of, training_tasks
+from training.fit import claim_of, default_lora, manifest_of, started_from, training_tasks
 from training.runlog import set_up_logging
+from training.teachers import load_teachers
 
 ARROW = "=>"
 
@@ -46,8 +48,8 @@ class Config:
     """Hub id or folder of its text encoder; by default the one that the checkpoint names."""
     state: Path | None = None
     """The state of a fit, to export its generator in place of an adapter."""
-    fit: Path | None = None
-    """The configuration file of that fit."""
+    fit: tuple[Path, ...] = ()
+    """The configuration files of that fit, in the order in which it was given them."""
     out: Path = Path("exported")
     """Folder to write."""
 
@@ -104,33 +106,28 @@ def export_state(config: Config) -> GeneratorManifest:
     """Write the generator of a fit's state to `out` as an artefact.
 
     Raises:
-        ConfigError: the fit's configuration is not given.
-        CheckpointError: the state is torn, or of a fit with another configuration.
+        ConfigError: the fit's configuration is not given, or is another one than that of the state.
+        CheckpointError: the state is torn.
     """
-    if config.state is None or config.fit is None:
+    if config.state is None or not config.fit:
         raise ConfigError(
-            "a state says nothing of its settings: name the fit's configuration file too, with --fit FILE"
+            "a state alone does not say all of its settings: name the fit's configuration file too, with --fit FILE"
         )
-    settings = load_config(FitConfig, [config.fit], section="fit", other_sections=_other_sections())
+    settings = load_config(FitConfig, config.fit, section="fit", other_sections=_other_sections())
     state = _read_state(config.state)
-    if state["settings"].get("seed") != settings.training.seed:
-        raise CheckpointError(
-            f"{config.state} was made with seed {state['settings'].get('seed')}, "
-            f"{config.fit} says {settings.training.seed}"
-        )
     base = load_base(settings.base, storage=settings.base_storage)
-    generator = create_generator(base.spec, default_lora(base), settings.generator)
-    own = {name.removeprefix("0."): tensor for name, tensor in state["model"].items() if name.startswith("0.")}
-    try:
-        generator.load_state_dict(own)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{config.state} is the state of another generator than {config.fit} says: {error}"
-        ) from error
     tasks = [task for pool in training_tasks(settings) for task in pool]
+    generator = create_generator(base.spec, default_lora(base), settings.generator)
+    start = None if settings.start is None else started_from(settings.start, generator)
+    names = [task.task_id for task in tasks]
+    teachers = load_teachers(settings.teachers, names, base.spec.base_id) if settings.teachers else {}
+    claim_workdir(config.state.parent, [config.state.name], claim_of(settings, tasks, base, start, teachers))
+    own = {name.removeprefix("0."): tensor for name, tensor in state["model"].items() if name.startswith("0.")}
+    generator.load_state_dict(own)
     encoder = PretrainedTextEncoder(settings.text_encoder)
+    made = {"steps": state["step"]}
     embeddings = [encoder.encode(task.seen_descriptions) for task in tasks]
-    manifest, prompts = manifest_of(settings, generator.eval(), base, tasks, embeddings, {"steps": state["step"]})
+    manifest, prompts = manifest_of(settings, generator.eval(), base, tasks, embeddings, made, start=start)
     return save_generator(config.out, generator, manifest, prompts)
 
 

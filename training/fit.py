@@ -23,6 +23,7 @@ from llgbm.delta import DeltaMeter
 from llgbm.errors import ConfigError
 from llgbm.frozen_linear import Storage
 from llgbm.generator import LoRAGenerator, create_generator
+from llgbm.lora import LoRAWeights
 from llgbm.objectives import TaskObjective
 from llgbm.pretrained import BASE_0_5B, TEXT_ENCODER
 from llgbm.task_cores import TaskCores
@@ -44,7 +45,7 @@ from training.sampler import SamplerConfig, TaskSampler
 from training.synthetic.instructions import instructions
 from training.synthetic_tasks import SYNTHETIC_CATEGORY, synthetic_tasks
 from training.tasks import Task, tasks_digest
-from training.teachers import adapter_folder, load_teachers
+from training.teachers import adapter_folder, load_teachers, teachers_digest
 
 STATE_FILE = "state.pt"
 _INDEXED_WORDINGS = 2
@@ -170,8 +171,8 @@ def _fit(
 ) -> bool:
     """The steps by the task loss; whether this process is the one that has written what they made."""
     base = load_base(config.base, storage=config.base_storage)
-    teachers = load_teachers(config.teachers, [task.task_id for task in tasks]) if config.teachers else {}
-    meter, deltas = _teacher_deltas(config, base, list(teachers))
+    teachers = load_teachers(config.teachers, [t.task_id for t in tasks], base.spec.base_id) if config.teachers else {}
+    meter, deltas = _teacher_deltas(config, base, teachers)
     sampler = TaskSampler(
         tasks,
         base,
@@ -208,12 +209,7 @@ def _fit(
         return False
     all_tasks = [*tasks, *synthetic]
     with RunLog(config.workdir, "fit", config) as log:
-        settings = settings_of(
-            config,
-            without=("workdir", "tasks", "wordings", "task_ids", "base", "check", "recompute", "rounds", "round"),
-        )
-        settings |= {"tasks_digest": tasks_digest(all_tasks), "base_revision": base.revision}
-        claim_workdir(config.workdir, [STATE_FILE], settings)
+        claim_workdir(config.workdir, [STATE_FILE], claim_of(config, all_tasks, base, start, teachers))
         check = ProgressCheck(config.check, tasks, base, encoder)
         hidden = ProgressCheck(config.check, kept_back, base, encoder, name="hidden")
         started = time.monotonic()
@@ -249,6 +245,23 @@ def _fit(
     return True
 
 
+def claim_of(
+    config: Config,
+    tasks: Sequence[Task],
+    base: Base,
+    start: GeneratorManifest | None,
+    teachers: Mapping[str, LoRAWeights],
+) -> dict[str, Any]:
+    """What the state of a fit depends on; where things stand does not count, what stands there by its digest."""
+    without = ("workdir", "tasks", "wordings", "task_ids", "base", "check", "recompute", "rounds", "round")
+    return settings_of(config, without=without) | {
+        "tasks_digest": tasks_digest(tasks),
+        "base_revision": base.revision,
+        "start_digest": start and start.digest,
+        "teachers_digest": teachers_digest(teachers) if teachers else None,
+    }
+
+
 @torch.no_grad()
 def _write_task_cores(
     config: Config,
@@ -265,13 +278,15 @@ def _write_task_cores(
         write_cores(core_file(config.task_cores, task.task_id), Cores(q[0], p[0]), owner)
 
 
-def _teacher_deltas(config: Config, base: Base, task_ids: Sequence[str]) -> tuple[DeltaMeter | None, dict[str, Tensor]]:
+def _teacher_deltas(
+    config: Config, base: Base, teachers: Mapping[str, LoRAWeights]
+) -> tuple[DeltaMeter | None, dict[str, Tensor]]:
     """For `matching`, the meter and the deltas by task id, (probes, layers, hidden) each; otherwise nothing."""
     if config.teachers is None or not config.matching:
         return None, {}
     meter, cache = open_deltas(config.teachers / config.deltas, base, config.probes)
-    names = {task: adapter_folder(config.teachers, task, 0).name for task in task_ids}
-    return meter, {task: cached_delta(cache, name).values for task, name in names.items()}
+    names = {task: adapter_folder(config.teachers, task, 0).name for task in teachers}
+    return meter, {task: cached_delta(cache, names[task], weights).values for task, weights in teachers.items()}
 
 
 def training_tasks(config: Config) -> tuple[list[Task], list[Task]]:

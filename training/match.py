@@ -75,6 +75,7 @@ def run(config: Config) -> None:
         made_of: dict[str, Any] = {"base_revision": material.base.revision, "data_digest": material.split_digest}
         log.record_artefact(config.artefact, kind="generator", **made_of)
         write_result(log, config.result.stem, config, found, **made_of)
+        state.unlink()  # a match with other settings has a state of its own
         log.logger.info("result", **found["metrics"])
 
 

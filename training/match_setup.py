@@ -211,7 +211,7 @@ def _cases(
 ) -> list[Case]:
     cases = []
     for entry, weights in zip(adapters.entries, teachers, strict=True):
-        delta = cached_delta(cache, entry.adapter_id)
+        delta = cached_delta(cache, entry.adapter_id, weights)
         chosen = split.unseen[entry.adapter_id][:wordings]
         for text, embedding in zip(chosen, encoder.encode(chosen), strict=True):
             condition = condition_of(embedding[None], embedding[None][:0])

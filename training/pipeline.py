@@ -52,13 +52,19 @@ def run_plan(plan: Path, phases: Sequence[str] = (), shared: Sequence[str] = ())
     All configurations are read before the first command is run.
 
     Raises:
-        ConfigError: the plan has no section for a command that is asked for, an error in any section, or a shared value
-            that no command has.
+        ConfigError: the plan has no section for a command that is asked for, one for a command that no pipeline runs,
+            an error in any section, or a shared value that no command has.
     """
     sections = read_yaml(plan)
     missing = [name for name in phases if name not in sections]
     if missing:
         raise ConfigError(f"{plan} has no section {missing[0]!r}; it has {', '.join(sections)}")
+    others = [name for name in sections if name in _commands() and name not in PHASES]
+    if others and not phases:
+        raise ConfigError(
+            f"{plan} is no plan for the pipeline, which does not run {', '.join(others)}; run its commands one by one, "
+            "or name those to run with phases=[...]"
+        )
     commands = [_commands()[name] for name in PHASES if name in sections and (not phases or name in phases)]
     if not commands:
         raise ConfigError(f"{plan} has no section for any of {', '.join(PHASES)}")

@@ -34,4 +34,5 @@ def training_pools(
         tasks = with_more_wordings(tasks, wordings)
     shown = [family for family in FAMILIES if family not in hidden_families]
     made_up = synthetic_tasks(families=shown, limit=num_synthetic) if num_synthetic else []
-    return without_held_back(tasks), made_up
+    everything = without_held_back([*tasks, *made_up])
+    return everything[: len(tasks)], everything[len(tasks) :]

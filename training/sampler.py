@@ -179,7 +179,7 @@ class TaskSampler:
         rows: list[Row] = []
         context_rows: list[Row] = []
         spent = head = self._head_length(in_context)
-        while spent < config.tokens_per_group:
+        while not rows or spent < config.tokens_per_group:  # a long description alone may reach it
             other = self._tasks[self._any(rng)]
             text = other.train[int(rng.integers(len(other.train)))].input
             row = Row(self._prompt(text, in_context), unknown)

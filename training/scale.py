@@ -144,7 +144,8 @@ def short_fit(config: Config, name: str, base: Base, lora: LoRASpec, tasks: list
 def compare_processes(config: Config) -> dict[str, Any]:
     """The same fit in one process and in several, and how far apart their losses are.
 
-    Both start from nothing: what an earlier comparison left is used only if it was complete.
+    A comparison that was stopped goes on, and one that came to its end is read again; for a new one take the folders
+    away.
     """
     name = config.parallel_base or config.bases[0]
     curves = []

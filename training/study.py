@@ -16,8 +16,10 @@ from typing import Any, cast
 
 from llgbm.ablations import AblationConfig, run_ablations
 from llgbm.checkpoint import load_generator
+from llgbm.dataset import RealAdapterDataset
 from llgbm.errors import ConfigError
 from training import evaluate, fit, match
+from training.adapter_split import adapters_digest
 from training.conditions import TEXTS_FILE
 from training.config import build, config_digest
 from training.config_values import Tree, merged, parse_override
@@ -26,6 +28,7 @@ from training.match_setup import Material, load_material, read_split_digest
 from training.metrics_file import read_steps
 from training.results import kept, read_result, write_result
 from training.runlog import RunLog
+from training.tasks import tasks_digest
 
 METHODS = ("generated", "generated, wrong description", "generated + description", "shared adapter + description")
 """Methods of the quality table that a study asks for, unless it says otherwise."""
@@ -95,7 +98,7 @@ def arm_config(config: Config, name: str, seed: int) -> fit.Config | match.Confi
 
 
 def run_arm(config: Config, name: str, seed: int, material: Callable[[], Material] | None) -> dict[str, float]:
-    """What one arm came to with one seed, now or in an earlier run with the same settings and teachers to match.
+    """What one arm came to with one seed, now or in an earlier run with the same settings, tasks, start and teachers.
 
     Args:
         material: loads the teachers whose deltas the generators' are compared with; none to leave that out.
@@ -124,10 +127,22 @@ def run_arm(config: Config, name: str, seed: int, material: Callable[[], Materia
             "metrics": _accuracies(evaluation.output) | _cosines(arm.artefact, material) | {"seconds": _seconds(arm)}
         }
 
-    made_with = match.fit_key(arm, read_split_digest(arm)) if isinstance(arm, match.Config) else config_digest(arm)
-    digest = f"{made_with} {config_digest(evaluation)}"
+    measured = tasks_digest([task for column in evaluate.tasks_of(evaluation) for task in column])
+    digest = f"{_made_with(arm)} {config_digest(evaluation)} {measured}"
+    if material is not None:
+        digest += f" {read_split_digest(config.match)}"
     found = kept(config.workdir / "arms" / f"{name}-s{seed}.json", digest, metrics)
     return cast(dict[str, float], found["metrics"])
+
+
+def _made_with(arm: fit.Config | match.Config) -> str:
+    """What the generator of an arm depends on: its settings, and what stands in the places that they name."""
+    if isinstance(arm, match.Config):
+        return match.fit_key(arm, read_split_digest(arm))
+    tasks, made_up = fit.training_tasks(arm)
+    start = "" if arm.start is None else load_generator(arm.start).manifest.digest
+    teachers = "" if arm.teachers is None else adapters_digest(RealAdapterDataset(arm.teachers))
+    return f"{config_digest(arm)}.{tasks_digest([*tasks, *made_up])}.{start}.{teachers}"
 
 
 def _changed(settings: fit.Config | match.Config, overrides: tuple[str, ...], where: str) -> object:

@@ -27,7 +27,10 @@ BY_TASK = (
 )  # fmt: skip
 """Methods of the tables by task, where they were run."""
 _SHORT = 60
-_PLACE = re.compile(r"(<!-- table: (\w+)(?: (?!from )(\w+))?(?: from (\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+_OPENING = "<!-- table: "
+_PLACE = re.compile(
+    r"(<!-- table: (\w+)(?: (?!from )(\w+))?(?: from (\S+))? -->\n)(?:(?!<!-- table: ).)*?(<!-- end -->)", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def run(config: Config) -> None:
     """Fill every place of every document.
 
     Raises:
-        ConfigError: a document has no place, or one of an unknown name.
+        ConfigError: a document has no place, one without an end, or one of an unknown name.
         TaskFormatError: a result is missing.
     """
     texts = {}
@@ -53,6 +56,9 @@ def run(config: Config) -> None:
         texts[path], places = _PLACE.subn(lambda found: filled(found, config), before)
         if not places:
             raise ConfigError(f"{path} has no place for a table; write <!-- table: methods --> and <!-- end -->")
+        if places < before.count(_OPENING):
+            wrong = before.count(_OPENING) - places
+            raise ConfigError(f"{path} has {wrong} tables without a name, or without an <!-- end --> before the next")
     for path, text in texts.items():
         replace_text(path, text)
         print(path)

@@ -105,7 +105,7 @@ class Task:
         for i, text in enumerate((*self.descriptions, *self.more_descriptions)):
             if not text.strip():
                 raise TaskFormatError(f"descriptions[{i}]: holds only white space")
-            j = first_at.setdefault(_folded(text), i)
+            j = first_at.setdefault(folded(text), i)
             if j != i:
                 raise TaskFormatError(
                     f"descriptions[{i}]: says the same as descriptions[{j}] ({text!r}); a wording that "
@@ -241,9 +241,9 @@ def without_held_back(tasks: Sequence[Task]) -> list[Task]:
 
     Two tasks may be called alike; each could still be measured only on what no task was trained on.
     """
-    held_back = {_folded(text) for task in tasks for text in task.unseen_descriptions}
+    held_back = {folded(text) for task in tasks for text in task.unseen_descriptions}
     return [
-        replace(task, held_back_by_others=tuple(text for text in task.seen_descriptions if _folded(text) in held_back))
+        replace(task, held_back_by_others=tuple(text for text in task.seen_descriptions if folded(text) in held_back))
         for task in tasks
     ]
 
@@ -291,7 +291,8 @@ def _unknown(task_id: str, known: list[str]) -> str:
     return f"no task {task_id!r}; {hint}"
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
+    """A wording without what makes it no other one: case and white space."""
     return " ".join(text.split()).casefold()
 
 
@@ -299,7 +300,7 @@ def unique_descriptions(texts: Sequence[str]) -> tuple[str, ...]:
     """The texts without those that differ from an earlier one only in case or white space."""
     first: dict[str, str] = {}
     for text in texts:
-        first.setdefault(_folded(text), text)
+        first.setdefault(folded(text), text)
     return tuple(first.values())
 
 

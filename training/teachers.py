@@ -8,8 +8,10 @@ index.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,7 +38,7 @@ from llgbm.errors import ConfigError
 from llgbm.frozen_linear import Storage
 from llgbm.lora import LoRAWeights
 from llgbm.packing import Row, pack, packed_hidden_states
-from llgbm.peft_io import CONFIG_FILE, load_peft, save_peft
+from llgbm.peft_io import CONFIG_FILE, content_digest, load_peft_for, save_peft
 from llgbm.pretrained import BASE_0_5B
 from llgbm.task_losses import sft_loss
 from training.artefacts import read_manifest, relative_name
@@ -113,32 +115,55 @@ def run(config: Config) -> None:
     """Train every teacher that is not there yet."""
     tasks = load_tasks(config.folder, config.tasks or None)
     with RunLog(config.workdir, "teachers", config) as log:
+        base = load_base(config.base, storage=config.base_storage)
+        start = Start.of(config, base)
         present = [t for t in tasks if (adapter_folder(config.workdir, t.task_id, config.index) / CONFIG_FILE).exists()]
         for task in present:
-            require_same_settings(config, task)
+            require_same_settings(config, task, base, start)
             list_teacher(config, task)
         missing = [t for t in tasks if t not in present]
         log.logger.info("teachers", wanted=len(tasks), missing=len(missing))
         if not missing:
             return
-        base = load_base(config.base, storage=config.base_storage)
         with (
             open_workers(config.ray, config.ray_task, base, config.base, config.base_storage) as workers,
             log.progress("teachers", total=len(missing)) as progress,
         ):
-            work = partial(_trained, config=config, start=_start(config, base))
+            work = partial(_trained, config=config, start=start.weights)
             for done, (task, trained) in enumerate(workers.map(work, missing), 1):
-                loss = _keep(log, base, task, config, trained)
+                loss = _keep(log, base, task, config, trained, start)
                 progress.update(done, f"{task.task_id}: loss {loss:.3f}")
 
 
 def make_teacher(log: RunLog, base: Base, task: Task, config: Config) -> float:
     """Train a teacher and put it into its workdir, listed in the index; gives the mean loss of its last steps, nats."""
-    return _keep(log, base, task, config, _trained(base, task, config, _start(config, base)))
+    start = Start.of(config, base)
+    return _keep(log, base, task, config, _trained(base, task, config, start.weights), start)
 
 
-def _start(config: Config, base: Base) -> LoRAWeights | None:
-    return None if config.start is None else shared_adapter_for(config.start, base.spec.base_id)
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where teachers start.
+
+    Attributes:
+        weights: None for PEFT's initialisation.
+        digest: of the weights' content; None with none.
+    """
+
+    weights: LoRAWeights | None
+    digest: str | None
+
+    @staticmethod
+    def of(config: Config, base: Base) -> Start:
+        """Load it.
+
+        Raises:
+            CheckpointError: the artefact to start from cannot be read, or is for another base.
+        """
+        if config.start is None:
+            return Start(None, None)
+        weights = shared_adapter_for(config.start, base.spec.base_id)
+        return Start(weights, content_digest(weights))
 
 
 def _trained(base: Base, task: Task, config: Config, start: LoRAWeights | None) -> Trained:
@@ -147,7 +172,7 @@ def _trained(base: Base, task: Task, config: Config, start: LoRAWeights | None) 
     return Trained(weights, losses, time.monotonic() - began)
 
 
-def _keep(log: RunLog, base: Base, task: Task, config: Config, trained: Trained) -> float:
+def _keep(log: RunLog, base: Base, task: Task, config: Config, trained: Trained, start: Start) -> float:
     folder = adapter_folder(config.workdir, task.task_id, config.index)
     save_peft(trained.weights, folder, base_id=base.spec.base_id)
     loss = float(np.mean(trained.losses[-_LAST_STEPS:]))
@@ -160,6 +185,7 @@ def _keep(log: RunLog, base: Base, task: Task, config: Config, trained: Trained)
         data_digest=tasks_digest([task]),
         seconds=trained.seconds,
         loss=loss,
+        start_digest=start.digest,
     )
     list_teacher(config, task)
     return loss
@@ -170,8 +196,10 @@ def adapter_folder(workdir: Path, task_id: str, index: int) -> Path:
     return workdir / task_id / f"{task_id}_{index:03d}"
 
 
-def require_same_settings(config: Config, task: Task) -> None:
-    """Check that a teacher that is there was trained with these settings on these rows; one from elsewhere passes.
+def require_same_settings(config: Config, task: Task, base: Base, start: Start) -> None:
+    """Check that a teacher that is there was trained with these settings, start, rows and weights of the base.
+
+    One from elsewhere passes.
 
     Raises:
         ConfigError: names what differs.
@@ -188,6 +216,10 @@ def require_same_settings(config: Config, task: Task) -> None:
     ]
     if artefact.data_digest != tasks_digest([task]):
         different.append("another content of the task file")
+    if artefact.base_revision != base.revision:
+        different.append("other weights of the base")
+    if artefact.details.get("start_digest") != start.digest:
+        different.append(f"another generator in {config.start}")
     if different:
         raise ConfigError(
             f"{folder} was trained with other settings: {', '.join(different)}; "
@@ -213,10 +245,21 @@ def _adapter_id(entry: AdapterEntry) -> str:
     return entry.adapter_id
 
 
-def load_teachers(workdir: Path, task_ids: Sequence[str], index: int = 0) -> dict[str, LoRAWeights]:
-    """The teachers that are there, by task id."""
-    folders = {t: adapter_folder(workdir, t, index) for t in task_ids}
-    return {t: load_peft(folder)[0] for t, folder in folders.items() if folder.exists()}
+def load_teachers(workdir: Path, task_ids: Sequence[str], base_id: str) -> dict[str, LoRAWeights]:
+    """The first teacher of each task that has one, by task id.
+
+    Raises:
+        AdapterFormatError: one is torn.
+        AdapterMismatchError: one is of another base.
+    """
+    folders = {t: adapter_folder(workdir, t, 0) for t in task_ids}
+    return {t: load_peft_for(folder, base_id) for t, folder in folders.items() if folder.exists()}
+
+
+def teachers_digest(teachers: Mapping[str, LoRAWeights]) -> str:
+    """The first 16 hex digits of the sha256 of teachers by task id; their order does not matter."""
+    found = sorted((task_id, content_digest(weights)) for task_id, weights in teachers.items())
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
 
 
 def train_teacher(base: Base, task: Task, config: Config, start: LoRAWeights | None) -> tuple[LoRAWeights, list[float]]:

@@ -46,6 +46,13 @@ def test_no_description_is_trained_on_and_measured_with(seed: int) -> None:
             assert not set(one.prompts.descriptions) & set(split.unseen[one.adapter_id])
 
 
+def test_no_adapter_is_trained_on_what_another_is_measured_with() -> None:
+    borrowed = TASKS["next"].unseen_descriptions[0].upper()
+    upper = entry("upper", prompts=AdapterPrompts((*TASKS["upper"].seen_descriptions, borrowed)))
+    split = split_adapters([upper, entry("next")], TASKS, heldout_share=0, seed=0)
+    assert split.train[0].read_prompts().descriptions == TASKS["upper"].seen_descriptions
+
+
 def test_with_a_task_file_its_own_split_of_the_wordings_holds() -> None:
     leaking = entry("upper", prompts=AdapterPrompts(tuple(t.upper() for t in TASKS["upper"].descriptions)))
     split = split_adapters([leaking], TASKS, heldout_share=0, seed=0)

@@ -12,6 +12,7 @@ from llgbm.config import GeneratorConfig, lora_spec
 from llgbm.delta import DeltaMeter
 from llgbm.errors import ConfigError
 from llgbm.lora import zeros
+from llgbm.peft_io import load_peft
 from llgbm.training import TrainingConfig
 from tests.fixtures import random_lora
 from tests.training.conftest import small_tasks
@@ -58,6 +59,15 @@ def test_a_joint_teacher_of_other_steps_or_rows_is_not_taken_for_this_one(
     (fewer / "next.json").write_text(json.dumps(task | {"train": task["train"][:-1]}))
     with pytest.raises(ConfigError, match="another content of the task file"):
         compose.run(replace(config, folder=fewer))
+
+
+def test_a_joint_teacher_is_trained_as_its_parts_were(config: compose.Config) -> None:
+    with pytest.raises(ConfigError, match=r"set base=.* base_storage=float32"):
+        compose.run(replace(config, base_storage="bfloat16"))
+    (config.workdir / "artefacts.json").unlink()  # as if these teachers came from elsewhere
+    compose.run(replace(config, joint_steps=1))
+    joint = load_peft(adapter_folder(config.workdir / "joint", "upper.and.next", 0))[0]
+    assert joint.spec == load_peft(adapter_folder(config.workdir, "upper", 0))[0].spec
 
 
 def test_pairs_are_chosen_where_none_are_named(config: compose.Config) -> None:

@@ -18,6 +18,7 @@ from training.metrics_file import read_metrics
 from training.progress_check import CheckConfig
 from training.results import read_result
 from training.sampler import SamplerConfig
+from training.tasks import load_task, save_task
 
 STEPS = 12
 IDS = ("first", "next", "upper")
@@ -154,6 +155,20 @@ def test_more_wordings_are_learnt_and_listed_but_not_indexed(amortised: amortise
         more = ("only what comes before the blank",) if new.task_id == "first" else ()
         assert new.descriptions == old.descriptions + more
     torch.testing.assert_close(after.prompt_index.task, before.prompt_index.task)
+
+
+def test_a_task_that_the_generator_did_not_know_is_listed_with_its_prompts(
+    amortised: amortise.Config, tmp_path: Path
+) -> None:
+    more = shutil.copytree(amortised.tasks, tmp_path / "more")
+    first = load_task(more / "first.json")
+    save_task(more, replace(first, task_id="new", descriptions=tuple(f"{text} Please." for text in first.descriptions)))
+    amortise.run(replace(amortised, tasks=more))
+    before, after = load_generator(amortised.checkpoint), load_generator(amortised.artefact)
+    assert [task.task_id for task in after.manifest.tasks] == [*(t.task_id for t in before.manifest.tasks), "new"]
+    assert after.manifest.tasks[-1].licence == first.licence
+    of_new = after.prompt_index.blocks(len(after.manifest.tasks))[-1]
+    assert len(of_new) == len(after.manifest.tasks[-1].descriptions)
 
 
 def test_a_fit_to_cores_that_was_stopped_goes_on_to_the_same(amortised: amortise.Config, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from llgbm.checkpoint import load_generator
 from llgbm.config import GeneratorConfig, LoRASpec, lora_spec, model_spec
 from llgbm.errors import CacheMismatchError, CheckpointError, ConfigError, TaskFormatError
 from llgbm.generator import create_generator
+from llgbm.peft_io import load_peft, save_peft
 from llgbm.prompting import AdapterMaker, AdapterRequest
 from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig
@@ -24,7 +26,7 @@ from training.probe_config import ProbeConfig
 from training.progress_check import CheckConfig
 from training.sampler import SamplerConfig, TaskSampler
 from training.tasks import load_tasks
-from training.teachers import load_teachers
+from training.teachers import adapter_folder, load_teachers
 
 IDS = ("first", "next", "upper")
 
@@ -265,17 +267,24 @@ def test_the_delta_loss_brings_adapters_nearer_to_the_teachers_from_their_mean(
         fit.run(config)
     measured = deltas.Config(workdir=workdir, folder=config.tasks, base=config.base, probes=config.probes)
     deltas.run(measured)
+    other = adapter_folder(workdir, "first", 0)
+    kept = shutil.copytree(other, workdir.parent / "kept")
+    save_peft(load_peft(adapter_folder(workdir, "next", 0))[0], other, base_id=load_peft(other)[1])
+    with pytest.raises(CacheMismatchError, match="first_000"):  # the delta of another teacher of this name
+        fit.run(config)
+    shutil.rmtree(other)
+    kept.rename(other)
     fit.run(config)
     distance = [line["delta"] for line in read_metrics(config.workdir / "metrics" / "fit.jsonl")]
     assert 0 < sum(distance[-5:]) < 0.8 * sum(distance[:5])
 
 
-def test_a_fit_at_the_teachers_begins_with_their_mean(config: fit.Config, workdir: Path) -> None:
+def test_a_fit_at_the_teachers_begins_with_their_mean(config: fit.Config, workdir: Path, tiny_base: Base) -> None:
     settings = replace(config.training, steps=1, learning_rate=1e-9)
     generator = replace(config.generator, basis_rank=32)
     fit.run(replace(config, teachers=workdir, start_at_teachers=True, generator=generator, training=settings))
     made = load_generator(config.workdir / "generator").generator.shared_adapter()
-    each = load_teachers(workdir, IDS).values()
+    each = load_teachers(workdir, IDS, tiny_base.spec.base_id).values()
     for name in made.spec.names:
         b = torch.stack([teacher.b[name] for teacher in each]).mean(0)
         torch.testing.assert_close(made.b[name], b, atol=1e-3, rtol=0)  # float16 on disk

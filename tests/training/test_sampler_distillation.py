@@ -57,6 +57,13 @@ def test_borrowed_inputs_come_with_the_description_of_a_task_that_is_not_theirs(
         TaskSampler(TASKS, tiny_base, encoder, replace(CONFIG, borrowed_groups=1), 0, with_context_rows=False)
 
 
+def test_a_borrowing_group_has_a_row_however_long_its_description(
+    tiny_base: Base, encoder: PretrainedTextEncoder
+) -> None:
+    sampler = sampler_of(tiny_base, encoder, groups=1, borrowed_groups=2, context_fraction=1.0, tokens_per_group=1)
+    assert all(group.rows for group in groups_of(sampler, 5))
+
+
 def test_borrowing_groups_read_the_description_too_as_often_as_others_do(
     tiny_base: Base, encoder: PretrainedTextEncoder
 ) -> None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -109,6 +110,21 @@ def test_what_is_finished_is_kept_until_its_settings_change(
     assert fitted == []
     study.run(replace(config, evaluate=replace(config.evaluate, num_rows=3)))
     assert fitted == [config.workdir / f"{arm}-s{seed}" for seed in (0, 1) for arm in ("all", "two")]
+
+
+def test_what_is_finished_is_made_again_of_other_tasks(
+    config: study.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(config.fit.tasks, tmp_path / "tasks")
+    config = replace(config, only=("all",), seeds=(0,), fit=replace(config.fit, tasks=folder))
+    study.run(config)
+    fitted: list[Path] = []
+    monkeypatch.setattr(fit, "run", lambda arm, texts: fitted.append(arm.workdir))
+    path = sorted(folder.glob("*.json"))[0]
+    task = json.loads(path.read_text())
+    path.write_text(json.dumps(task | {"train": task["train"][:-1]}))
+    study.run(config)
+    assert fitted == [config.workdir / "all-s0"]
 
 
 def test_an_arm_that_matches_other_teachers_is_run_again(

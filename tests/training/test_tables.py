@@ -142,6 +142,17 @@ def test_an_unknown_table_is_refused_and_nothing_is_written(tmp_path: Path, plac
     assert "old | numbers" in config.documents[0].read_text()
 
 
+@pytest.mark.parametrize("lost", ["<!-- end -->", "methods"])
+def test_a_place_that_has_lost_its_end_or_name_takes_nothing_with_it(tmp_path: Path, lost: str) -> None:
+    config = documents(tmp_path, "methods")
+    document = config.documents[0]
+    document.write_text(document.read_text().replace(lost, "", 1) + "between\n" + BEFORE.format("differences"))
+    text = document.read_text()
+    with pytest.raises(ConfigError, match="has 1 tables without a name, or without an <!-- end -->"):
+        tables.run(config)
+    assert document.read_text() == text
+
+
 def test_a_document_without_a_place_is_refused(tmp_path: Path) -> None:
     config = documents(tmp_path, "methods")
     config.documents[0].write_text("# Title\n")

@@ -1,3 +1,5 @@
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,15 +11,19 @@ from transformers import AutoModelForCausalLM
 
 from llgbm.adapter_index import load_index, load_prompts
 from llgbm.base import Base, load_base
-from llgbm.errors import ConfigError
+from llgbm.config import GeneratorConfig
+from llgbm.errors import AdapterMismatchError, ConfigError
 from llgbm.frozen_linear import Storage
 from llgbm.functional import FunctionalLoRA
 from llgbm.peft_io import load_peft
+from llgbm.training import TrainingConfig
 from tests.training.conftest import small_tasks, teacher_config
-from training import teachers
+from training import fit, teachers
 from training.artefacts import read_manifest
 from training.command_line import Command, main
 from training.metrics_file import read_metrics
+from training.progress_check import CheckConfig
+from training.sampler import SamplerConfig
 from training.tasks import load_tasks
 
 TRAINABLE: list[Storage] = ["bfloat16", "int8_training"]
@@ -128,6 +134,33 @@ def test_a_teacher_of_other_settings_is_not_taken_for_this_one(
         teachers.run(change(teacher_config(trained_workdir, tasks_folder, tiny_base_path)))
 
 
+def test_a_teacher_of_another_base_is_not_loaded_for_this_one(workdir: Path) -> None:
+    with pytest.raises(AdapterMismatchError, match=r"upper_000 was made for .*, not for someone/else"):
+        teachers.load_teachers(workdir, ["upper"], "someone/else")
+
+
+def test_a_teacher_of_another_start_is_not_taken_for_this_one(config: teachers.Config, tiny_encoder_path: Path) -> None:
+    def started(seed: int) -> teachers.Config:
+        fitted = fit.Config(
+            workdir=config.workdir / f"fit-{seed}", tasks=config.folder, base=config.base,
+            text_encoder=str(tiny_encoder_path), check=CheckConfig(every=0), sampler=SamplerConfig(groups=2),
+            generator=GeneratorConfig(basis_rank=8, hidden_size=16, num_blocks=1),
+            training=TrainingConfig(steps=1, warmup_steps=1, seed=seed),
+        )  # fmt: skip
+        fit.run(fitted)
+        return replace(config, tasks=("upper",), start=fitted.artefact)
+
+    first, second = started(0), started(1)
+    teachers.run(first)
+    teachers.run(first)
+    assert first.start
+    assert second.start
+    shutil.rmtree(first.start)
+    second.start.rename(first.start)
+    with pytest.raises(ConfigError, match=f"another generator in {re.escape(str(first.start))}"):
+        teachers.run(first)
+
+
 def test_a_second_teacher_of_a_task_gets_its_own_folder_and_other_rows(config: teachers.Config) -> None:
     teachers.run(replace(config, tasks=("upper",)))
     teachers.run(replace(config, tasks=("upper",), index=1))
@@ -136,9 +169,9 @@ def test_a_second_teacher_of_a_task_gets_its_own_folder_and_other_rows(config: t
     assert first != second
 
 
-def test_with_a_frozen_a_all_teachers_share_it(config: teachers.Config) -> None:
+def test_with_a_frozen_a_all_teachers_share_it(config: teachers.Config, tiny_base: Base) -> None:
     teachers.run(replace(config, tasks=("upper", "next"), freeze_a=True))
-    upper, nxt = teachers.load_teachers(config.workdir, ["upper", "next"]).values()
+    upper, nxt = teachers.load_teachers(config.workdir, ["upper", "next"], tiny_base.spec.base_id).values()
     for name in upper.spec.names:
         assert torch.equal(upper.a[name], nxt.a[name])
         assert not torch.equal(upper.b[name], nxt.b[name])
@@ -160,11 +193,13 @@ def test_rows_that_are_all_too_long_are_refused(config: teachers.Config) -> None
         teachers.run(replace(config, tasks=("upper",), max_row_tokens=5))
 
 
-def test_the_command_line_of_the_readme(config: teachers.Config, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_of_the_readme(
+    config: teachers.Config, tiny_base: Base, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["teachers", "--tasks", "upper", "next", "--lora_rank", "2", "--steps", "1"]
     paths = [f"workdir={config.workdir}", f"folder={config.folder}", f"base={config.base}"]
     assert main(TABLE, [*words, *paths], program="training") == 0
-    trained = teachers.load_teachers(config.workdir, ["upper", "next", "title"])
+    trained = teachers.load_teachers(config.workdir, ["upper", "next", "title"], tiny_base.spec.base_id)
     assert {name: w.spec.rank for name, w in trained.items()} == {"upper": 2, "next": 2}
     assert main(TABLE, ["teachers", "--tasks", "uper", *paths], program="training") == 2
     assert "no task 'uper'; did you mean upper?" in capsys.readouterr().err
