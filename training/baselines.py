@@ -6,6 +6,8 @@ another generator, and not these, compares it with the ones of a table that is k
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +22,25 @@ SAME = ("base", "base_storage", "seeds", "metric")
 """What two tables must share for their rows to be comparable."""
 
 
+SAME_IF_SAID = ("base_revision", "probes")
+"""What they must share too, but older tables do not say."""
+
+
+def row_digests(tasks: Sequence[Task], num_rows: int) -> dict[str, str]:
+    """By task id, the first 16 hex digits of the sha256 of the test rows measured, inputs and answers."""
+    rows = {task.task_id: [(e.input, e.accepted) for e in task.test[:num_rows]] for task in tasks}
+    return {
+        task: hashlib.sha256(json.dumps(found, ensure_ascii=False).encode()).hexdigest()[:16]
+        for task, found in rows.items()
+    }
+
+
 class Baselines:
     """Methods of an earlier table.
 
     Args:
         path: of the table.
-        here: what the table that is being made says of `SAME` and of the probes.
+        here: what the table that is being made says of `SAME` and `SAME_IF_SAID`.
         columns: its tasks by column.
         num_rows: most test rows of a task.
 
@@ -43,14 +58,17 @@ class Baselines:
     ) -> None:
         table = read_result(path)
         other = [name for name in SAME if table.get(name) != here[name]]
-        if "probes" in table and table["probes"] != here["probes"]:  # older tables have no delta cosines
-            other.append("probes")
+        other += [name for name in SAME_IF_SAID if name in table and table[name] != here[name]]
         if other:
             said = ", ".join(f"{name} is {table.get(name)} there and {here[name]} here" for name in other)
             raise ConfigError(f"{path} cannot be compared with this table: {said}")
         self._rows: dict[str, dict[str, dict[str, Any]]] = {}
         for name, tasks in columns.items():
-            methods = table.get("columns", {}).get(name, {}).get("methods", {})
+            column = table.get("columns", {}).get(name, {})
+            methods = column.get("methods", {})
+            said, found = column.get("row_digests", {}), row_digests(tasks, num_rows)
+            if changed := [task for task in found if said.get(task, found[task]) != found[task]]:
+                raise ConfigError(f"{path} is of other rows of {', '.join(changed)}; make it again with its command")
             rows = {m: row for m, row in methods.items() if m in INDEPENDENT and row.get("tasks")}
             expected = {task.task_id: len(task.test[:num_rows]) for task in tasks}
             for method, row in rows.items():

@@ -27,7 +27,7 @@ from llgbm.frozen_linear import Storage
 from llgbm.peft_io import content_digest
 from llgbm.text_encoder import PretrainedTextEncoder
 from training.artefacts import replace_text
-from training.baselines import Baselines
+from training.baselines import Baselines, row_digests
 from training.config import to_dict
 from training.cores import load_cores
 from training.evaluation_cells import Cells
@@ -144,6 +144,7 @@ def run(config: Config) -> None:
         "command": command_of("evaluate", config),
         "generator": checkpoint.manifest.digest,
         "base": base.spec.base_id,
+        "base_revision": base.revision,
         "base_storage": config.base_storage,
         "seeds": list(config.seeds),
         "metric": "exact match under greedy decoding",
@@ -201,6 +202,7 @@ def run(config: Config) -> None:
         taken = None if earlier is None else earlier.without(found)
         summaries = {
             name: summarise(found, config.methods, column, taken.rows[name] if taken else {}, cosines)
+            | {"row_digests": row_digests(column, config.num_rows)}
             for name, column in columns.items()
         }
         table = {

@@ -9,13 +9,16 @@ import pytest
 from llgbm.errors import ConfigError, TaskFormatError
 from tests.training.conftest import small_tasks
 from training import evaluate
-from training.baselines import Baselines
+from training.baselines import Baselines, row_digests
 from training.evaluate import summarise
 from training.methods import INDEPENDENT, METHODS
 
 TASKS = [task for task in small_tasks() if task.task_id in ("upper", "next")]
 COLUMNS = {"unseen_descriptions": TASKS}
-HERE = {"base": "the base", "base_storage": "float32", "seeds": [0], "metric": "exact match", "probes": {"count": 2}}
+HERE = {
+    "base": "the base", "base_revision": "r0", "base_storage": "float32", "seeds": [0], "metric": "exact match",
+    "probes": {"count": 2},
+}  # fmt: skip
 CORRECT = {"upper": [1, 0, 1, 1], "next": [0, 0, 1, 0]}
 OTHER = {"upper": [0, 0, 1, 0], "next": [0, 1, 1, 0]}
 
@@ -65,6 +68,15 @@ def test_a_difference_to_it_is_that_of_the_tasks_means(earlier: Path) -> None:
     assert found == {"of": "generated", "minus": "teacher", "mean": -0.125, "interval": [-0.5, 0.25], "num_tasks": 2}
 
 
+def test_a_table_of_rows_that_were_changed_since_is_refused(earlier: Path) -> None:
+    table = json.loads(earlier.read_text())
+    table["columns"]["unseen_descriptions"]["row_digests"] = row_digests(TASKS, 4)
+    Baselines(change(earlier, columns=table["columns"]), HERE, COLUMNS, 4)
+    edited = [replace(TASKS[0], test=(replace(TASKS[0].test[0], input="other"), *TASKS[0].test[1:])), *TASKS[1:]]
+    with pytest.raises(ConfigError, match=f"is of other rows of {TASKS[0].task_id}; make it again"):
+        Baselines(earlier, HERE, {"unseen_descriptions": edited}, 4)
+
+
 def test_a_table_says_where_one_before_it_had_its_own_from(earlier: Path) -> None:
     change(earlier, baselines={"command": "the first of all"})
     taken = Baselines(earlier, HERE, COLUMNS, 4).without({})
@@ -78,6 +90,7 @@ def test_a_table_says_where_one_before_it_had_its_own_from(earlier: Path) -> Non
         ({"base_storage": "int8"}, "base_storage is int8 there"),
         ({"seeds": [0, 1]}, r"seeds is \[0, 1\] there and \[0\] here"),
         ({"probes": {"count": 3}}, "probes is {'count': 3} there"),
+        ({"base_revision": "r1"}, "base_revision is r1 there and r0 here"),
         ({"columns": {}}, "no method that could be taken from it; known are base, "),
     ],
 )
