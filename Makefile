@@ -44,7 +44,7 @@ help:
 	@echo '  VENV         where the environment goes                         [$(VENV)]'
 	@echo '  CONSTRAINTS  file with the exact versions to install            [$(CONSTRAINTS)]'
 	@echo '  PIP_ARGS     more arguments for pip install                     [$(PIP_ARGS)]'
-	@echo '  ARGS         more arguments for pytest, the service, the benchmarks or the training'
+	@echo '  ARGS         more arguments for pytest, the benchmarks or the training'
 	@echo '  VLLM         what test-vllm installs to test against             [$(VLLM)]'
 	@echo
 	@echo 'On Linux, the default package index gives a torch built for CUDA, which is several GB. Where there is'
@@ -57,7 +57,7 @@ setup: $(RUNTIME_STAMP)
 setup-dev: $(DEV_STAMP)
 
 serve: setup
-	@exec $(BIN)/python -m service $(ARGS)
+	@exec $(BIN)/python -m service
 
 test: setup-dev
 	$(BIN)/python -m pytest $(ARGS)

@@ -6,6 +6,7 @@ process ends with status 1 when the models cannot be loaded.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import socket
@@ -16,7 +17,7 @@ import structlog
 import uvicorn
 
 from service.app import create_app, drain, end_answers
-from service.settings import Settings, unknown_variables
+from service.settings import Settings
 from service.state import State
 
 
@@ -60,12 +61,13 @@ class DrainingServer(uvicorn.Server):
 
 def main() -> int:
     """Serve until told to stop; the process's exit status."""
+    argparse.ArgumentParser(
+        prog="python -m service", description="Serves with the settings of the environment, see docs/OPERATIONS.md."
+    ).parse_args()
     settings = Settings()
     # llgbm reads it from there; the setting may have come from a .env file
     os.environ["LLGBM_CACHE_DIR"] = str(settings.cache_dir)
     app = create_app(settings)
-    for name in unknown_variables(os.environ):
-        structlog.get_logger("service").warning("unknown_setting", name=name)
     state: State = app.state.llgbm
     server = DrainingServer(
         uvicorn.Config(

@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from service.adapter_files import AdapterDamagedError, AdapterRecord, NameTakenError, StoreFullError, require_name
+from service.adapter_files import AdapterDamagedError, AdapterRecord, NameTakenError, require_name
 from service.adapter_store import AdapterStore
 from service.errors import ApiError
 from service.metrics import Metrics
-from service.translation import as_api_error
 
 
 def unknown_adapter(given: str) -> ApiError:
@@ -90,7 +89,7 @@ class AdapterCatalogue:
             raise damaged_adapter(identity) from error
 
     async def name(self, name: str, identity: str, *, taken_status: int = 409) -> None:
-        """Give an adapter a name. Raises ApiError: it is taken, or means something else, or the disk is full."""
+        """Give an adapter a name. Raises ApiError: it is taken, or means something else."""
         if name == self._base_id:
             raise ApiError(taken_status, f"{name!r} is the name of the base", param="name")
         try:
@@ -99,8 +98,6 @@ class AdapterCatalogue:
             raise ApiError(taken_status, f"{error}; choose another", code="name_taken", param="name") from error
         except ValueError as error:
             raise ApiError(422, str(error), param="name") from error
-        except StoreFullError as error:
-            raise as_api_error(error) from error
 
     async def require_free(self, name: str | None, identity: str | None, *, taken_status: int = 409) -> None:
         """Refuse early a name that belongs to another adapter than `identity`, or that none may have."""

@@ -38,6 +38,10 @@ class StoreFullError(Exception):
     """The disk has no room for an adapter; nothing of it was kept."""
 
 
+class StoreUnavailableError(OSError):
+    """The store behind an address does not answer, or refuses."""
+
+
 class AdapterDamagedError(Exception):
     """An adapter's files are not what was written."""
 
@@ -143,11 +147,11 @@ class AdapterFiles:
         Raises:
             StoreFullError: no room; nothing was kept.
         """
-        try:
-            with self._written(weights, record) as (inner, mine):
-                made = self._publish(inner, self.folder / record.id)
-        except OSError as error:
-            raise store_full(error, f"an adapter of {weights.num_bytes} bytes") from error
+        with (
+            room_for(f"an adapter of {weights.num_bytes} bytes"),
+            self._written(weights, record) as (inner, mine),
+        ):
+            made = self._publish(inner, self.folder / record.id)
         return (mine if made else self.record(record.id) or mine), made
 
     @contextmanager
@@ -186,10 +190,12 @@ class AdapterFiles:
             AdapterDamagedError: the tensors are not those that were written.
             AdapterFormatError: the files are not a valid adapter.
         """
-        record = self.record(identity)
-        if record is None:
+        if self.record(identity) is None:
             raise FileNotFoundError(errno.ENOENT, "no such adapter", str(self.folder / identity))
         weights, _ = load_peft(self.local(identity))
+        record = self.record(identity)  # as of these files: they may have been made anew in between
+        if record is None:
+            raise FileNotFoundError(errno.ENOENT, "no such adapter", str(self.folder / identity))
         if content_digest(weights) != record.digest:
             raise AdapterDamagedError(f"the tensors of {identity} are not those that were stored")
         return weights
@@ -244,7 +250,8 @@ class AdapterFiles:
         link = self.folder / name
         for _ in range(3):
             try:
-                link.symlink_to(identity, target_is_directory=True)
+                with room_for(f"the name {name!r}"):
+                    link.symlink_to(identity, target_is_directory=True)
             except FileExistsError:
                 held_by = self.resolve(name)
                 if held_by == identity:
@@ -252,8 +259,6 @@ class AdapterFiles:
                 if held_by is not None or not link.is_symlink():
                     raise NameTakenError(f"the name {name!r} belongs to {held_by or 'something else'}") from None
                 self.unname(name)
-            except OSError as error:
-                raise store_full(error, f"the name {name!r}") from error
             else:
                 return
         raise NameTakenError(f"the name {name!r} is being changed by others; try again")
@@ -286,11 +291,22 @@ def require_name(name: str) -> None:
         raise ValueError(f"{name!r} is not a valid name: 1 to 64 letters, digits, dots, dashes and underscores")
 
 
-def store_full(error: OSError, what: str) -> Exception:
-    """StoreFullError if that is what `error` says, else `error`."""
-    if error.errno not in _FULL:
-        return error
-    return StoreFullError(f"no room in the store for {what}; delete adapters, or free some of its disk, and try again")
+def is_full(error: OSError) -> bool:
+    """Whether it says that a disk, or what one may have of it, is used up."""
+    return error.errno in _FULL
+
+
+@contextmanager
+def room_for(what: str) -> Iterator[None]:
+    """Where a full disk is a StoreFullError that says for what there was no room."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise StoreFullError(
+            f"no room in the store for {what}; delete adapters, or free some of its disk, and try again"
+        ) from error
 
 
 def parse_record(data: bytes, identity: str) -> AdapterRecord | None:

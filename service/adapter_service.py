@@ -84,7 +84,10 @@ class AdapterService:
         return await self._in_time(self._single_flight(identity, lambda: self._make_in_turn(identity, request)))
 
     async def _in_time(self, making: Awaitable[_T]) -> _T:
-        """Wait for an adapter for LLGBM_REQUEST_TIMEOUT seconds; one that was begun is made and kept all the same."""
+        """Wait for an adapter for LLGBM_REQUEST_TIMEOUT seconds.
+
+        One that is being generated is made and kept all the same; one that is combined or loaded is not.
+        """
         seconds = self._settings.request_timeout
         try:
             async with asyncio.timeout(seconds) as limit:

@@ -14,6 +14,7 @@ ended with an error that their clients see.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,7 +25,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from llgbm.errors import LLGBMError
-from service import errors, openapi, routes
+from service import errors, openapi, routes, translation
 from service.adapter_catalogue import AdapterCatalogue
 from service.adapter_service import AdapterService
 from service.adapter_store import AdapterStore
@@ -35,7 +36,7 @@ from service.metrics import Metrics
 from service.models import LoadModels, load_models
 from service.observability import RequestContext, configure_logging, tracing, without_password
 from service.security import Gate, rate_limiter
-from service.settings import Settings
+from service.settings import Settings, unknown_variables
 from service.shared_files import open_files
 from service.state import Services, State
 from service.turns import Turns, turns_of
@@ -51,6 +52,8 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
     """The application. `load` is what makes the models; tests put a quicker one in its place."""
     settings = settings or Settings()
     configure_logging(settings)
+    for name in unknown_variables(os.environ):
+        _log.warning("unknown_setting", name=name)
     metrics = Metrics()
     state = State(settings, metrics)
     limiter = rate_limiter(settings)
@@ -96,6 +99,8 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
     )
     app.state.llgbm = state
     errors.install(app)
+    for kind in translation.OF_STORE:
+        app.add_exception_handler(kind, translation.answer)
     openapi.install(app)
     for router in routes.ROUTERS:
         app.include_router(router)
@@ -136,6 +141,7 @@ async def _load(state: State, engine: Engine, turns: Turns, load: LoadModels) ->
         base_revision=services.models.base.revision,
         generator=services.models.generator_digest[:12],
         store=without_password(state.settings.store_url or str(state.settings.store_dir)),
+        keys=len(state.settings.api_key_hashes),  # 0: whoever reaches the port may do everything
     )
 
 

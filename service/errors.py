@@ -17,6 +17,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from service.observability import request_id
 
@@ -106,6 +107,8 @@ async def _on_http_exception(_: Request, error: Exception) -> JSONResponse:
         return error.response()
     if not isinstance(error, HTTPException):
         return internal_error().response()
+    if isinstance(error.__cause__, ClientDisconnect):
+        return ApiError(499, "the client hung up while it sent its request", code="client_closed_request").response()
     if error.status_code == 400:  # what FastAPI makes of a body that is no text
         return ApiError(422, "the body is not JSON in UTF-8").response()
     message = {

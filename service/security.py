@@ -80,7 +80,7 @@ class RateLimiter:
                 redis_url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
             )
             storage = RedisStorage(
-                f"async+{redis_url}",
+                "async+redis://localhost:6379",  # the pool has the address, in forms of which not all are known here
                 implementation="redispy",
                 connection_pool=self._pool,  # type: ignore[arg-type]  # taken, but left out of its annotation
             )

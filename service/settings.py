@@ -17,7 +17,9 @@ from urllib.parse import urlsplit
 
 from platformdirs import user_cache_dir, user_data_dir
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
+
+from service.observability import without_password
 
 ROOT = Path(__file__).resolve().parent.parent
 _INSTALLED = Path(__file__).parent / "checkpoints"
@@ -39,7 +41,10 @@ def _split(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = value.strip()
-    return json.loads(text) if text.startswith("[") else [part.strip() for part in text.split(",") if part.strip()]
+    values = json.loads(text) if text.startswith("[") else [part.strip() for part in text.split(",") if part.strip()]
+    if text and not values and text != "[]":  # what was to be put there is missing, and a list of keys would be open
+        raise ValueError("there are commas and nothing between them; leave the variable unset for an empty list")
+    return values
 
 
 def _hashes(values: tuple[str, ...]) -> tuple[str, ...]:
@@ -63,7 +68,12 @@ def _urls(values: tuple[str, ...]) -> tuple[str, ...]:
     values = tuple(value.rstrip("/").removesuffix("/v1").rstrip("/") for value in values)
     for value in values:
         if not _is_server(value):
-            raise ValueError(f"{value!r} is no address of a vLLM server; it looks like http://host:8000")
+            raise ValueError(f"{without_password(value)!r} is no address of a vLLM server, such as http://host:8000")
+        if "@" in urlsplit(value).netloc:
+            raise ValueError(
+                f"{without_password(value)!r} comes with a user or a password, which the log would show; the key of "
+                "the servers goes into LLGBM_VLLM_API_KEY"
+            )
     return tuple(dict.fromkeys(values))
 
 
@@ -97,6 +107,7 @@ class Settings(BaseSettings):
         env_ignore_empty=True,  # a compose file passes on what is not set as the empty string
         extra="ignore",
         frozen=True,
+        hide_input_in_errors=True,  # it may be a secret, and errors go to the log
         validate_default=True,
     )
 
@@ -297,10 +308,15 @@ def with_table(document: str) -> str:
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """Names that look like settings and are none, such as misspelt ones, which would go unnoticed."""
+    """Names that look like settings and are none, such as misspelt ones, which would go unnoticed.
+
+    Args:
+        environment: of the process; what the `.env` file has is looked at too.
+    """
+    in_file = (name.upper() for name in DotEnvSettingsSource(Settings).env_vars)
     known = {f"LLGBM_{name.upper()}" for name in Settings.model_fields} | _VARIABLES_OF_OTHERS
-    found = (name for name in environment if name.startswith("LLGBM_") and not name.startswith("LLGBM_TEST_"))
-    return sorted(name for name in found if name not in known)
+    found = {name for name in (*environment, *in_file) if name.startswith("LLGBM_")}
+    return sorted(name for name in found - known if not name.startswith("LLGBM_TEST_"))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -16,7 +16,8 @@ import contextlib
 import errno
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,46 @@ from service.adapter_files import (
     AdapterFiles,
     AdapterRecord,
     NameTakenError,
+    StoreUnavailableError,
     file_fact,
+    is_full,
     parse_record,
     require_name,
-    store_full,
+    room_for,
 )
 from service.observability import without_password
 from service.work_folder import work_folder
 
 FRESH_SECONDS = 2.0
 _NAMES = ".names"
+
+
+class _Reachable:
+    """A filesystem of fsspec whose faults are `StoreUnavailableError`, but for those that say what is there or no room.
+
+    Backends have exceptions of their own for an outage, credentials that ran out, and the like.
+    """
+
+    def __init__(self, fs: Any) -> None:
+        self._fs = fs
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return partial(_called, getattr(self._fs, name))
+
+
+def _called(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    try:
+        return method(*args, **kwargs)
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and is_full(error):
+            raise
+        raise StoreUnavailableError(f"the store of adapters does not answer: {type(error).__name__}") from error
+
+
+def _content(record: AdapterRecord) -> bytes:
+    return record.model_dump_json(indent=1).encode() + b"\n"
 
 
 class SharedFiles(AdapterFiles):
@@ -59,7 +90,7 @@ class SharedFiles(AdapterFiles):
             fs, root = url_to_fs(url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise ConfigError(f"LLGBM_STORE_URL {without_password(url)!r} cannot be opened: {error}") from error
-        self._fs: Any = fs
+        self._fs: Any = _Reachable(fs)
         self._root = str(root).rstrip("/")
         self._seen: dict[str, float] = {}
         self._names: tuple[float, Mapping[str, list[str]]] = (-math.inf, {})
@@ -75,11 +106,13 @@ class SharedFiles(AdapterFiles):
             return False
         if time.monotonic() - self._seen.get(identity, -math.inf) < FRESH_SECONDS:
             return True
-        if self._fs.exists(self._at(identity, RECORD_FILE)):
-            self._seen[identity] = time.monotonic()
-            return True
-        self._forget(identity)
-        return False
+        try:
+            self._fs.info(self._at(identity, RECORD_FILE))  # not `exists`, which takes an outage for an absence
+        except FileNotFoundError:
+            self._forget(identity)
+            return False
+        self._seen[identity] = time.monotonic()
+        return True
 
     def _forget(self, identity: str) -> None:
         self._seen.pop(identity, None)
@@ -116,13 +149,23 @@ class SharedFiles(AdapterFiles):
         Raises:
             FileNotFoundError: the store has no such adapter.
             AdapterDamagedError: its files are not those of its record.
+            StoreFullError: no room for the copy.
         """
-        record = self.record(identity)
+        record, final = self.record(identity), self.folder / identity
+        if record is not None and self._record_here(identity) == record:
+            return final
+        record = self._read_record(identity)  # it may have been made anew since that one was read
         if record is None:
             raise FileNotFoundError(errno.ENOENT, "no such adapter", self._at(identity))
-        final = self.folder / identity
+        self._records[identity] = record
         if self._record_here(identity) == record:
             return final
+        with room_for(f"a copy of {identity}"):
+            self._fetch(identity, record)
+        return final
+
+    def _fetch(self, identity: str, record: AdapterRecord) -> None:
+        final = self.folder / identity
         with work_folder(self.folder) as work:
             inner = work / identity
             inner.mkdir()
@@ -134,7 +177,6 @@ class SharedFiles(AdapterFiles):
             if self._record_here(identity) != record:  # another process may have fetched it, and be reading it
                 self._remove_folder(final)
                 self._publish(inner, final)
-        return final
 
     def write(self, weights: LoRAWeights, record: AdapterRecord) -> tuple[AdapterRecord, bool]:
         """Store an adapter: its files, then its record.
@@ -148,21 +190,37 @@ class SharedFiles(AdapterFiles):
         there = self.record(record.id)
         if there is not None:
             return there, False
-        try:
-            with self._written(weights, record) as (inner, mine):
-                self._fs.makedirs(self._at(record.id), exist_ok=True)
-                for name in (CONFIG_FILE, WEIGHTS_FILE):
-                    self._fs.put_file(str(inner / name), self._at(record.id, name))
-                made = self._put_record(mine)
-                if made:  # only now: until the record is there, nobody may take this for the store's
-                    self._remove_folder(self.folder / record.id)
-                    self._publish(inner, self.folder / record.id)
-        except OSError as error:
-            raise store_full(error, f"an adapter of {weights.num_bytes} bytes") from error
+        with (
+            room_for(f"an adapter of {weights.num_bytes} bytes"),
+            self._written(weights, record) as (inner, mine),
+        ):
+            self._fs.makedirs(self._at(record.id), exist_ok=True)
+            for name in (CONFIG_FILE, WEIGHTS_FILE):
+                self._fs.put_file(str(inner / name), self._at(record.id, name))
+            made = self._put_record(mine)
+            if made:  # only now: until the record is there, nobody may take this for the store's
+                self._remove_folder(self.folder / record.id)
+                self._publish(inner, self.folder / record.id)
+            else:
+                self._settle(mine, inner.parent)
         return (mine if made else self.record(record.id) or mine), made
 
+    def _settle(self, mine: AdapterRecord, work: Path) -> None:
+        """Leave a record that says what the store holds, though another machine was quicker with its own.
+
+        Two processors may round differently, and whichever put its files last has left them there.
+        """
+        there = self._read_record(mine.id)
+        if there is None or there.files == mine.files:
+            return
+        copy = work / "there"
+        self._fs.get_file(self._at(mine.id, WEIGHTS_FILE), str(copy))
+        if file_fact(copy) == mine.files[WEIGHTS_FILE]:
+            self._fs.pipe_file(self._at(mine.id, RECORD_FILE), _content(mine))
+            self._records.pop(mine.id, None)
+
     def _put_record(self, record: AdapterRecord) -> bool:
-        path, data = self._at(record.id, RECORD_FILE), record.model_dump_json(indent=1).encode() + b"\n"
+        path, data = self._at(record.id, RECORD_FILE), _content(record)
         try:
             self._fs.pipe_file(path, data, mode="create")
         except FileExistsError:
@@ -215,13 +273,15 @@ class SharedFiles(AdapterFiles):
         Raises:
             NameTakenError: it is the name of another adapter.
             ValueError: it is not a valid name.
+            StoreFullError: no room for it.
         """
         require_name(name)
         self._fs.makedirs(self._at(_NAMES), exist_ok=True)
         for _ in range(3):
             self._names = (-math.inf, {})
             try:
-                self._fs.pipe_file(self._at(_NAMES, name), identity.encode(), mode="create")
+                with room_for(f"the name {name!r}"):
+                    self._fs.pipe_file(self._at(_NAMES, name), identity.encode(), mode="create")
             except FileExistsError:
                 held_by = self.resolve(name)
                 if held_by == identity:

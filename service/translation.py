@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import TypeVar
 
+import structlog
+from fastapi import Request
+from fastapi.responses import JSONResponse
+
 from llgbm.errors import AdapterFormatError, AdapterMismatchError, ConfigError
-from service.adapter_files import NameTakenError, StoreFullError
+from service.adapter_files import NameTakenError, StoreFullError, StoreUnavailableError
 from service.engine_api import (
     DeadlineError,
     EngineError,
@@ -19,8 +23,11 @@ from service.engine_api import (
 )
 from service.errors import ApiError, internal_error
 
+_log = structlog.get_logger("service.translation")
 _T = TypeVar("_T")
-KNOWN = (EngineError, StoreFullError, NameTakenError, AdapterMismatchError, AdapterFormatError, ConfigError)
+OF_STORE = (StoreFullError, StoreUnavailableError)
+"""Errors of the store that may come of any request, so that the application answers them wherever they were raised."""
+KNOWN = (EngineError, *OF_STORE, NameTakenError, AdapterMismatchError, AdapterFormatError, ConfigError)
 
 
 def as_api_error(error: Exception) -> ApiError:
@@ -41,6 +48,8 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(400, str(error))
     if isinstance(error, StoreFullError):
         return ApiError(507, str(error))
+    if isinstance(error, StoreUnavailableError):
+        return ApiError(503, f"{error}; try again later", code="store_unavailable", retry_after=5)
     if isinstance(error, NameTakenError):
         return ApiError(409, f"{error}; choose another", code="name_taken", param="name")
     if isinstance(error, AdapterMismatchError):
@@ -48,6 +57,12 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, (AdapterFormatError, ConfigError)):
         return ApiError(422, str(error), code="adapter_invalid")
     return internal_error()
+
+
+async def answer(_: Request, error: Exception) -> JSONResponse:
+    """The answer to an error of `OF_STORE` that nobody has translated."""
+    _log.warning("store_failed", error=str(error), cause=str(error.__cause__))
+    return as_api_error(error).response()
 
 
 async def translated(work: Awaitable[_T]) -> _T:

@@ -49,6 +49,7 @@ class VLLMServer:
         self.url = url
         self._client = httpx.AsyncClient(
             base_url=url,
+            trust_env=False,  # prompts and the key go to the server itself, not through the proxy for the internet
             headers={} if api_key is None else {"Authorization": f"Bearer {api_key}"},
             # an answer takes as long as it takes: whoever waits for it has a deadline of its own
             timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),

@@ -17,11 +17,13 @@ class RedisServer:
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
         self.url = f"redis://:secret@127.0.0.1:{self.port}/0"
+        self.socket_url = f"unix://:secret@{folder}/redis.sock?db=0"
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         options = f"--port {self.port} --bind 127.0.0.1 --requirepass secret --appendonly no --dir {self._folder}"
+        options += f" --unixsocket {self._folder}/redis.sock"
         self._process = subprocess.Popen(["redis-server", *options.split(), "--save", ""], stdout=subprocess.DEVNULL)
         wait_until(self._answers)
 

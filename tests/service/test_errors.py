@@ -4,7 +4,10 @@ import json
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from starlette.types import Message
 
+from service.adapter_files import AdapterFiles, StoreUnavailableError
 from service.errors import ApiError, internal_error
 
 JSON = {"Content-Type": "application/json"}
@@ -39,6 +42,41 @@ async def test_every_error_has_the_envelope(
     assert body["error"]["code"] == code
     assert body["error"]["message"]
     assert body["request_id"] == answer.headers["X-Request-ID"]
+
+
+async def test_a_client_that_hangs_up_while_it_sends_is_no_wrong_request(
+    dummy_app: tuple[FastAPI, httpx.AsyncClient],
+) -> None:
+    sent: list[Message] = []
+    parts = iter([{"type": "http.request", "body": b"{", "more_body": True}])
+    scope = {
+        "type": "http", "method": "POST", "path": "/chat", "raw_path": b"/chat", "query_string": b"", "root_path": "",
+        "headers": [(b"content-type", b"application/json")], "client": ("test", 1), "server": ("test", 80),
+        "scheme": "http", "http_version": "1.1", "asgi": {"version": "3.0"},
+    }  # fmt: skip
+
+    async def receive() -> Message:
+        return next(parts, {"type": "http.disconnect"})
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await dummy_app[0](scope, receive, send)
+    assert sent[0]["status"] == 499
+
+
+async def test_a_store_that_does_not_answer_is_not_this_services_fault(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StoreUnavailableError("the store of adapters does not answer: ConnectionError")
+
+    for method in ("exists", "record", "records", "resolve"):
+        monkeypatch.setattr(AdapterFiles, method, fail)
+    body = {"prompt": "Say yes.", "query": "no"}
+    for answer in (await client.get("/adapters"), await client.post("/chat", json=body)):
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+        assert answer.json()["error"]["code"] == "store_unavailable"
 
 
 async def test_405_lists_the_methods(client: httpx.AsyncClient) -> None:

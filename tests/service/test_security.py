@@ -11,6 +11,7 @@ from service.models import LoadModels
 from service.security import Keyring, RateLimiter
 from service.settings import Settings
 from tests.service.harness import free_port, make_settings, running, state_of
+from tests.service.redis_server import RedisServer
 
 KEYS = ("first-key", "second-key")
 HASHES = tuple(hashlib.sha256(key.encode()).hexdigest() for key in KEYS)
@@ -117,6 +118,17 @@ async def test_a_fault_has_the_headers_of_cors_too(settings: Settings, load_dumm
         answer = await client.get("/broken", headers={"Origin": origin})
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (500, origin)
     assert "X-Request-ID" in answer.headers["access-control-expose-headers"]
+
+
+@pytest.mark.parametrize("kind", ["url", "socket_url"])
+async def test_processes_count_together_in_redis_however_it_is_reached(redis_server: RedisServer, kind: str) -> None:
+    one, two = (RateLimiter("2/minute", getattr(redis_server, kind), timeout=1, retry_after=60) for _ in range(2))
+    await one.check("someone")
+    await two.check("someone")
+    for limiter in (one, two):
+        with pytest.raises(ApiError):
+            await limiter.check("someone")
+        await limiter.close()
 
 
 async def test_a_redis_that_is_not_there_is_left_alone_and_the_count_goes_on_here(

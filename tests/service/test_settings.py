@@ -73,7 +73,9 @@ def test_the_environment_goes_before_the_file_and_empty_means_unset(
         ("BASE_STORAGE", "float8", "int8"),
         ("MAX_BATCH", "0", "greater than"),
         ("ENGINE", "vllm", "needs LLGBM_VLLM_URL"),
-        ("VLLM_URL", "gpu-1:8000", "looks like http://host:8000"),
+        ("VLLM_URL", "gpu-1:8000", "'gpu-1:8000' is no address of a vLLM server, such as http://host:8000"),
+        ("VLLM_URL", "http://me:secret@gpu-1:8000", "'http://gpu-1:8000' comes with a user or a password"),
+        ("API_KEY_HASHES", ",", "nothing between them"),
         ("VLLM_MAX_LORAS", "100", "raise the second"),
     ],
 )
@@ -100,6 +102,23 @@ def test_a_password_does_not_show() -> None:
     settings = Settings(redis_url="redis://:secret@host:1/0")
     assert "secret" not in repr(settings)
     assert "secret" not in settings.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("API_KEY_HASHES", "the-key-itself"), ("VLLM_URL", "ftp://me:the-key-itself@gpu"), ("PORT", "the-key-itself")],
+)
+def test_what_is_refused_does_not_show(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"LLGBM_{name}", value)
+    with pytest.raises(ValidationError) as refused:
+        Settings()
+    assert "the-key-itself" not in str(refused.value)
+
+
+def test_a_misspelt_variable_in_the_file_is_noticed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("LLGBM_API_KEY_HASH=x\nLLGBM_PORT=1\nOTHER=1\n")
+    assert unknown_variables({}) == ["LLGBM_API_KEY_HASH"]
 
 
 def test_a_misspelt_variable_is_noticed_and_those_of_others_are_not() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,15 @@ from llgbm.errors import ConfigError
 from llgbm.lora import LoRAWeights
 from llgbm.peft_io import content_digest, load_peft
 from service import shared_files
-from service.adapter_files import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE, AdapterDamagedError, NameTakenError
+from service.adapter_files import (
+    CONFIG_FILE,
+    RECORD_FILE,
+    WEIGHTS_FILE,
+    AdapterDamagedError,
+    NameTakenError,
+    StoreFullError,
+    StoreUnavailableError,
+)
 from service.shared_files import SharedFiles, open_files
 from tests.fixtures import random_lora
 from tests.service.records import BASE, identity, record
@@ -92,6 +102,84 @@ def test_of_two_that_write_at_once_the_first_record_stays(
     stored, made = two.write(weights, record(weights, created=2))
     assert (stored.created, made) == (1, False)
     assert content_digest(two.read(stored.id)) == content_digest(weights)
+
+
+@pytest.mark.parametrize("last", ["one", "two"])
+def test_of_two_that_write_other_bytes_at_once_the_record_is_that_of_the_files(
+    pair: Pair, weights: LoRAWeights, monkeypatch: pytest.MonkeyPatch, no_delay: None, last: str
+) -> None:
+    """Two processors may round differently: whichever puts its files last, the store holds a whole adapter."""
+    one, two = pair
+    other = random_lora(lora_spec("tiny"), 2)
+    put: Any = two._put_record
+
+    def overtaken(mine: Any) -> bool:
+        files = {name: two._fs.cat_file(two._at(mine.id, name)) for name in (CONFIG_FILE, WEIGHTS_FILE)}
+        one.write(weights, record(weights, created=1))
+        if last == "two":
+            for name, content in files.items():
+                two._fs.pipe_file(two._at(mine.id, name), content)
+        made: bool = put(mine)
+        return made
+
+    monkeypatch.setattr(two, "_put_record", overtaken)
+    stored, made = two.write(other, record(other, created=2))
+    assert (stored.created, made) == ((2, False) if last == "two" else (1, False))
+    for files in (SharedFiles(two.folder.parent / "three", f"{one._fs.unstrip_protocol(one._root)}"), two):
+        assert content_digest(files.read(stored.id)) == content_digest(other if last == "two" else weights)
+
+
+def test_a_record_of_what_was_made_anew_replaces_the_one_that_was_read(
+    pair: Pair, weights: LoRAWeights, no_delay: None
+) -> None:
+    one, two = pair
+    stored, _ = one.write(weights, record(weights))
+    assert two.records() == [stored]
+    other = random_lora(lora_spec("tiny"), 2)
+    one.discard(stored.id)
+    again, _ = one.write(other, record(other, created=5))
+    assert content_digest(two.read(stored.id)) == content_digest(other)
+    assert two.record(stored.id) == again
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionError("no route"), PermissionError("expired"), ValueError("of the backend")]
+)
+def test_an_outage_is_no_absence(
+    pair: Pair, weights: LoRAWeights, no_delay: None, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    one, two = pair
+    stored, _ = one.write(weights, record(weights))
+    two.local(stored.id)
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    for name in ("info", "cat_file", "pipe_file", "put_file", "ls"):
+        monkeypatch.setattr(two._fs._fs, name, fail)
+    calls: list[Callable[[], object]] = [
+        lambda: two.exists(stored.id),
+        lambda: two.local(stored.id),
+        lambda: two.write(weights, record(weights, 2)),
+        lambda: two.name("french", stored.id),
+        two.records,
+    ]
+    for call in calls:
+        with pytest.raises(StoreUnavailableError, match=f"does not answer: {type(error).__name__}"):
+            call()
+    assert (two.folder / stored.id).is_dir()
+
+
+def test_a_full_disk_here_says_so(pair: Pair, weights: LoRAWeights, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = pair
+    stored, _ = one.write(weights, record(weights))
+
+    def fail(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(two._fs._fs, "get_file", fail)
+    with pytest.raises(StoreFullError, match=f"no room in the store for a copy of {stored.id}"):
+        two.local(stored.id)
 
 
 def test_a_deletion_is_seen_everywhere_and_takes_the_copies_away(

@@ -18,6 +18,9 @@ export const lastQuestion = new Signal("Hello");
 /** Counts the changes that this page made to the store. */
 export const storeChanges = new Signal(0);
 
+/** The id that was last asked for: an answer about another one came too late. */
+let wanted = "";
+
 /**
  * Show an adapter, and fetch what its summary lacks.
  *
@@ -25,6 +28,7 @@ export const storeChanges = new Signal(0);
  * @param {{timings?: Timings | null, made?: boolean, scaled?: Shown["scaled"]}} [making]
  */
 export async function show(adapter, { timings = null, made = false, scaled = null } = {}) {
+  wanted = adapter.id;
   shown.value = { adapter, timings, made, norms: null, scaled };
   history.replaceState(null, "", `#${adapter.id}`);
   const { norms } = await api.detail(adapter.id);
@@ -37,13 +41,16 @@ export async function show(adapter, { timings = null, made = false, scaled = nul
  * @param {string} id
  */
 export async function open(id) {
+  wanted = id;
   const { norms, ...adapter } = await api.detail(id);
+  if (wanted !== id) return;
   shown.value = { adapter, timings: null, made: false, norms, scaled: null };
   history.replaceState(null, "", `#${adapter.id}`);
 }
 
 /** Show none. */
 export function close() {
+  wanted = "";
   shown.value = null;
   history.replaceState(null, "", location.pathname + location.search);
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from service.models import LoadModels
 from tests.service.harness import live, make_settings
@@ -37,6 +37,22 @@ def test_the_list_is_paged_opened_and_deleted_from(browser: Browser, tmp_path: P
             expect(rows.last.locator(".open")).to_be_focused()
             expect(page.locator("#adapter .empty")).to_be_visible()
             assert api.get(f"/adapters/{ids[0]}").status_code == 404
+
+
+def test_the_adapter_that_was_opened_last_is_shown_whatever_is_answered_last(page: Page, api: httpx.Client) -> None:
+    ids = [api.post("/generate-adapter", json={"prompt": f"Slow task {i}"}).json()["id"] for i in range(2)]
+    page.get_by_role("button", name="Reload").click()
+    held: list[Route] = []
+    page.route(f"**/adapters/{ids[0]}", lambda route: held.append(route))
+    page.locator("#adapter-list .open", has_text="Slow task 0").click()
+    page.locator("#adapter-list .open", has_text="Slow task 1").click()
+    expect(page.locator("#adapter-id")).to_have_text(ids[1])
+    with page.expect_response(f"**/adapters/{ids[0]}") as answer:
+        held[0].continue_()
+    answer.value.finished()
+    page.evaluate("() => new Promise((done) => setTimeout(done))")
+    expect(page.locator("#adapter-id")).to_have_text(ids[1])
+    assert page.url.endswith(f"#{ids[1]}")
 
 
 def test_adapters_are_combined_and_the_combination_is_scaled(page: Page, api: httpx.Client) -> None:
