@@ -64,7 +64,7 @@ def main() -> int:
     argparse.ArgumentParser(
         prog="python -m service", description="Serves with the settings of the environment, see docs/OPERATIONS.md."
     ).parse_args()
-    settings = Settings()
+    settings = Settings().with_default_hosts()
     # llgbm reads it from there; the setting may have come from a .env file
     os.environ["LLGBM_CACHE_DIR"] = str(settings.cache_dir)
     app = create_app(settings)

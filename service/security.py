@@ -11,6 +11,7 @@ import hmac
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import structlog
 from limits import RateLimitItem, parse
@@ -127,12 +128,13 @@ def rate_limiter(settings: Settings) -> RateLimiter | None:
 
 
 class Gate:
-    """Middleware: key, then rate, then size, before anything of the application runs."""
+    """Middleware: host, key, rate and size, in this order, before anything of the application runs."""
 
     def __init__(self, app: ASGIApp, settings: Settings, limiter: RateLimiter | None, metrics: Metrics) -> None:
         self.app, self._limiter, self._metrics = app, limiter, metrics
         self._keys = Keyring(settings.api_key_hashes)
         self._public = settings.public_paths
+        self._hosts = () if "*" in settings.allowed_hosts else settings.allowed_hosts
         self._max_body = settings.max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,6 +144,7 @@ class Gate:
             return
         headers = Headers(scope=scope)
         try:
+            self._check_host(headers.get("host", ""))
             if not self.is_public(scope["path"]):
                 client = (scope.get("client") or ("local",))[0]
                 if self._keys:
@@ -159,6 +162,18 @@ class Gate:
     def is_public(self, path: str) -> bool:
         """Whether a path needs no key."""
         return any(path.startswith(entry[:-1]) if entry.endswith("*") else path == entry for entry in self._public)
+
+    def _check_host(self, host: str) -> None:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:  # brackets that hold no address
+            name = ""
+        if self._hosts and name not in self._hosts:
+            raise ApiError(
+                403,
+                f"this service does not answer to the host name {name!r}; LLGBM_ALLOWED_HOSTS has those that it does",
+                code="host_not_allowed",
+            )
 
     def _check_declared_size(self, length: str | None) -> None:
         if length is not None and length.isdigit() and int(length) > self._max_body:

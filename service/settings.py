@@ -28,6 +28,7 @@ DEFAULT_CHECKPOINT = (_INSTALLED if _INSTALLED.is_dir() else ROOT / "checkpoints
 TABLE_DOCUMENT = ROOT / "docs" / "OPERATIONS.md"
 TABLE_START, TABLE_END = "<!-- settings: start -->", "<!-- settings: end -->"
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RATE = re.compile(r"\d+\s*(/|per)\s*(\d+\s*)?(second|minute|hour|day)s?")
 
@@ -114,6 +115,12 @@ class Settings(BaseSettings):
     # where it listens
     host: str = Field("127.0.0.1", description="Address to listen on. 0.0.0.0 in a container.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    allowed_hosts: Strings = Field(
+        (),
+        description="Host names that requests may be sent to, without a port, or *; others are answered 403. Empty:"
+        " any, but for `python -m service` on a loopback address without keys, where it is localhost and its addresses,"
+        " so that no web page can reach the service by a name of its own that leads here.",
+    )
     cors_origins: Strings = Field((), description="Origins that browsers may call from. Empty: no CORS headers.")
     public_paths: Strings = Field(
         ("/", "/static/*", "/livez", "/readyz", "/openapi.json"),
@@ -260,6 +267,12 @@ class Settings(BaseSettings):
         False,
         description="Send traces to OTEL_EXPORTER_OTLP_ENDPOINT; needs `pip install -e '.[otel]'`.",
     )
+
+    def with_default_hosts(self) -> Settings:
+        """As they hold for a process that listens on `host` itself."""
+        if self.allowed_hosts or self.api_key_hashes or self.host not in LOOPBACK:
+            return self
+        return self.model_copy(update={"allowed_hosts": LOOPBACK})
 
     @model_validator(mode="after")
     def _vllm_is_whole(self) -> Self:

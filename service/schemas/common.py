@@ -86,7 +86,7 @@ class Message(BaseModel):
 _MEANING = {
     400: "The request cannot be served as it is",
     401: "The API key is missing or unknown",
-    403: "This is switched off",
+    403: "This is switched off, or the host name is not one of the service's",
     404: "There is no such thing",
     409: "The name is taken",
     413: "The body or the prompt is too large",
@@ -105,5 +105,5 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI entries for the errors of a route: those named, and those that any route can give."""
     return {
         status: {"model": ErrorEnvelope, "description": _MEANING[status]}
-        for status in sorted({*statuses, 401, 413, 422, 429, 500, 503})
+        for status in sorted({*statuses, 401, 403, 413, 422, 429, 500, 503})
     }

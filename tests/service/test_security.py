@@ -1,5 +1,7 @@
 import hashlib
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -9,7 +11,7 @@ from limits import RateLimitItem
 from service.errors import ApiError
 from service.models import LoadModels
 from service.security import Keyring, RateLimiter
-from service.settings import Settings
+from service.settings import LOOPBACK, Settings
 from tests.service.harness import free_port, make_settings, running, state_of
 from tests.service.redis_server import RedisServer
 
@@ -89,6 +91,52 @@ async def test_each_key_has_its_own_rate_and_429_says_when_to_come_back(
     assert 1 <= int(refused.headers["Retry-After"]) <= 60
     assert (other.status_code, health.status_code) == (200, 200)
     assert rejected == 2
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST:8000", 200),
+        ("127.0.0.1:1", 200),
+        ("[::1]:8000", 200),
+        ("evil.example", 403),
+        ("[", 403),
+    ],
+)
+async def test_on_loopback_without_keys_only_its_own_names_are_answered(
+    settings: Settings, load_dummy: LoadModels, host: str, status: int
+) -> None:
+    async with running(settings.with_default_hosts(), load_dummy) as (_, client):
+        answer = await client.get("/adapters", headers={"Host": host})
+    assert answer.status_code == status
+    if status == 403:
+        assert answer.json()["error"]["code"] == "host_not_allowed"
+        assert "LLGBM_ALLOWED_HOSTS" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("values", "hosts"),
+    [
+        ({}, LOOPBACK),
+        ({"host": "0.0.0.0"}, ()),
+        ({"api_key_hashes": HASHES}, ()),
+        ({"allowed_hosts": ("my.example",)}, ("my.example",)),
+    ],
+)
+def test_hosts_are_checked_where_nothing_else_is(
+    tmp_path: Path, values: dict[str, Any], hosts: tuple[str, ...]
+) -> None:
+    assert make_settings(tmp_path, **values).with_default_hosts().allowed_hosts == hosts
+
+
+async def test_hosts_that_are_named_are_answered_and_a_star_means_all(
+    settings: Settings, load_dummy: LoadModels
+) -> None:
+    for hosts, status in ((("my.example",), 403), (("my.example", "*"), 200), ((), 200)):
+        async with running(settings.model_copy(update={"allowed_hosts": hosts}), load_dummy) as (_, client):
+            answers = [await client.get("/livez", headers={"Host": host}) for host in ("my.example", "other.example")]
+        assert [answer.status_code for answer in answers] == [200, status]
 
 
 async def test_cors_is_off_unless_an_origin_is_named(
