@@ -83,6 +83,10 @@ class AdapterRecord(BaseModel):
     norms: Mapping[str, tuple[float | None, ...]] = {}
     files: Mapping[str, FileFact] = {}
 
+    def content(self) -> bytes:
+        """What stands in its `llgbm.json`."""
+        return self.model_dump_json(indent=1).encode() + b"\n"
+
 
 class AdapterFiles:
     """The store's folder, shared by any number of processes."""
@@ -162,7 +166,7 @@ class AdapterFiles:
             save_peft(weights, inner, base_id=record.base)
             facts = {name: file_fact(inner / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
             record = record.model_copy(update={"files": facts})
-            _write_synced(inner / RECORD_FILE, record.model_dump_json(indent=1).encode() + b"\n")
+            _write_synced(inner / RECORD_FILE, record.content())
             _sync_folder(inner)
             yield inner, record
 

@@ -73,10 +73,6 @@ def _called(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         raise StoreUnavailableError(f"the store of adapters does not answer: {type(error).__name__}") from error
 
 
-def _content(record: AdapterRecord) -> bytes:
-    return record.model_dump_json(indent=1).encode() + b"\n"
-
-
 class SharedFiles(AdapterFiles):
     """`AdapterFiles` whose truth is behind `url`; `folder` holds copies and may be emptied at any time.
 
@@ -216,11 +212,11 @@ class SharedFiles(AdapterFiles):
         copy = work / "there"
         self._fs.get_file(self._at(mine.id, WEIGHTS_FILE), str(copy))
         if file_fact(copy) == mine.files[WEIGHTS_FILE]:
-            self._fs.pipe_file(self._at(mine.id, RECORD_FILE), _content(mine))
+            self._fs.pipe_file(self._at(mine.id, RECORD_FILE), mine.content())
             self._records.pop(mine.id, None)
 
     def _put_record(self, record: AdapterRecord) -> bool:
-        path, data = self._at(record.id, RECORD_FILE), _content(record)
+        path, data = self._at(record.id, RECORD_FILE), record.content()
         try:
             self._fs.pipe_file(path, data, mode="create")
         except FileExistsError:

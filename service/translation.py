@@ -49,6 +49,7 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, StoreFullError):
         return ApiError(507, str(error))
     if isinstance(error, StoreUnavailableError):
+        _log.warning("store_unavailable", error=str(error), cause=str(error.__cause__))
         return ApiError(503, f"{error}; try again later", code="store_unavailable", retry_after=5)
     if isinstance(error, NameTakenError):
         return ApiError(409, f"{error}; choose another", code="name_taken", param="name")
@@ -61,7 +62,6 @@ def as_api_error(error: Exception) -> ApiError:
 
 async def answer(_: Request, error: Exception) -> JSONResponse:
     """The answer to an error of `OF_STORE` that nobody has translated."""
-    _log.warning("store_failed", error=str(error), cause=str(error.__cause__))
     return as_api_error(error).response()
 
 

@@ -246,14 +246,9 @@ def save(
         confidence={},
         context_scale=None,
     )
-    blocks = [*checkpoint.prompt_index.blocks(len(listed)), *(encoder.encode(_of_file(t)) for t in new)]
+    blocks = [*checkpoint.prompt_index.blocks(len(listed)), *(encoder.encode(t.seen_in_file) for t in new)]
     there = saved_in(config.artefact, generator, manifest)
     return (there or save_generator(config.artefact, generator, manifest, blocks)).digest
-
-
-def _of_file(task: Task) -> list[str]:
-    """The seen wordings of a task's file, which are those that the prompt index has."""
-    return [text for text in task.seen_descriptions if text in task.descriptions]
 
 
 @dataclass(frozen=True, eq=False)

@@ -361,10 +361,7 @@ def manifest_of(
     """
     trained = [TrainingTask(t.task_id, t.category, t.source, t.licence, t.seen_descriptions) for t in tasks]
     made_up = [t.category.startswith(SYNTHETIC_CATEGORY) for t in tasks]
-    own = [
-        _INDEXED_WORDINGS if made else len([text for text in t.seen_descriptions if text in t.descriptions])
-        for t, made in zip(tasks, made_up, strict=True)
-    ]
+    own = [_INDEXED_WORDINGS if made else len(t.seen_in_file) for t, made in zip(tasks, made_up, strict=True)]
     blocks = [e[:count] for e, count in zip(embeddings, own, strict=True)]
     made_by = {"command": command_of("fit", config), "seed": config.training.seed, **made}
     if start is not None:

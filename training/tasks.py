@@ -134,6 +134,11 @@ class Task:
         return tuple(text for text in wordings if text not in self.held_back_by_others)
 
     @property
+    def seen_in_file(self) -> tuple[str, ...]:
+        """Those of `seen_descriptions` that stand in the task's file, which come first."""
+        return tuple(text for text in self.seen_descriptions if text in self.descriptions)
+
+    @property
     def unseen_descriptions(self) -> tuple[str, ...]:
         """The wordings held back: the last quarter, rounded down, and at least one.
 
