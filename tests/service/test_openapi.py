@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from service.app import create_app
 from service.openapi import DOCUMENT, main, text
 from service.schemas import adapters, chat, common, openai, ops
-from tests.service.harness import make_settings
+from tests.service.support.harness import make_settings
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from llgbm.errors import AdapterFormatError, AdapterMismatchError, ConfigError
-from service.adapter_files import NameTakenError, StoreFullError
-from service.engine_api import (
+from service.adapters.files import NameTakenError, StoreFullError
+from service.engine.interface import (
     DeadlineError,
     EngineError,
     QueueFullError,
@@ -14,7 +14,7 @@ from service.engine_api import (
     UnstableError,
     UpstreamError,
 )
-from service.errors import ApiError
+from service.http.errors import ApiError
 from service.translation import as_api_error, translated
 
 TABLE = [

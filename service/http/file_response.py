@@ -1,0 +1,137 @@
+"""Serves immutable files a chunk at a time, with strong ETags: 304 for who has one, and single byte ranges."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+from fastapi import Request
+from fastapi.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from service.http.errors import ApiError
+
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+CHUNK_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True)
+class Part:
+    """The bytes from `start` to `stop` of an open file."""
+
+    file: anyio.AsyncFile[bytes]
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+class PartsResponse(StreamingResponse):
+    """Sends what `parts` are, one after the other, and always closes their files, also when the client is gone."""
+
+    def __init__(self, parts: Sequence[bytes | Part], status: int, headers: Mapping[str, str], media_type: str) -> None:
+        length = {"Content-Length": str(sum(map(len, parts)))}
+        super().__init__(_chunks(parts), status, {**headers, **length}, media_type)
+        self._files = [part.file for part in parts if isinstance(part, Part)]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the parts; close their files whatever happens."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            with anyio.CancelScope(shield=True):
+                for file in self._files:
+                    await file.aclose()
+
+
+def etag_of(sha256: str) -> str:
+    """The strong ETag of content with this sha256."""
+    return f'"{sha256}"'
+
+
+def not_modified(request: Request, etag: str) -> Response | None:
+    """The 304, if the client has this content."""
+    given = request.headers.get("if-none-match", "")
+    tags = {tag.strip().removeprefix("W/") for tag in given.split(",")}
+    if etag in tags or "*" in tags:
+        return Response(status_code=304, headers=_caching(etag))
+    return None
+
+
+async def send_file(
+    request: Request, path: Path, *, size: int, sha256: str, media_type: str, filename: str
+) -> Response:
+    """Answer with the file at `path`, or the part of it that the request asks for.
+
+    Raises:
+        FileNotFoundError: it is gone.
+        ApiError: 416, no byte of the range exists.
+    """
+    etag = etag_of(sha256)
+    if (unchanged := not_modified(request, etag)) is not None:
+        return unchanged
+    headers = {
+        **_caching(etag),
+        "Accept-Ranges": "bytes",
+        "Content-Disposition": f'attachment; filename="{filename}"',
+    }
+    part = _requested_range(request, etag, size)
+    start, stop = part or (0, size)
+    status = 200
+    if part is not None:
+        status, headers["Content-Range"] = 206, f"bytes {start}-{stop - 1}/{size}"
+    if request.method == "HEAD":
+        return head_only(stop - start, status, headers, media_type)
+    # opened before the head is sent: from here on a deletion cannot hurt
+    return PartsResponse([Part(await anyio.open_file(path, "rb"), start, stop)], status, headers, media_type)
+
+
+def head_only(length: int, status: int, headers: Mapping[str, str], media_type: str) -> Response:
+    """The answer to HEAD where that to GET has `length` bytes."""
+    return Response(None, status, {**headers, "Content-Length": str(length)}, media_type)
+
+
+async def _chunks(parts: Sequence[bytes | Part]) -> AsyncIterator[bytes]:
+    for part in parts:
+        if isinstance(part, bytes):
+            yield part
+            continue
+        start = part.start
+        await part.file.seek(start)
+        while start < part.stop:
+            chunk = await part.file.read(min(CHUNK_BYTES, part.stop - start))
+            if not chunk:
+                raise OSError("the file is shorter than its record says")
+            start += len(chunk)
+            yield chunk
+
+
+def _caching(etag: str) -> dict[str, str]:
+    # private: behind a key it is not for shared caches; no-cache: an adapter may have been deleted
+    return {"ETag": etag, "Cache-Control": "private, no-cache"}
+
+
+def _requested_range(request: Request, etag: str, size: int) -> tuple[int, int] | None:
+    """(start, stop) of a single range; None stands for the whole file.
+
+    A malformed range, and several of them, are answered with the whole file, as RFC 9110 allows.
+    """
+    match = _RANGE.fullmatch(request.headers.get("range", "").replace(" ", ""))
+    condition = request.headers.get("if-range")
+    if match is None or not (match[1] or match[2]) or (condition is not None and condition != etag):
+        return None
+    if match[1]:
+        start, stop = int(match[1]), min(int(match[2]) + 1, size) if match[2] else size
+        if match[2] and int(match[2]) < start:
+            return None
+    else:
+        start, stop = max(0, size - int(match[2])), size
+    if start >= size or start >= stop:
+        raise ApiError(
+            416, f"the file has {size} bytes, so there is no such range", headers={"Content-Range": f"bytes */{size}"}
+        )
+    return start, stop
