@@ -25,7 +25,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from llgbm.errors import LLGBMError
-from service import openapi, routes, translation
+from service import routes
 from service.adapters.catalogue import AdapterCatalogue
 from service.adapters.generation_lock import Turns, turns_of
 from service.adapters.service import AdapterService
@@ -37,11 +37,14 @@ from service.engine.torch_engine import Engine
 from service.engine.vllm_engine import VLLMEngine
 from service.engine.worker_threads import worker_threads
 from service.http import errors
-from service.http.request_context import RequestContext, configure_logging, tracing, without_password
+from service.http.request_context import RequestContext
 from service.http.security import Gate, rate_limiter
 from service.models.loading import LoadModels, load_models
+from service.observability.logs import configure_logging
 from service.observability.metrics import Metrics
-from service.settings import Settings, unknown_variables
+from service.observability.tracing import tracing
+from service.routes import openapi_document
+from service.settings import Settings, unknown_variables, without_password
 from service.state import Services, State
 
 _log = structlog.get_logger("service")
@@ -100,14 +103,12 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
     )
     app.state.llgbm = state
     errors.install(app)
-    for kind in translation.OF_STORE:
-        app.add_exception_handler(kind, translation.answer)
-    openapi.install(app)
+    openapi_document.install(app)
     for router in routes.ROUTERS:
         app.include_router(router)
     # the one that is added last is the outermost: CORS, so that the answers of all others have its headers
     app.add_middleware(Gate, settings=settings, limiter=limiter, metrics=metrics)
-    app.add_middleware(RequestContext, state=state)
+    app.add_middleware(RequestContext, metrics=metrics, counter=state)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

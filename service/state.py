@@ -14,7 +14,7 @@ from service.adapters.store import AdapterStore
 from service.chat.service import ChatService
 from service.engine.interface import DecodingEngine
 from service.engine.torch_engine import Engine
-from service.http.errors import ApiError
+from service.errors import ApiError
 from service.models.loading import Models
 from service.observability.metrics import Metrics
 from service.settings import Settings

@@ -25,25 +25,21 @@ from fsspec.core import url_to_fs
 
 from llgbm.errors import ConfigError
 from llgbm.lora import LoRAWeights
-from service.adapters.files import (
-    ADAPTER_ID,
+from service.adapter_id import ADAPTER_ID
+from service.adapters.errors import AdapterDamagedError, NameTakenError, StoreUnavailableError
+from service.adapters.files import AdapterFiles, is_full, room_for
+from service.adapters.records import (
     ADAPTER_NAME,
     CONFIG_FILE,
     RECORD_FILE,
     WEIGHTS_FILE,
-    AdapterDamagedError,
-    AdapterFiles,
     AdapterRecord,
-    NameTakenError,
-    StoreUnavailableError,
     file_fact,
-    is_full,
     parse_record,
     require_name,
-    room_for,
 )
 from service.adapters.work_folder import work_folder
-from service.http.request_context import without_password
+from service.settings import without_password
 
 FRESH_SECONDS = 2.0
 _NAMES = ".names"
@@ -283,7 +279,7 @@ class SharedFiles(AdapterFiles):
                 if held_by == identity:
                     return
                 if held_by is not None:
-                    raise NameTakenError(f"the name {name!r} belongs to {held_by}") from None
+                    raise NameTakenError(f"the name {name!r} belongs to {held_by}; choose another") from None
                 self.unname(name)
             else:
                 return

@@ -21,15 +21,15 @@ from llgbm.errors import ConfigError
 from llgbm.prompting import AdapterRequest
 from llgbm.sampling import SamplingParams
 from service.adapters.catalogue import AdapterCatalogue
+from service.adapters.errors import UnknownAdapterError
 from service.adapters.service import AdapterService
 from service.adapters.store import AdapterReference
 from service.chat.generation import Generation
 from service.chat.text_stream import TextStream
-from service.engine.interface import DecodingEngine, EngineError, TokenStream
-from service.http.errors import ApiError
+from service.engine.interface import DecodingEngine
+from service.errors import ApiError
 from service.models.loading import Models
 from service.settings import Settings
-from service.translation import as_api_error
 
 PROMPT_PREFIX = "prompt:"
 
@@ -83,7 +83,7 @@ class ChatService:
             ApiError: as `start`.
         """
         if prompt is not None:
-            request = self.adapter_request((prompt,))
+            request = self._adapters.request((prompt,))
             return await self._start(lambda: self._find_for(request), wish)
         return await self._start(lambda: self._find_named(adapter or ""), wish)
 
@@ -95,7 +95,7 @@ class ChatService:
         Raises:
             ApiError: as `start`, and 422 for a conversation without a turn of the user.
         """
-        request = self.adapter_request((prompt,))
+        request = self._adapters.request((prompt,))
         try:
             messages = with_description(wish.messages, prompt)
         except ConfigError as error:
@@ -130,7 +130,9 @@ class ChatService:
                 )
                 for i, adapter in enumerate(adapters)
             ]
-            streams = await self._submit(rows, [None if a is None else a.id for a in adapters])
+            streams = await self._engine.submit(
+                rows, [None if a is None else a.id for a in adapters], timeout=self._settings.request_timeout
+            )
         except BaseException:
             if found is not None:
                 found.release()
@@ -142,12 +144,10 @@ class ChatService:
         if model == self._models.base.spec.base_id:
             return None
         if model.startswith(PROMPT_PREFIX):
-            return await self._find_for(self.adapter_request((model.removeprefix(PROMPT_PREFIX),)))
+            return await self._find_for(self._adapters.request((model.removeprefix(PROMPT_PREFIX),)))
         try:
             return await self._find_named(model)
-        except ApiError as error:
-            if error.status_code != 404:
-                raise
+        except UnknownAdapterError as error:
             raise ApiError(
                 404,
                 f"there is no model {model!r}. Use the base ({self._models.base.spec.base_id}), an adapter from "
@@ -162,30 +162,6 @@ class ChatService:
 
     async def _find_named(self, name_or_id: str) -> AdapterReference:
         return await self._refer(await self._catalogue.resolve(name_or_id))
-
-    def adapter_request(
-        self,
-        descriptions: tuple[str, ...],
-        examples: tuple[tuple[str, str], ...] = (),
-        scale: float = 1.0,
-    ) -> AdapterRequest:
-        """A checked request for an adapter.
-
-        Raises:
-            ApiError: 413 too large, 422 nothing in it.
-        """
-        size = sum(map(len, descriptions)) + sum(len(i) + len(o) for i, o in examples)
-        limit = self._settings.max_prompt_chars
-        if size > limit:
-            raise ApiError(
-                413,
-                f"the task's description and examples have {size} characters, at most {limit} are read",
-                param="prompt",
-            )
-        try:
-            return AdapterRequest(descriptions, examples, scale)
-        except ConfigError as error:
-            raise ApiError(422, str(error), param="prompt") from error
 
     def _tokenise(self, messages: Sequence[tuple[str, str]]) -> tuple[int, ...]:
         turns = [{"role": "system" if role == "developer" else role, "content": text} for role, text in messages]
@@ -211,12 +187,6 @@ class ChatService:
                 param="messages",
             )
         return wanted or min(self._settings.max_tokens, limit - prompt)
-
-    async def _submit(self, rows: Sequence[Row], adapter_ids: Sequence[str | None]) -> list[TokenStream]:
-        try:
-            return await self._engine.submit(rows, adapter_ids, timeout=self._settings.request_timeout)
-        except EngineError as error:
-            raise as_api_error(error) from error
 
     @property
     def max_context(self) -> int:

@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 
 import structlog
 
-from service.adapters.files import ADAPTER_ID
+from service.adapter_id import ADAPTER_ID
 from service.engine.interface import EngineError, UnavailableError
 from service.engine.vllm_adapters import AdapterPlaces
 from service.engine.vllm_server import VLLMServer

@@ -12,7 +12,7 @@ from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from service.http.errors import ApiError
+from service.errors import ApiError
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 CHUNK_BYTES = 256 * 1024

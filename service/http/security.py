@@ -24,7 +24,8 @@ from redis.exceptions import RedisError
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.errors import ApiError
+from service.errors import ApiError
+from service.http.errors import answer_to
 
 if TYPE_CHECKING:
     from service.observability.metrics import Metrics
@@ -155,7 +156,7 @@ class Gate:
         except ApiError as error:
             if error.status_code == 429:
                 self._metrics.rejected.labels("rate").inc()
-            await error.response()(scope, receive, send)
+            await answer_to(error).response()(scope, receive, send)
             return
         await self.app(scope, self._counting(receive), send)
 

@@ -17,7 +17,7 @@ from typing import IO
 
 import anyio
 
-from service.adapters.files import CONFIG_FILE, WEIGHTS_FILE, AdapterRecord
+from service.adapters.records import CONFIG_FILE, WEIGHTS_FILE, AdapterRecord
 from service.http.file_response import CHUNK_BYTES, Part
 
 _FILES = (CONFIG_FILE, WEIGHTS_FILE)

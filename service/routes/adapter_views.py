@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from service.adapters.files import CONFIG_FILE, WEIGHTS_FILE, AdapterRecord
+from service.adapters.records import CONFIG_FILE, WEIGHTS_FILE, AdapterRecord
 from service.schemas.adapters import (
     Adapter,
     AdapterDetail,

@@ -15,7 +15,7 @@ from pathlib import Path
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from service.http.errors import ApiError
+from service.errors import ApiError
 from service.http.file_response import etag_of, not_modified
 
 STATIC = Path(__file__).resolve().parent.parent / "static"

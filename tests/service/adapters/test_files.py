@@ -11,14 +11,9 @@ from llgbm.config import lora_spec
 from llgbm.errors import AdapterFormatError
 from llgbm.lora import LoRAWeights
 from llgbm.peft_io import content_digest, load_peft
-from service.adapters.files import (
-    CONFIG_FILE,
-    RECORD_FILE,
-    WEIGHTS_FILE,
-    AdapterDamagedError,
-    AdapterFiles,
-    NameTakenError,
-)
+from service.adapters.errors import AdapterDamagedError, NameTakenError
+from service.adapters.files import AdapterFiles
+from service.adapters.records import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
 from tests.fixtures import random_lora
 from tests.service.support.records import BASE, identity, record
 
@@ -147,7 +142,8 @@ def test_a_full_disk_is_an_error_of_its_own_and_leaves_nothing(tmp_path: Path) -
 import resource, signal
 from pathlib import Path
 from llgbm.config import lora_spec
-from service.adapters.files import AdapterFiles, StoreFullError
+from service.adapters.files import AdapterFiles
+from service.adapters.errors import StoreFullError
 from tests.fixtures import random_lora
 from tests.service.support.records import record
 files = AdapterFiles(Path({str(tmp_path)!r}))

@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI
 
 from llgbm.prompting import AdapterRequest
-from service.http.errors import ApiError
+from service.errors import ApiError
 from service.models.loading import LoadModels
 from service.settings import Settings
 from tests.service.support.harness import running, services_of, state_of, until

@@ -15,15 +15,8 @@ from llgbm.errors import ConfigError
 from llgbm.lora import LoRAWeights
 from llgbm.peft_io import content_digest, load_peft
 from service.adapters import shared_files
-from service.adapters.files import (
-    CONFIG_FILE,
-    RECORD_FILE,
-    WEIGHTS_FILE,
-    AdapterDamagedError,
-    NameTakenError,
-    StoreFullError,
-    StoreUnavailableError,
-)
+from service.adapters.errors import AdapterDamagedError, NameTakenError, StoreFullError, StoreUnavailableError
+from service.adapters.records import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
 from service.adapters.shared_files import SharedFiles, open_files
 from tests.fixtures import random_lora
 from tests.service.support.records import BASE, identity, record

@@ -14,7 +14,8 @@ import pytest
 
 from llgbm.config import lora_spec
 from llgbm.peft_io import content_digest
-from service.adapters.files import ADAPTER_ID, AdapterFiles
+from service.adapter_id import ADAPTER_ID
+from service.adapters.files import AdapterFiles
 from service.adapters.work_folder import PREFIX
 from tests.fixtures import random_lora
 from tests.service.support.doomed import ENDURED, FULL, hold_work_folder, run_doomed, write_and_delete_for_ever

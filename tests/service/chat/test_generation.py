@@ -12,7 +12,7 @@ from service.chat.generation import Generation
 from service.chat.text_stream import TextStream
 from service.engine.interface import EngineLimits, StoppedError
 from service.engine.torch_engine import Engine
-from service.http.errors import ApiError
+from service.errors import ApiError
 from service.observability.metrics import Metrics
 from tests.service.support.dummy_decoder import DummyDecoder
 

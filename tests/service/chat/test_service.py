@@ -5,7 +5,7 @@ import pytest
 from fastapi import FastAPI
 
 from service.chat.service import Wish
-from service.http.errors import ApiError
+from service.errors import ApiError
 from tests.service.support.dummy_decoder import DummyDecoder
 from tests.service.support.harness import services_of
 
@@ -70,7 +70,7 @@ def wish_of_one() -> Wish:
 
 async def test_a_refused_start_holds_no_reference(dummy_app: App, dummy: DummyDecoder) -> None:
     services = services_of(dummy_app[0])
-    identity = (await services.adapters.get_or_make(services.chat.adapter_request(("a task",)))).record.id
+    identity = (await services.adapters.get_or_make(services.adapters.request(("a task",)))).record.id
     await services.engine.stop()
     with pytest.raises(ApiError) as caught:
         await services.chat.start(identity, wish_of_one())

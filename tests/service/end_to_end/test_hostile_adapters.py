@@ -18,7 +18,8 @@ from llgbm.config import lora_spec
 from llgbm.errors import AdapterFormatError
 from llgbm.peft_io import load_peft, save_peft
 from llgbm.prompting import AdapterMaker
-from service.adapters.files import ADAPTER_ID, ADAPTER_NAME
+from service.adapter_id import ADAPTER_ID
+from service.adapters.records import ADAPTER_NAME
 from service.models.loading import Models, Progress, embedding_cache
 from service.observability.metrics import Metrics
 from service.settings import Settings

@@ -16,7 +16,7 @@ from llgbm.lora import LoRAWeights
 from service.engine.interface import QueueFullError, RefusedError, StoppedError, UnavailableError, UpstreamError
 from service.engine.vllm_engine import VLLMEngine
 from service.engine.vllm_fleet import affinity
-from service.http.errors import ApiError
+from service.errors import ApiError
 from service.observability.metrics import Metrics
 from tests.fixtures import random_lora
 from tests.service.support.engine_rigs import (

@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI
 from limits import RateLimitItem
 
-from service.http.errors import ApiError
+from service.errors import ApiError
 from service.http.security import Keyring, RateLimiter
 from service.models.loading import LoadModels
 from service.settings import LOOPBACK, Settings

@@ -14,7 +14,7 @@ from llgbm.lora import LoRAWeights, combine
 from llgbm.peft_io import content_digest, from_bytes, load_peft
 from llgbm.prompting import AdapterRequest
 from service.adapters import files as adapter_files
-from service.adapters.files import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
+from service.adapters.records import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
 from service.adapters.service import Outcome
 from service.models.loading import LoadModels
 from service.settings import Settings

@@ -9,7 +9,7 @@ import httpx
 from llgbm.config import LoRASpec, model_spec
 from llgbm.lora import LoRAWeights
 from llgbm.peft_io import save_peft
-from service.adapters.files import WEIGHTS_FILE
+from service.adapters.records import WEIGHTS_FILE
 from service.models.loading import LoadModels
 from service.settings import Settings
 from tests.fixtures import random_lora

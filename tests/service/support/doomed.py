@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llgbm.config import lora_spec
-from service.adapters.files import AdapterFiles, StoreFullError
+from service.adapters.errors import StoreFullError
+from service.adapters.files import AdapterFiles
 from tests.fixtures import random_lora
 from tests.service.support.forkserver import CONTEXT
 from tests.service.support.records import identity, record

@@ -14,7 +14,8 @@ from llgbm.decoding import Decoder, Row, Step, generate
 from llgbm.lora import LoRAWeights
 from llgbm.peft_io import content_digest
 from llgbm.sampling import SamplingParams
-from service.adapters.files import AdapterFiles, AdapterRecord
+from service.adapters.files import AdapterFiles
+from service.adapters.records import AdapterRecord
 from service.engine.interface import DecodingEngine, EngineLimits, TokenStream
 from service.engine.torch_engine import Engine
 from service.engine.vllm_engine import VLLMEngine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llgbm.lora import LoRAWeights
 from llgbm.peft_io import content_digest
-from service.adapters.files import AdapterRecord
+from service.adapters.records import AdapterRecord
 
 BASE = "llgbm/tiny-random-qwen2"
 
