@@ -22,7 +22,6 @@ class TaskGroup:
         context_rows: the same rows as a teacher reads them, mostly with the description in the context, to distil from.
         teacher: the task's own adapter, for weight losses and to distil from.
         delta: (probes, layers, hidden) float32, the delta of the task's own adapter, for delta losses.
-        labelled: whether the rows' answers are right, and not only places at which the teacher is asked.
     """
 
     task_id: str
@@ -31,7 +30,6 @@ class TaskGroup:
     context_rows: Sequence[Row] = ()
     teacher: LoRAWeights | None = None
     delta: Tensor | None = None
-    labelled: bool = True
 
 
 TrainingBatch = Sequence[TaskGroup]

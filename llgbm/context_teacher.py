@@ -1,9 +1,9 @@
 """Context distillation: what the model says with the description in its context is the target for the bare input.
 
-The teacher needs no adapter of its own and no labels of good quality: it is the generator's shared adapter, or the
-plain base, with the instruction in the user's turn. An adapter that repeats its predictions without the instruction
-carries the instruction. (Askell et al. 2021, arXiv 2112.00861, call this context distillation.) A third teacher is an
-adapter that was trained on the group's task, which reads the bare input as the student does.
+The teacher needs no adapter of its own and no labels of good quality: it is the generator's shared adapter, with the
+instruction in the user's turn. An adapter that repeats its predictions without the instruction carries the instruction.
+(Askell et al. 2021, arXiv 2112.00861, call this context distillation.) Another teacher is an adapter that was trained
+on the group's task, which reads the bare input as the student does.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from llgbm.lora import LoRAWeights
 from llgbm.packing import pack
 from llgbm.task_losses import label_logits
 
-Teacher = Literal["shared", "base", "adapter"]
+Teacher = Literal["shared", "adapter"]
 
 
 class ContextTeacher:
     """Predictions for the rows of groups that carry the same rows as the teacher reads them (`context_rows`).
 
     Args:
-        teacher: the shared adapter as it is now, the plain base, or each group's own adapter (`TaskGroup.teacher`).
+        teacher: the shared adapter as it is now, or each group's own adapter (`TaskGroup.teacher`).
         top: how many tokens of each prediction are kept; the rest counts as one.
     """
 
@@ -68,11 +68,9 @@ class ContextTeacher:
             values, indices = logits.log_softmax(-1).topk(self._top)
         return torch.tensor(places), values, indices
 
-    def _adapters(self, generator: LoRAGenerator, taught: Sequence[TaskGroup]) -> list[LoRAWeights | None]:
+    def _adapters(self, generator: LoRAGenerator, taught: Sequence[TaskGroup]) -> list[LoRAWeights]:
         if self._teacher == "shared":
             return [generator.shared_adapter()] * len(taught)
-        if self._teacher == "base":
-            return [None] * len(taught)
         if without := [group.task_id for group in taught if group.teacher is None]:
             raise AdapterMismatchError(f"{without[0]} has no adapter to be taught by; give its group a teacher")
         return [group.teacher for group in taught]

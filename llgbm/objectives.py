@@ -12,7 +12,7 @@ from llgbm.base import Base
 from llgbm.batches import TaskGroup, TrainingBatch
 from llgbm.context_teacher import ContextTeacher, Teacher
 from llgbm.delta import DeltaMeter
-from llgbm.errors import AdapterMismatchError, ConfigError
+from llgbm.errors import ConfigError
 from llgbm.functional import FunctionalLoRA
 from llgbm.generator import LoRAGenerator
 from llgbm.lora import LoRAWeights
@@ -27,11 +27,8 @@ class TaskObjective:
     """Task loss (SFT): cross entropy of the answers, every group with its own generated adapter.
 
     Args:
-        core_penalty: weight of the squared departure of the generated cores from the shared ones, a mean over rows,
-            which keeps adapters of vague prompts near the shared adapter.
         distillation: share, 0 to 1, that the KL to a teacher has in the loss of rows that come as it reads them too
-            (`TaskGroup.context_rows`); the rest of their loss, and all of the others', is the cross entropy. Rows
-            without right answers (`TaskGroup.labelled`) have the KL alone.
+            (`TaskGroup.context_rows`); the rest of their loss, and all of the others', is the cross entropy.
         context_teacher: who that teacher is, see `llgbm.context_teacher`.
         matching: weight of the delta loss beside that of the task: how far the adapter of a group with a teacher's
             delta (`TaskGroup.delta`) moves the base from where that teacher does.
@@ -48,7 +45,6 @@ class TaskObjective:
         base: Base,
         *,
         label_smoothing: float = 0.05,
-        core_penalty: float = 0.0,
         distillation: float = 0.0,
         context_teacher: Teacher = "shared",
         matching: float = 0.0,
@@ -58,9 +54,8 @@ class TaskObjective:
     ) -> None:
         require_gradients(base)
         self._base, self._functional = base, FunctionalLoRA(base.model)
-        self._label_smoothing, self._core_penalty = label_smoothing, core_penalty
-        self._distillation, self._recompute = distillation, recompute
-        self._task_cores = task_cores
+        self._label_smoothing, self._distillation = label_smoothing, distillation
+        self._recompute, self._task_cores = recompute, task_cores
         self._context_teacher = ContextTeacher(base, self._functional, context_teacher)
         if matching and meter is None:
             raise ConfigError("matching needs a DeltaMeter, of the measurement that the teachers' deltas have")
@@ -78,14 +73,12 @@ class TaskObjective:
         """The loss, a mean over rows in nats, with its parts and how many rows and tokens the base has read."""
         batch = in_order(batch)
         added = None if self._task_cores is None else partial(self._task_cores.added, step=step)
-        weights, rows, penalty = generated_groups(generator, batch, added)
+        weights, rows = generated_groups(generator, batch, added)
         packed = pack(rows)
         logits = label_logits(self._base, self._functional, packed, weights, recompute=self._recompute)
-        right = self._right_labels(batch)
-        losses = sft_by_label(logits, packed, label_smoothing=self._label_smoothing) * right
+        losses = sft_by_label(logits, packed, label_smoothing=self._label_smoothing)
         parts: dict[str, float] = {
             "sft": float(mean_by_row(losses.detach(), packed)),
-            "core": float(penalty.detach()),
             "rows": len(packed.last_index),
             "tokens": packed.num_tokens,
             "kl": 0.0,  # these are always there: processes that share a batch add parts up by their places
@@ -96,24 +89,13 @@ class TaskObjective:
             labels, values, indices = taught
             divergence = kl_by_label(logits[labels], values, indices)
             parts["kl"] = float(divergence.detach().mean())
-            share = torch.where(right[labels], self._distillation, 1.0)
-            losses = losses.index_copy(0, labels, losses[labels].lerp(divergence, share))
-        loss = mean_by_row(losses, packed) + self._core_penalty * penalty
+            losses = losses.index_copy(0, labels, losses[labels].lerp(divergence, self._distillation))
+        loss = mean_by_row(losses, packed)
         if self._meter is not None:
             distance = _distance(self._meter, batch, weights)
             parts["delta"] = float(distance.detach())
             loss = loss + self._matching * distance
         return loss, parts
-
-    def _right_labels(self, batch: TrainingBatch) -> Tensor:
-        """For each label whether it is a right answer (labels,) bool."""
-        for group in batch:
-            if not group.labelled and not (self._distillation and group.context_rows):
-                raise AdapterMismatchError(
-                    f"{group.task_id} has no right answers and no teacher to learn from; give it context_rows and set "
-                    "distillation"
-                )
-        return torch.tensor([group.labelled for group in batch for row in group.rows for _ in row.answer])
 
 
 def _distance(meter: DeltaMeter, batch: TrainingBatch, weights: Sequence[LoRAWeights]) -> Tensor:
@@ -131,31 +113,23 @@ def generated_groups(
     generator: LoRAGenerator,
     batch: TrainingBatch,
     added: Callable[[Tensor, Tensor, Sequence[str]], tuple[Tensor, Tensor]] | None = None,
-) -> tuple[list[LoRAWeights], list[list[Row]], Tensor]:
+) -> tuple[list[LoRAWeights], list[list[Row]]]:
     """Adapters and rows of a batch, group by group; groups without a condition have the shared adapter and come last.
 
     Args:
         added: makes of generated cores Q and P of tasks, by their ids, those of their adapters.
-
-    Returns:
-        adapters, rows, and the squared departure of the generated cores from the shared ones (scalar): for each group a
-        mean over its cores' entries, 0 without a condition, then a mean over rows.
     """
     ordered = in_order(batch)
     conditioned = [(group, group.condition) for group in ordered if group.condition is not None]
     plain = len(ordered) - len(conditioned)
     weights: list[LoRAWeights] = []
-    penalty = torch.zeros(())
     if conditioned:
         q, p = generator.cores(torch.stack([condition for _, condition in conditioned]))
         tasks = [group.task_id for group, _ in conditioned]
         weights += generator.materialise(*(added(q, p, tasks) if added else (q, p)))
-        away = (q - generator.q0).square().mean((1, 2, 3)) + (p - generator.p0).square().mean((1, 2, 3))
-        rows = torch.tensor([float(len(group.rows)) for group, _ in conditioned])
-        penalty = away @ rows / sum(len(group.rows) for group in batch)
     if plain:
         weights += [generator.shared_adapter()] * plain
-    return weights, [list(group.rows) for group in ordered], penalty
+    return weights, [list(group.rows) for group in ordered]
 
 
 def in_order(batch: TrainingBatch) -> list[TaskGroup]:

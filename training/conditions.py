@@ -91,9 +91,5 @@ class ConditionSampler:
             condition = condition_of(description, examples)
         else:
             condition = condition_of(description, none)
-        return self.noisy(condition, rng)
-
-    def noisy(self, condition: Tensor, rng: np.random.Generator) -> Tensor:
-        """The condition with noise on it."""
         normal = torch.from_numpy(rng.standard_normal(len(condition)).astype(np.float32))
         return noisy(condition, normal, self._config.noise)

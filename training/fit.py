@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +26,6 @@ from llgbm.lora import LoRAWeights
 from llgbm.objectives import TaskObjective
 from llgbm.pretrained import BASE_0_5B, TEXT_ENCODER
 from llgbm.task_cores import TaskCores
-from llgbm.teacher_basis import start_from_teachers
 from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig, TrainingState, train
 from training.claim import claim_workdir, settings_of
@@ -42,7 +40,6 @@ from training.results import command_of
 from training.rounds import RoundConfig, run_rounds
 from training.runlog import RunLog
 from training.sampler import SamplerConfig, TaskSampler
-from training.synthetic.instructions import instructions
 from training.synthetic_tasks import SYNTHETIC_CATEGORY, synthetic_tasks
 from training.tasks import Task, tasks_digest
 from training.teachers import adapter_folder, load_teachers, teachers_digest
@@ -63,8 +60,6 @@ class Config:
     """File of more wordings of these tasks to train on, see `training.tasks.with_more_wordings`."""
     task_ids: tuple[str, ...] = ()
     """Only these tasks; empty for all in the folder."""
-    num_tasks: int = 0
-    """Only so many of them, drawn by the seed, so that fewer are among more; 0 for all."""
     synthetic_tasks: int = 0
     """Procedural tasks beside them; `sampler.synthetic_groups` says how often these are drawn."""
     hidden_families: tuple[str, ...] = ()
@@ -79,25 +74,20 @@ class Config:
     """Hub id or folder of the frozen text encoder."""
     label_smoothing: float = 0.05
     """Label smoothing of the task loss."""
-    core_penalty: float = 0.0
-    """Weight of the penalty on generated cores that leave the shared ones."""
     distillation: float = 0.0
     """Share that the KL to what a teacher says has in the task loss, 0 to 1."""
     context_teacher: Teacher = "shared"
-    """That teacher: the generator's shared adapter or the plain base, both with the description in the context, or the
-    task's own adapter out of `teachers`, without it."""
+    """That teacher: the generator's shared adapter with the description in the context, or the task's own adapter out
+    of `teachers`, without it."""
     matching: float = 0.0
     """Weight of the delta loss beside the task loss, for tasks that have a teacher in `teachers`; the command `deltas`
     measures these first."""
     probes: ProbeConfig = field(default_factory=ProbeConfig)
     deltas: str = "deltas"
     """Folder of the teachers' deltas in `teachers`."""
-    start_at_teachers: bool = False
-    """Start the generator at the mean of the teachers, with bases that span them; they must be of its own rank and
-    alpha, and have been trained from one start."""
     teachers: Path | None = None
-    """Folder of teachers for `context_teacher: adapter`, `matching` and `start_at_teachers`; tasks without one have no
-    KL and no delta loss."""
+    """Folder of teachers for `context_teacher: adapter` and `matching`; tasks without one have no KL and no delta
+    loss."""
     task_cores_from: int | None = None
     """From this step on, each task of the folder has cores of its own beside what the trunk makes, see
     `llgbm.task_cores`; the first of the rounds starts from the sum. None for never."""
@@ -114,17 +104,13 @@ class Config:
     def __post_init__(self) -> None:
         if self.matching < 0 or self.rounds < 0:
             raise ConfigError("matching and rounds must not be negative")
-        if self.start is not None and self.start_at_teachers:
-            raise ConfigError("a fit starts from an artefact or at the teachers; set start or start_at_teachers")
         if self.task_cores_from is not None and (self.task_cores_from < 0 or not self.rounds):
             raise ConfigError(
                 "task_cores_from is a step from 0 on, and goes with rounds, which teach these cores to the trunk"
             )
-        wanted = self.context_teacher == "adapter" or self.matching > 0 or self.start_at_teachers
+        wanted = self.context_teacher == "adapter" or self.matching > 0
         if wanted != (self.teachers is not None):
-            raise ConfigError(
-                "context_teacher: adapter, matching and start_at_teachers go with teachers, the folder that has them"
-            )
+            raise ConfigError("context_teacher: adapter and matching go with teachers, the folder that has them")
 
     @property
     def artefact(self) -> Path:
@@ -142,12 +128,8 @@ class Config:
         return self.workdir / "task_cores"
 
 
-def run(config: Config, *, texts: Path | None = None) -> None:
+def run(config: Config) -> None:
     """Train, check as it goes, and write `{workdir}/generator/`; if it is there already, it keeps its calibration.
-
-    Args:
-        config: of the fit.
-        texts: file of embeddings that several fits share; by default each keeps its own in `workdir`.
 
     Raises:
         ConfigError: the working directory has the state of a run with other settings or tasks, or the artefact to
@@ -155,7 +137,7 @@ def run(config: Config, *, texts: Path | None = None) -> None:
     """
     tasks, synthetic = training_tasks(config)
     kept_back = hidden_tasks(config)
-    file = texts or config.workdir / TEXTS_FILE
+    file = config.workdir / TEXTS_FILE
     with lasting_encoder(config.text_encoder, file) as encoder:
         made_here = _fit(config, encoder, tasks, synthetic, kept_back)
     if config.rounds and made_here:
@@ -180,21 +162,17 @@ def _fit(
         config.sampler,
         config.training.seed,
         synthetic,
-        instructions=instructions() if config.sampler.instruction_share else (),
         with_context_rows=config.distillation > 0,
         teachers=teachers if config.context_teacher == "adapter" else None,
         deltas=deltas,
     )
     generator = create_generator(base.spec, default_lora(base), config.generator, seed=config.training.seed)
-    if config.start_at_teachers:
-        start_from_teachers(generator, list(teachers.values()), seed=config.training.seed)
     start = None if config.start is None else started_from(config.start, generator)
     own = config.task_cores_from
     task_cores = None if own is None else TaskCores([task.task_id for task in tasks], generator, first_step=own)
     objective = TaskObjective(
         base,
         label_smoothing=config.label_smoothing,
-        core_penalty=config.core_penalty,
         distillation=config.distillation,
         context_teacher=config.context_teacher,
         matching=config.matching,
@@ -290,24 +268,14 @@ def _teacher_deltas(
 
 
 def training_tasks(config: Config) -> tuple[list[Task], list[Task]]:
-    """The tasks of the folder that `config` names, and the procedural ones beside them.
-
-    Raises:
-        ConfigError: there are fewer than `num_tasks`.
-    """
-    tasks, made_up = training_pools(
+    """The tasks of the folder that `config` names, and the procedural ones beside them."""
+    return training_pools(
         config.tasks,
         config.task_ids,
         wordings=config.wordings,
         num_synthetic=config.synthetic_tasks,
         hidden_families=config.hidden_families,
     )
-    if not 0 <= config.num_tasks <= len(tasks):
-        raise ConfigError(f"num_tasks is {config.num_tasks}, and there are {len(tasks)} tasks")
-    if config.num_tasks:
-        drawn = np.random.default_rng(config.training.seed).permutation(len(tasks))[: config.num_tasks]
-        tasks = [tasks[i] for i in sorted(drawn)]
-    return tasks, made_up
 
 
 def hidden_tasks(config: Config) -> list[Task]:

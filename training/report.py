@@ -69,11 +69,9 @@ def sections(config: Config) -> list[Section]:
     found += [make.matches(matches)] if matches else []
     single: Mapping[str, Callable[[Mapping[str, Any]], Section]] = {
         "ablation": make.ablation,
-        "study": make.study,
         "guided": make.guided,
         "composition": make.composition,
         "scale": make.scale,
-        "transfer": report_quality.transfer,
         "confidence": report_quality.confidence,
     }
     found += [build(results[name]) for name, build in single.items() if name in results]

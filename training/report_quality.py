@@ -57,43 +57,6 @@ def _methods(result: Result) -> Section:
     return Section("Quality of all methods", result["metric"].capitalize() + ".", (result["command"],), [picture])
 
 
-def transfer(result: Result) -> Section:
-    """How far the cores of tasks that are left out can be told from their descriptions, by the number of others."""
-    names = {
-        "own": "its own",
-        "best_mixture": "the best mixture",
-        "another": "another task's",
-        "mean_of_fitted": "the mean of the others",
-    }
-    series = {
-        f"{split} left out: {names[kind]}": [(float(count), found[kind]) for count, found in curve.items()]
-        for split, curve in result["distances"].items()
-        for kind in ("own", "best_mixture", "another")
-    }
-    drawing = line_chart(series, x="tasks fitted on", y="squared distance", markers=True)
-    by_count = [
-        (split, count, *(found[kind] for kind in names))
-        for split, curve in result["distances"].items()
-        for count, found in curve.items()
-    ]
-    by_embedding = [
-        (split, kind, found["own"], found["another"])
-        for split, kinds in result["embeddings"].items()
-        for kind, found in kinds.items()
-    ]
-    text = (
-        "A kernel ridge regression from descriptions to cores, asked for tasks that it was not fitted on, with unseen "
-        "wordings. 1 is the distance of all tasks from their mean. The best mixture of the fitted tasks' cores is "
-        "found by looking at the cores that are asked for."
-    )
-    content: list[Table | Picture] = [
-        Picture("transfer", drawing, text),
-        Table(("left out", "tasks fitted on", *names.values()), by_count),
-        Table(("left out", "descriptions embedded by", "its own", "another task's"), by_embedding),
-    ]
-    return Section("Would more tasks help?", text, (result["command"],), content)
-
-
 def confidence(result: Result) -> Section:
     """The reliability diagram: what was promised against what was measured."""
     found = result["reliability"]

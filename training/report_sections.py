@@ -15,8 +15,6 @@ _MATCH_COLUMNS = (
     "train_cosine", "heldout_cosine", "heldout_wrong_cosine", "heldout_mean_teacher_cosine",
     "heldout_nearest_teacher_cosine", "train_weight_error", "heldout_weight_error", "base_forwards", "seconds",
 )  # fmt: skip
-_LIKELIHOOD = ", log-likelihood"
-_FROM_PROMPT = (": generated", ": generated, wrong description")
 
 
 def curves(workdir: Path, commands: Mapping[str, Sequence[str]]) -> list[Section]:
@@ -110,46 +108,6 @@ def ablation(result: Result) -> Section:
     ]
     text = f"The same fit with each kind of loss: {result['steps']} steps of {result['groups']} teachers."
     return Section("Ablation", text, (result["command"],), content)
-
-
-def study(result: Result) -> Section:
-    """Arms of a fit by what their generators do; as curves where the arms differ in one number alone."""
-    summary, changes = result["summary"], result["changes"]
-    metrics = list(next(iter(summary.values())))
-    varied = _varied(changes)
-    content: list[Table | Picture] = []
-    if varied is None:
-        shown = [metric for metric in metrics if metric.endswith(_FROM_PROMPT) and _LIKELIHOOD not in metric]
-        for part, members in _by_group(shown).items():
-            drawing = _bars(summary, members, x="accuracy")
-            content.append(Picture(f"study-{_slug(part)}-by-arm", drawing, f"Accuracy, {part}"))
-    else:
-        name, values = varied
-        for part, members in _by_group(metrics).items():
-            points = {
-                _label(metric): sorted((values[arm], found[metric]["mean"]) for arm, found in summary.items())
-                for metric in members
-            }
-            y = "log-likelihood, nats a token" if part.endswith(_LIKELIHOOD) else "accuracy"
-            drawing = line_chart(points, x=name, y=y, markers=True)
-            content.append(Picture(f"study-{_slug(part)}", drawing, part.capitalize()))
-    rows = [(metric, *(_spread(found[metric]) for found in summary.values())) for metric in metrics]
-    content.append(Table(("accuracy, nats a token, cosine or seconds", *summary), rows))
-    content.append(Table(("arm", "changes"), [(arm, " ".join(made) or "none") for arm, made in changes.items()]))
-    text = f"The same fit in several ways, of {result['steps']} steps unless an arm's changes say otherwise."
-    return Section("Study", text, (result["command"],), content)
-
-
-def _varied(changes: Mapping[str, Sequence[str]]) -> tuple[str, dict[str, float]] | None:
-    """The one setting whose number is all that sets several arms apart, and its number in each; None without one."""
-    if len(changes) < 2 or any(len(made) != 1 for made in changes.values()):
-        return None
-    names, values = zip(*(made[0].split("=", 1) for made in changes.values()), strict=True)
-    try:
-        numbers = dict(zip(changes, map(float, values), strict=True))
-    except ValueError:
-        return None
-    return (names[0].replace("_", " "), numbers) if len(set(names)) == 1 else None
 
 
 def guided(result: Result) -> Section:
@@ -267,20 +225,6 @@ def _bars(summary: Mapping[str, Any], metrics: Sequence[str], *, x: str) -> Draw
         return {arm: {_label(m): found[m][name] for m in metrics} for arm, found in summary.items()}
 
     return bar_chart(part("mean"), part("deviation"), x=x)
-
-
-def _by_group(metrics: Sequence[str]) -> dict[str, list[str]]:
-    """The metrics that are written `GROUP: METHOD`, by their group."""
-    groups: dict[str, list[str]] = {}
-    for metric in metrics:
-        group, separator, _ = metric.rpartition(": ")
-        if separator:
-            groups.setdefault(group, []).append(metric)
-    return groups
-
-
-def _slug(group: str) -> str:
-    return group.replace(", ", "-").replace(" ", "-")
 
 
 def _label(metric: str) -> str:

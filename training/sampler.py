@@ -20,7 +20,6 @@ from llgbm.lora import LoRAWeights
 from llgbm.packing import Row
 from llgbm.prompting import TextEncoder
 from training.conditions import ConditionConfig, ConditionSampler
-from training.synthetic.instructions import Instruction
 from training.tasks import Example, Task
 
 
@@ -32,11 +31,6 @@ class SamplerConfig(ConditionConfig):
     """Tasks in a step; each has one adapter."""
     synthetic_groups: int = 0
     """How many of these are procedural tasks; the others come from the folder."""
-    borrowed_groups: int = 0
-    """Groups beside these whose rows are inputs of other tasks: no right answer is known, and a teacher that has the
-    description in its context says how it would begin to answer. For distillation."""
-    instruction_share: float = 0.0
-    """Share of the borrowed groups whose description is an instruction without data, and not that of a task."""
     tokens_per_group: int = 110
     """Token budget of a group; its rows share the chat template's head, which is counted once."""
     max_row_tokens: int = 130
@@ -46,23 +40,18 @@ class SamplerConfig(ConditionConfig):
     shared_fraction: float = 0.1
     """Share of groups that go on training the shared part so."""
     context_fraction: float = 0.2
-    """Share of conditioned groups, borrowed ones among them, whose rows also carry the description in their context."""
-    taught_fraction: float = 1.0
-    """Share of conditioned groups of bare rows that a teacher, where there is one, teaches beside the right answers."""
-    shuffled_conditions: bool = False
-    """Give every group the condition of a random task: the control that shows what the prompt is worth."""
+    """Share of conditioned groups whose rows also carry the description in their context."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.groups, self.tokens_per_group, self.max_row_tokens) < 1:
             raise ConfigError("groups, tokens_per_group and max_row_tokens must be at least 1")
-        if min(self.warm_start_steps, self.borrowed_groups) < 0:
-            raise ConfigError("warm_start_steps and borrowed_groups must not be negative")
+        if self.warm_start_steps < 0:
+            raise ConfigError("warm_start_steps must not be negative")
         if not 0 <= self.synthetic_groups <= self.groups:
             raise ConfigError("synthetic_groups lies between 0 and groups")
-        fractions = (self.shared_fraction, self.context_fraction, self.taught_fraction, self.instruction_share)
-        if not all(0 <= fraction <= 1 for fraction in fractions):
-            raise ConfigError("fractions and shares lie between 0 and 1")
+        if not (0 <= self.shared_fraction <= 1 and 0 <= self.context_fraction <= 1):
+            raise ConfigError("fractions lie between 0 and 1")
 
 
 def drawn_in_epochs(count: int, step: int, groups: int, seed: int, *, stream: int) -> list[int]:
@@ -77,15 +66,13 @@ class TaskSampler:
     Args:
         tasks: those of the folder.
         synthetic: procedural tasks, which have epochs of their own.
-        instructions: descriptions of tasks without data, for borrowed groups.
         with_context_rows: also give rows of conditioned groups with the description in the context, for distillation.
         teachers: adapters by task id, to distil from in place of these; their rows are the bare ones.
         deltas: of teachers by task id, (probes, layers, hidden) each, for conditioned groups of these tasks.
 
     Raises:
         ConfigError: there is no task, or one has no description to train on, or no row short enough; or groups are
-            wanted of tasks that there are none of; or inputs are borrowed, and no teacher reads descriptions; or there
-            are instructions that no group asks for, or none for those that do.
+            wanted of tasks that there are none of.
     """
 
     def __init__(
@@ -97,7 +84,6 @@ class TaskSampler:
         seed: int,
         synthetic: Sequence[Task] = (),
         *,
-        instructions: Sequence[Instruction] = (),
         with_context_rows: bool = True,
         teachers: Mapping[str, LoRAWeights] | None = None,
         deltas: Mapping[str, Tensor] | None = None,
@@ -112,20 +98,7 @@ class TaskSampler:
                 f"there are {len(synthetic)} procedural tasks and {config.synthetic_groups} groups of a step for them; "
                 "set synthetic_tasks and synthetic_groups, or neither"
             )
-        if bool(instructions) != bool(config.instruction_share):
-            raise ConfigError(
-                f"there are {len(instructions)} instructions, and instruction_share is {config.instruction_share}; "
-                "give both or neither"
-            )
-        if config.instruction_share and not config.borrowed_groups:
-            raise ConfigError("instruction_share is a share of the borrowed groups; set borrowed_groups too")
-        if config.borrowed_groups and (teachers is not None or not with_context_rows):
-            raise ConfigError("borrowed_groups needs distillation from a teacher with the description in its context")
         self._conditions = ConditionSampler(self._tasks, encoder, config, seed)
-        self._instructions = [
-            (instruction.name, instruction.descriptions, encoder.encode(instruction.descriptions))
-            for instruction in instructions
-        ]
         self._tail = len(self._prompt("", None)) - len(self._head())
         for task in self._tasks:
             self._require_short_row(task)
@@ -144,8 +117,7 @@ class TaskSampler:
         synthetic = drawn_in_epochs(num_synthetic, step, config.synthetic_groups, self._seed, stream=2)
         shared_only = step < config.warm_start_steps
         drawn = [*own, *(num_own + task for task in synthetic)]
-        groups = [self._group(task, rng, shared_only=shared_only) for task in drawn]
-        return groups + [self._borrowing(rng) for _ in range(0 if shared_only else config.borrowed_groups)]
+        return [self._group(task, rng, shared_only=shared_only) for task in drawn]
 
     def _group(self, index: int, rng: np.random.Generator, *, shared_only: bool) -> TaskGroup:
         task, config = self._tasks[index], self._config
@@ -153,55 +125,17 @@ class TaskSampler:
         if shared_only or rng.random() < config.shared_fraction:
             _, rows = self._fitting(task, rng, task.seen_descriptions[wording])
             return TaskGroup(task.task_id, None, rows)
-        other = int(rng.integers(len(self._tasks))) if config.shuffled_conditions else index
-        condition = self._conditions.draw(other, wording % len(self._tasks[other].seen_descriptions), rng)
+        condition = self._conditions.draw(index, wording, rng)
         in_context = task.seen_descriptions[wording] if rng.random() < config.context_fraction else None
         examples, rows = self._fitting(task, rng, in_context)
         group = TaskGroup(task.task_id, condition, rows, delta=self._deltas.get(task.task_id))
-        taught = self._with_context_rows and in_context is None
-        # no draw where all are taught, so that the batches of a seed stay what they were
-        if not taught or (config.taught_fraction < 1 and rng.random() >= config.taught_fraction):
+        if not self._with_context_rows or in_context is not None:
             return group
         if self._teachers is not None:
             teacher = self._teachers.get(task.task_id)
             return replace(group, context_rows=rows if teacher else (), teacher=teacher)
         context_rows = [self._row(example, task.seen_descriptions[wording]) for example in examples]
         return replace(group, context_rows=context_rows)
-
-    def _borrowing(self, rng: np.random.Generator) -> TaskGroup:
-        """A description with inputs of other tasks, each with one place to predict: the answer's first token."""
-        config = self._config
-        name, descriptions, embeddings = self._described(rng)
-        wording = int(rng.integers(len(descriptions)))
-        condition = self._conditions.noisy(embeddings[wording], rng)
-        in_context = descriptions[wording] if rng.random() < config.context_fraction else None
-        unknown = answer_ids(self._base.tokenizer, "")
-        rows: list[Row] = []
-        context_rows: list[Row] = []
-        spent = head = self._head_length(in_context)
-        while not rows or spent < config.tokens_per_group:  # a long description alone may reach it
-            other = self._tasks[self._any(rng)]
-            text = other.train[int(rng.integers(len(other.train)))].input
-            row = Row(self._prompt(text, in_context), unknown)
-            cost = len(row.prompt) + len(row.answer) - head
-            if cost <= config.max_row_tokens:
-                rows.append(row)
-                reads_it = in_context is not None
-                context_rows.append(row if reads_it else Row(self._prompt(text, descriptions[wording]), unknown))
-                spent += cost
-        return TaskGroup(name, condition, rows, context_rows, labelled=False)
-
-    def _described(self, rng: np.random.Generator) -> tuple[str, Sequence[str], Tensor]:
-        """A name, its descriptions and their embeddings: those of an instruction or of a task."""
-        if rng.random() < self._config.instruction_share:
-            return self._instructions[int(rng.integers(len(self._instructions)))]
-        index = self._any(rng)
-        return self._tasks[index].task_id, self._tasks[index].seen_descriptions, self._conditions.descriptions[index]
-
-    def _any(self, rng: np.random.Generator) -> int:
-        """A task by chance, procedural ones as often as groups have them."""
-        own = rng.random() >= self._config.synthetic_groups / self._config.groups
-        return int(rng.integers(self._num_own) if own else rng.integers(self._num_own, len(self._tasks)))
 
     def _fitting(
         self, task: Task, rng: np.random.Generator, description: str | None

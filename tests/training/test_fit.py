@@ -26,7 +26,7 @@ from training.probe_config import ProbeConfig
 from training.progress_check import CheckConfig
 from training.sampler import SamplerConfig, TaskSampler
 from training.tasks import load_tasks
-from training.teachers import adapter_folder, load_teachers
+from training.teachers import adapter_folder
 
 IDS = ("first", "next", "upper")
 
@@ -183,7 +183,7 @@ def test_another_seed_gives_another_generator(config: fit.Config) -> None:
         (lambda c: replace(c, label_smoothing=0.0), "label_smoothing"),
         (lambda c: replace(c, training=replace(c.training, learning_rate=1.0)), "training"),
         (lambda c: replace(c, generator=replace(c.generator, num_blocks=2)), "generator"),
-        (lambda c: replace(c, base_storage="bfloat16", core_penalty=0.1), "base_storage, core_penalty"),
+        (lambda c: replace(c, base_storage="bfloat16", distillation=0.1), "base_storage, distillation"),
     ],
 )
 def test_a_workdir_of_other_settings_is_refused(
@@ -253,12 +253,10 @@ def test_the_lora_is_the_presets_where_there_is_one(tiny_base: Base) -> None:
     assert fit.default_lora(replace(tiny_base, spec=other)) == LoRASpec.for_model(other, rank=8, alpha=16.0)
 
 
-def test_the_delta_loss_brings_adapters_nearer_to_the_teachers_from_their_mean(
-    config: fit.Config, workdir: Path
-) -> None:
+def test_the_delta_loss_brings_adapters_nearer_to_the_teachers(config: fit.Config, workdir: Path) -> None:
     """`workdir` has teachers of these tasks."""
     config = replace(
-        config, teachers=workdir, start_at_teachers=True, matching=1.0, probes=ProbeConfig(count=3, layers=2),
+        config, teachers=workdir, matching=1.0, probes=ProbeConfig(count=3, layers=2),
         generator=replace(config.generator, basis_rank=32), check=CheckConfig(every=0),
         sampler=replace(config.sampler, warm_start_steps=0, shared_fraction=0.0),
         training=replace(config.training, steps=30),
@@ -279,18 +277,7 @@ def test_the_delta_loss_brings_adapters_nearer_to_the_teachers_from_their_mean(
     assert 0 < sum(distance[-5:]) < 0.8 * sum(distance[:5])
 
 
-def test_a_fit_at_the_teachers_begins_with_their_mean(config: fit.Config, workdir: Path, tiny_base: Base) -> None:
-    settings = replace(config.training, steps=1, learning_rate=1e-9)
-    generator = replace(config.generator, basis_rank=32)
-    fit.run(replace(config, teachers=workdir, start_at_teachers=True, generator=generator, training=settings))
-    made = load_generator(config.workdir / "generator").generator.shared_adapter()
-    each = load_teachers(workdir, IDS, tiny_base.spec.base_id).values()
-    for name in made.spec.names:
-        b = torch.stack([teacher.b[name] for teacher in each]).mean(0)
-        torch.testing.assert_close(made.b[name], b, atol=1e-3, rtol=0)  # float16 on disk
-
-
-@pytest.mark.parametrize("settings", [{"context_teacher": "adapter"}, {"matching": 1.0}, {"start_at_teachers": True}])
+@pytest.mark.parametrize("settings", [{"context_teacher": "adapter"}, {"matching": 1.0}])
 def test_what_needs_teachers_is_refused_without_a_folder_of_them(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="go with teachers"):
         fit.Config(**settings)
@@ -302,7 +289,6 @@ def test_what_needs_teachers_is_refused_without_a_folder_of_them(settings: dict[
         ({}, "go with teachers"),
         ({"matching": -1.0}, "must not be negative"),
         ({"rounds": -1}, "must not be negative"),
-        ({"start_at_teachers": True, "start": Path("a")}, "an artefact or at the teachers"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:

@@ -47,7 +47,6 @@ def test_every_shipped_configuration_is_valid(command: Command, file: Path) -> N
     [
         ("fit", ("shipped", "cores")),
         ("evaluate", ("shipped", "cores")),
-        ("evaluate", ("shipped", "distilled")),
     ],
 )
 def test_files_that_the_documents_combine_go_together(

@@ -180,18 +180,6 @@ def test_noise_has_the_length_asked_for_and_conditions_stay_normalised(
     assert mean == pytest.approx((1 + noise**2) ** -0.5, abs=0.05)
 
 
-def test_the_control_mixes_conditions_and_tasks_up(tiny_base: Base, encoder: PretrainedTextEncoder) -> None:
-    sampler = sampler_of(
-        tiny_base, encoder, tokens_per_group=1, noise=0.0, example_fraction=0.0, mixed_fraction=0.0,
-        shuffled_conditions=True,
-    )  # fmt: skip
-    pairs = Counter(
-        (g.task_id, nearest(g.condition, sampler)[0]) for g in groups_of(sampler, 60) if g.condition is not None
-    )
-    assert len(pairs) == 9
-    assert max(pairs.values()) < 0.25 * pairs.total()
-
-
 # procedural tasks
 
 
@@ -218,7 +206,6 @@ def test_procedural_tasks_have_their_groups_and_their_epochs(tiny_base: Base, en
         ({"num_examples": 0}, "at least 1"),
         ({"warm_start_steps": -1}, "must not be negative"),
         ({"noise": -0.1}, "must not be negative"),
-        ({"borrowed_groups": -1}, "must not be negative"),
         ({"synthetic_groups": 5}, "between 0 and groups"),
         ({"shared_fraction": 1.1}, "between 0 and 1"),
         ({"context_fraction": float("nan")}, "between 0 and 1"),
