@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from training.__main__ import COMMANDS
-from training.command_line import Command, main
-from training.config import config_paths, load_config, to_dict
-from training.config_help import config_help
+from training.cli.command_line import Command, main
+from training.cli.config import config_paths, load_config, to_dict
+from training.cli.config_help import config_help
 
 ROOT = Path(__file__).resolve().parents[2]
 
