@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from benchmarks.measure import Result, interleaved, over, rates, result
 from benchmarks.workbench import Workbench
-from llgbm.batches import TaskGroup, TrainingBatch
 from llgbm.checkpoint import load_generator
-from llgbm.core_loss import CoreMetric, CoreObjective
+from llgbm.fitting.batches import TaskGroup, TrainingBatch
+from llgbm.fitting.core_loss import CoreMetric, CoreObjective
 from llgbm.generator import LoRAGenerator
 from llgbm.training import TrainingConfig, train
 

@@ -30,7 +30,8 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 
-from training import teachers, tiny
+from training.cli import tiny
+from training.phases import teachers
 
 
 def main() -> int:

@@ -11,10 +11,10 @@ from torch import nn
 
 from llgbm.config import MODEL_SPECS, ModelSpec
 from llgbm.errors import ConfigError, PretrainedNotFoundError
-from llgbm.frozen_linear import Storage, store_linears
-from llgbm.model_folder import folder_problem
-from llgbm.pretrained import pretrained_revision, resolve_pretrained
-from llgbm.quiet import no_progress_bars
+from llgbm.linears.frozen_linear import Storage, store_linears
+from llgbm.pretrained.find import pretrained_revision, resolve_pretrained
+from llgbm.pretrained.folder import folder_problem
+from llgbm.pretrained.progress_bars import no_progress_bars
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from llgbm.base import Base
-from llgbm.delta_cache import DeltaCache
 from llgbm.errors import AdapterMismatchError, ConfigError
+from llgbm.fitting.packing import Row, pack, packed_hidden_states
 from llgbm.functional import FunctionalLoRA
 from llgbm.lora import LoRAWeights
-from llgbm.measurement import Activation, Delta, Measurement
-from llgbm.packing import Row, pack, packed_hidden_states
-from llgbm.probe_encoding import (
+from llgbm.matching.delta_cache import DeltaCache
+from llgbm.matching.measurement import Activation, Delta, Measurement
+from llgbm.matching.probe_encoding import (
     encode_probes,
     measurement_of,
     require_gradients,
@@ -118,7 +118,7 @@ def per_probe_states(
     Subtract the values of `compute_base_activation` for deltas. Differentiable with respect to the weights.
 
     Raises:
-        As `activations` and `llgbm.measurement.encode_probes`.
+        As `activations` and `llgbm.matching.measurement.encode_probes`.
     """
     return activations(base, encode_probes(base.tokenizer, probes), layers, functional=functional, weights=weights)
 

@@ -24,8 +24,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from llgbm.adapters.peft_io import content_digest, load_peft, save_peft
 from llgbm.lora import LoRAWeights
-from llgbm.peft_io import content_digest, load_peft, save_peft
 from service.work_folder import sweep, unused_path, work_folder
 
 CONFIG_FILE, WEIGHTS_FILE, RECORD_FILE = "adapter_config.json", "adapter_model.safetensors", "llgbm.json"

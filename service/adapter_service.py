@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 import structlog
 import torch
 
+from llgbm.adapters.peft_io import content_digest, load_peft
 from llgbm.config import ModelSpec
 from llgbm.errors import AdapterFormatError, AdapterMismatchError
 from llgbm.lora import LoRAWeights, combine
-from llgbm.peft_io import content_digest, load_peft
 from llgbm.prompting import AdapterRequest, MadeAdapter
 from service.adapter_catalogue import AdapterCatalogue, damaged_adapter, unknown_adapter
 from service.adapter_files import AdapterDamagedError, AdapterRecord

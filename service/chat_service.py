@@ -16,10 +16,10 @@ from typing import Any
 from jinja2 import TemplateError
 
 from llgbm.chat import prompt_ids, with_description
-from llgbm.decoding import Row
+from llgbm.decoding.decoder import Row
+from llgbm.decoding.sampling import SamplingParams
 from llgbm.errors import ConfigError
 from llgbm.prompting import AdapterRequest
-from llgbm.sampling import SamplingParams
 from service.adapter_catalogue import AdapterCatalogue
 from service.adapter_service import AdapterService
 from service.adapter_store import AdapterReference

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from llgbm.decoding import Row, Step
+from llgbm.decoding.decoder import Row, Step
 
 
 class EngineError(Exception):
@@ -145,7 +145,7 @@ class DecodingEngine(Protocol):
 
 
 class DecoderLike(Protocol):
-    """What the engine needs of `llgbm.decoding.Decoder`."""
+    """What the engine needs of `llgbm.decoding.decoder.Decoder`."""
 
     def add(self, rows: Sequence[Row]) -> list[Step]:
         """Take rows into the batch, all or none; the first token of each."""

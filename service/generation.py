@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from llgbm.decoding import Step
+from llgbm.decoding.decoder import Step
 from service.adapter_store import AdapterReference
 from service.engine_api import EngineError, TokenStream
 from service.errors import ApiError, internal_error

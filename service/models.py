@@ -13,12 +13,12 @@ import torch
 
 from llgbm.base import BareBase, Base, load_bare_base, load_base
 from llgbm.checkpoint import load_generator
-from llgbm.decoding import Decoder, Row
-from llgbm.embedding_cache import SqliteEmbeddingCache
+from llgbm.conditioning.embedding_cache import SqliteEmbeddingCache
+from llgbm.decoding.decoder import Decoder, Row
+from llgbm.decoding.sampling import SamplingParams
 from llgbm.errors import CheckpointError
-from llgbm.pretrained import resolve_pretrained
+from llgbm.pretrained.find import resolve_pretrained
 from llgbm.prompting import AdapterMaker
-from llgbm.sampling import SamplingParams
 from llgbm.text_encoder import PretrainedTextEncoder
 from service.embedding_cache import LastingCache, RedisEmbeddingCache, ResilientCache
 from service.engine_api import DecoderLike

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from llgbm.decoding import Row, Step
+from llgbm.decoding.decoder import Row, Step
 from service.engine_api import (
     DeadlineError,
     EngineError,

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from llgbm.decoding import Step
+from llgbm.decoding.decoder import Step
 from service.chat_service import ChatService, Wish
 from service.generation import Generation
 from service.schemas.common import Usage, errors

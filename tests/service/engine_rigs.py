@@ -7,13 +7,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llgbm.adapters.peft_io import content_digest
 from llgbm.base import Base, load_base
 from llgbm.chat import prompt_ids
 from llgbm.config import LoRASpec
-from llgbm.decoding import Decoder, Row, Step, generate
+from llgbm.decoding.decoder import Decoder, Row, Step, generate
+from llgbm.decoding.sampling import SamplingParams
 from llgbm.lora import LoRAWeights
-from llgbm.peft_io import content_digest
-from llgbm.sampling import SamplingParams
 from service.adapter_files import AdapterFiles, AdapterRecord
 from service.engine import Engine
 from service.engine_api import DecodingEngine, EngineLimits, TokenStream

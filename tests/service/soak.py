@@ -22,7 +22,7 @@ from typing import Any
 
 import httpx
 
-from llgbm.tiny import build_tiny_base, build_tiny_encoder
+from llgbm.pretrained.tiny import build_tiny_base, build_tiny_encoder
 from service.adapter_files import AdapterFiles
 from tests.service.process import Process
 from tests.service.storm import storm

@@ -14,7 +14,7 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.generation import GenerationMode
 
 from llgbm.base import Base
-from llgbm.decoding import Row
+from llgbm.decoding.decoder import Row
 from llgbm.prompting import AdapterMaker
 from service.metrics import Metrics
 from service.models import Models, Progress, embedding_cache

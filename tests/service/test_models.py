@@ -14,7 +14,7 @@ from structlog.testing import CapturingLogger
 from llgbm.base import Base, load_base
 from llgbm.checkpoint import GeneratorManifest
 from llgbm.errors import CheckpointError, ConfigError, PretrainedNotFoundError
-from llgbm.frozen_linear import Storage
+from llgbm.linears.frozen_linear import Storage
 from llgbm.prompting import AdapterRequest
 from service import models as models_module
 from service.metrics import Metrics

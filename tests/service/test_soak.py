@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from llgbm.decoding import Row
+from llgbm.decoding.decoder import Row
 from llgbm.lora import LoRAWeights
 from service.adapter_store import Lease
 from service.engine_api import TokenStream

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from llgbm.adapters.peft_io import content_digest
 from llgbm.config import lora_spec
-from llgbm.peft_io import content_digest
 from service.adapter_files import ADAPTER_ID, AdapterFiles
 from service.work_folder import PREFIX
 from tests.fixtures import random_lora

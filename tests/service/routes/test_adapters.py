@@ -10,8 +10,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from llgbm.adapters.peft_io import content_digest, from_bytes, load_peft
 from llgbm.lora import LoRAWeights, combine
-from llgbm.peft_io import content_digest, from_bytes, load_peft
 from llgbm.prompting import AdapterRequest
 from service import adapter_files
 from service.adapter_files import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE

@@ -1,0 +1,64 @@
+"""Activation checkpointing under FunctionalLoRA: less memory for one more forward pass of each layer.
+
+A layer keeps its input alone and is run again when its gradient is due (Chen et al. 2016, arXiv 1604.06174). By then
+the adapter's context and the packed attention have been left, and a layer that is run without them would give the plain
+base's gradients. So the second run enters both again, for the one layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from llgbm.fitting.packing import grouped_attention
+from llgbm.functional import FunctionalLoRA, PreparedLoRA
+
+
+@contextmanager
+def recomputed_layers(model: nn.Module, functional: FunctionalLoRA, prepared: PreparedLoRA) -> Iterator[None]:
+    """Inside, each decoder layer of a packed forward pass keeps only its input for the backward pass.
+
+    Use it together with `functional.applied(prepared)`, and run the backward pass after both contexts.
+
+    Args:
+        prepared: the adapters of the forward pass, from `functional.prepare`.
+    """
+    layers = list(model.get_submodule("model.layers").children())
+    for number, layer in enumerate(layers):
+        prefix = f"model.layers.{number}."
+        own = PreparedLoRA({name: hook for name, hook in prepared.hooks.items() if name.startswith(prefix)})
+        layer.forward = _saving(layer.forward, lambda own=own: _again(model, functional, own))  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward  # the class's own method shows again
+
+
+def _saving(
+    forward: Callable[..., Tensor], again: Callable[[], AbstractContextManager[object]]
+) -> Callable[..., Tensor]:
+    def run(*args: Any, **kwargs: Any) -> Tensor:
+        result: Tensor = checkpoint(
+            forward,
+            *args,
+            use_reentrant=False,
+            preserve_rng_state=False,  # the frozen base draws no random numbers
+            context_fn=lambda: (nullcontext(), again()),
+            **kwargs,
+        )
+        return result
+
+    return run
+
+
+@contextmanager
+def _again(model: nn.Module, functional: FunctionalLoRA, own: PreparedLoRA) -> Iterator[None]:
+    with ExitStack() as stack:
+        stack.enter_context(grouped_attention(model))
+        stack.enter_context(functional.applied(own))
+        yield
