@@ -25,23 +25,26 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from llgbm.errors import LLGBMError
-from service import errors, openapi, routes, translation
-from service.adapter_catalogue import AdapterCatalogue
-from service.adapter_service import AdapterService
-from service.adapter_store import AdapterStore
-from service.chat_service import ChatService
-from service.engine import Engine
-from service.engine_api import DecodingEngine, EngineError, EngineLimits, StoppedError
-from service.metrics import Metrics
-from service.models import LoadModels, load_models
-from service.observability import RequestContext, configure_logging, tracing, without_password
-from service.security import Gate, rate_limiter
-from service.settings import Settings, unknown_variables
-from service.shared_files import open_files
+from service import openapi, routes, translation
+from service.adapters.catalogue import AdapterCatalogue
+from service.adapters.generation_lock import Turns, turns_of
+from service.adapters.service import AdapterService
+from service.adapters.shared_files import open_files
+from service.adapters.store import AdapterStore
+from service.chat.service import ChatService
+from service.engine.interface import DecodingEngine, EngineError, EngineLimits, StoppedError
+from service.engine.torch_engine import Engine
+from service.engine.vllm_engine import VLLMEngine
+from service.engine.worker_threads import worker_threads
+from service.http import errors
+from service.http.request_context import RequestContext
+from service.http.security import Gate, rate_limiter
+from service.models.loading import LoadModels, load_models
+from service.observability.logs import configure_logging
+from service.observability.metrics import Metrics
+from service.observability.tracing import tracing
+from service.settings import Settings, unknown_variables, without_password
 from service.state import Services, State
-from service.turns import Turns, turns_of
-from service.vllm_engine import VLLMEngine
-from service.worker_threads import worker_threads
 
 _log = structlog.get_logger("service")
 _LOADING_PATIENCE = 1.0

@@ -19,7 +19,7 @@ from platformdirs import user_cache_dir, user_data_dir
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
 
-from service.observability import without_password
+from service.settings import without_password
 
 ROOT = Path(__file__).resolve().parent.parent
 _INSTALLED = Path(__file__).parent / "checkpoints"

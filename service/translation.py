@@ -10,8 +10,8 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 
 from llgbm.errors import AdapterFormatError, AdapterMismatchError, ConfigError
-from service.adapter_files import NameTakenError, StoreFullError, StoreUnavailableError
-from service.engine_api import (
+from service.adapters.errors import NameTakenError, StoreFullError, StoreUnavailableError
+from service.engine.interface import (
     DeadlineError,
     EngineError,
     QueueFullError,
@@ -21,7 +21,8 @@ from service.engine_api import (
     UnstableError,
     UpstreamError,
 )
-from service.errors import ApiError, internal_error
+from service.errors import ApiError
+from service.http.errors import internal_error
 
 _log = structlog.get_logger("service.translation")
 _T = TypeVar("_T")

@@ -9,11 +9,12 @@ import anyio
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
-from service import adapter_views as views
-from service.adapter_archive import archive_bytes, archive_parts, archive_sha256
-from service.adapter_catalogue import unknown_adapter
-from service.adapter_files import CONFIG_FILE, WEIGHTS_FILE, AdapterRecord
-from service.file_response import Part, PartsResponse, etag_of, head_only, not_modified, send_file
+from service.adapters.catalogue import unknown_adapter
+from service.adapters.records import CONFIG_FILE, WEIGHTS_FILE, AdapterRecord
+from service.http.file_response import Part, PartsResponse, etag_of, head_only, not_modified, send_file
+from service.http.sse import while_connected
+from service.routes import adapter_views as views
+from service.routes.adapter_archive import archive_bytes, archive_parts, archive_sha256
 from service.schemas.adapters import (
     AdapterDetail,
     AdapterPage,
@@ -25,7 +26,6 @@ from service.schemas.adapters import (
     UnloadAdapterRequest,
 )
 from service.schemas.common import errors
-from service.sse import while_connected
 from service.state import Ready, Services
 
 router = APIRouter(tags=["adapters"])

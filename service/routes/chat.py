@@ -7,10 +7,10 @@ import uuid
 
 from fastapi import APIRouter, Request
 
-from service.chat_service import Wish
+from service.chat.service import Wish
+from service.http.sse import while_connected
 from service.schemas.chat import ChatRequest, ChatResponse, ChatTimingsMs
 from service.schemas.common import Usage, errors
-from service.sse import while_connected
 from service.state import Ready, Services
 
 router = APIRouter(tags=["chat"])

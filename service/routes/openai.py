@@ -10,8 +10,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from llgbm.decoding.decoder import Step
-from service.chat_service import ChatService, Wish
-from service.generation import Generation
+from service.chat.generation import Generation
+from service.chat.service import ChatService, Wish
+from service.http.sse import EventStream, event, while_connected
 from service.schemas.common import Usage, errors
 from service.schemas.openai import (
     AssistantMessage,
@@ -27,7 +28,6 @@ from service.schemas.openai import (
     TokenLogprob,
     TopLogprob,
 )
-from service.sse import EventStream, event, while_connected
 from service.state import Ready, Services
 
 router = APIRouter(prefix="/v1", tags=["openai"])

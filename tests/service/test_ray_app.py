@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.redis_server import RedisServer
+from tests.service.support.redis_server import RedisServer
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.ray, pytest.mark.redis]

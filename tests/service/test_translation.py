@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from service.adapters.errors import NameTakenError, StoreFullError
+from service.errors import ApiError
 
 from llgbm.errors import AdapterFormatError, AdapterMismatchError, ConfigError
-from service.adapter_files import NameTakenError, StoreFullError
-from service.engine_api import (
+from service.engine.interface import (
     DeadlineError,
     EngineError,
     QueueFullError,
@@ -14,7 +15,6 @@ from service.engine_api import (
     UnstableError,
     UpstreamError,
 )
-from service.errors import ApiError
 from service.translation import as_api_error, translated
 
 TABLE = [

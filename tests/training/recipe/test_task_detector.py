@@ -6,7 +6,7 @@ import torch
 
 from llgbm.checkpoint import load_generator
 from llgbm.text_encoder import PretrainedTextEncoder
-from tests.service.tiny_checkpoint import build_tiny_checkpoint
+from tests.service.support.tiny_checkpoint import build_tiny_checkpoint
 from training.recipe.null_prompts import SMALL_TALK, gibberish, null_prompts
 from training.recipe.task_detector import detector_quality, fit_detector, short_form
 
