@@ -6,29 +6,11 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from service.adapters.errors import AdapterDamagedError, NameTakenError
+from service.adapters.errors import AdapterDamagedError, NameTakenError, UnknownAdapterError, UnusableAdapterError
 from service.adapters.records import AdapterRecord, require_name
 from service.adapters.store import AdapterStore
 from service.errors import ApiError
 from service.observability.metrics import Metrics
-
-
-def unknown_adapter(given: str) -> ApiError:
-    """The 404 of an adapter, with what to do."""
-    return ApiError(
-        404,
-        f"there is no adapter {given!r}; GET /adapters lists those there are, POST /generate-adapter makes one",
-        code="adapter_not_found",
-    )
-
-
-def damaged_adapter(identity: str) -> ApiError:
-    """The 500 of an adapter whose files are not what was written, with what to do."""
-    return ApiError(
-        500,
-        f"the files of {identity} are damaged; DELETE /adapters/{identity} and make or load it again",
-        code="adapter_damaged",
-    )
 
 
 class AdapterCatalogue:
@@ -49,7 +31,7 @@ class AdapterCatalogue:
         """
         identity = await asyncio.to_thread(self._files.resolve, name_or_id)
         if identity is None:
-            raise unknown_adapter(name_or_id)
+            raise UnknownAdapterError(name_or_id)
         return identity
 
     async def record(self, name_or_id: str) -> AdapterRecord:
@@ -57,7 +39,7 @@ class AdapterCatalogue:
         identity = await self.resolve(name_or_id)
         record = await asyncio.to_thread(self._files.record, identity)
         if record is None:
-            raise unknown_adapter(name_or_id)
+            raise UnknownAdapterError(name_or_id)
         return record
 
     async def page(self, limit: int, after: str | None) -> tuple[list[AdapterRecord], bool]:
@@ -85,9 +67,9 @@ class AdapterCatalogue:
         try:
             return await asyncio.to_thread(self._files.local, identity)
         except FileNotFoundError:
-            raise unknown_adapter(identity) from None
+            raise UnknownAdapterError(identity) from None
         except AdapterDamagedError as error:
-            raise damaged_adapter(identity) from error
+            raise UnusableAdapterError(identity) from error
 
     async def name(self, name: str, identity: str, *, taken_status: int = 409) -> None:
         """Give an adapter a name. Raises ApiError: it is taken, or means something else."""
@@ -126,7 +108,7 @@ class AdapterCatalogue:
         """Take a name away, and delete its adapter if it was loaded and has no other name. Raises ApiError 404."""
         identity = await self.resolve(name)
         if identity == name or not await asyncio.to_thread(self._files.unname, name):
-            raise unknown_adapter(name)
+            raise UnknownAdapterError(name)
         record = await asyncio.to_thread(self._files.record, identity)
         if record is not None and record.source == "loaded" and not (await self.names()).get(identity):
             await self.delete(identity)
@@ -135,6 +117,6 @@ class AdapterCatalogue:
         """Remove an adapter with its names; its id. Answers that use it are finished. Raises ApiError 404."""
         identity = await self.resolve(name_or_id)
         if not await asyncio.to_thread(self._store.delete, identity):
-            raise unknown_adapter(name_or_id)
+            raise UnknownAdapterError(name_or_id)
         self._metrics.adapters.labels("deleted").inc()
         return identity

@@ -13,79 +13,31 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
-import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from llgbm.peft_io import content_digest, load_peft, save_peft
 
 from llgbm.adapters.peft_io import content_digest, load_peft, save_peft
 from llgbm.lora import LoRAWeights
+from service.adapter_id import ADAPTER_ID
+from service.adapters.errors import AdapterDamagedError, NameTakenError, StoreFullError
+from service.adapters.records import (
+    ADAPTER_NAME,
+    CONFIG_FILE,
+    RECORD_FILE,
+    WEIGHTS_FILE,
+    AdapterRecord,
+    file_info,
+    parse_record,
+    require_name,
+)
 from service.adapters.work_folder import sweep, unused_path, work_folder
 
-CONFIG_FILE, WEIGHTS_FILE, RECORD_FILE = "adapter_config.json", "adapter_model.safetensors", "llgbm.json"
-ADAPTER_ID = re.compile(r"lora-[0-9a-f]{24}")
-ADAPTER_NAME = re.compile(r"(?!lora-[0-9a-f]{24}$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-
-class StoreFullError(Exception):
-    """The disk has no room for an adapter; nothing of it was kept."""
-
-
-class StoreUnavailableError(OSError):
-    """The store behind an address does not answer, or refuses."""
-
-
-class AdapterDamagedError(Exception):
-    """An adapter's files are not what was written."""
-
-
-class NameTakenError(Exception):
-    """The name belongs to another adapter."""
-
-
-class FileFact(BaseModel):
-    """Size and hash of one file of an adapter."""
-
-    model_config = ConfigDict(frozen=True)
-    bytes: int
-    sha256: str
-
-
-class AdapterRecord(BaseModel):
-    """What is known about an adapter without reading its tensors; the content of `llgbm.json`."""
-
-    model_config = ConfigDict(frozen=True)
-    id: str
-    digest: str
-    base: str
-    rank: int
-    alpha: float
-    target_modules: tuple[str, ...]
-    num_parameters: int
-    created: float
-    source: Literal["generated", "loaded", "composed"]
-    descriptions: tuple[str, ...] = ()
-    examples: tuple[tuple[str, str], ...] = ()
-    scale: float = 1.0
-    generator: str | None = None
-    parts: tuple[tuple[str, float], ...] = ()
-    nearest: tuple[tuple[str, float], ...] = ()
-    confidence: float | None = None
-    scale_in_context: float | None = None
-    warning: str | None = None
-    norms: Mapping[str, tuple[float | None, ...]] = {}
-    files: Mapping[str, FileFact] = {}
-
-    def content(self) -> bytes:
-        """What stands in its `llgbm.json`."""
-        return self.model_dump_json(indent=1).encode() + b"\n"
 
 
 class AdapterFiles:
@@ -164,7 +116,7 @@ class AdapterFiles:
         with work_folder(self.folder) as work:
             inner = work / record.id
             save_peft(weights, inner, base_id=record.base)
-            facts = {name: file_fact(inner / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
+            facts = {name: file_info(inner / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
             record = record.model_copy(update={"files": facts})
             _write_synced(inner / RECORD_FILE, record.content())
             _sync_folder(inner)
@@ -261,7 +213,9 @@ class AdapterFiles:
                 if held_by == identity:
                     return
                 if held_by is not None or not link.is_symlink():
-                    raise NameTakenError(f"the name {name!r} belongs to {held_by or 'something else'}") from None
+                    raise NameTakenError(
+                        f"the name {name!r} belongs to {held_by or 'something else'}; choose another"
+                    ) from None
                 self.unname(name)
             else:
                 return
@@ -289,12 +243,6 @@ class AdapterFiles:
         return found
 
 
-def require_name(name: str) -> None:
-    """Raise ValueError if `name` is not one that an adapter may have."""
-    if ADAPTER_NAME.fullmatch(name) is None:
-        raise ValueError(f"{name!r} is not a valid name: 1 to 64 letters, digits, dots, dashes and underscores")
-
-
 def is_full(error: OSError) -> bool:
     """Whether it says that a disk, or what one may have of it, is used up."""
     return error.errno in _FULL
@@ -311,22 +259,6 @@ def room_for(what: str) -> Iterator[None]:
         raise StoreFullError(
             f"no room in the store for {what}; delete adapters, or free some of its disk, and try again"
         ) from error
-
-
-def parse_record(data: bytes, identity: str) -> AdapterRecord | None:
-    """The record of an adapter from the content of its `llgbm.json`; None if it is not one, or another's."""
-    try:
-        record = AdapterRecord.model_validate_json(data)
-    except ValidationError:
-        return None
-    return record if record.id == identity else None
-
-
-def file_fact(path: Path) -> FileFact:
-    """Size and hash of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileFact(bytes=path.stat().st_size, sha256=digest)
 
 
 def _write_synced(path: Path, data: bytes) -> None:

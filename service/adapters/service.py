@@ -18,15 +18,14 @@ from typing import Any, TypeVar
 import structlog
 import torch
 
-from llgbm.adapters.peft_io import content_digest, load_peft
-from llgbm.config import ModelSpec
-from llgbm.errors import AdapterFormatError, AdapterMismatchError
+from llgbm.errors import AdapterFormatError, AdapterMismatchError, ConfigError
 from llgbm.lora import LoRAWeights, combine
 from llgbm.prompting import AdapterRequest, MadeAdapter
-from service.adapters.catalogue import AdapterCatalogue, damaged_adapter, unknown_adapter
-from service.adapters.errors import AdapterDamagedError
-from service.adapters.generation_lock import Turns
-from service.adapters.records import AdapterRecord
+from service.adapter_id import id_of_content
+from service.adapters.catalogue import AdapterCatalogue
+from service.adapters.errors import AdapterDamagedError, UnknownAdapterError, UnusableAdapterError
+from service.adapters.generation_lock import GenerationLock
+from service.adapters.records import AdapterRecord, new_record
 from service.adapters.store import AdapterReference, AdapterStore, Lease
 from service.engine.interface import QueueFullError
 from service.engine.torch_engine import Engine
@@ -34,7 +33,6 @@ from service.errors import ApiError
 from service.models.loading import Models
 from service.observability.metrics import Metrics
 from service.settings import Settings
-from service.translation import as_api_error, translated
 
 _log = structlog.get_logger("service.adapters")
 _RETRY_SECONDS = 1.0
@@ -65,7 +63,7 @@ class AdapterService:
         engine: Engine,
         store: AdapterStore,
         catalogue: AdapterCatalogue,
-        turns: Turns,
+        turns: GenerationLock,
         metrics: Metrics,
     ) -> None:
         self._turns = turns
@@ -75,6 +73,30 @@ class AdapterService:
         self._storing = 0
 
     # making
+
+    def request(
+        self,
+        descriptions: tuple[str, ...],
+        examples: tuple[tuple[str, str], ...] = (),
+        scale: float = 1.0,
+    ) -> AdapterRequest:
+        """A checked request for an adapter.
+
+        Raises:
+            ApiError: 413 too large, 422 nothing in it.
+        """
+        size = sum(map(len, descriptions)) + sum(len(i) + len(o) for i, o in examples)
+        limit = self._settings.max_prompt_chars
+        if size > limit:
+            raise ApiError(
+                413,
+                f"the task's description and examples have {size} characters, at most {limit} are read",
+                param="prompt",
+            )
+        try:
+            return AdapterRequest(descriptions, examples, scale)
+        except ConfigError as error:
+            raise ApiError(422, str(error), param="prompt") from error
 
     async def get_or_make(self, request: AdapterRequest) -> Outcome:
         """The adapter of a request, made if there is none."""
@@ -100,7 +122,7 @@ class AdapterService:
 
     async def scale_in_context(self, request: AdapterRequest) -> float:
         """The scale that an adapter for `request` has beside its description in a conversation; 1 if not calibrated."""
-        scale = await translated(self._engine.run(lambda: self._models.maker.scale_in_context(request)))
+        scale = await self._engine.run(lambda: self._models.maker.scale_in_context(request))
         return 1.0 if scale is None else scale
 
     async def _existing(self, identity: str) -> Outcome | None:
@@ -122,7 +144,7 @@ class AdapterService:
             self._require_place()
             task = self._making[identity] = asyncio.create_task(work())
             task.add_done_callback(lambda done: self._made(identity, done))
-        outcome = await translated(asyncio.shield(task))
+        outcome = await asyncio.shield(task)
         return outcome if first else Outcome(outcome.record, made=False, seconds=outcome.seconds)
 
     def _made(self, identity: str, task: asyncio.Task[Outcome]) -> None:
@@ -135,7 +157,7 @@ class AdapterService:
         under_way = len(self._making) + self._storing
         if under_way >= self._settings.max_jobs:
             self._metrics.rejected.labels("jobs").inc()
-            raise as_api_error(QueueFullError(f"{under_way} adapters are being made already", _RETRY_SECONDS))
+            raise QueueFullError(f"{under_way} adapters are being made already", _RETRY_SECONDS)
 
     @contextmanager
     def _place(self) -> Iterator[None]:
@@ -156,11 +178,14 @@ class AdapterService:
         start = time.perf_counter()
         made, norms = await self._engine.run(make)
         ready = time.perf_counter()
-        record = self._describe(
+        base = self._models.base.spec
+        record = new_record(
             identity,
             made.weights,
-            base=self._models.base.spec.base_id,
+            digest=await asyncio.to_thread(content_digest, made.weights),
             norms=norms,
+            base=base,
+            base_id=base.base_id,
             source="generated",
             descriptions=request.descriptions,
             examples=request.examples,
@@ -179,30 +204,13 @@ class AdapterService:
         self._metrics.adapters.labels("made" if new else "existed").inc()
         return Outcome(record, new, seconds)
 
-    def _describe(
-        self, identity: str, weights: LoRAWeights, *, base: str, norms: dict[str, float], **known: Any
-    ) -> AdapterRecord:
-        spec = weights.spec
-        return AdapterRecord(
-            id=identity,
-            digest="",  # filled in where the bytes are read anyway
-            base=base,
-            rank=spec.rank,
-            alpha=spec.alpha,
-            target_modules=spec.target_modules,
-            num_parameters=spec.num_parameters,
-            created=time.time(),
-            norms=_by_target(norms, self._models.base.spec),
-            **known,
-        )
-
     async def _keep(
         self, weights: LoRAWeights, record: AdapterRecord, *, replacing: bool = False
     ) -> tuple[AdapterRecord, bool]:
         def write() -> tuple[AdapterRecord, bool]:
             if replacing:
                 self._files.discard(record.id)
-            stored = self._files.write(weights, record.model_copy(update={"digest": content_digest(weights)}))
+            stored = self._files.write(weights, record)
             self._store.keep(record.id, weights)
             return stored
 
@@ -218,7 +226,7 @@ class AdapterService:
         """
         record = await asyncio.to_thread(self._files.record, identity)
         if record is None:
-            raise unknown_adapter(identity)
+            raise UnknownAdapterError(identity)
         return AdapterReference(identity, sum(norm is not None for norms in record.norms.values() for norm in norms))
 
     async def verify(self, identity: str) -> None:
@@ -243,21 +251,21 @@ class AdapterService:
                 acquiring.add_done_callback(_release_unwanted)
                 raise
             except FileNotFoundError:
-                raise unknown_adapter(identity) from None
+                raise UnknownAdapterError(identity) from None
             except AdapterMismatchError as error:
                 raise ApiError(422, f"{identity} does not fit the base: {error}", code="adapter_mismatch") from error
             except (AdapterDamagedError, AdapterFormatError) as error:
                 if not await asyncio.to_thread(self._files.exists, identity):  # deleted while it was read
-                    raise unknown_adapter(identity) from None
+                    raise UnknownAdapterError(identity) from None
                 _log.error("adapter_damaged", adapter_id=identity, error=str(error))
                 if last or not await self._make_again(identity):
-                    raise damaged_adapter(identity) from error
-        raise unknown_adapter(identity)
+                    raise UnusableAdapterError(identity) from error
+        raise UnknownAdapterError(identity)
 
     async def _make_again(self, identity: str) -> bool:
         record = await asyncio.to_thread(self._files.record, identity)
         if record is None:
-            raise unknown_adapter(identity)
+            raise UnknownAdapterError(identity)
         if record.source != "generated":
             return False
         request = AdapterRequest(record.descriptions, record.examples, record.scale)
@@ -301,7 +309,7 @@ class AdapterService:
             parts = tuple(zip(identities, factors, strict=True))
             return await self._store_new(
                 lambda: combine([lease.weights for lease in leases], factors),
-                base=bases.pop(),
+                base_id=bases.pop(),
                 source="composed",
                 parts=parts,
             )
@@ -319,12 +327,12 @@ class AdapterService:
             raise ApiError(403, "loading from folders is switched off; the operator can set LLGBM_ADAPTER_ROOTS")
         folder = await asyncio.to_thread(self._allowed_folder, path)
         try:
-            weights, base = await asyncio.to_thread(load_peft, folder)
+            weights, base_id = await asyncio.to_thread(load_peft, folder)
         except AdapterFormatError as error:
             reason = str(error).removeprefix(f"{folder}: ")
             raise ApiError(422, f"not a valid adapter: {reason}", code="adapter_invalid", param="lora_path") from error
         self._check_rank(weights.spec.rank)
-        return await self._store_new(lambda: weights, base=base, source="loaded")
+        return await self._store_new(lambda: weights, base_id=base_id, source="loaded")
 
     def _allowed_folder(self, path: str) -> Path:
         try:
@@ -345,7 +353,7 @@ class AdapterService:
                 422, f"the adapter has rank {rank}, and at most {self._settings.max_rank} are served (LLGBM_MAX_RANK)"
             )
 
-    async def _store_new(self, make: Callable[[], LoRAWeights], *, base: str, **known: Any) -> Outcome:
+    async def _store_new(self, make: Callable[[], LoRAWeights], *, base_id: str, **known: Any) -> Outcome:
         """Store an adapter whose id is the hash of its content."""
 
         def prepare() -> tuple[LoRAWeights, dict[str, float], str]:
@@ -356,20 +364,21 @@ class AdapterService:
 
         with self._place():
             start = time.perf_counter()
-            weights, norms, digest = await self._in_time(translated(self._engine.run(prepare)))
+            weights, norms, digest = await self._in_time(self._engine.run(prepare))
             ready = time.perf_counter()
-            record = self._describe("lora-" + digest[:24], weights, base=base, norms=norms, **known)
-            record, new = await translated(self._keep(weights, record))
+            record = new_record(
+                id_of_content(digest),
+                weights,
+                digest=digest,
+                norms=norms,
+                base=self._models.base.spec,
+                base_id=base_id,
+                **known,
+            )
+            record, new = await self._keep(weights, record)
             done = time.perf_counter()
         self._metrics.adapters.labels(record.source if new else "existed").inc()
         return Outcome(record, new, {"generate": ready - start, "store": done - ready, "total": done - start})
-
-
-def _by_target(norms: dict[str, float], base: ModelSpec) -> dict[str, tuple[float | None, ...]]:
-    """Norms by module kind, with one place for each layer of the base."""
-    layers = range(base.num_layers)
-    targets = dict.fromkeys(name.rpartition(".")[2] for name in norms)
-    return {target: tuple(norms.get(base.module_shape(layer, target).name) for layer in layers) for target in targets}
 
 
 def _release_unwanted(done: asyncio.Future[Lease]) -> None:

@@ -11,10 +11,7 @@ from typing import Literal
 from llgbm.decoding.decoder import Step
 from service.adapters.store import AdapterReference
 from service.chat.text_stream import TextStream
-from service.engine.interface import EngineError, TokenStream
-from service.errors import ApiError
-from service.http.errors import internal_error
-from service.translation import as_api_error
+from service.engine.interface import TokenStream
 
 FinishReason = Literal["stop", "length"]
 
@@ -66,9 +63,9 @@ class Generation:
         """All pieces of all answers, in the order in which they are made.
 
         Raises:
-            ApiError: 504 past the deadline, 503 when the service shuts down, 500 or 502 when decoding fails.
+            EngineError: past the deadline, when the service shuts down, or when decoding fails.
         """
-        queue: asyncio.Queue[Piece | ApiError | None] = asyncio.Queue()
+        queue: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
         tasks = [
             asyncio.create_task(self._pump(index, stream, text, queue))
             for index, (stream, text) in enumerate(zip(self._streams, self._texts, strict=True))
@@ -77,7 +74,7 @@ class Generation:
             ended = 0
             while ended < len(tasks):
                 item = await queue.get()
-                if isinstance(item, ApiError):
+                if isinstance(item, Exception):
                     raise item
                 if item is None:
                     ended += 1
@@ -89,7 +86,7 @@ class Generation:
             self.close()
 
     async def _pump(
-        self, index: int, stream: TokenStream, text: TextStream, queue: asyncio.Queue[Piece | ApiError | None]
+        self, index: int, stream: TokenStream, text: TextStream, queue: asyncio.Queue[Piece | Exception | None]
     ) -> None:
         try:
             async for step in stream:
@@ -106,14 +103,8 @@ class Generation:
                     reason = "stop" if text.stopped else reason
                 queue.put_nowait(Piece(index, piece, None if ends_turn else step, reason))
             queue.put_nowait(None)
-        except ApiError as error:
+        except Exception as error:  # raised again where the pieces are read
             queue.put_nowait(error)
-        except EngineError as error:
-            queue.put_nowait(as_api_error(error))
-        except Exception as error:
-            failure = internal_error()
-            failure.__cause__ = error
-            queue.put_nowait(failure)
 
     async def answers(self) -> list[Answer]:
         """All answers, whole."""

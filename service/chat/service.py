@@ -21,21 +21,21 @@ from llgbm.decoding.sampling import SamplingParams
 from llgbm.errors import ConfigError
 from llgbm.prompting import AdapterRequest
 from service.adapters.catalogue import AdapterCatalogue
+from service.adapters.errors import UnknownAdapterError
 from service.adapters.service import AdapterService
 from service.adapters.store import AdapterReference
 from service.chat.generation import Generation
 from service.chat.text_stream import TextStream
-from service.engine.interface import DecodingEngine, EngineError, TokenStream
+from service.engine.interface import DecodingEngine
 from service.errors import ApiError
 from service.models.loading import Models
 from service.settings import Settings
-from service.translation import as_api_error
 
 PROMPT_PREFIX = "prompt:"
 
 
 @dataclass(frozen=True)
-class Wish:
+class ChatOptions:
     """What a caller wants: a conversation and how to answer it. None stands for the service's default."""
 
     messages: Sequence[tuple[str, str]]
@@ -67,27 +67,27 @@ class ChatService:
         self._tokenising = threading.Lock()  # a tokenizer may change its settings while it works
         self._byte_of = _byte_decoder()
 
-    async def start(self, model: str, wish: Wish) -> Generation:
+    async def start(self, model: str, options: ChatOptions) -> Generation:
         """Answer with `model`: the base's id, an adapter's id or name, or `prompt:` and a description.
 
         Raises:
             ApiError: 404 unknown model, 400 too long or a conversation the template refuses, 413 a prompt too
                 large, 422 too many answers or no valid Unicode, 429 no room, 502 and 503 from an engine elsewhere.
         """
-        return await self._start(lambda: self._find(model), wish)
+        return await self._start(lambda: self._find(model), options)
 
-    async def start_adapted(self, prompt: str | None, adapter: str | None, wish: Wish) -> Generation:
+    async def start_adapted(self, prompt: str | None, adapter: str | None, options: ChatOptions) -> Generation:
         """Answer with an adapter, never with the plain base alone: that of the task `prompt`, or one by id or name.
 
         Raises:
             ApiError: as `start`.
         """
         if prompt is not None:
-            request = self.adapter_request((prompt,))
-            return await self._start(lambda: self._find_for(request), wish)
-        return await self._start(lambda: self._find_named(adapter or ""), wish)
+            request = self._adapters.request((prompt,))
+            return await self._start(lambda: self._find_for(request), options)
+        return await self._start(lambda: self._find_named(adapter or ""), options)
 
-    async def start_described(self, prompt: str, wish: Wish) -> Generation:
+    async def start_described(self, prompt: str, options: ChatOptions) -> Generation:
         """As `start_adapted` with a task's description, which stands above the user's first turn too.
 
         The adapter has the scale that calibration found best there.
@@ -95,9 +95,9 @@ class ChatService:
         Raises:
             ApiError: as `start`, and 422 for a conversation without a turn of the user.
         """
-        request = self.adapter_request((prompt,))
+        request = self._adapters.request((prompt,))
         try:
-            messages = with_description(wish.messages, prompt)
+            messages = with_description(options.messages, prompt)
         except ConfigError as error:
             raise ApiError(422, str(error), param="messages") from error
 
@@ -105,49 +105,49 @@ class ChatService:
             scale = await self._adapters.scale_in_context(request)
             return await self._find_for(replace(request, scale=scale))
 
-        return await self._start(find, replace(wish, messages=messages))
+        return await self._start(find, replace(options, messages=messages))
 
-    async def _start(self, find: Callable[[], Awaitable[AdapterReference | None]], wish: Wish) -> Generation:
-        if wish.choices > self._settings.max_choices:
+    async def _start(self, find: Callable[[], Awaitable[AdapterReference | None]], options: ChatOptions) -> Generation:
+        if options.choices > self._settings.max_choices:
             raise ApiError(422, f"n is at most {self._settings.max_choices} here", param="n")
-        prompt = await asyncio.to_thread(self._tokenise, wish.messages)
-        max_tokens = self._room(len(prompt), wish.max_tokens)
+        prompt = await asyncio.to_thread(self._tokenise, options.messages)
+        max_tokens = self._room(len(prompt), options.max_tokens)
         found = await find()
         try:
-            adapters = [found] * wish.choices + ([None] if wish.compare_base else [])
-            seed = secrets.randbits(62) if wish.seed is None else wish.seed
+            adapters = [found] * options.choices + ([None] if options.compare_base else [])
+            seed = secrets.randbits(62) if options.seed is None else options.seed
             rows = [
                 Row(
                     prompt,
                     None if adapter is None else adapter.weights,
                     SamplingParams(
                         max_tokens=max_tokens,
-                        temperature=wish.temperature,
-                        top_p=wish.top_p,
-                        seed=(seed + i % wish.choices) % 2**63,
-                        logprobs=wish.top_logprobs,
+                        temperature=options.temperature,
+                        top_p=options.top_p,
+                        seed=(seed + i % options.choices) % 2**63,
+                        logprobs=options.top_logprobs,
                     ),
                 )
                 for i, adapter in enumerate(adapters)
             ]
-            streams = await self._submit(rows, [None if a is None else a.id for a in adapters])
+            streams = await self._engine.submit(
+                rows, [None if a is None else a.id for a in adapters], timeout=self._settings.request_timeout
+            )
         except BaseException:
             if found is not None:
                 found.release()
             raise
-        texts = [TextStream(self.decode, wish.stop) for _ in rows]
+        texts = [TextStream(self.decode, options.stop) for _ in rows]
         return Generation(streams, texts, found, len(prompt))
 
     async def _find(self, model: str) -> AdapterReference | None:
         if model == self._models.base.spec.base_id:
             return None
         if model.startswith(PROMPT_PREFIX):
-            return await self._find_for(self.adapter_request((model.removeprefix(PROMPT_PREFIX),)))
+            return await self._find_for(self._adapters.request((model.removeprefix(PROMPT_PREFIX),)))
         try:
             return await self._find_named(model)
-        except ApiError as error:
-            if error.status_code != 404:
-                raise
+        except UnknownAdapterError as error:
             raise ApiError(
                 404,
                 f"there is no model {model!r}. Use the base ({self._models.base.spec.base_id}), an adapter from "
@@ -162,30 +162,6 @@ class ChatService:
 
     async def _find_named(self, name_or_id: str) -> AdapterReference:
         return await self._refer(await self._catalogue.resolve(name_or_id))
-
-    def adapter_request(
-        self,
-        descriptions: tuple[str, ...],
-        examples: tuple[tuple[str, str], ...] = (),
-        scale: float = 1.0,
-    ) -> AdapterRequest:
-        """A checked request for an adapter.
-
-        Raises:
-            ApiError: 413 too large, 422 nothing in it.
-        """
-        size = sum(map(len, descriptions)) + sum(len(i) + len(o) for i, o in examples)
-        limit = self._settings.max_prompt_chars
-        if size > limit:
-            raise ApiError(
-                413,
-                f"the task's description and examples have {size} characters, at most {limit} are read",
-                param="prompt",
-            )
-        try:
-            return AdapterRequest(descriptions, examples, scale)
-        except ConfigError as error:
-            raise ApiError(422, str(error), param="prompt") from error
 
     def _tokenise(self, messages: Sequence[tuple[str, str]]) -> tuple[int, ...]:
         turns = [{"role": "system" if role == "developer" else role, "content": text} for role, text in messages]
@@ -211,12 +187,6 @@ class ChatService:
                 param="messages",
             )
         return wanted or min(self._settings.max_tokens, limit - prompt)
-
-    async def _submit(self, rows: Sequence[Row], adapter_ids: Sequence[str | None]) -> list[TokenStream]:
-        try:
-            return await self._engine.submit(rows, adapter_ids, timeout=self._settings.request_timeout)
-        except EngineError as error:
-            raise as_api_error(error) from error
 
     @property
     def max_context(self) -> int:

@@ -11,47 +11,70 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from llgbm.decoding.decoder import Row, Step
+from llgbm.decoding import Row, Step
+from service.errors import ApiError
 
 
-class EngineError(Exception):
-    """A row or a job could not be finished."""
+class EngineError(ApiError):
+    """A row or a job could not be finished; without a status of its own, a fault of this service."""
+
+    def __init__(
+        self, message: str, status: int = 500, *, code: str | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(status, message, code=code, retry_after=retry_after)
 
 
 class QueueFullError(EngineError):
     """All waiting places are taken; `retry_after` seconds is when one is likely to be free."""
 
+    retry_after: float
+
     def __init__(self, message: str, retry_after: float) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
+        super().__init__(f"{message}; come back later", 429, code="queue_full", retry_after=retry_after)
 
 
 class DeadlineError(EngineError):
     """The row's time was over before its answer was complete."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(f"{message}; ask for fewer tokens, or again when there is less load", 504)
+
 
 class UnstableError(EngineError):
     """The model's numbers ran out of range, which an adapter with too large a scale can do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, 422, code="adapter_unstable")
 
 
 class StoppedError(EngineError):
     """The engine is shutting down."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(f"{message}; send the request again", 503, code="draining", retry_after=1)
+
 
 class UnavailableError(EngineError):
     """Nothing that could decode answers at the moment; `retry_after` seconds is when to try again."""
 
+    retry_after: float
+
     def __init__(self, message: str, retry_after: float) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
+        super().__init__(message, 503, code="engine_unavailable", retry_after=retry_after)
 
 
 class UpstreamError(EngineError):
     """A server that decodes for this one failed, or answered what was not expected."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message, 502)
+
 
 class RefusedError(EngineError):
     """A server that decodes for this one says that the request cannot be served as it is."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, 400)
 
 
 Reason = Literal["cancelled", "stop"]

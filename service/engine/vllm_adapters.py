@@ -26,7 +26,7 @@ class _Place:
     users: int = 0
 
 
-class AdapterPlaces:
+class AdapterSlots:
     """Which adapters a server has.
 
     Args:

@@ -7,14 +7,13 @@ import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
-import structlog
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from service.errors import ApiError
-from service.http.errors import internal_error
+from service.http.errors import answer_to
 
 _T = TypeVar("_T")
 DONE = "data: [DONE]\n\n"
@@ -28,7 +27,7 @@ def event(model: BaseModel) -> str:
 class EventStream(StreamingResponse):
     """Streams events and always calls `close`, also when the client is gone before the first event.
 
-    An ApiError that `events` raises is sent as an event, since the status has been sent by then.
+    An error that `events` raises is sent as an event, since the status has been sent by then.
     """
 
     def __init__(self, events: AsyncIterator[str], close: Callable[[], None], headers: dict[str, str]) -> None:
@@ -52,13 +51,8 @@ async def _with_errors(events: AsyncIterator[str]) -> AsyncIterator[str]:
     try:
         async for item in events:
             yield item
-    except ApiError as error:
-        if error.__cause__ is not None and error.status_code == 500:
-            structlog.get_logger("service").error("stream_failed", exc_info=error.__cause__)
-        yield error.event()
-    except Exception:
-        structlog.get_logger("service").exception("stream_failed")
-        yield internal_error().event()
+    except Exception as error:
+        yield answer_to(error).event()
     yield DONE
 
 

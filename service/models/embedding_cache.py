@@ -104,7 +104,7 @@ class RedisEmbeddingCache:
         return None
 
 
-class LastingCache(EmbeddingCache, Protocol):
+class PersistentCache(EmbeddingCache, Protocol):
     """A cache that holds something open."""
 
     def close(self) -> None:
@@ -127,7 +127,7 @@ class ResilientCache:
 
     def __init__(
         self,
-        open_lasting: Callable[[], LastingCache],
+        open_lasting: Callable[[], PersistentCache],
         *,
         max_items: int,
         retry_after: float,
@@ -136,7 +136,7 @@ class ResilientCache:
     ) -> None:
         self._open_lasting, self._retry_after, self._check = open_lasting, retry_after, check
         self._memory, self._metrics = MemoryEmbeddingCache(max_items), metrics
-        self._lasting: LastingCache | None = None
+        self._lasting: PersistentCache | None = None
         self._closed_until = 0.0
         self.problem: str | None = None
 

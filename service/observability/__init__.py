@@ -1,1 +1,1 @@
-"""Metrics."""
+"""Metrics, logs and traces."""

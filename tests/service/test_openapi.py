@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
-from service.routes.openapi_document import text
 
 from service.app import create_app
 from service.openapi import DOCUMENT, main
+from service.routes.openapi_document import text
 from service.schemas import adapters, chat, common, openai, ops
 from tests.service.support.harness import make_settings
 

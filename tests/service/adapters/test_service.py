@@ -6,9 +6,9 @@ import threading
 import httpx
 import pytest
 from fastapi import FastAPI
-from service.errors import ApiError
 
 from llgbm.prompting import AdapterRequest
+from service.errors import ApiError
 from service.models.loading import LoadModels
 from service.settings import Settings
 from tests.service.support.harness import running, services_of, state_of, until

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from service.adapters.errors import AdapterDamagedError, NameTakenError, StoreFullError, StoreUnavailableError
-from service.adapters.records import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
 
 from llgbm.adapters.peft_io import content_digest, load_peft
 from llgbm.config import lora_spec
 from llgbm.errors import ConfigError
 from llgbm.lora import LoRAWeights
 from service.adapters import shared_files
+from service.adapters.errors import AdapterDamagedError, NameTakenError, StoreFullError, StoreUnavailableError
+from service.adapters.records import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
 from service.adapters.shared_files import SharedFiles, open_files
 from tests.fixtures import random_lora
 from tests.service.support.records import BASE, identity, record

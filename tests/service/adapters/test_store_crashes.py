@@ -11,10 +11,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from service.adapter_id import ADAPTER_ID
+from llgbm.peft_io import content_digest
 
 from llgbm.adapters.peft_io import content_digest
 from llgbm.config import lora_spec
+from service.adapter_id import ADAPTER_ID
 from service.adapters.files import AdapterFiles
 from service.adapters.work_folder import PREFIX
 from tests.fixtures import random_lora

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from service.errors import ApiError
 
 from llgbm.decoding.decoder import Row
 from llgbm.decoding.sampling import SamplingParams
@@ -13,6 +12,7 @@ from service.chat.generation import Generation
 from service.chat.text_stream import TextStream
 from service.engine.interface import EngineLimits, StoppedError
 from service.engine.torch_engine import Engine
+from service.errors import ApiError
 from service.observability.metrics import Metrics
 from tests.service.support.dummy_decoder import DummyDecoder
 

@@ -9,7 +9,6 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from service.errors import ApiError
 
 from llgbm.base import Base
 from llgbm.config import lora_spec
@@ -17,6 +16,7 @@ from llgbm.lora import LoRAWeights
 from service.engine.interface import QueueFullError, RefusedError, StoppedError, UnavailableError, UpstreamError
 from service.engine.vllm_engine import VLLMEngine
 from service.engine.vllm_fleet import affinity
+from service.errors import ApiError
 from service.observability.metrics import Metrics
 from tests.fixtures import random_lora
 from tests.service.support.engine_rigs import (

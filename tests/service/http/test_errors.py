@@ -5,12 +5,12 @@ import json
 import httpx
 import pytest
 from fastapi import FastAPI
-from service.adapters.errors import StoreUnavailableError
-from service.errors import ApiError
 from starlette.types import Message
 
+from service.adapters.errors import StoreUnavailableError
 from service.adapters.files import AdapterFiles
-from service.http.errors import internal_error
+from service.errors import ApiError
+from service.http.errors import answer_to
 
 JSON = {"Content-Type": "application/json"}
 
@@ -96,21 +96,19 @@ async def test_all_that_is_wrong_is_said_without_repeating_it(client: httpx.Asyn
 
 def test_the_event_is_the_envelope() -> None:
     error = ApiError(504, "too slow\nreally", param="x")
-    event = error.event()
+    answer = answer_to(error)
+    event = answer.event()
     assert event.startswith("data: ")
     assert event.endswith("\n\n")
     assert event.count("\n") == 2
-    assert json.loads(event.removeprefix("data: ")) == error.envelope()
-    assert error.envelope()["error"]["code"] == "deadline_exceeded"
+    assert json.loads(event.removeprefix("data: ")) == answer.body
+    assert answer.body["error"]["code"] == "deadline_exceeded"
 
 
 @pytest.mark.parametrize(("seconds", "header"), [(0.0, "1"), (-3.0, "1"), (1.2, "2"), (30.0, "30")])
 def test_retry_after_is_whole_seconds_and_at_least_one(seconds: float, header: str) -> None:
-    headers = ApiError(429, "later", retry_after=seconds).headers
-    assert headers is not None
-    assert headers["Retry-After"] == header
+    assert answer_to(ApiError(429, "later", retry_after=seconds)).headers["Retry-After"] == header
 
 
 def test_a_status_without_a_name_has_an_envelope_too() -> None:
-    assert ApiError(418, "a teapot").envelope()["error"]["type"] == "server_error"
-    assert internal_error().status_code == 500
+    assert answer_to(ApiError(418, "a teapot")).body["error"]["type"] == "server_error"

@@ -14,12 +14,12 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from service.observability.logs import configure_logging
-from service.observability.tracing import tracing
 
 from llgbm.errors import CheckpointError
-from service.http.request_context import request_id
+from service.http.request_id import REQUEST_ID
 from service.models.loading import LoadModels
+from service.observability.logs import configure_logging
+from service.observability.tracing import tracing
 from service.settings import Settings, without_password
 from tests.service.support.dummy_decoder import DummyDecoder
 from tests.service.support.harness import running
@@ -78,7 +78,7 @@ async def test_an_id_that_is_not_sane_is_replaced(client: httpx.AsyncClient, giv
 async def test_ids_differ_and_end_with_their_request(client: httpx.AsyncClient) -> None:
     ids = {(await client.get("/livez")).headers["X-Request-ID"] for _ in range(5)}
     assert len(ids) == 5
-    assert request_id() == ""
+    assert REQUEST_ID.get() == ""
 
 
 async def test_a_fault_is_500_with_an_id_that_the_log_has_and_nothing_else(
@@ -93,7 +93,7 @@ async def test_a_fault_is_500_with_an_id_that_the_log_has_and_nothing_else(
     answer = await client.get("/broken")
     assert answer.status_code == 500
     assert "private" not in answer.text
-    (event,) = lines.events("unhandled_error")
+    (event,) = lines.events("internal_error")
     assert event["request_id"] == answer.json()["request_id"]
     assert event["exception"].startswith("ValueError\n")
     assert "test_request_context.py" in event["exception"]

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 import anyio
 import pytest
 from fastapi import Request
-from service.errors import ApiError
 
+from service.errors import ApiError
+from service.http.errors import answer_to
 from service.http.sse import DONE, EventStream, while_connected
 
 
@@ -117,7 +118,7 @@ async def test_an_error_is_an_event_before_the_end() -> None:
         yield "data: 1\n\n"
         raise ValueError("private")
 
-    assert await send_stream(events()) == ("data: 1\n\n" + error.event() + DONE, 1)
+    assert await send_stream(events()) == ("data: 1\n\n" + answer_to(error).event() + DONE, 1)
     text, closed = await send_stream(broken())
     assert '"internal_error"' in text
     assert "private" not in text

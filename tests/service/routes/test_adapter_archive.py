@@ -6,10 +6,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from service.adapters.records import CONFIG_FILE, WEIGHTS_FILE, AdapterRecord
 
 from llgbm.config import lora_spec
 from service.adapters.files import AdapterFiles
+from service.adapters.records import CONFIG_FILE, WEIGHTS_FILE, AdapterRecord
 from service.http import file_response
 from service.http.file_response import PartsResponse
 from service.routes.adapter_archive import archive_bytes, archive_parts

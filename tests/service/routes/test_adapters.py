@@ -9,12 +9,12 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
-from service.adapters.records import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
 
 from llgbm.adapters.peft_io import content_digest, from_bytes, load_peft
 from llgbm.lora import LoRAWeights, combine
 from llgbm.prompting import AdapterRequest
 from service.adapters import files as adapter_files
+from service.adapters.records import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
 from service.adapters.service import Outcome
 from service.models.loading import LoadModels
 from service.settings import Settings

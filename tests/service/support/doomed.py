@@ -11,9 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from service.adapters.errors import StoreFullError
-
 from llgbm.config import lora_spec
+from service.adapters.errors import StoreFullError
 from service.adapters.files import AdapterFiles
 from tests.fixtures import random_lora
 from tests.service.support.forkserver import CONTEXT

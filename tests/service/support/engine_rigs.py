@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from service.adapters.records import AdapterRecord
+from llgbm.peft_io import content_digest
+from llgbm.sampling import SamplingParams
 
 from llgbm.adapters.peft_io import content_digest
 from llgbm.base import Base, load_base
@@ -17,6 +18,7 @@ from llgbm.decoding.decoder import Decoder, Row, Step, generate
 from llgbm.decoding.sampling import SamplingParams
 from llgbm.lora import LoRAWeights
 from service.adapters.files import AdapterFiles
+from service.adapters.records import AdapterRecord
 from service.engine.interface import DecodingEngine, EngineLimits, TokenStream
 from service.engine.torch_engine import Engine
 from service.engine.vllm_engine import VLLMEngine

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from service.adapters.records import AdapterRecord
+from llgbm.peft_io import content_digest
 
 from llgbm.adapters.peft_io import content_digest
 from llgbm.lora import LoRAWeights
+from service.adapters.records import AdapterRecord
 
 BASE = "llgbm/tiny-random-qwen2"
 

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from service.adapters.errors import NameTakenError, StoreFullError
-from service.errors import ApiError
 
 from llgbm.errors import AdapterFormatError, AdapterMismatchError, ConfigError
+from service.adapters.errors import NameTakenError, StoreFullError
 from service.engine.interface import (
     DeadlineError,
     EngineError,
@@ -15,9 +14,9 @@ from service.engine.interface import (
     UnstableError,
     UpstreamError,
 )
-from service.translation import as_api_error, translated
+from service.http.errors import answer_to
 
-TABLE = [
+ERRORS = [
     (QueueFullError("full", 3.2), 429, "queue_full"),
     (DeadlineError("late"), 504, "deadline_exceeded"),
     (StoppedError("stopping"), 503, "draining"),
@@ -35,20 +34,9 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("error", "status", "code"), TABLE, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(("error", "status", "code"), ERRORS, ids=lambda value: type(value).__name__)
 def test_each_error_has_its_status(error: Exception, status: int, code: str) -> None:
-    told = as_api_error(error)
-    assert (told.status_code, told.code) == (status, code)
-    assert ("private" in told.message) is False
-    assert (told.headers or {}).get("Retry-After") == {429: "4", 503: "1"}.get(status)
-
-
-async def test_known_errors_are_translated_and_others_left_alone() -> None:
-    async def fail(error: Exception) -> None:
-        raise error
-
-    with pytest.raises(ApiError) as caught:
-        await translated(fail(StoreFullError("no room")))
-    assert caught.value.status_code == 507
-    with pytest.raises(ValueError, match="as it is"):
-        await translated(fail(ValueError("as it is")))
+    answer = answer_to(error)
+    assert (answer.status_code, answer.body["error"]["code"]) == (status, code)
+    assert "private" not in answer.body["error"]["message"]
+    assert answer.headers.get("Retry-After") == {429: "4", 503: "1"}.get(status)
