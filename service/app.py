@@ -1,6 +1,6 @@
 """The application: what it is put together from, and how it starts and stops. The main path of the service.
 
-    request -> RequestContext (id, log, metrics) -> AccessMiddleware (key, rate, size) -> a route
+    request -> RequestContext (id, log, metrics) -> Gate (key, rate, size) -> a route
       /generate-adapter   AdapterService.get_or_make -> Engine.run(AdapterMaker.make) -> AdapterFiles.write
       /chat, /v1/...      ChatService.start -> AdapterStore.acquire -> DecodingEngine.submit -> tokens -> text
 
@@ -27,7 +27,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from llgbm.errors import LLGBMError
 from service import routes
 from service.adapters.catalogue import AdapterCatalogue
-from service.adapters.generation_lock import GenerationLock, turns_of
+from service.adapters.generation_lock import Turns, turns_of
 from service.adapters.service import AdapterService
 from service.adapters.shared_files import open_files
 from service.adapters.store import AdapterStore
@@ -38,7 +38,7 @@ from service.engine.vllm_engine import VLLMEngine
 from service.engine.worker_threads import worker_threads
 from service.http import errors
 from service.http.request_context import RequestContext
-from service.http.security import AccessMiddleware, rate_limiter
+from service.http.security import Gate, rate_limiter
 from service.models.loading import LoadModels, load_models
 from service.observability.logs import configure_logging
 from service.observability.metrics import Metrics
@@ -107,7 +107,7 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
     for router in routes.ROUTERS:
         app.include_router(router)
     # the one that is added last is the outermost: CORS, so that the answers of all others have its headers
-    app.add_middleware(AccessMiddleware, settings=settings, limiter=limiter, metrics=metrics)
+    app.add_middleware(Gate, settings=settings, limiter=limiter, metrics=metrics)
     app.add_middleware(RequestContext, metrics=metrics, counter=state)
     if settings.cors_origins:
         app.add_middleware(
@@ -120,7 +120,7 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
     return app
 
 
-async def _load(state: State, engine: Engine, turns: GenerationLock, load: LoadModels) -> None:
+async def _load(state: State, engine: Engine, turns: Turns, load: LoadModels) -> None:
     """Load the models in the torch thread and open the routes; what goes wrong is said by /readyz and the log."""
     start = time.perf_counter()
     try:
@@ -147,7 +147,7 @@ async def _load(state: State, engine: Engine, turns: GenerationLock, load: LoadM
     )
 
 
-async def _loaded(state: State, engine: Engine, turns: GenerationLock, load: LoadModels) -> Services:
+async def _loaded(state: State, engine: Engine, turns: Turns, load: LoadModels) -> Services:
     settings, metrics = state.settings, state.metrics
 
     def progress(text: str) -> None:

@@ -19,10 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llgbm.peft_io import content_digest, load_peft, save_peft
-
-from llgbm.adapters.peft_io import content_digest, load_peft, save_peft
 from llgbm.lora import LoRAWeights
+from llgbm.peft_io import content_digest, load_peft, save_peft
 from service.adapter_id import ADAPTER_ID
 from service.adapters.errors import AdapterDamagedError, NameTakenError, StoreFullError
 from service.adapters.records import (
@@ -31,7 +29,7 @@ from service.adapters.records import (
     RECORD_FILE,
     WEIGHTS_FILE,
     AdapterRecord,
-    file_info,
+    file_fact,
     parse_record,
     require_name,
 )
@@ -116,7 +114,7 @@ class AdapterFiles:
         with work_folder(self.folder) as work:
             inner = work / record.id
             save_peft(weights, inner, base_id=record.base)
-            facts = {name: file_info(inner / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
+            facts = {name: file_fact(inner / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
             record = record.model_copy(update={"files": facts})
             _write_synced(inner / RECORD_FILE, record.content())
             _sync_folder(inner)

@@ -1,7 +1,7 @@
 """Whose turn it is to make something, among all processes that share a Redis: single flight across replicas.
 
 A turn is redis-py's own lock with a lease. Its holder renews it while it works; if the holder is gone, the lease runs
-out and the next one has its turn. GenerationLock only save work: adapters are stored first come, first kept, so when Redis
+out and the next one has its turn. Turns only save work: adapters are stored first come, first kept, so when Redis
 fails, or a lease is lost, two processes may make the same thing and nothing else is different.
 """
 
@@ -26,8 +26,8 @@ _POLL_SECONDS = 0.05
 _log = structlog.get_logger("service.turns")
 
 
-class GenerationLock:
-    """GenerationLock by name; without a Redis everybody has a turn at once.
+class Turns:
+    """Turns by name; without a Redis everybody has a turn at once.
 
     Args:
         url: of the Redis, None for none.
@@ -97,9 +97,9 @@ class GenerationLock:
         _log.warning("turns_redis_failed", error=type(error).__name__, again_in=self._retry_after)
 
 
-def turns_of(settings: Settings) -> GenerationLock:
+def turns_of(settings: Settings) -> Turns:
     """The turns that the settings ask for."""
-    return GenerationLock(
+    return Turns(
         None if settings.redis_url is None else settings.redis_url.get_secret_value(),
         lease=settings.redis_lease,
         timeout=settings.redis_timeout,

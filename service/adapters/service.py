@@ -20,11 +20,12 @@ import torch
 
 from llgbm.errors import AdapterFormatError, AdapterMismatchError, ConfigError
 from llgbm.lora import LoRAWeights, combine
+from llgbm.peft_io import content_digest, load_peft
 from llgbm.prompting import AdapterRequest, MadeAdapter
 from service.adapter_id import id_of_content
 from service.adapters.catalogue import AdapterCatalogue
 from service.adapters.errors import AdapterDamagedError, UnknownAdapterError, UnusableAdapterError
-from service.adapters.generation_lock import GenerationLock
+from service.adapters.generation_lock import Turns
 from service.adapters.records import AdapterRecord, new_record
 from service.adapters.store import AdapterReference, AdapterStore, Lease
 from service.engine.interface import QueueFullError
@@ -63,7 +64,7 @@ class AdapterService:
         engine: Engine,
         store: AdapterStore,
         catalogue: AdapterCatalogue,
-        turns: GenerationLock,
+        turns: Turns,
         metrics: Metrics,
     ) -> None:
         self._turns = turns

@@ -34,7 +34,7 @@ from service.adapters.records import (
     RECORD_FILE,
     WEIGHTS_FILE,
     AdapterRecord,
-    file_info,
+    file_fact,
     parse_record,
     require_name,
 )
@@ -164,7 +164,7 @@ class SharedFiles(AdapterFiles):
             for name in (CONFIG_FILE, WEIGHTS_FILE, RECORD_FILE):
                 self._fs.get_file(self._at(identity, name), str(inner / name))
             for name, fact in record.files.items():
-                if file_info(inner / name) != fact:
+                if file_fact(inner / name) != fact:
                     raise AdapterDamagedError(f"{name} of {identity} in the store is not the one of its record")
             if self._record_here(identity) != record:  # another process may have fetched it, and be reading it
                 self._remove_folder(final)
@@ -207,7 +207,7 @@ class SharedFiles(AdapterFiles):
             return
         copy = work / "there"
         self._fs.get_file(self._at(mine.id, WEIGHTS_FILE), str(copy))
-        if file_info(copy) == mine.files[WEIGHTS_FILE]:
+        if file_fact(copy) == mine.files[WEIGHTS_FILE]:
             self._fs.pipe_file(self._at(mine.id, RECORD_FILE), mine.content())
             self._records.pop(mine.id, None)
 

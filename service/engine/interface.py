@@ -168,7 +168,7 @@ class DecodingEngine(Protocol):
 
 
 class DecoderLike(Protocol):
-    """What the engine needs of `llgbm.decoding.decoder.Decoder`."""
+    """What the engine needs of `llgbm.decoding.Decoder`."""
 
     def add(self, rows: Sequence[Row]) -> list[Step]:
         """Take rows into the batch, all or none; the first token of each."""

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from llgbm.decoding.decoder import Row, Step
+from llgbm.decoding import Row, Step
 from service.engine.interface import (
     DeadlineError,
     DecoderLike,

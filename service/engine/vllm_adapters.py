@@ -26,7 +26,7 @@ class _Place:
     users: int = 0
 
 
-class AdapterSlots:
+class AdapterPlaces:
     """Which adapters a server has.
 
     Args:

@@ -15,7 +15,7 @@ from typing import Any, cast
 import httpx
 import structlog
 
-from llgbm.decoding.decoder import FinishReason, Row, Step
+from llgbm.decoding import FinishReason, Row, Step
 from service.engine.interface import EngineError, QueueFullError, RefusedError, UpstreamError
 
 _log = structlog.get_logger("service.vllm")

@@ -25,7 +25,7 @@ from redis.exceptions import AuthenticationError, InvalidResponse, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from llgbm.conditioning.embedding_cache import EmbeddingCache, MemoryEmbeddingCache
+from llgbm.embedding_cache import EmbeddingCache, MemoryEmbeddingCache
 from llgbm.errors import EmbeddingCacheError
 from service.observability.metrics import Metrics
 
@@ -35,7 +35,7 @@ _log = structlog.get_logger("service.embedding_cache")
 
 
 class RedisEmbeddingCache:
-    """Implements `llgbm.conditioning.embedding_cache.EmbeddingCache` over Redis.
+    """Implements `llgbm.embedding_cache.EmbeddingCache` over Redis.
 
     A value is a magic word, the CRC32 of the content, and the content; whatever is not of this form is rubbish. The
     exchanges run in an event loop of their own, in a thread of its own: so a look-up ends when its time is over,
@@ -104,7 +104,7 @@ class RedisEmbeddingCache:
         return None
 
 
-class PersistentCache(EmbeddingCache, Protocol):
+class LastingCache(EmbeddingCache, Protocol):
     """A cache that holds something open."""
 
     def close(self) -> None:
@@ -127,7 +127,7 @@ class ResilientCache:
 
     def __init__(
         self,
-        open_lasting: Callable[[], PersistentCache],
+        open_lasting: Callable[[], LastingCache],
         *,
         max_items: int,
         retry_after: float,
@@ -136,7 +136,7 @@ class ResilientCache:
     ) -> None:
         self._open_lasting, self._retry_after, self._check = open_lasting, retry_after, check
         self._memory, self._metrics = MemoryEmbeddingCache(max_items), metrics
-        self._lasting: PersistentCache | None = None
+        self._lasting: LastingCache | None = None
         self._closed_until = 0.0
         self.problem: str | None = None
 

@@ -13,15 +13,15 @@ import torch
 
 from llgbm.base import BareBase, Base, load_bare_base, load_base
 from llgbm.checkpoint import load_generator
-from llgbm.conditioning.embedding_cache import SqliteEmbeddingCache
-from llgbm.decoding.decoder import Decoder, Row
-from llgbm.decoding.sampling import SamplingParams
+from llgbm.decoding import Decoder, Row
+from llgbm.embedding_cache import SqliteEmbeddingCache
 from llgbm.errors import CheckpointError
-from llgbm.pretrained.find import resolve_pretrained
+from llgbm.pretrained import resolve_pretrained
 from llgbm.prompting import AdapterMaker
+from llgbm.sampling import SamplingParams
 from llgbm.text_encoder import PretrainedTextEncoder
 from service.engine.interface import DecoderLike
-from service.models.embedding_cache import PersistentCache, RedisEmbeddingCache, ResilientCache
+from service.models.embedding_cache import LastingCache, RedisEmbeddingCache, ResilientCache
 from service.observability.metrics import Metrics
 from service.settings import Settings
 
@@ -146,7 +146,7 @@ def embedding_cache(settings: Settings, metrics: Metrics) -> ResilientCache:
     if settings.redis_url is None:
         path = settings.cache_dir / "embeddings.sqlite"
 
-        def open_lasting() -> PersistentCache:
+        def open_lasting() -> LastingCache:
             return SqliteEmbeddingCache(path)
     else:
         redis = RedisEmbeddingCache(
@@ -157,7 +157,7 @@ def embedding_cache(settings: Settings, metrics: Metrics) -> ResilientCache:
         )
         check = redis.ping
 
-        def open_lasting() -> PersistentCache:
+        def open_lasting() -> LastingCache:
             return redis
 
     return ResilientCache(

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from llgbm.base import Base
 from llgbm.checkpoint import load_generator
-from llgbm.decoding.decoder import Decoder, Row
+from llgbm.decoding import Decoder, Row
 from llgbm.prompting import AdapterMaker, AdapterRequest
 from llgbm.text_encoder import PretrainedTextEncoder
 from service.models.loading import LoadModels, Models, Progress, embedding_cache

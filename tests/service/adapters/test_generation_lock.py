@@ -7,21 +7,21 @@ from pathlib import Path
 import pytest
 
 from llgbm.prompting import AdapterRequest
-from service.adapters.generation_lock import GenerationLock
+from service.adapters.generation_lock import Turns
 from service.models.loading import LoadModels
 from tests.service.support.harness import make_settings, running, services_of, until
 from tests.service.support.redis_server import RedisServer
 
 
 @pytest.fixture
-async def two(redis_server: RedisServer) -> AsyncIterator[tuple[GenerationLock, GenerationLock]]:
-    made = [GenerationLock(redis_server.url, lease=2.0, timeout=2, retry_after=30) for _ in range(2)]
+async def two(redis_server: RedisServer) -> AsyncIterator[tuple[Turns, Turns]]:
+    made = [Turns(redis_server.url, lease=2.0, timeout=2, retry_after=30) for _ in range(2)]
     yield made[0], made[1]
     for turns in made:
         await turns.close()
 
 
-async def taken(turns: GenerationLock, name: str, gate: asyncio.Event, order: list[str], who: str) -> None:
+async def taken(turns: Turns, name: str, gate: asyncio.Event, order: list[str], who: str) -> None:
     async with turns.turn(name):
         order.append(who)
         await gate.wait()
@@ -29,7 +29,7 @@ async def taken(turns: GenerationLock, name: str, gate: asyncio.Event, order: li
 
 
 async def test_without_redis_everybody_has_a_turn() -> None:
-    turns = GenerationLock(None, lease=1, timeout=1, retry_after=1)
+    turns = Turns(None, lease=1, timeout=1, retry_after=1)
     async with turns.turn("a"), turns.turn("a"):
         pass
     await turns.close()
@@ -37,7 +37,7 @@ async def test_without_redis_everybody_has_a_turn() -> None:
 
 @pytest.mark.redis
 async def test_one_waits_for_the_other_longer_than_a_lease_and_other_names_do_not_wait(
-    two: tuple[GenerationLock, GenerationLock],
+    two: tuple[Turns, Turns],
 ) -> None:
     gate, order = asyncio.Event(), list[str]()
     first = asyncio.create_task(taken(two[0], "a", gate, order, "first"))
@@ -53,7 +53,7 @@ async def test_one_waits_for_the_other_longer_than_a_lease_and_other_names_do_no
 
 @pytest.mark.redis
 async def test_the_turn_of_a_process_that_is_gone_passes_on(
-    two: tuple[GenerationLock, GenerationLock], redis_server: RedisServer
+    two: tuple[Turns, Turns], redis_server: RedisServer
 ) -> None:
     with redis_server.client() as client:
         client.set("llgbm:turn:a", "somebody who will not come back", px=300)
@@ -64,9 +64,7 @@ async def test_the_turn_of_a_process_that_is_gone_passes_on(
 
 
 @pytest.mark.redis
-async def test_a_redis_that_goes_away_stops_nobody(
-    two: tuple[GenerationLock, GenerationLock], redis_server: RedisServer
-) -> None:
+async def test_a_redis_that_goes_away_stops_nobody(two: tuple[Turns, Turns], redis_server: RedisServer) -> None:
     async with two[0].turn("a"):
         redis_server.stop()
         async with two[1].turn("a"):

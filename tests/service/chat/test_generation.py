@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from llgbm.decoding.decoder import Row
-from llgbm.decoding.sampling import SamplingParams
+from llgbm.decoding import Row
+from llgbm.sampling import SamplingParams
 from service.chat.generation import Generation
 from service.chat.text_stream import TextStream
 from service.engine.interface import EngineLimits, StoppedError

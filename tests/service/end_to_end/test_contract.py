@@ -14,7 +14,7 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.generation import GenerationMode
 
 from llgbm.base import Base
-from llgbm.decoding.decoder import Row
+from llgbm.decoding import Row
 from llgbm.prompting import AdapterMaker
 from service.models.loading import Models, Progress, embedding_cache
 from service.observability.metrics import Metrics

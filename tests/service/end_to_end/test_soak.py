@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from llgbm.decoding.decoder import Row
+from llgbm.decoding import Row
 from llgbm.lora import LoRAWeights
 from service.adapters.store import Lease
 from service.chat.generation import Generation

@@ -12,7 +12,7 @@ import torch
 
 from llgbm.base import Base
 from llgbm.config import lora_spec
-from llgbm.decoding.decoder import Row
+from llgbm.decoding import Row
 from service.engine.interface import DeadlineError, DecodingEngine, QueueFullError, StoppedError
 from tests.fixtures import random_lora
 from tests.service.support.engine_rigs import FRENCH, PLURAL, Rig, ask, fake_for, tokens_of, torch_rig, vllm_rig

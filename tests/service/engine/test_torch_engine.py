@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from llgbm.decoding.decoder import Row
-from llgbm.decoding.sampling import SamplingParams
+from llgbm.decoding import Row
+from llgbm.sampling import SamplingParams
 from service.engine.interface import DeadlineError, EngineError, EngineLimits, QueueFullError, StoppedError
 from service.engine.torch_engine import Engine
 from service.observability.metrics import Metrics

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from service.engine.interface import UpstreamError
-from service.engine.vllm_adapters import AdapterSlots
+from service.engine.vllm_adapters import AdapterPlaces
 from service.engine.vllm_server import UnknownModelError
 from tests.service.support.harness import until
 
@@ -29,11 +29,11 @@ class Server:
     async def unload(self, name: str) -> None:
         self.log.append(f"-{name}")
 
-    def places(self, capacity: int) -> AdapterSlots:
-        return AdapterSlots(capacity, self.load, self.unload)
+    def places(self, capacity: int) -> AdapterPlaces:
+        return AdapterPlaces(capacity, self.load, self.unload)
 
 
-async def use(places: AdapterSlots, name: str) -> None:
+async def use(places: AdapterPlaces, name: str) -> None:
     async with places.hold(name):
         pass
 

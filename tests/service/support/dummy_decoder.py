@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from llgbm.decoding.decoder import Row, Step
+from llgbm.decoding import Row, Step
 
 Script = Callable[[Row], Sequence[int]]
 

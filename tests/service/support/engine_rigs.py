@@ -7,16 +7,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llgbm.peft_io import content_digest
-from llgbm.sampling import SamplingParams
-
-from llgbm.adapters.peft_io import content_digest
 from llgbm.base import Base, load_base
 from llgbm.chat import prompt_ids
 from llgbm.config import LoRASpec
-from llgbm.decoding.decoder import Decoder, Row, Step, generate
-from llgbm.decoding.sampling import SamplingParams
+from llgbm.decoding import Decoder, Row, Step, generate
 from llgbm.lora import LoRAWeights
+from llgbm.peft_io import content_digest
+from llgbm.sampling import SamplingParams
 from service.adapters.files import AdapterFiles
 from service.adapters.records import AdapterRecord
 from service.engine.interface import DecodingEngine, EngineLimits, TokenStream

@@ -22,10 +22,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from llgbm.adapters.peft_io import load_peft
-from llgbm.decoding.decoder import Row, Step
-from llgbm.decoding.sampling import SamplingParams
+from llgbm.decoding import Row, Step
 from llgbm.errors import LLGBMError
+from llgbm.peft_io import load_peft
+from llgbm.sampling import SamplingParams
 from service.engine.interface import DecoderLike, EngineLimits, TokenStream
 from service.engine.torch_engine import Engine
 from service.observability.metrics import Metrics
