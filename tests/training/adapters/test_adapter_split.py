@@ -9,7 +9,7 @@ from llgbm.adapters.index import AdapterEntry, AdapterPrompts, load_index
 from llgbm.adapters.peft_io import load_peft, save_peft
 from llgbm.errors import ConfigError, TaskFormatError
 from tests.training.conftest import small_tasks
-from training.phases.adapter_split import UNKNOWN, family_of, split_adapters, split_digest, tasks_by_id
+from training.adapters.adapter_split import UNKNOWN, family_of, split_adapters, split_digest, tasks_by_id
 from training.tasks.format import Task
 
 TASKS = {task.task_id: task for task in small_tasks()}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llgbm.pretrained.tiny import build_tiny_base, build_tiny_encoder
-from training.cli.pipeline import run_plan
+from training.phases.pipeline import run_plan
 from training.runs.artefacts import replace_text
 from training.tasks.procedural_tasks import synthetic_tasks
 

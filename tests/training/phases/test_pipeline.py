@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from llgbm.errors import ConfigError
-from training.__main__ import COMMANDS
-from training.cli import pipeline
+from training.cli.commands import COMMANDS
 from training.cli.config import load_config
+from training.phases import pipeline
 from training.runs.results import read_results
 
 CONFIGS = Path(pipeline.__file__).parents[1] / "configs"

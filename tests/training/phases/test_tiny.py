@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from training.cli import tiny
-from training.cli.pipeline import PHASES
+from training.phases import tiny
+from training.phases.pipeline import PHASES
 from training.runs.results import read_results
 
 SMALLER = {
