@@ -30,8 +30,7 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 
-from training.cli import tiny
-from training.phases import teachers
+from training.phases import teachers, tiny
 
 
 def main() -> int:

@@ -22,20 +22,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from llgbm.base import Base
+from llgbm.base import Base, require_gradients
 from llgbm.errors import AdapterMismatchError, ConfigError
 from llgbm.fitting.packing import Row, pack, packed_hidden_states
 from llgbm.functional import FunctionalLoRA
 from llgbm.lora import LoRAWeights
 from llgbm.matching.delta_cache import DeltaCache
 from llgbm.matching.measurement import Activation, Delta, Measurement
-from llgbm.matching.probe_encoding import (
-    encode_probes,
-    measurement_of,
-    require_gradients,
-    resolve_layers,
-    spread_layers,
-)
+from llgbm.matching.probe_encoding import encode_probes, measurement_of, resolve_layers, spread_layers
 from llgbm.probes import ProbeSet
 
 __all__ = [
@@ -215,6 +209,11 @@ class DeltaMeter:
         layers = self.measurement.layers
         states = activations(self._base, self._ids, layers, functional=self._functional, weights=weights)
         return states - self.base_activation.values
+
+
+def delta_cosine(delta: Tensor, teacher: Tensor) -> float:
+    """Cosine of two mean deltas (layers, hidden), a mean over layers; 0 where one is zero."""
+    return float(torch.nn.functional.cosine_similarity(delta, teacher, dim=-1, eps=1e-12).mean())
 
 
 def _wants_gradients(weights: LoRAWeights) -> bool:

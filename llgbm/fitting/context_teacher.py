@@ -68,7 +68,7 @@ class ContextTeacher:
             values, indices = logits.log_softmax(-1).topk(self._top)
         return torch.tensor(places), values, indices
 
-    def _adapters(self, generator: LoRAGenerator, taught: Sequence[TaskGroup]) -> list[LoRAWeights]:
+    def _adapters(self, generator: LoRAGenerator, taught: Sequence[TaskGroup]) -> list[LoRAWeights | None]:
         if self._teacher == "shared":
             return [generator.shared_adapter()] * len(taught)
         if without := [group.task_id for group in taught if group.teacher is None]:

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from llgbm.base import Base
+from llgbm.base import Base, require_gradients
 from llgbm.delta import DeltaMeter
 from llgbm.errors import ConfigError
 from llgbm.fitting.batches import TaskGroup, TrainingBatch
@@ -20,7 +20,6 @@ from llgbm.functional import FunctionalLoRA
 from llgbm.generator import LoRAGenerator
 from llgbm.lora import LoRAWeights
 from llgbm.matching.losses import DeltaOnlyLoss
-from llgbm.matching.probe_encoding import require_gradients
 
 
 class TaskObjective:

@@ -12,12 +12,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
-from llgbm.base import Base
+from llgbm.base import Base, storage_of
 from llgbm.config import ModelSpec
 from llgbm.errors import ConfigError
-from llgbm.linears.int8_training import Int8TrainingLinear
 from llgbm.matching.measurement import Measurement
 from llgbm.probes import ProbeSet
 
@@ -118,24 +115,6 @@ def _encode(tokenizer: Any, head: str, text: str, tail: str, limit: int) -> list
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
     return [int(i) for i in tokenizer(text, add_special_tokens=False).input_ids] if text else []
-
-
-def storage_of(base: Base) -> str:
-    """How the base stores its Linear weights: float32, bfloat16, int8 or int8_training."""
-    linear = base.model.get_submodule(base.spec.module_shape(0, "down_proj").name)
-    if isinstance(linear, Int8TrainingLinear):
-        return "int8_training"
-    weight = getattr(linear, "weight", None)
-    return str(weight.dtype).removeprefix("torch.") if isinstance(weight, torch.Tensor) else "int8"
-
-
-def require_gradients(base: Base) -> None:
-    """Raise ConfigError if the base's Linears pass no gradients: int8 ones would drop them without a word."""
-    if storage_of(base) == "int8":
-        raise ConfigError(
-            "a base in int8 passes no gradients; to train through it, load it with int8_training, bfloat16 or float32 "
-            "storage"
-        )
 
 
 def _sha256(text: str) -> str:

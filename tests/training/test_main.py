@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from training.__main__ import COMMANDS
 from training.cli.command_line import Command, main
+from training.cli.commands import COMMANDS
 from training.cli.config import config_paths, load_config, to_dict
 from training.cli.config_help import config_help
 

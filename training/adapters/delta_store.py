@@ -18,8 +18,8 @@ from llgbm.errors import CacheMismatchError
 from llgbm.lora import LoRAWeights
 from llgbm.matching.measurement import Activation, Delta
 from training.adapters.probe_config import ProbeConfig
-from training.runs.fan_out import Workers
 from training.runs.log import RunLog
+from training.runs.workers import Workers
 
 
 def open_deltas(folder: Path, base: Base, probes: ProbeConfig) -> tuple[DeltaMeter, DeltaCache]:

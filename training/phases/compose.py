@@ -20,7 +20,7 @@ from llgbm.adapters.peft_io import load_peft_for
 from llgbm.base import Base, load_base
 from llgbm.checkpoint import Checkpoint, load_generator
 from llgbm.config import LoRASpec
-from llgbm.delta import DeltaMeter
+from llgbm.delta import DeltaMeter, delta_cosine
 from llgbm.errors import ConfigError
 from llgbm.evaluation import compute_accuracy_with_lora
 from llgbm.linears.frozen_linear import Storage
@@ -28,18 +28,18 @@ from llgbm.lora import LoRAWeights, combine
 from llgbm.pretrained.find import BASE_0_5B
 from llgbm.prompting import AdapterMaker, AdapterRequest
 from llgbm.text_encoder import PretrainedTextEncoder
+from training.adapters.adapter_split import tasks_by_id
 from training.adapters.probe_config import ProbeConfig
+from training.adapters.teacher_folder import adapter_folder, load_teachers
 from training.cli.config import from_dict
-from training.phases.adapter_split import tasks_by_id
 from training.phases.joint_tasks import choose_pairs, joint_task, then_prompt
-from training.phases.match_measures import delta_cosine
 from training.phases.teachers import Config as TeacherConfig
-from training.phases.teachers import Start, adapter_folder, load_teachers, make_teacher, require_same_settings
-from training.recipe.progress_check import eval_row
+from training.phases.teachers import Start, make_teacher, require_same_settings
 from training.runs.artefacts import read_manifest, relative_name
 from training.runs.log import RunLog
 from training.runs.results import write_result
 from training.tasks.format import Task, tasks_digest
+from training.tasks.rows import eval_row
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from llgbm.matching.head_calibration import calibrate_delta_head
 from llgbm.matching.losses import DeltaGuidedLoss, DeltaOnlyLoss, MultiTaskLoss, WeightLoss
 from llgbm.matching.teacher_basis import start_from_teachers
 from llgbm.training import Objective, TrainingState, train
+from training.adapters.adapter_split import UNKNOWN
 from training.cli.config import config_digest
-from training.phases.adapter_split import UNKNOWN
 from training.phases.match_measures import baselines, score_cases, summarise
 from training.phases.match_setup import MatchSetup, Material, load_material, read_split_digest
 from training.runs.log import RunLog

@@ -13,7 +13,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from llgbm.delta import DeltaMeter
+from llgbm.delta import DeltaMeter, delta_cosine
 from llgbm.generator import LoRAGenerator
 from llgbm.lora import LoRAWeights
 from llgbm.matching.losses import WeightLoss
@@ -85,11 +85,6 @@ def score_cases(generator: LoRAGenerator, meter: DeltaMeter, cases: Sequence[Cas
                 )
             )
     return scores
-
-
-def delta_cosine(delta: Tensor, teacher: Tensor) -> float:
-    """Cosine of two mean deltas (layers, hidden), a mean over layers; 0 where one is zero."""
-    return float(torch.nn.functional.cosine_similarity(delta, teacher, dim=-1, eps=1e-12).mean())
 
 
 def summarise(scores: Sequence[Score], prefix: str) -> dict[str, float]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llgbm.adapters.index import AdapterEntry, load_index
 from llgbm.base import Base, load_base
-from llgbm.config import GeneratorConfig, LoRASpec
+from llgbm.config import GeneratorConfig, LoRASpec, default_lora
 from llgbm.dataset import Conditioning, DeltaAugmentedDataset, RealAdapterDataset
 from llgbm.delta import DeltaCache, DeltaMeter
 from llgbm.fitting.batches import TaskGroup, TrainingBatch
@@ -25,11 +25,10 @@ from llgbm.pretrained.find import BASE_0_5B, TEXT_ENCODER
 from llgbm.prompting import TextEncoder, condition_of
 from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig
+from training.adapters.adapter_split import AdapterSplit, split_adapters, split_digest, tasks_by_id
 from training.adapters.delta_store import cached_delta, fill_cache, open_deltas
 from training.adapters.probe_config import ProbeConfig
-from training.phases.adapter_split import AdapterSplit, split_adapters, split_digest, tasks_by_id
 from training.phases.match_measures import Case
-from training.recipe.fit import default_lora
 from training.runs.log import RunLog
 from training.tasks.format import Task
 
@@ -154,7 +153,7 @@ def load_material(setup: MatchSetup, log: RunLog) -> Material:
         tasks=tasks,
         split=split,
         split_digest=split_digest(split),
-        lora=default_lora(base),
+        lora=default_lora(base.spec),
         meter=meter,
         train=dataset,
         teachers=teachers,

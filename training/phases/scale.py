@@ -18,7 +18,7 @@ import numpy as np
 from llgbm.adapters.peft_io import load_peft, save_peft
 from llgbm.base import Base, load_base
 from llgbm.checkpoint import load_generator
-from llgbm.config import GeneratorConfig, LoRASpec
+from llgbm.config import GeneratorConfig, LoRASpec, default_lora
 from llgbm.errors import ConfigError
 from llgbm.evaluation import score_rows
 from llgbm.linears.frozen_linear import Storage
@@ -30,13 +30,14 @@ from training.adapters.probe_config import ProbeConfig
 from training.phases.cost import CostConfig, measure_base, measure_generators
 from training.phases.gradient_check import check_in_own_process
 from training.recipe import fit
-from training.recipe.progress_check import CheckConfig, eval_row
+from training.recipe.progress_check import CheckConfig
 from training.recipe.sampler import SamplerConfig
 from training.runs.log import RunLog
 from training.runs.metrics import read_steps
 from training.runs.parallel import launch
 from training.runs.results import command_of, write_result
 from training.tasks.format import Task, load_tasks, tasks_digest
+from training.tasks.rows import eval_row
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def measure(config: Config, name: str, tasks: list[Task]) -> dict[str, Any]:
     began = time.monotonic()
     base = load_base(name, storage=config.base_storage)
     loaded = time.monotonic() - began
-    lora = fit.default_lora(base)
+    lora = default_lora(base.spec)
     row: dict[str, Any] = {"base": base.spec.base_id, "preset": base.spec.name, "storage": config.base_storage}
     row |= {"rank": lora.rank, "load_seconds": loaded}
     row |= measure_base(base, lora, config.probes.build(), config.cost)

@@ -8,10 +8,8 @@ index.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,7 +29,7 @@ from llgbm.adapters.index import (
     save_index,
     save_prompts,
 )
-from llgbm.adapters.peft_io import CONFIG_FILE, content_digest, load_peft_for, save_peft
+from llgbm.adapters.peft_io import CONFIG_FILE, content_digest, save_peft
 from llgbm.base import Base, load_base
 from llgbm.chat import answer_ids, prompt_ids, task_messages
 from llgbm.config import TARGET_MODULES, LoRASpec
@@ -41,11 +39,13 @@ from llgbm.fitting.task_losses import sft_loss
 from llgbm.linears.frozen_linear import Storage
 from llgbm.lora import LoRAWeights
 from llgbm.pretrained.find import BASE_0_5B
+from training.adapters.teacher_folder import adapter_folder
 from training.cli.config import to_dict
 from training.recipe.generator_base import shared_adapter_for
 from training.runs.artefacts import read_manifest, relative_name
-from training.runs.fan_out import RayTask, open_workers
+from training.runs.fan_out import open_workers
 from training.runs.log import RunLog
+from training.runs.workers import RayTask
 from training.tasks.format import Task, load_tasks, tasks_digest
 
 _CHOICE = ("workdir", "folder", "tasks", "ray", "ray_task")
@@ -191,11 +191,6 @@ def _keep(log: RunLog, base: Base, task: Task, config: Config, trained: Trained,
     return loss
 
 
-def adapter_folder(workdir: Path, task_id: str, index: int) -> Path:
-    """Where the teacher number `index` of a task stands."""
-    return workdir / task_id / f"{task_id}_{index:03d}"
-
-
 def require_same_settings(config: Config, task: Task, base: Base, start: Start) -> None:
     """Check that a teacher that is there was trained with these settings, start, rows and weights of the base.
 
@@ -243,23 +238,6 @@ def list_teacher(config: Config, task: Task) -> AdapterEntry:
 
 def _adapter_id(entry: AdapterEntry) -> str:
     return entry.adapter_id
-
-
-def load_teachers(workdir: Path, task_ids: Sequence[str], base_id: str) -> dict[str, LoRAWeights]:
-    """The first teacher of each task that has one, by task id.
-
-    Raises:
-        AdapterFormatError: one is torn.
-        AdapterMismatchError: one is of another base.
-    """
-    folders = {t: adapter_folder(workdir, t, 0) for t in task_ids}
-    return {t: load_peft_for(folder, base_id) for t, folder in folders.items() if folder.exists()}
-
-
-def teachers_digest(teachers: Mapping[str, LoRAWeights]) -> str:
-    """The first 16 hex digits of the sha256 of teachers by task id; their order does not matter."""
-    found = sorted((task_id, content_digest(weights)) for task_id, weights in teachers.items())
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
 
 
 def train_teacher(base: Base, task: Task, config: Config, start: LoRAWeights | None) -> tuple[LoRAWeights, list[float]]:

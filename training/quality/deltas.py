@@ -17,15 +17,14 @@ import torch
 
 from llgbm.adapters.peft_io import content_digest
 from llgbm.base import Base
-from llgbm.delta import DeltaMeter, compute_base_activation
+from llgbm.delta import DeltaMeter, compute_base_activation, delta_cosine
 from llgbm.lora import LoRAWeights
 from llgbm.matching.measurement import Activation
 from training.adapters.probe_config import ProbeConfig
-from training.phases.match_measures import delta_cosine
 from training.quality.cells import Cells
 from training.quality.methods import METHODS, Bench
-from training.runs.fan_out import Workers
 from training.runs.log import RunLog
+from training.runs.workers import Workers
 from training.tasks.format import Task
 
 TEACHER = "teacher"

@@ -8,8 +8,8 @@ from llgbm.base import Base
 from llgbm.decoding.decoder import generate
 from llgbm.decoding.sampling import SamplingParams
 from llgbm.lora import LoRAWeights
-from training.recipe.progress_check import eval_row
 from training.tasks.format import Task
+from training.tasks.rows import eval_row
 
 _MAX_TOKENS = 32
 

@@ -27,8 +27,8 @@ from llgbm.evaluation import paired_bootstrap, score_rows
 from llgbm.linears.frozen_linear import Storage
 from llgbm.text_encoder import PretrainedTextEncoder
 from training.adapters.probe_config import ProbeConfig
+from training.adapters.teacher_folder import load_teachers
 from training.cli.config import to_dict
-from training.phases.teachers import load_teachers
 from training.quality.baselines import Baselines, row_digests
 from training.quality.cells import Cells
 from training.quality.deltas import delta_cosines
@@ -36,12 +36,13 @@ from training.quality.error_examples import first_failure
 from training.quality.methods import METHODS, Bench, Trial
 from training.recipe.cores import load_cores
 from training.recipe.generator_base import base_of, shared_adapter_for
-from training.recipe.progress_check import eval_row
 from training.runs.artefacts import replace_text
-from training.runs.fan_out import RayTask, open_workers
+from training.runs.fan_out import open_workers
 from training.runs.log import RunLog
 from training.runs.results import command_of
+from training.runs.workers import RayTask
 from training.tasks.format import Task, load_tasks, tasks_digest
+from training.tasks.rows import eval_row
 
 BASELINE = "base"
 """Every method's difference to this one is reported."""

@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from llgbm.base import Base
+from llgbm.base import Base, require_gradients
 from llgbm.checkpoint import Checkpoint, load_generator
 from llgbm.errors import CheckpointError, ConfigError
 from llgbm.fitting.packing import Row, pack
@@ -35,7 +35,6 @@ from llgbm.functional import FunctionalLoRA
 from llgbm.generator import LoRAGenerator
 from llgbm.linears.frozen_linear import Storage
 from llgbm.lora import LoRAWeights
-from llgbm.matching.probe_encoding import require_gradients
 from llgbm.prompting import TextEncoder
 from training.cli.config import to_dict
 from training.recipe.conditions import TEXTS_FILE, lasting_encoder

@@ -18,14 +18,16 @@ import torch
 from llgbm.adapters.peft_io import save_peft
 from llgbm.base import load_base
 from llgbm.checkpoint import GeneratorManifest, load_generator, save_generator
+from llgbm.config import default_lora
 from llgbm.errors import CheckpointError, ConfigError
 from llgbm.generator import create_generator
 from llgbm.prompting import AdapterMaker, AdapterRequest, MadeAdapter
 from llgbm.text_encoder import PretrainedTextEncoder
+from training.adapters.teacher_folder import load_teachers
+from training.cli.commands import COMMANDS
 from training.cli.config import load_config
-from training.phases.teachers import load_teachers
 from training.recipe.fit import Config as FitConfig
-from training.recipe.fit import claim_of, default_lora, manifest_of, started_from, training_tasks
+from training.recipe.fit import claim_of, manifest_of, started_from, training_tasks
 from training.runs.fingerprint import claim_workdir
 from training.runs.log import set_up_logging
 
@@ -117,7 +119,7 @@ def export_state(config: Config) -> GeneratorManifest:
     state = _read_state(config.state)
     base = load_base(settings.base, storage=settings.base_storage)
     tasks = [task for pool in training_tasks(settings) for task in pool]
-    generator = create_generator(base.spec, default_lora(base), settings.generator)
+    generator = create_generator(base.spec, default_lora(base.spec), settings.generator)
     start = None if settings.start is None else started_from(settings.start, generator)
     names = [task.task_id for task in tasks]
     teachers = load_teachers(settings.teachers, names, base.spec.base_id) if settings.teachers else {}
@@ -143,6 +145,4 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 def _other_sections() -> dict[str, Any]:
     """The other commands' sections, which the fit's file may have."""
-    from training.__main__ import COMMANDS  # the table imports nothing, but is imported by the program alone
-
     return {command.name: command.config_class for command in COMMANDS if command.name != "fit"}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llgbm.base import Base, load_base
 from llgbm.checkpoint import GeneratorManifest, TrainingTask, load_generator, save_generator, saved_in
-from llgbm.config import MODEL_SPECS, GeneratorConfig, LoRASpec, lora_spec
+from llgbm.config import GeneratorConfig, default_lora
 from llgbm.delta import DeltaMeter
 from llgbm.errors import ConfigError
 from llgbm.fitting.context_teacher import Teacher
@@ -30,11 +30,11 @@ from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig, TrainingState, train
 from training.adapters.delta_store import cached_delta, open_deltas
 from training.adapters.probe_config import ProbeConfig
-from training.phases.teachers import adapter_folder, load_teachers, teachers_digest
+from training.adapters.teacher_folder import adapter_folder, load_teachers, teachers_digest
 from training.recipe.conditions import TEXTS_FILE, lasting_encoder
 from training.recipe.cores import Cores, belonging, core_file, generated_cores, write_cores
 from training.recipe.progress_check import CheckConfig, ProgressCheck
-from training.recipe.rounds import RoundConfig, run_rounds
+from training.recipe.rounds import RoundConfig, Rounds, run_rounds
 from training.recipe.sampler import SamplerConfig, TaskSampler
 from training.runs.fingerprint import claim_workdir, settings_of
 from training.runs.log import RunLog
@@ -141,7 +141,26 @@ def run(config: Config) -> None:
     with lasting_encoder(config.text_encoder, file) as encoder:
         made_here = _fit(config, encoder, tasks, synthetic, kept_back)
     if config.rounds and made_here:
-        run_rounds(config, [task.task_id for task in tasks], file)
+        run_rounds(_rounds(config, tasks), file)
+
+
+def _rounds(config: Config, tasks: Sequence[Task]) -> Rounds:
+    return Rounds(
+        count=config.rounds,
+        settings=config.round,
+        workdir=config.workdir,
+        fitted=config.fitted,
+        artefact=config.artefact,
+        task_cores=None if config.task_cores_from is None else config.task_cores,
+        shared={
+            "tasks": config.tasks,
+            "task_ids": tuple(task.task_id for task in tasks),
+            "base": config.base,
+            "base_storage": config.base_storage,
+            "text_encoder": config.text_encoder,
+        },
+        of_amortise={"wordings": config.wordings, "hidden_families": config.hidden_families},
+    )
 
 
 def _fit(
@@ -166,7 +185,7 @@ def _fit(
         teachers=teachers if config.context_teacher == "adapter" else None,
         deltas=deltas,
     )
-    generator = create_generator(base.spec, default_lora(base), config.generator, seed=config.training.seed)
+    generator = create_generator(base.spec, default_lora(base.spec), config.generator, seed=config.training.seed)
     start = None if config.start is None else started_from(config.start, generator)
     own = config.task_cores_from
     task_cores = None if own is None else TaskCores([task.task_id for task in tasks], generator, first_step=own)
@@ -300,11 +319,6 @@ def started_from(folder: Path, generator: LoRAGenerator) -> GeneratorManifest:
         raise ConfigError(f"the generator in {folder} is of another base, LoRASpec or size than this fit")
     generator.load_state_dict(start.generator.state_dict())
     return start.manifest
-
-
-def default_lora(base: Base) -> LoRASpec:
-    """The preset's LoRASpec; a base of another shape gets rank 8, alpha 16 on all projections."""
-    return lora_spec(base.spec.name) if base.spec.name in MODEL_SPECS else LoRASpec.for_model(base.spec)
 
 
 def manifest_of(

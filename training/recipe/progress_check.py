@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from llgbm.base import Base
-from llgbm.chat import answer_ids, prompt_ids, task_messages
 from llgbm.errors import ConfigError
-from llgbm.evaluation import EvalRow, score_rows
+from llgbm.evaluation import score_rows
 from llgbm.generator import LoRAGenerator
 from llgbm.lora import LoRAWeights
 from llgbm.prompting import TextEncoder
-from training.tasks.format import Example, Task, evenly
+from training.tasks.format import Task, evenly
+from training.tasks.rows import eval_row
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,3 @@ class ProgressCheck:
             f"{name}_accuracy": float(np.mean([np.mean([s.correct for s in task]) for task in scores])),
             f"{name}_log_likelihood": float(np.mean([np.mean([s.log_likelihood for s in t]) for t in scores])),
         }
-
-
-def eval_row(base: Base, example: Example, *, description: str | None = None, shots: Sequence[Example] = ()) -> EvalRow:
-    """A test row as token ids, with a description and examples in the context if given."""
-    messages = task_messages(example.input, description=description, examples=[(s.input, s.output) for s in shots])
-    return EvalRow(prompt_ids(base.tokenizer, messages), tuple(answer_ids(base.tokenizer, a) for a in example.accepted))

@@ -7,19 +7,16 @@ commands `cores` and `amortise` run, once or several times in turn: rounds of se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 
 from llgbm.checkpoint import GeneratorManifest, load_generator, save_generator, saved_in
 from training.recipe import amortise, cores
 from training.runs.artefacts import set_aside
-
-if TYPE_CHECKING:
-    from training.recipe.fit import Config
 
 
 @dataclass(frozen=True)
@@ -30,47 +27,63 @@ class RoundConfig:
     amortise: amortise.TrunkTraining = field(default_factory=amortise.TrunkTraining)
 
 
-def run_rounds(config: Config, task_ids: Sequence[str], texts: Path) -> GeneratorManifest:
+@dataclass(frozen=True)
+class Rounds:
+    """What rounds work on.
+
+    Attributes:
+        count: of rounds.
+        settings: of each.
+        workdir: has the folders `round_1`, `round_2`, ... of the two commands.
+        fitted: artefact that the first round starts from.
+        artefact: folder of the artefact that the last one leaves.
+        task_cores: folder of the cores that the first round starts from; none for what the generator makes.
+        shared: values of both commands by name, such as the tasks and the base.
+        of_amortise: values of `amortise` alone.
+    """
+
+    count: int
+    settings: RoundConfig
+    workdir: Path
+    fitted: Path
+    artefact: Path
+    task_cores: Path | None
+    shared: Mapping[str, Any]
+    of_amortise: Mapping[str, Any]
+
+
+def run_rounds(rounds: Rounds, texts: Path) -> GeneratorManifest:
     """Run both commands in turn on what the steps of a fit have made, and write the fit's artefact.
 
     Each goes on where it was stopped. A round of another generator, as after a fit that was shorter, is set aside:
     `round_1` as `round_1.1`. An artefact that is there keeps the calibration that it was given.
 
     Args:
-        task_ids: the fit's tasks, but for the procedural ones.
         texts: file of the embeddings that the fit has made.
     """
-    where: dict[str, Any] = {
-        "tasks": config.tasks,
-        "task_ids": tuple(task_ids),
-        "base": config.base,
-        "base_storage": config.base_storage,
-        "text_encoder": config.text_encoder,
-    }
     log = structlog.get_logger().bind(command="fit")
-    start = config.fitted
+    start = rounds.fitted
     made = load_generator(start)
     made_by = made.manifest.made_by | {"rounds": []}
-    for number in range(1, config.rounds + 1):
-        folder = config.workdir / f"round_{number}"
+    for number in range(1, rounds.count + 1):
+        folder = rounds.workdir / f"round_{number}"
         if cores.generators_of(folder / "cores") - {made.manifest.digest}:
             log.info("round of another generator", set_aside=str(set_aside(folder)))
         found = cores.Config(
-            **_values(config.round.cores),
-            **where,
+            **_values(rounds.settings.cores),
+            **rounds.shared,
             checkpoint=start,
             workdir=folder / "cores",
-            start=config.task_cores if number == 1 and config.task_cores_from is not None else None,
+            start=rounds.task_cores if number == 1 else None,
         )
         cores.run(found, texts=texts)
         taught = amortise.Config(
-            **_values(config.round.amortise),
-            **where,
+            **_values(rounds.settings.amortise),
+            **rounds.shared,
+            **rounds.of_amortise,
             checkpoint=start,
             cores=found.workdir,
             workdir=folder / "amortise",
-            wordings=config.wordings,
-            hidden_families=config.hidden_families,
         )
         amortise.run(taught, texts=texts)
         start = taught.artefact
@@ -79,10 +92,10 @@ def run_rounds(config: Config, task_ids: Sequence[str], texts: Path) -> Generato
             {k: v for k, v in made.manifest.made_by.items() if k not in ("command", "seed", "started_from")}
         )
     manifest = replace(made.manifest, made_by=made_by)
-    if there := saved_in(config.artefact, made.generator, manifest):
-        log.info("already made", artefact=str(config.artefact))
+    if there := saved_in(rounds.artefact, made.generator, manifest):
+        log.info("already made", artefact=str(rounds.artefact))
         return there
-    return save_generator(config.artefact, made.generator, manifest, made.prompt_index.blocks(len(manifest.tasks)))
+    return save_generator(rounds.artefact, made.generator, manifest, made.prompt_index.blocks(len(manifest.tasks)))
 
 
 def _values(settings: cores.CoreTraining | amortise.TrunkTraining) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llgbm.errors import ConfigError
+from training.cli.commands import COMMANDS
 from training.cli.config import from_dict
 from training.report import quality_sections as report_quality
 from training.report import sections as make
@@ -88,8 +89,6 @@ def command_line(artefact: Artefact) -> str:
 
 
 def _config_class(command: str) -> type[Any]:
-    from training.__main__ import COMMANDS  # the program imports this module, so this one imports it late
-
     return {entry.name: entry for entry in COMMANDS}[command].config_class()
 
 

@@ -23,7 +23,7 @@ import torch
 from llgbm.base import Base, load_base
 from llgbm.errors import CacheMismatchError, ConfigError
 from llgbm.linears.frozen_linear import Storage
-from training.runs.fan_out import Item, RayTask, Result, WorkerLostError
+from training.runs.workers import Item, RayTask, Result, WorkerLostError
 
 _AHEAD = 2
 """Tasks that are handed to Ray for each that can run, so that no worker waits for the next one."""
@@ -44,7 +44,7 @@ class RayWorkers:
         self._base = (place, storage, base.revision)
 
     def map(self, work: Callable[[Base, Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
-        """See `training.runs.fan_out.Workers`; results come in the order in which they are ready."""
+        """See `training.runs.workers.Workers`; results come in the order in which they are ready."""
         run: Any = ray.remote(_run).options(
             num_cpus=self._task.cpus, memory=self._task.memory or None, max_retries=self._task.retries
         )

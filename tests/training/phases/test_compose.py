@@ -17,8 +17,8 @@ from llgbm.training import TrainingConfig
 from tests.fixtures import random_lora
 from tests.training.conftest import small_tasks
 from training.adapters.probe_config import ProbeConfig
+from training.adapters.teacher_folder import adapter_folder
 from training.phases import compose, match
-from training.phases.teachers import adapter_folder
 from training.runs.results import read_result
 
 

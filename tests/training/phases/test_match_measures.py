@@ -3,10 +3,10 @@ import torch
 
 from llgbm.base import Base
 from llgbm.config import GeneratorConfig, lora_spec
-from llgbm.delta import DeltaMeter
+from llgbm.delta import DeltaMeter, delta_cosine
 from llgbm.generator import create_generator
 from llgbm.probes import ProbeSet
-from training.phases.match_measures import METRICS, Case, Score, baselines, delta_cosine, score_cases, summarise
+from training.phases.match_measures import METRICS, Case, Score, baselines, score_cases, summarise
 
 CONDITIONS = torch.nn.functional.normalize(torch.randn(10, 384, generator=torch.Generator().manual_seed(0)), dim=-1)
 

@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 
 from llgbm.base import load_base
-from llgbm.config import GeneratorConfig
+from llgbm.config import GeneratorConfig, default_lora
 from training.adapters.probe_config import ProbeConfig
+from training.cli.commands import COMMANDS
 from training.phases import scale
 from training.phases.cost import CostConfig
-from training.recipe import fit
 from training.runs.results import read_result
 from training.tasks.format import load_tasks
 
@@ -38,7 +38,9 @@ def test_a_base_is_measured_from_gradients_to_an_applied_adapter(config: scale.C
 
 def test_a_short_fit_that_was_there_took_what_its_steps_took(config: scale.Config, tiny_base_path: Path) -> None:
     base, tasks = load_base(tiny_base_path), load_tasks(config.folder)
-    first, again = (scale.short_fit(config, str(tiny_base_path), base, fit.default_lora(base), tasks) for _ in range(2))
+    first, again = (
+        scale.short_fit(config, str(tiny_base_path), base, default_lora(base.spec), tasks) for _ in range(2)
+    )
     assert first["seconds"] == again["seconds"] > 0
 
 
@@ -46,14 +48,13 @@ def test_the_curves_of_one_and_several_processes_are_compared(
     config: scale.Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here both run in this process; `test_parallel` runs two."""
-    from training import __main__ as program
     from training.cli.command_line import main
 
     launched: list[int] = []
 
     def run_here(words: list[str], processes: int) -> None:
         launched.append(processes)
-        assert main(program.COMMANDS, words, program="training") == 0
+        assert main(COMMANDS, words, program="training") == 0
 
     monkeypatch.setattr(scale, "launch", run_here)
     found = scale.compare_processes(replace(config, parallel_steps=2))

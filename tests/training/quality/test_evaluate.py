@@ -9,16 +9,15 @@ import torch
 
 from llgbm.base import Base, load_base
 from llgbm.checkpoint import load_generator
-from llgbm.delta import DeltaMeter
+from llgbm.delta import DeltaMeter, delta_cosine
 from llgbm.errors import ConfigError
 from tests.training.conftest import small_tasks
 from training.adapters.probe_config import ProbeConfig
-from training.phases.match_measures import delta_cosine
 from training.quality import deltas as evaluation_deltas
 from training.quality import evaluate
 from training.quality.methods import METHODS
 from training.recipe import cores
-from training.recipe.progress_check import eval_row
+from training.tasks.rows import eval_row
 
 
 @pytest.fixture

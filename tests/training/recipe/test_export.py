@@ -11,8 +11,8 @@ from llgbm.errors import CheckpointError, ConfigError
 from llgbm.prompting import AdapterMaker, AdapterRequest
 from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig
-from training.__main__ import COMMANDS
 from training.cli.command_line import main
+from training.cli.commands import COMMANDS
 from training.cli.config import to_yaml
 from training.recipe import export, fit
 from training.recipe.progress_check import CheckConfig

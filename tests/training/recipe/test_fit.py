@@ -11,7 +11,7 @@ import torch
 from llgbm.adapters.peft_io import load_peft, save_peft
 from llgbm.base import Base
 from llgbm.checkpoint import load_generator
-from llgbm.config import GeneratorConfig, LoRASpec, lora_spec, model_spec
+from llgbm.config import GeneratorConfig, LoRASpec, default_lora, lora_spec, model_spec
 from llgbm.errors import CacheMismatchError, CheckpointError, ConfigError, TaskFormatError
 from llgbm.fitting.batches import TrainingBatch
 from llgbm.generator import create_generator
@@ -20,8 +20,8 @@ from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig
 from tests.small_generator import calibrate_artefact
 from training.adapters.probe_config import ProbeConfig
+from training.adapters.teacher_folder import adapter_folder
 from training.phases import deltas
-from training.phases.teachers import adapter_folder
 from training.recipe import fit
 from training.recipe.progress_check import CheckConfig
 from training.recipe.sampler import SamplerConfig, TaskSampler
@@ -249,9 +249,9 @@ def test_an_unknown_task_is_refused_before_anything_is_written(config: fit.Confi
 
 
 def test_the_lora_is_the_presets_where_there_is_one(tiny_base: Base) -> None:
-    assert fit.default_lora(tiny_base) == lora_spec("tiny")
+    assert default_lora(tiny_base.spec) == lora_spec("tiny")
     other = replace(model_spec("tiny"), name="someone/else", num_layers=1)
-    assert fit.default_lora(replace(tiny_base, spec=other)) == LoRASpec.for_model(other, rank=8, alpha=16.0)
+    assert default_lora(other) == LoRASpec.for_model(other, rank=8, alpha=16.0)
 
 
 def test_the_delta_loss_brings_adapters_nearer_to_the_teachers(config: fit.Config, workdir: Path) -> None:

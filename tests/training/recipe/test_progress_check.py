@@ -13,8 +13,9 @@ from llgbm.evaluation import score_rows
 from llgbm.text_encoder import PretrainedTextEncoder
 from tests.small_generator import active_generator
 from tests.training.recipe.sampler_runs import Recorder
-from training.recipe.progress_check import CheckConfig, ProgressCheck, eval_row
+from training.recipe.progress_check import CheckConfig, ProgressCheck
 from training.tasks.format import Example, Task
+from training.tasks.rows import eval_row
 
 
 def task(name: str, label: str, *, num_test: int = 4) -> Task:

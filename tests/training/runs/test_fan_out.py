@@ -11,7 +11,8 @@ from training.cli.command_line import flag_override, parse_words
 from training.cli.config import config_paths, load_config
 from training.phases import deltas, teachers
 from training.quality import evaluate
-from training.runs.fan_out import RayTask, ThisProcess, open_workers
+from training.runs.fan_out import open_workers
+from training.runs.workers import RayTask, ThisProcess
 
 
 def test_in_this_process_the_items_are_done_in_order(tiny_base: Base) -> None:

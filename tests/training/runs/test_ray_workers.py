@@ -25,8 +25,9 @@ from training.quality import evaluate
 from training.recipe import fit
 from training.recipe.progress_check import CheckConfig
 from training.recipe.sampler import SamplerConfig
-from training.runs.fan_out import RayTask, WorkerLostError, open_workers
+from training.runs.fan_out import open_workers
 from training.runs.results import read_result
+from training.runs.workers import RayTask, WorkerLostError
 
 pytestmark = [
     pytest.mark.ray,
