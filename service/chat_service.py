@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from llgbm.chat import prompt_ids, with_description
-from llgbm.decoding.decoder import Row
+from llgbm.decoding.decoder import DecodeRequest
 from llgbm.decoding.sampling import SamplingParams
 from llgbm.errors import ConfigError
 from llgbm.prompting import AdapterRequest
@@ -117,7 +117,7 @@ class ChatService:
             adapters = [found] * wish.choices + ([None] if wish.compare_base else [])
             seed = secrets.randbits(62) if wish.seed is None else wish.seed
             rows = [
-                Row(
+                DecodeRequest(
                     prompt,
                     None if adapter is None else adapter.weights,
                     SamplingParams(
@@ -212,7 +212,7 @@ class ChatService:
             )
         return wanted or min(self._settings.max_tokens, limit - prompt)
 
-    async def _submit(self, rows: Sequence[Row], adapter_ids: Sequence[str | None]) -> list[TokenStream]:
+    async def _submit(self, rows: Sequence[DecodeRequest], adapter_ids: Sequence[str | None]) -> list[TokenStream]:
         try:
             return await self._engine.submit(rows, adapter_ids, timeout=self._settings.request_timeout)
         except EngineError as error:

@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from llgbm.adapters.peft_io import load_peft
-from llgbm.decoding.decoder import Row, Step
+from llgbm.decoding.decoder import DecodeRequest, Step
 from llgbm.decoding.sampling import SamplingParams
 from llgbm.errors import LLGBMError
 from service.engine import Engine
@@ -177,7 +177,7 @@ class FakeVLLM:
             stop_token_ids=tuple(body["stop_token_ids"]) if "stop_token_ids" in body else None,
             logprobs=body.get("logprobs"),
         )
-        row = Row(tuple(body["prompt"]), self.adapters.get(model), params)
+        row = DecodeRequest(tuple(body["prompt"]), self.adapters.get(model), params)
         (stream,) = await request.app.state.engine.submit([row], [model], timeout=60)
         return StreamingResponse(self._events(stream, with_logprobs=params.logprobs is not None), 200)
 

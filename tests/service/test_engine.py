@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from llgbm.decoding.decoder import Row
+from llgbm.decoding.decoder import DecodeRequest
 from llgbm.decoding.sampling import SamplingParams
 from service.engine import Engine
 from service.engine_api import DeadlineError, EngineError, EngineLimits, QueueFullError, StoppedError
@@ -15,11 +15,11 @@ from tests.service.dummy_decoder import DummyDecoder
 from tests.service.harness import until
 
 
-def row(length: int = 5, prompt: int = 3) -> Row:
-    return Row((1,) * prompt, None, SamplingParams(max_tokens=length))
+def row(length: int = 5, prompt: int = 3) -> DecodeRequest:
+    return DecodeRequest((1,) * prompt, None, SamplingParams(max_tokens=length))
 
 
-def endless(_: Row) -> Sequence[int]:
+def endless(_: DecodeRequest) -> Sequence[int]:
     return range(100_000)
 
 

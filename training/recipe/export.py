@@ -27,8 +27,7 @@ from training.adapters.teacher_folder import load_teachers
 from training.cli.commands import COMMANDS
 from training.cli.config import load_config
 from training.recipe.fit import Config as FitConfig
-from training.recipe.fit import claim_of, manifest_of, started_from, training_tasks
-from training.runs.fingerprint import claim_workdir
+from training.recipe.fit import fingerprint_of, manifest_of, started_from, training_tasks
 from training.runs.log import set_up_logging
 
 ARROW = "=>"
@@ -123,7 +122,8 @@ def export_state(config: Config) -> GeneratorManifest:
     start = None if settings.start is None else started_from(settings.start, generator)
     names = [task.task_id for task in tasks]
     teachers = load_teachers(settings.teachers, names, base.spec.base_id) if settings.teachers else {}
-    claim_workdir(config.state.parent, [config.state.name], claim_of(settings, tasks, base, start, teachers))
+    made_with = fingerprint_of(settings, tasks, base, start, teachers)
+    made_with.require_same_run(config.state.parent, [config.state.name])
     own = {name.removeprefix("0."): tensor for name, tensor in state["model"].items() if name.startswith("0.")}
     generator.load_state_dict(own)
     encoder = PretrainedTextEncoder(settings.text_encoder)
