@@ -1,7 +1,7 @@
 """`python -m training export`: an adapter from a prompt, or the artefact of a generator from the state of a fit.
 
-    python -m training export --prompt "Translate the English word to French." --out french
-    python -m training export --state runs/fit/state.pt --fit training/configs/shipped.yaml --out checkpoints/mine
+    python -m training export prompt="Translate the English word to French." out=french
+    python -m training export state=runs/fit/state.pt fit=training/configs/shipped.yaml out=checkpoints/mine
 
 The first writes a PEFT folder. The second takes the state that a fit saves as it goes, so that a run can be tried, or
 kept, before it ends.
@@ -112,7 +112,7 @@ def export_state(config: Config) -> GeneratorManifest:
     """
     if config.state is None or not config.fit:
         raise ConfigError(
-            "a state alone does not say all of its settings: name the fit's configuration file too, with --fit FILE"
+            "a state alone does not say all of its settings: name the fit's configuration file too, with fit=FILE"
         )
     settings = load_config(FitConfig, config.fit, section="fit", other_sections=_other_sections())
     state = _read_state(config.state)

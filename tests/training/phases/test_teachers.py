@@ -197,10 +197,10 @@ def test_rows_that_are_all_too_long_are_refused(config: teachers.Config) -> None
 def test_the_command_line_of_the_readme(
     config: teachers.Config, tiny_base: Base, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["teachers", "--tasks", "upper", "next", "--lora_rank", "2", "--steps", "1"]
+    words = ["teachers", "tasks=[upper, next]", "lora_rank=2", "steps=1"]
     paths = [f"workdir={config.workdir}", f"folder={config.folder}", f"base={config.base}"]
     assert main(TABLE, [*words, *paths], program="training") == 0
     trained = load_teachers(config.workdir, ["upper", "next", "title"], tiny_base.spec.base_id)
     assert {name: w.spec.rank for name, w in trained.items()} == {"upper": 2, "next": 2}
-    assert main(TABLE, ["teachers", "--tasks", "uper", *paths], program="training") == 2
+    assert main(TABLE, ["teachers", "tasks=[uper]", *paths], program="training") == 2
     assert "no task 'uper'; did you mean upper?" in capsys.readouterr().err

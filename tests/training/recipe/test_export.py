@@ -39,7 +39,7 @@ def test_a_prompt_becomes_the_adapter_that_the_service_would_make(
     fitted: fit.Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = fitted.workdir / "generator"
-    words = ["export", "--prompt", "Write it in capitals.", "--example", "cat => CAT", "a => b => c", "--scale", "0.5"]
+    words = ["export", "prompt=Write it in capitals.", "example=[cat => CAT, a => b => c]", "scale=0.5"]
     assert main(COMMANDS, [*words, f"out={tmp_path / 'x'}", f"checkpoint={folder}"], program="training") == 0
     request = AdapterRequest(("Write it in capitals.",), (("cat", "CAT"), ("a => b", "c")), 0.5)
     checkpoint = load_generator(folder)
