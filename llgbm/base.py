@@ -12,10 +12,9 @@ from torch import nn
 from llgbm.config import MODEL_SPECS, ModelSpec
 from llgbm.errors import ConfigError, PretrainedNotFoundError
 from llgbm.linears.frozen_linear import Storage, store_linears
-from llgbm.linears.int8_training import Int8TrainingLinear
-from llgbm.pretrained.find import pretrained_revision, resolve_pretrained
+from llgbm.linears.int8 import Int8TrainingLinear
+from llgbm.pretrained.find import no_progress_bars, pretrained_revision, resolve_pretrained
 from llgbm.pretrained.folder import folder_problem
-from llgbm.pretrained.progress_bars import no_progress_bars
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,8 +22,8 @@ from llgbm.adapters.peft_io import content_digest, load_peft, load_peft_for
 from llgbm.delta import DeltaCache, DeltaMeter
 from llgbm.errors import AdapterMismatchError, CacheMismatchError, ConfigError
 from llgbm.lora import LoRAWeights
-from llgbm.matching.measurement import Delta
 from llgbm.matching.weight_tokens import TokenLayout, TokenNormalizer, tokenize
+from llgbm.measuring.measurement import Delta
 from llgbm.prompting import TextEncoder, condition_of, example_lines, noisy
 
 

@@ -24,12 +24,12 @@ from torch.utils.hooks import RemovableHandle
 
 from llgbm.base import Base, require_gradients
 from llgbm.errors import AdapterMismatchError, ConfigError
-from llgbm.fitting.packing import Row, pack, packed_hidden_states
 from llgbm.functional import FunctionalLoRA
 from llgbm.lora import LoRAWeights
-from llgbm.matching.delta_cache import DeltaCache
-from llgbm.matching.measurement import Activation, Delta, Measurement
-from llgbm.matching.probe_encoding import encode_probes, measurement_of, resolve_layers, spread_layers
+from llgbm.measuring.delta_cache import DeltaCache
+from llgbm.measuring.measurement import Activation, Delta, Measurement
+from llgbm.measuring.probe_encoding import encode_probes, measurement_of, resolve_layers, spread_layers
+from llgbm.packing import Row, pack, packed_hidden_states
 from llgbm.probes import ProbeSet
 
 __all__ = [
@@ -112,7 +112,7 @@ def per_probe_states(
     Subtract the values of `compute_base_activation` for deltas. Differentiable with respect to the weights.
 
     Raises:
-        As `activations` and `llgbm.matching.measurement.encode_probes`.
+        As `activations` and `llgbm.measuring.measurement.encode_probes`.
     """
     return activations(base, encode_probes(base.tokenizer, probes), layers, functional=functional, weights=weights)
 

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from llgbm.errors import CheckpointError, ConfigError
-from llgbm.fitting.batches import TrainingBatch
 from llgbm.fitting.data_parallel import Alone, ProcessGroup, backward_in_pieces, share_of
 from llgbm.fitting.muon import Muon
 from llgbm.fitting.task_cores import TaskCores, TaskCoresAdam
 from llgbm.generator import LoRAGenerator
 from llgbm.matching.losses import DeltaOnlyLoss, MultiTaskLoss
+from llgbm.packing import TrainingBatch
 
 __all__ = ["DeltaOnlyLoss", "MultiTaskLoss", "Objective", "TrainingConfig", "TrainingState", "train"]
 

@@ -30,7 +30,7 @@ _LEAST_FILLED = 0.75
 
 
 @dataclass(eq=False)
-class Row:
+class DecodeRequest:
     """One request to the decoder.
 
     Attributes:
@@ -59,7 +59,7 @@ class Step(NamedTuple):
         finish_reason: not None in the last step of a row, which has then left the decoder.
     """
 
-    row: Row
+    row: DecodeRequest
     token: int
     logprob: float | None
     top_logprobs: tuple[tuple[int, float], ...]
@@ -67,7 +67,7 @@ class Step(NamedTuple):
 
 
 class _Running(NamedTuple):
-    row: Row
+    row: DecodeRequest
     adapter: LoRAWeights | None
     generator: torch.Generator
 
@@ -109,11 +109,11 @@ class Decoder:
         self._prepared: PreparedLoRA | None = None
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[DecodeRequest]:
         """The running rows, in no particular order."""
         return [running.row for running in self._running]
 
-    def require_valid(self, row: Row) -> None:
+    def require_valid(self, row: DecodeRequest) -> None:
         """Check that a row can be decoded.
 
         Raises:
@@ -138,7 +138,7 @@ class Decoder:
         if row.adapter is not None:
             self._functional.require_fits(row.adapter.spec)
 
-    def add(self, rows: Sequence[Row]) -> list[Step]:
+    def add(self, rows: Sequence[DecodeRequest]) -> list[Step]:
         """Run the prompts of new rows; they then take part in every `step`.
 
         Returns:
@@ -177,12 +177,12 @@ class Decoder:
             self._cache.finish_step()
         return self._choose(self._running, hidden)
 
-    def remove(self, row: Row) -> bool:
+    def remove(self, row: DecodeRequest) -> bool:
         """Take a row out and free its memory; False if it is not running (any more)."""
         return self._remove(row, wipe=False)
 
-    def _prefill_groups(self, rows: Sequence[Row]) -> list[list[Row]]:
-        groups: list[list[Row]] = []
+    def _prefill_groups(self, rows: Sequence[DecodeRequest]) -> list[list[DecodeRequest]]:
+        groups: list[list[DecodeRequest]] = []
         for row in sorted(rows, key=lambda r: len(r.prompt), reverse=True):
             longest = len(groups[-1][0].prompt) if groups else 0
             fits = (
@@ -196,7 +196,7 @@ class Decoder:
                 groups.append([row])
         return groups
 
-    def _prefill(self, rows: list[Row]) -> list[Step]:
+    def _prefill(self, rows: list[DecodeRequest]) -> list[Step]:
         adapters = self._adapters_of(rows)
         new = [
             _Running(row, adapter, make_generator(row.params.seed)) for row, adapter in zip(rows, adapters, strict=True)
@@ -214,7 +214,7 @@ class Decoder:
                 hidden = self._prompt_states(ids, positions)
         return self._choose(new, hidden[torch.arange(len(rows)), torch.tensor(lengths) - 1])
 
-    def _adapters_of(self, rows: Sequence[Row]) -> list[LoRAWeights | None]:
+    def _adapters_of(self, rows: Sequence[DecodeRequest]) -> list[LoRAWeights | None]:
         """The rows' adapters as the model is; one object for all rows that share one, those that run among them."""
         known = {id(running.row.adapter): running.adapter for running in self._running}
         for row in rows:
@@ -266,7 +266,7 @@ class Decoder:
                 row.finish_reason = "length"
         return Step(row, token, logprob, top, row.finish_reason)
 
-    def _remove(self, row: Row, *, wipe: bool) -> bool:
+    def _remove(self, row: DecodeRequest, *, wipe: bool) -> bool:
         slot = next((i for i, running in enumerate(self._running) if running.row is row), None)
         if slot is None:
             return False
@@ -316,7 +316,7 @@ def generate(
     if len(each) != len(prompts):
         raise AdapterMismatchError(f"{len(each)} adapters for {len(prompts)} prompts: need one for each")
     params = params or SamplingParams()
-    rows = [Row(prompt, adapter, params) for prompt, adapter in zip(prompts, each, strict=True)]
+    rows = [DecodeRequest(prompt, adapter, params) for prompt, adapter in zip(prompts, each, strict=True)]
     decoder = Decoder(base)
     for row in rows:
         decoder.require_valid(row)
@@ -334,7 +334,7 @@ def generate(
     return [row.output for row in rows]
 
 
-def _failed(row: Row) -> Step:
+def _failed(row: DecodeRequest) -> Step:
     row.finish_reason = "error"
     return Step(row, -1, None, (), "error")
 

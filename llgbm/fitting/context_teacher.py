@@ -16,12 +16,11 @@ from torch import Tensor
 
 from llgbm.base import Base
 from llgbm.errors import AdapterMismatchError
-from llgbm.fitting.batches import TaskGroup
-from llgbm.fitting.packing import pack
 from llgbm.fitting.task_losses import label_logits
 from llgbm.functional import FunctionalLoRA
 from llgbm.generator import LoRAGenerator
 from llgbm.lora import LoRAWeights
+from llgbm.packing import TaskGroup, pack
 
 Teacher = Literal["shared", "adapter"]
 

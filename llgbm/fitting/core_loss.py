@@ -15,11 +15,10 @@ from torch import Tensor
 
 from llgbm.base import Base
 from llgbm.errors import AdapterMismatchError, ConfigError
-from llgbm.fitting.batches import TrainingBatch
-from llgbm.fitting.packing import PackedBatch, packed_hidden_states
 from llgbm.functional import FunctionalLoRA
 from llgbm.generator import LoRAGenerator
 from llgbm.lora import LoRAWeights
+from llgbm.packing import PackedBatch, TrainingBatch, packed_hidden_states
 
 _JITTER = 1e-6
 """What is added to the diagonal of a matrix before its Cholesky factor is taken, relative to its mean."""

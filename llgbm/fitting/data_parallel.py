@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from llgbm.errors import ConfigError
-from llgbm.fitting.batches import TrainingBatch
+from llgbm.packing import TrainingBatch
 
 
 class ProcessGroup(Protocol):

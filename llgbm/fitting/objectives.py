@@ -11,15 +11,14 @@ from torch import Tensor, nn
 from llgbm.base import Base, require_gradients
 from llgbm.delta import DeltaMeter
 from llgbm.errors import ConfigError
-from llgbm.fitting.batches import TaskGroup, TrainingBatch
 from llgbm.fitting.context_teacher import ContextTeacher, Teacher
-from llgbm.fitting.packing import Row, pack
 from llgbm.fitting.task_cores import TaskCores
 from llgbm.fitting.task_losses import kl_by_label, label_logits, mean_by_row, sft_by_label
 from llgbm.functional import FunctionalLoRA
 from llgbm.generator import LoRAGenerator
 from llgbm.lora import LoRAWeights
 from llgbm.matching.losses import DeltaOnlyLoss
+from llgbm.packing import Row, TaskGroup, TrainingBatch, pack
 
 
 class TaskObjective:

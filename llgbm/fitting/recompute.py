@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from llgbm.fitting.packing import grouped_attention
 from llgbm.functional import FunctionalLoRA, PreparedLoRA
+from llgbm.packing import grouped_attention
 
 
 @contextmanager

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from llgbm.base import Base
 from llgbm.errors import AdapterMismatchError
-from llgbm.fitting.packing import PackedBatch, packed_hidden_states
 from llgbm.fitting.recompute import recomputed_layers
 from llgbm.functional import FunctionalLoRA
 from llgbm.lora import LoRAWeights
+from llgbm.packing import PackedBatch, packed_hidden_states
 
 
 def label_logits(

@@ -6,7 +6,7 @@ float32 for the time of a product; of few rows, as in decoding, they are faster.
 kernel, and with it the numbers of the others, by the rounding of bfloat16. `int8` is for decoding: a quarter of
 the bytes to read for each token. It is symmetric, with one scale for each output channel, and activations are quantised
 on the fly with one scale for each row. `int8_training` has int8 products in both directions, see
-`llgbm.linears.int8_training`, and the head in bfloat16 where the processor multiplies in it, else in float32.
+`llgbm.linears.int8`, and the head in bfloat16 where the processor multiplies in it, else in float32.
 Activations come in and go out in their own dtype.
 """
 
@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llgbm.errors import ConfigError
-from llgbm.linears.fbgemm import FbgemmProduct
-from llgbm.linears.int8_training import Int8TrainingLinear
+from llgbm.linears.int8 import FbgemmProduct, Int8TrainingLinear
 from llgbm.linears.shared_input import SharedInput, input_groups
 
 Storage = Literal["float32", "bfloat16", "int8", "int8_training"]

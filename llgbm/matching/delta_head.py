@@ -54,7 +54,7 @@ class DeltaHead(nn.Module):
     """Predicts deltas of adapters of the modules in `lora`, at the layers it was made for.
 
     Args:
-        layers: decoder layers whose deltas it predicts, as in `llgbm.matching.measurement.Measurement.layers`.
+        layers: decoder layers whose deltas it predicts, as in `llgbm.measuring.measurement.Measurement.layers`.
         seed: of the initial parameters; the global random state is left alone.
 
     Attributes:

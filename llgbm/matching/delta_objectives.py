@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from llgbm.delta import DeltaMeter
 from llgbm.errors import ConfigError
-from llgbm.fitting.batches import TrainingBatch
 from llgbm.generator import LoRAGenerator
 from llgbm.lora import LoRAWeights
 from llgbm.matching.delta_head import DeltaHead
 from llgbm.matching.losses import DeltaGuidedLoss, DeltaOnlyLoss, MultiTaskLoss, WeightLoss
+from llgbm.packing import TrainingBatch
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,10 +19,10 @@ from torch.utils.hooks import RemovableHandle
 from llgbm.base import Base, require_gradients
 from llgbm.delta import keep_states
 from llgbm.errors import AdapterMismatchError, ConfigError
-from llgbm.fitting.packing import Row, pack, packed_hidden_states
 from llgbm.lora import LoRAWeights
 from llgbm.matching.delta_head import DeltaHead
-from llgbm.matching.probe_encoding import encode_probes
+from llgbm.measuring.probe_encoding import encode_probes
+from llgbm.packing import Row, pack, packed_hidden_states
 from llgbm.probes import ProbeSet
 
 _PILOT_PASSES = 6

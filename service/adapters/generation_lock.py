@@ -1,8 +1,8 @@
-"""Whose turn it is to make something, among all processes that share a Redis: single flight across replicas.
+"""A Redis lock, so that only one replica generates a given adapter: single flight across processes.
 
-A turn is redis-py's own lock with a lease. Its holder renews it while it works; if the holder is gone, the lease runs
-out and the next one has its turn. Turns only save work: adapters are stored first come, first kept, so when Redis
-fails, or a lease is lost, two processes may make the same thing and nothing else is different.
+It is redis-py's own lock with a lease. Its holder renews it while it works; if the holder is gone, the lease runs out
+and the next process gets the lock. It only saves work: adapters are stored first come, first kept, so when Redis
+fails, or a lease is lost, two processes may make the same adapter and nothing else is different.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Self
 
 import structlog
 from redis.asyncio import Redis
@@ -21,17 +22,17 @@ from redis.exceptions import LockError, RedisError
 
 from service.settings import Settings
 
-_PREFIX = "llgbm:turn:"
+_PREFIX = "llgbm:generate:"
 _POLL_SECONDS = 0.05
-_log = structlog.get_logger("service.turns")
+_log = structlog.get_logger("service.generation_lock")
 
 
-class Turns:
-    """Turns by name; without a Redis everybody has a turn at once.
+class GenerationLock:
+    """A lock for each adapter id; without a Redis nobody waits.
 
     Args:
         url: of the Redis, None for none.
-        lease: seconds after which the turn of a process that is gone passes on.
+        lease: seconds after which the lock of a process that is gone is free again.
         timeout: seconds for connecting, and for one exchange.
         retry_after: seconds that Redis is left alone after it failed.
     """
@@ -45,10 +46,20 @@ class Turns:
                 url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
             )
 
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """The lock that the settings ask for."""
+        return cls(
+            None if settings.redis_url is None else settings.redis_url.get_secret_value(),
+            lease=settings.redis_lease,
+            timeout=settings.redis_timeout,
+            retry_after=settings.redis_retry_after,
+        )
+
     @asynccontextmanager
-    async def turn(self, name: str) -> AsyncIterator[None]:
-        """Wait until no other process has the turn `name`, and keep it until the block ends."""
-        lock = await self._acquired(name)
+    async def hold(self, identity: str) -> AsyncIterator[None]:
+        """Wait until no other process holds the lock of the adapter `identity`, and hold it until the block ends."""
+        lock = await self._acquired(identity)
         if lock is None:
             yield
             return
@@ -61,7 +72,7 @@ class Turns:
             try:
                 await lock.release()
             except LockError:
-                pass  # the lease was lost: the turn is another's by now
+                pass  # the lease was lost: another holds the lock by now
             except (RedisError, OSError) as error:
                 self._failed(error)
 
@@ -70,10 +81,10 @@ class Turns:
         if self._redis is not None:
             await self._redis.aclose()
 
-    async def _acquired(self, name: str) -> Lock | None:
+    async def _acquired(self, identity: str) -> Lock | None:
         if self._redis is None or time.monotonic() < self._closed_until:
             return None
-        lock = self._redis.lock(_PREFIX + name, timeout=self._lease, sleep=_POLL_SECONDS, thread_local=False)
+        lock = self._redis.lock(_PREFIX + identity, timeout=self._lease, sleep=_POLL_SECONDS, thread_local=False)
         try:
             await lock.acquire()
         except (RedisError, OSError) as error:
@@ -87,21 +98,11 @@ class Turns:
             try:
                 await lock.reacquire()
             except LockError:
-                _log.warning("turn_lost")
+                _log.warning("generation_lock_lost")
                 return
             except (RedisError, OSError) as error:
                 self._failed(error)
 
     def _failed(self, error: Exception) -> None:
         self._closed_until = time.monotonic() + self._retry_after
-        _log.warning("turns_redis_failed", error=type(error).__name__, again_in=self._retry_after)
-
-
-def turns_of(settings: Settings) -> Turns:
-    """The turns that the settings ask for."""
-    return Turns(
-        None if settings.redis_url is None else settings.redis_url.get_secret_value(),
-        lease=settings.redis_lease,
-        timeout=settings.redis_timeout,
-        retry_after=settings.redis_retry_after,
-    )
+        _log.warning("generation_lock_redis_failed", error=type(error).__name__, again_in=self._retry_after)

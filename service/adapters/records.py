@@ -18,7 +18,7 @@ CONFIG_FILE, WEIGHTS_FILE, RECORD_FILE = "adapter_config.json", "adapter_model.s
 ADAPTER_NAME = re.compile(r"(?!lora-[0-9a-f]{24}$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-class FileFact(BaseModel):
+class FileInfo(BaseModel):
     """Size and hash of one file of an adapter."""
 
     model_config = ConfigDict(frozen=True)
@@ -49,7 +49,7 @@ class AdapterRecord(BaseModel):
     scale_in_context: float | None = None
     warning: str | None = None
     norms: Mapping[str, tuple[float | None, ...]] = {}
-    files: Mapping[str, FileFact] = {}
+    files: Mapping[str, FileInfo] = {}
 
     def content(self) -> bytes:
         """What stands in its `llgbm.json`."""
@@ -106,11 +106,11 @@ def parse_record(data: bytes, identity: str) -> AdapterRecord | None:
     return record if record.id == identity else None
 
 
-def file_fact(path: Path) -> FileFact:
+def file_info(path: Path) -> FileInfo:
     """Size and hash of a file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileFact(bytes=path.stat().st_size, sha256=digest)
+    return FileInfo(bytes=path.stat().st_size, sha256=digest)
 
 
 def require_name(name: str) -> None:

@@ -25,7 +25,7 @@ from llgbm.prompting import AdapterRequest, MadeAdapter
 from service.adapter_id import id_of_content
 from service.adapters.catalogue import AdapterCatalogue
 from service.adapters.errors import AdapterDamagedError, UnknownAdapterError, UnusableAdapterError
-from service.adapters.generation_lock import Turns
+from service.adapters.generation_lock import GenerationLock
 from service.adapters.records import AdapterRecord, new_record
 from service.adapters.store import AdapterReference, AdapterStore, Lease
 from service.engine.interface import QueueFullError
@@ -64,10 +64,10 @@ class AdapterService:
         engine: Engine,
         store: AdapterStore,
         catalogue: AdapterCatalogue,
-        turns: Turns,
+        lock: GenerationLock,
         metrics: Metrics,
     ) -> None:
-        self._turns = turns
+        self._lock = lock
         self._settings, self._models, self._engine = settings, models, engine
         self._store, self._files, self._catalogue, self._metrics = store, store.files, catalogue, metrics
         self._making: dict[str, asyncio.Task[Outcome]] = {}
@@ -105,7 +105,7 @@ class AdapterService:
         existing = await self._existing(identity)
         if existing is not None:
             return existing
-        return await self._in_time(self._single_flight(identity, lambda: self._make_in_turn(identity, request)))
+        return await self._in_time(self._single_flight(identity, lambda: self._make_locked(identity, request)))
 
     async def _in_time(self, making: Awaitable[_T]) -> _T:
         """Wait for an adapter for LLGBM_REQUEST_TIMEOUT seconds.
@@ -133,8 +133,8 @@ class AdapterService:
         self._metrics.adapters.labels("existed").inc()
         return Outcome(record, made=False, seconds={})
 
-    async def _make_in_turn(self, identity: str, request: AdapterRequest) -> Outcome:
-        async with self._turns.turn(identity):
+    async def _make_locked(self, identity: str, request: AdapterRequest) -> Outcome:
+        async with self._lock.hold(identity):
             # another process may have made it while this one waited
             return await self._existing(identity) or await self._make(identity, request)
 
@@ -142,7 +142,7 @@ class AdapterService:
         task = self._making.get(identity)
         first = task is None
         if task is None:
-            self._require_place()
+            self._require_job_slot()
             task = self._making[identity] = asyncio.create_task(work())
             task.add_done_callback(lambda done: self._made(identity, done))
         outcome = await asyncio.shield(task)
@@ -153,7 +153,7 @@ class AdapterService:
         if not task.cancelled():
             task.exception()  # seen, also when everybody who waited has gone
 
-    def _require_place(self) -> None:
+    def _require_job_slot(self) -> None:
         """Refuse one more adapter while LLGBM_MAX_JOBS are under way: each is in memory until it is written."""
         under_way = len(self._making) + self._storing
         if under_way >= self._settings.max_jobs:
@@ -161,8 +161,8 @@ class AdapterService:
             raise QueueFullError(f"{under_way} adapters are being made already", _RETRY_SECONDS)
 
     @contextmanager
-    def _place(self) -> Iterator[None]:
-        self._require_place()
+    def _job_slot(self) -> Iterator[None]:
+        self._require_job_slot()
         self._storing += 1
         try:
             yield
@@ -274,7 +274,7 @@ class AdapterService:
             return False
 
         async def replace() -> Outcome:
-            async with self._turns.turn(identity):
+            async with self._lock.hold(identity):
                 repaired = await asyncio.to_thread(self._readable, identity)
                 if repaired is not None:  # by another process, while this one waited
                     return Outcome(repaired, made=False, seconds={})
@@ -363,7 +363,7 @@ class AdapterService:
             weights.require_finite()
             return weights, weights.to(torch.float32).product_norms(), content_digest(weights)
 
-        with self._place():
+        with self._job_slot():
             start = time.perf_counter()
             weights, norms, digest = await self._in_time(self._engine.run(prepare))
             ready = time.perf_counter()

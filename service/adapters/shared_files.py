@@ -34,7 +34,7 @@ from service.adapters.records import (
     RECORD_FILE,
     WEIGHTS_FILE,
     AdapterRecord,
-    file_fact,
+    file_info,
     parse_record,
     require_name,
 )
@@ -45,7 +45,7 @@ FRESH_SECONDS = 2.0
 _NAMES = ".names"
 
 
-class _Reachable:
+class _CheckedFilesystem:
     """A filesystem of fsspec whose faults are `StoreUnavailableError`, but for those that say what is there or no room.
 
     Backends have exceptions of their own for an outage, credentials that ran out, and the like.
@@ -82,7 +82,7 @@ class SharedFiles(AdapterFiles):
             fs, root = url_to_fs(url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise ConfigError(f"LLGBM_STORE_URL {without_password(url)!r} cannot be opened: {error}") from error
-        self._fs: Any = _Reachable(fs)
+        self._fs: Any = _CheckedFilesystem(fs)
         self._root = str(root).rstrip("/")
         self._seen: dict[str, float] = {}
         self._names: tuple[float, Mapping[str, list[str]]] = (-math.inf, {})
@@ -164,7 +164,7 @@ class SharedFiles(AdapterFiles):
             for name in (CONFIG_FILE, WEIGHTS_FILE, RECORD_FILE):
                 self._fs.get_file(self._at(identity, name), str(inner / name))
             for name, fact in record.files.items():
-                if file_fact(inner / name) != fact:
+                if file_info(inner / name) != fact:
                     raise AdapterDamagedError(f"{name} of {identity} in the store is not the one of its record")
             if self._record_here(identity) != record:  # another process may have fetched it, and be reading it
                 self._remove_folder(final)
@@ -207,7 +207,7 @@ class SharedFiles(AdapterFiles):
             return
         copy = work / "there"
         self._fs.get_file(self._at(mine.id, WEIGHTS_FILE), str(copy))
-        if file_fact(copy) == mine.files[WEIGHTS_FILE]:
+        if file_info(copy) == mine.files[WEIGHTS_FILE]:
             self._fs.pipe_file(self._at(mine.id, RECORD_FILE), mine.content())
             self._records.pop(mine.id, None)
 

@@ -35,7 +35,7 @@ PROMPT_PREFIX = "prompt:"
 
 
 @dataclass(frozen=True)
-class Wish:
+class ChatOptions:
     """What a caller wants: a conversation and how to answer it. None stands for the service's default."""
 
     messages: Sequence[tuple[str, str]]
@@ -67,16 +67,16 @@ class ChatService:
         self._tokenising = threading.Lock()  # a tokenizer may change its settings while it works
         self._byte_of = _byte_decoder()
 
-    async def start(self, model: str, wish: Wish) -> Generation:
+    async def start(self, model: str, options: ChatOptions) -> Generation:
         """Answer with `model`: the base's id, an adapter's id or name, or `prompt:` and a description.
 
         Raises:
             ApiError: 404 unknown model, 400 too long or a conversation the template refuses, 413 a prompt too
                 large, 422 too many answers or no valid Unicode, 429 no room, 502 and 503 from an engine elsewhere.
         """
-        return await self._start(lambda: self._find(model), wish)
+        return await self._start(lambda: self._find(model), options)
 
-    async def start_adapted(self, prompt: str | None, adapter: str | None, wish: Wish) -> Generation:
+    async def start_adapted(self, prompt: str | None, adapter: str | None, options: ChatOptions) -> Generation:
         """Answer with an adapter, never with the plain base alone: that of the task `prompt`, or one by id or name.
 
         Raises:
@@ -84,10 +84,10 @@ class ChatService:
         """
         if prompt is not None:
             request = self._adapters.request((prompt,))
-            return await self._start(lambda: self._find_for(request), wish)
-        return await self._start(lambda: self._find_named(adapter or ""), wish)
+            return await self._start(lambda: self._find_for(request), options)
+        return await self._start(lambda: self._find_named(adapter or ""), options)
 
-    async def start_described(self, prompt: str, wish: Wish) -> Generation:
+    async def start_described(self, prompt: str, options: ChatOptions) -> Generation:
         """As `start_adapted` with a task's description, which stands above the user's first turn too.
 
         The adapter has the scale that calibration found best there.
@@ -97,7 +97,7 @@ class ChatService:
         """
         request = self._adapters.request((prompt,))
         try:
-            messages = with_description(wish.messages, prompt)
+            messages = with_description(options.messages, prompt)
         except ConfigError as error:
             raise ApiError(422, str(error), param="messages") from error
 
@@ -105,27 +105,27 @@ class ChatService:
             scale = await self._adapters.scale_in_context(request)
             return await self._find_for(replace(request, scale=scale))
 
-        return await self._start(find, replace(wish, messages=messages))
+        return await self._start(find, replace(options, messages=messages))
 
-    async def _start(self, find: Callable[[], Awaitable[AdapterReference | None]], wish: Wish) -> Generation:
-        if wish.choices > self._settings.max_choices:
+    async def _start(self, find: Callable[[], Awaitable[AdapterReference | None]], options: ChatOptions) -> Generation:
+        if options.choices > self._settings.max_choices:
             raise ApiError(422, f"n is at most {self._settings.max_choices} here", param="n")
-        prompt = await asyncio.to_thread(self._tokenise, wish.messages)
-        max_tokens = self._room(len(prompt), wish.max_tokens)
+        prompt = await asyncio.to_thread(self._tokenise, options.messages)
+        max_tokens = self._room(len(prompt), options.max_tokens)
         found = await find()
         try:
-            adapters = [found] * wish.choices + ([None] if wish.compare_base else [])
-            seed = secrets.randbits(62) if wish.seed is None else wish.seed
+            adapters = [found] * options.choices + ([None] if options.compare_base else [])
+            seed = secrets.randbits(62) if options.seed is None else options.seed
             rows = [
                 Row(
                     prompt,
                     None if adapter is None else adapter.weights,
                     SamplingParams(
                         max_tokens=max_tokens,
-                        temperature=wish.temperature,
-                        top_p=wish.top_p,
-                        seed=(seed + i % wish.choices) % 2**63,
-                        logprobs=wish.top_logprobs,
+                        temperature=options.temperature,
+                        top_p=options.top_p,
+                        seed=(seed + i % options.choices) % 2**63,
+                        logprobs=options.top_logprobs,
                     ),
                 )
                 for i, adapter in enumerate(adapters)
@@ -137,7 +137,7 @@ class ChatService:
             if found is not None:
                 found.release()
             raise
-        texts = [TextStream(self.decode, wish.stop) for _ in rows]
+        texts = [TextStream(self.decode, options.stop) for _ in rows]
         return Generation(streams, texts, found, len(prompt))
 
     async def _find(self, model: str) -> AdapterReference | None:

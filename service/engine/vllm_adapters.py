@@ -1,7 +1,7 @@
 """The adapters on one vLLM server: loaded when they are first wanted, the least recently used taken away first.
 
 Loading is single flight, and goes on when those who wait for it have gone. An adapter in use is never taken away; while
-all places are in use, a new adapter waits. What is believed here may be wrong, since the server may have been restarted
+all slots are in use, a new adapter waits. What is believed here may be wrong, since the server may have been restarted
 or used by others: it then says that it does not know an adapter, and the next `hold` loads it again.
 """
 
@@ -21,12 +21,12 @@ Move = Callable[[str], Awaitable[None]]
 
 
 @dataclass(eq=False)
-class _Place:
+class _Slot:
     loading: asyncio.Future[None]
     users: int = 0
 
 
-class AdapterPlaces:
+class AdapterSlots:
     """Which adapters a server has.
 
     Args:
@@ -37,7 +37,7 @@ class AdapterPlaces:
 
     def __init__(self, capacity: int, load: Move, unload: Move) -> None:
         self._capacity, self._load, self._unload = capacity, load, unload
-        self._places: OrderedDict[str, _Place] = OrderedDict()
+        self._slots: OrderedDict[str, _Slot] = OrderedDict()
         self._freed = asyncio.Event()
 
     @asynccontextmanager
@@ -46,36 +46,36 @@ class AdapterPlaces:
 
         An UnknownModelError that leaves the block says that it does not have it after all.
         """
-        place = await self._take(identity)
+        slot = await self._take(identity)
         try:
-            await asyncio.shield(place.loading)
+            await asyncio.shield(slot.loading)
             yield
         except UnknownModelError:
-            self._drop(identity, place)
+            self._drop(identity, slot)
             raise
         finally:
-            place.users -= 1
+            slot.users -= 1
             self._freed.set()
 
-    async def _take(self, identity: str) -> _Place:
-        while (place := self._places.get(identity)) is None:
+    async def _take(self, identity: str) -> _Slot:
+        while (slot := self._slots.get(identity)) is None:
             victims = self._victims()
-            if len(self._places) - len(victims) < self._capacity:
+            if len(self._slots) - len(victims) < self._capacity:
                 for victim in victims:
-                    del self._places[victim]
-                place = self._places[identity] = _Place(asyncio.ensure_future(self._exchange(victims, identity)))
-                place.loading.add_done_callback(self._forget_failure(identity, place))
+                    del self._slots[victim]
+                slot = self._slots[identity] = _Slot(asyncio.ensure_future(self._exchange(victims, identity)))
+                slot.loading.add_done_callback(self._forget_failure(identity, slot))
                 break
             self._freed.clear()
             await self._freed.wait()
-        place.users += 1
-        self._places.move_to_end(identity)
-        return place
+        slot.users += 1
+        self._slots.move_to_end(identity)
+        return slot
 
     def _victims(self) -> list[str]:
-        """Those to take away so that one more has a place; fewer if too many are in use."""
-        surplus = max(0, len(self._places) + 1 - self._capacity)
-        idle = [name for name, place in self._places.items() if place.users == 0 and place.loading.done()]
+        """Those to take away so that one more has a slot; fewer if too many are in use."""
+        surplus = max(0, len(self._slots) + 1 - self._capacity)
+        idle = [name for name, slot in self._slots.items() if slot.users == 0 and slot.loading.done()]
         return idle[:surplus]
 
     async def _exchange(self, victims: Sequence[str], identity: str) -> None:
@@ -84,34 +84,34 @@ class AdapterPlaces:
                 await self._unload(victim)
         await self._load(identity)
 
-    def _forget_failure(self, identity: str, place: _Place) -> Callable[[asyncio.Future[None]], None]:
+    def _forget_failure(self, identity: str, slot: _Slot) -> Callable[[asyncio.Future[None]], None]:
         def check(done: asyncio.Future[None]) -> None:
             if done.cancelled() or done.exception() is not None:
-                self._drop(identity, place)
+                self._drop(identity, slot)
 
         return check
 
-    def _drop(self, identity: str, place: _Place) -> None:
-        if self._places.get(identity) is place:  # and not one that was loaded since
-            del self._places[identity]
+    def _drop(self, identity: str, slot: _Slot) -> None:
+        if self._slots.get(identity) is slot:  # and not one that was loaded since
+            del self._slots[identity]
             self._freed.set()
 
     def learn(self, present: Collection[str]) -> None:
         """Take over what the server says that it has, apart from what is in use or on its way."""
-        for identity, place in list(self._places.items()):
-            if identity not in present and place.users == 0 and place.loading.done():
-                del self._places[identity]
+        for identity, slot in list(self._slots.items()):
+            if identity not in present and slot.users == 0 and slot.loading.done():
+                del self._slots[identity]
         for identity in present:
-            if identity not in self._places:
+            if identity not in self._slots:
                 loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 loaded.set_result(None)
-                self._places[identity] = _Place(loaded)
-                self._places.move_to_end(identity, last=False)
+                self._slots[identity] = _Slot(loaded)
+                self._slots.move_to_end(identity, last=False)
         self._freed.set()
 
     async def stop(self) -> None:
         """End what is being loaded."""
-        loading = [place.loading for place in self._places.values() if not place.loading.done()]
+        loading = [slot.loading for slot in self._slots.values() if not slot.loading.done()]
         for task in loading:
             task.cancel()
         await asyncio.gather(*loading, return_exceptions=True)
@@ -119,9 +119,9 @@ class AdapterPlaces:
     @property
     def present(self) -> list[str]:
         """Adapters that are there or on their way, the least recently used first."""
-        return list(self._places)
+        return list(self._slots)
 
     @property
     def in_use(self) -> set[str]:
         """Adapters that somebody holds."""
-        return {identity for identity, place in self._places.items() if place.users > 0}
+        return {identity for identity, slot in self._slots.items() if slot.users > 0}

@@ -26,7 +26,7 @@ from service.engine.interface import (
     TokenStream,
     UpstreamError,
 )
-from service.engine.vllm_adapters import AdapterPlaces
+from service.engine.vllm_adapters import AdapterSlots
 from service.engine.vllm_fleet import Fleet, Member
 from service.engine.vllm_server import ServerDownError, UnknownModelError, VLLMServer
 from service.observability.metrics import Metrics
@@ -80,7 +80,7 @@ class VLLMEngine:
         key = self._settings.vllm_api_key
         server = VLLMServer(url, None if key is None else key.get_secret_value())
         load, unload = partial(self._load, server), partial(self._unload, server)
-        return Member(server, AdapterPlaces(self._settings.vllm_max_cpu_loras, load, unload))
+        return Member(server, AdapterSlots(self._settings.vllm_max_cpu_loras, load, unload))
 
     async def _load(self, server: VLLMServer, identity: str) -> None:
         await self._verify(identity)

@@ -17,7 +17,7 @@ import structlog
 
 from service.adapter_id import ADAPTER_ID
 from service.engine.interface import EngineError, UnavailableError
-from service.engine.vllm_adapters import AdapterPlaces
+from service.engine.vllm_adapters import AdapterSlots
 from service.engine.vllm_server import VLLMServer
 
 _log = structlog.get_logger("service.vllm")
@@ -34,7 +34,7 @@ class Member:
         rows: what this process has it decode.
     """
 
-    def __init__(self, server: VLLMServer, adapters: AdapterPlaces) -> None:
+    def __init__(self, server: VLLMServer, adapters: AdapterSlots) -> None:
         self.server, self.adapters = server, adapters
         self.healthy, self.base, self.rows = False, "", 0
         self.max_context: int | None = None

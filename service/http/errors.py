@@ -74,7 +74,7 @@ class ErrorAnswer:
 
 def answer_to(error: Exception) -> ErrorAnswer:
     """The answer to any exception. A fault of this service is logged, and the client gets nothing but its id."""
-    told = _told(error)
+    told = _api_error(error)
     if told.status_code == 500:
         _log.error("internal_error", code=told.code, exc_info=error)
         if told.code is None:
@@ -86,7 +86,7 @@ def answer_to(error: Exception) -> ErrorAnswer:
     return ErrorAnswer(told)
 
 
-def _told(error: Exception) -> ApiError:
+def _api_error(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, RequestValidationError):

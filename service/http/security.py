@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger("service.security")
 
 
-class Keyring:
+class ApiKeys:
     """The API keys, by their sha256 in hexadecimal."""
 
     def __init__(self, hashes: Sequence[str]) -> None:
@@ -128,12 +128,12 @@ def rate_limiter(settings: Settings) -> RateLimiter | None:
     return RateLimiter(settings.rate_limit, redis_url, settings.redis_timeout, settings.redis_retry_after)
 
 
-class Gate:
+class AccessMiddleware:
     """Middleware: host, key, rate and size, in this order, before anything of the application runs."""
 
     def __init__(self, app: ASGIApp, settings: Settings, limiter: RateLimiter | None, metrics: Metrics) -> None:
         self.app, self._limiter, self._metrics = app, limiter, metrics
-        self._keys = Keyring(settings.api_key_hashes)
+        self._keys = ApiKeys(settings.api_key_hashes)
         self._public = settings.public_paths
         self._hosts = () if "*" in settings.allowed_hosts else settings.allowed_hosts
         self._max_body = settings.max_body_bytes

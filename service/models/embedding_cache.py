@@ -104,7 +104,7 @@ class RedisEmbeddingCache:
         return None
 
 
-class LastingCache(EmbeddingCache, Protocol):
+class PersistentCache(EmbeddingCache, Protocol):
     """A cache that holds something open."""
 
     def close(self) -> None:
@@ -113,40 +113,40 @@ class LastingCache(EmbeddingCache, Protocol):
 
 
 class ResilientCache:
-    """Memory in front of a lasting cache whose failures stay without effect. Implements `EmbeddingCache`.
+    """Memory in front of a persistent cache whose failures stay without effect. Implements `EmbeddingCache`.
 
     Args:
-        open_lasting: makes the lasting cache, at its first use and again if that failed.
+        open_persistent: makes the persistent cache, at its first use and again if that failed.
         max_items: entries of the memory.
-        retry_after: seconds without the lasting cache after it failed.
-        check: raises if the lasting cache cannot be reached; None if there is nothing to ask.
+        retry_after: seconds without the persistent cache after it failed.
+        check: raises if the persistent cache cannot be reached; None if there is nothing to ask.
 
     Attributes:
-        problem: the kind of failure that the lasting cache suffers from, None when it works.
+        problem: the kind of failure that the persistent cache suffers from, None when it works.
     """
 
     def __init__(
         self,
-        open_lasting: Callable[[], LastingCache],
+        open_persistent: Callable[[], PersistentCache],
         *,
         max_items: int,
         retry_after: float,
         metrics: Metrics,
         check: Callable[[], None] | None = None,
     ) -> None:
-        self._open_lasting, self._retry_after, self._check = open_lasting, retry_after, check
+        self._open_persistent, self._retry_after, self._check = open_persistent, retry_after, check
         self._memory, self._metrics = MemoryEmbeddingCache(max_items), metrics
-        self._lasting: LastingCache | None = None
+        self._persistent: PersistentCache | None = None
         self._closed_until = 0.0
         self.problem: str | None = None
 
     def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
-        """The content of each key, None where there is none or the lasting cache fails. Never raises."""
+        """The content of each key, None where there is none or the persistent cache fails. Never raises."""
         found = self._memory.get_many(keys)
         missing = [key for key, value in zip(keys, found, strict=True) if value is None]
         kept: dict[str, bytes] = {}
         if missing:
-            values = self._try(lambda lasting: lasting.get_many(missing)) or [None] * len(missing)
+            values = self._try(lambda persistent: persistent.get_many(missing)) or [None] * len(missing)
             kept = {key: value for key, value in zip(missing, values, strict=True) if value is not None}
             self._memory.set_many(kept)
         outcomes = {"memory": len(keys) - len(missing), "kept": len(kept), "miss": len(missing) - len(kept)}
@@ -158,28 +158,28 @@ class ResilientCache:
         """Keep the contents, in memory at least. Never raises."""
         self._memory.set_many(items)
         if items:
-            self._try(lambda lasting: lasting.set_many(items))
+            self._try(lambda persistent: persistent.set_many(items))
 
     def current_problem(self) -> str | None:
-        """`problem`, after asking the lasting cache. Blocks for at most its timeout."""
+        """`problem`, after asking the persistent cache. Blocks for at most its timeout."""
         check = self._check
         if check is not None and time.monotonic() >= self._closed_until:
             self._try(lambda _: check())
         return self.problem
 
     def close(self) -> None:
-        """Close the lasting cache."""
-        if self._lasting is not None:
-            self._lasting.close()
+        """Close the persistent cache."""
+        if self._persistent is not None:
+            self._persistent.close()
 
     def _try(self, action: Callable[[EmbeddingCache], _T]) -> _T | None:
         if time.monotonic() < self._closed_until:
             self._metrics.embedding_errors.labels("skipped").inc()
             return None
         try:
-            if self._lasting is None:
-                self._lasting = self._open_lasting()
-            result = action(self._lasting)
+            if self._persistent is None:
+                self._persistent = self._open_persistent()
+            result = action(self._persistent)
         except Exception as error:  # whatever it is: a cache must not fail a request
             self._failed(error)
             return None

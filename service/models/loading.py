@@ -21,7 +21,7 @@ from llgbm.prompting import AdapterMaker
 from llgbm.sampling import SamplingParams
 from llgbm.text_encoder import PretrainedTextEncoder
 from service.engine.interface import DecoderLike
-from service.models.embedding_cache import LastingCache, RedisEmbeddingCache, ResilientCache
+from service.models.embedding_cache import PersistentCache, RedisEmbeddingCache, ResilientCache
 from service.observability.metrics import Metrics
 from service.settings import Settings
 
@@ -146,7 +146,7 @@ def embedding_cache(settings: Settings, metrics: Metrics) -> ResilientCache:
     if settings.redis_url is None:
         path = settings.cache_dir / "embeddings.sqlite"
 
-        def open_lasting() -> LastingCache:
+        def open_persistent() -> PersistentCache:
             return SqliteEmbeddingCache(path)
     else:
         redis = RedisEmbeddingCache(
@@ -157,11 +157,11 @@ def embedding_cache(settings: Settings, metrics: Metrics) -> ResilientCache:
         )
         check = redis.ping
 
-        def open_lasting() -> LastingCache:
+        def open_persistent() -> PersistentCache:
             return redis
 
     return ResilientCache(
-        open_lasting,
+        open_persistent,
         max_items=settings.embedding_memory,
         retry_after=settings.redis_retry_after,
         metrics=metrics,

@@ -15,9 +15,9 @@ from llgbm.adapters.peft_io import save_peft
 from llgbm.base import Base, load_base
 from llgbm.config import LoRASpec, ModelSpec, ModuleShape, lora_spec, model_spec
 from llgbm.errors import AdapterMismatchError, AdapterNotAppliedError
-from llgbm.fitting.packing import Row, pack, packed_hidden_states
 from llgbm.functional import FunctionalLoRA
 from llgbm.lora import LoRAWeights
+from llgbm.packing import Row, pack, packed_hidden_states
 from tests.fixtures import random_lora
 
 TINY = model_spec("tiny")

@@ -43,4 +43,4 @@ def test_a_replica_is_killed_under_load_and_no_request_fails(
     assert len([path for path in (tmp_path / "store").iterdir() if path.name.startswith("lora-")]) == 60
     with redis_server.client() as client:
         assert client.dbsize() >= 60  # the embeddings
-        assert not client.keys("llgbm:turn:*")
+        assert not client.keys("llgbm:generate:*")

@@ -62,7 +62,7 @@ def test_names_are_unique() -> None:
 
 
 def test_the_module_runs(tmp_path: Path) -> None:
-    words = ["tasks", f"folder={tmp_path}/tasks", "--workdir", f"{tmp_path}/runs", "synthetic=2", "--families", "votes"]
+    words = ["tasks", f"folder={tmp_path}/tasks", f"workdir={tmp_path}/runs", "synthetic=2", "families=[votes]"]
     done = subprocess.run(
         [sys.executable, "-m", "training", *words],
         cwd=ROOT,

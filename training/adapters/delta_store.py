@@ -1,8 +1,9 @@
-"""The teachers' deltas of a working folder: opened under the right measurement, filled where something is missing."""
+"""The deltas of a folder of adapters: on which probes, under the right measurement, filled where one is missing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -12,12 +13,14 @@ from torch import Tensor
 
 from llgbm.adapters.peft_io import content_digest
 from llgbm.base import Base
+from llgbm.config import ModelSpec
 from llgbm.dataset import Measure, RealAdapterDataset, measure_deltas
 from llgbm.delta import DeltaCache, DeltaMeter, measurement_of
 from llgbm.errors import CacheMismatchError
 from llgbm.lora import LoRAWeights
-from llgbm.matching.measurement import Activation, Delta
-from training.adapters.probe_config import ProbeConfig
+from llgbm.measuring.measurement import Activation, Delta
+from llgbm.measuring.probe_encoding import spread_layers
+from llgbm.probes import DOMAINS, ProbeSet, create_domain_probes, create_generic_probes, create_mixed_probes
 from training.runs.log import RunLog
 from training.runs.workers import Workers
 
@@ -79,3 +82,45 @@ def cached_delta(cache: DeltaCache, adapter_id: str, weights: LoRAWeights) -> De
     if delta is None:
         raise CacheMismatchError(f"{cache.folder} has no delta of {adapter_id}; run the command deltas")
     return delta
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Which probes, in which form, read at which layers."""
+
+    kind: str = "mixed"
+    """generic, mixed, or one domain, such as math."""
+    count: int = 12
+    """Number of probes."""
+    domains: tuple[str, ...] = DOMAINS
+    """Domains that mixed probes are drawn from, besides the generic texts."""
+    chat: bool = True
+    """Each probe is a user's turn in the chat template; otherwise the bare text."""
+    max_length: int = 192
+    """Limit of a probe in tokens, template included."""
+    seed: int = 0
+    """Which mixed probes are drawn."""
+    layers: int = 2
+    """Layers that are read, at equal distances, the last one among them; 1 is the last alone, as in the paper."""
+
+    def build(self) -> ProbeSet:
+        """The probes.
+
+        Raises:
+            ConfigError: no such kind or domain, or fewer texts than asked for.
+        """
+        if self.kind == "generic":
+            return create_generic_probes(self.count, chat=self.chat, max_length=self.max_length)
+        if self.kind == "mixed":
+            return create_mixed_probes(
+                self.count, domains=self.domains, seed=self.seed, chat=self.chat, max_length=self.max_length
+            )
+        return create_domain_probes(self.kind, self.count, chat=self.chat, max_length=self.max_length)
+
+    def layers_of(self, model: ModelSpec) -> tuple[int, ...]:
+        """The layers that are read.
+
+        Raises:
+            ConfigError: the base has fewer.
+        """
+        return spread_layers(model, self.layers)

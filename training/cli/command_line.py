@@ -1,10 +1,8 @@
 """The command line of the pipeline: a table of commands, their options, and how errors are shown.
 
-    COMMAND [--config FILE]... [NAME=VALUE]... [--set NAME=VALUE]... [--some-name VALUE...]
-            [--show-config] [--debug] [--help]
+    COMMAND [--config FILE]... [NAME=VALUE]... [--show-config] [--debug] [--help]
 
-`--some-name a b` is `some_name=[a, b]`, and `--lora-rank 8` also finds a nested `lora.rank`. A flag without a
-value means true. A command's module is imported only when the command is used.
+A command's module is imported only when the command is used.
 """
 
 from __future__ import annotations
@@ -18,10 +16,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from llgbm.errors import ConfigError, LLGBMError
-from training.cli.config import config_paths, load_config, to_yaml
+from training.cli.config import load_config, to_yaml
 from training.cli.config_help import config_help
 
 EXIT_OK, EXIT_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -58,7 +54,6 @@ class Arguments:
 
     files: list[Path] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
-    flags: list[tuple[str, list[str]]] = field(default_factory=list)
     show_config: bool = False
     debug: bool = False
     help: bool = False
@@ -107,51 +102,18 @@ def parse_words(words: Sequence[str]) -> Arguments:
             arguments.help = True
         elif word in ("--debug", "--show-config"):
             setattr(arguments, word.strip("-").replace("-", "_"), True)
-        elif name in ("--config", "--set"):
-            if not equals:
-                if not rest:
-                    raise ConfigError(f"{name} needs {'a file' if name == '--config' else 'NAME=VALUE'} after it")
-                value = rest.pop(0)
-            if name == "--config":
-                arguments.files.append(Path(value))
-            else:
-                arguments.overrides.append(value)
-        elif word.startswith("--") and name != "--":
-            values = [value] if equals else []
-            while not equals and rest and _is_value(rest[0]):
-                values.append(rest.pop(0))
-            arguments.flags.append((name[2:], values))
+        elif name == "--config":
+            if not equals and not rest:
+                raise ConfigError("--config needs a file after it")
+            arguments.files.append(Path(value if equals else rest.pop(0)))
+        elif word.startswith("-"):
+            written = name.lstrip("-").replace("-", "_") or "NAME"
+            raise ConfigError(f"{word}: unknown option; a value is written {written}={value or 'VALUE'}, see --help")
         elif equals:
             arguments.overrides.append(word)
         else:
-            raise ConfigError(f"{word!r}: expected NAME=VALUE or an option that starts with --")
+            raise ConfigError(f"{word!r}: expected NAME=VALUE or --config FILE, see --help")
     return arguments
-
-
-def flag_override(name: str, values: Sequence[str], paths: Sequence[str]) -> str:
-    """The override that a flag stands for.
-
-    Args:
-        name: the flag without its dashes at the front.
-        values: the words after it.
-        paths: the dotted paths that the configuration has.
-
-    Raises:
-        ConfigError: no path is written like that, or several are.
-    """
-    found = [path for path in paths if path == name.replace("-", "_")]
-    found = found or [path for path in paths if _flat(path) == _flat(name)]
-    if len(found) > 1:
-        raise ConfigError(f"--{name} could mean {' or '.join(found)}; write NAME=VALUE instead")
-    if not found:
-        flags = {"--" + path.replace("_", "-"): path for path in paths}
-        close = get_close_matches(f"--{name}", flags, n=3)
-        raise ConfigError(
-            f"--{name}: unknown option; " + (f"did you mean {' or '.join(close)}?" if close else "see --help")
-        )
-    if len(values) < 2:
-        return f"{found[0]}={values[0] if values else 'true'}"
-    return f"{found[0]}=[{', '.join(map(_quoted, values))}]"
 
 
 def _run(commands: Sequence[Command], words: Sequence[str], program: str) -> int:
@@ -164,12 +126,10 @@ def _run(commands: Sequence[Command], words: Sequence[str], program: str) -> int
     if arguments.help:
         print(f"{program} {command.name}: {command.summary}\n\nvalues:\n{config_help(config_class)}")
         return EXIT_OK
-    paths = config_paths(config_class)
-    overrides = arguments.overrides + [flag_override(name, values, paths) for name, values in arguments.flags]
     config = load_config(
         config_class,
         arguments.files,
-        overrides,
+        arguments.overrides,
         section=command.name,
         other_sections={other.name: other.config_class for other in commands if other is not command},
     )
@@ -201,8 +161,7 @@ def _overview(commands: Sequence[Command], program: str) -> str:
             "",
             "options of every command:",
             "  --config FILE      values from a YAML file; may be given several times, the later one wins",
-            "  NAME=VALUE         one value, such as steps=100 or optimiser.lr=1e-3; also --set NAME=VALUE",
-            "  --name VALUE ...   the same with the name as a flag; several values make a list",
+            "  NAME=VALUE         one value, such as steps=100, optimiser.lr=1e-3 or 'tasks=[a, b]'",
             "  --show-config      print all values as YAML and stop",
             "  --debug            show the traceback of an error",
             "  --help             the values that a command has",
@@ -213,19 +172,3 @@ def _overview(commands: Sequence[Command], program: str) -> str:
 def _imported(reference: str) -> Any:
     module, _, name = reference.partition(":")
     return getattr(import_module(module), name)
-
-
-def _is_value(word: str) -> bool:
-    if word.startswith("-"):
-        return word[1:2].isdigit() or word[1:2] == "."
-    return not word.partition("=")[0].replace(".", "_").isidentifier() or "=" not in word
-
-
-def _flat(path: str) -> str:
-    return path.replace("-", "_").replace(".", "_")
-
-
-def _quoted(value: str) -> str:
-    """As a YAML scalar that is a text where it must be, and can still be a number."""
-    plain = value and all(c.isalnum() or c in "_+-." for c in value)
-    return value if plain else yaml.safe_dump(value, default_style='"', width=10**9).strip()

@@ -119,7 +119,12 @@ def to_yaml(config: object) -> str:
 
 def config_digest(config: object) -> str:
     """The first 16 hex digits of the sha256 of a configuration; equal for equal values, on every machine."""
-    text = json.dumps(_canonical(to_dict(config)), sort_keys=True, separators=(",", ":"))
+    return json_digest(to_dict(config))
+
+
+def json_digest(value: object) -> str:
+    """The first 16 hex digits of the sha256 of a value that JSON can hold."""
+    text = json.dumps(_canonical(value), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -14,10 +14,10 @@ from typing import Any, cast, get_args
 from llgbm.ablations import AblationConfig, run_ablations
 from llgbm.errors import ConfigError
 from training.phases.match import Config as MatchConfig
-from training.phases.match import Kind, fit_arm, fit_key
+from training.phases.match import Kind, fingerprint_of, fit_arm
 from training.phases.match_setup import MatchSetup, Material, load_material
 from training.runs.log import RunLog
-from training.runs.results import kept, write_result
+from training.runs.results import cached_result, write_result
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,15 @@ def arm_config(config: Config, kind: str, every: int, seed: int) -> MatchConfig:
 
 def run_arm(material: Material, arm: MatchConfig, log: RunLog) -> dict[str, Any]:
     """What a fit has found, now or in an earlier run with the same settings and teachers."""
-    folder, key = arm.workdir / "ablate", fit_key(arm, material.split_digest)
-    state = folder / f"{arm.title}.{key}.state.pt"
+    folder, made_with = arm.workdir / "ablate", fingerprint_of(arm, material.split_digest)
+    state = folder / f"{arm.title}.{made_with.digest}.state.pt"
 
     def fitted() -> Mapping[str, Any]:
         _, found = fit_arm(material, arm, log, state)
         log.logger.info("arm", arm=arm.title, **found["metrics"])
         return found
 
-    found = kept(folder / "arms" / f"{arm.title}.json", key, fitted)
+    found = cached_result(folder / "arms" / f"{arm.title}.json", made_with, fitted)
     state.unlink(missing_ok=True)  # an arm that is done is never continued
     return found
 

@@ -29,7 +29,7 @@ from llgbm.pretrained.find import BASE_0_5B
 from llgbm.prompting import AdapterMaker, AdapterRequest
 from llgbm.text_encoder import PretrainedTextEncoder
 from training.adapters.adapter_split import tasks_by_id
-from training.adapters.probe_config import ProbeConfig
+from training.adapters.delta_store import ProbeConfig
 from training.adapters.teacher_folder import adapter_folder, load_teachers
 from training.cli.config import from_dict
 from training.phases.joint_tasks import choose_pairs, joint_task, then_prompt

@@ -13,9 +13,9 @@ from llgbm.adapters.peft_io import to_bytes
 from llgbm.base import Base
 from llgbm.config import GeneratorConfig, LoRASpec
 from llgbm.delta import DeltaMeter
-from llgbm.fitting.packing import packed_hidden_states
 from llgbm.functional import FunctionalLoRA
 from llgbm.generator import create_generator
+from llgbm.packing import packed_hidden_states
 from llgbm.probes import ProbeSet
 from training.phases.gradient_check import random_adapter, random_batch
 

@@ -19,8 +19,7 @@ from llgbm.dataset import RealAdapterDataset
 from llgbm.linears.frozen_linear import Storage
 from llgbm.pretrained.find import BASE_0_5B
 from training.adapters.adapter_split import UNKNOWN, adapters_digest, family_of, tasks_by_id
-from training.adapters.delta_store import cached_delta, fill_cache, measured_by, open_deltas
-from training.adapters.probe_config import ProbeConfig
+from training.adapters.delta_store import ProbeConfig, cached_delta, fill_cache, measured_by, open_deltas
 from training.phases.delta_statistics import cosine_distances, delta_distances, norm_map, silhouette, tsne, weight_grams
 from training.runs.fan_out import open_workers
 from training.runs.log import RunLog

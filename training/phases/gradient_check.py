@@ -18,11 +18,11 @@ import torch
 from llgbm.base import Base, load_base
 from llgbm.config import LoRASpec
 from llgbm.errors import ConfigError
-from llgbm.fitting.packing import PackedBatch, Row, pack
 from llgbm.fitting.task_losses import label_logits, sft_loss
 from llgbm.functional import FunctionalLoRA
 from llgbm.linears.frozen_linear import Storage
 from llgbm.lora import LoRAWeights
+from llgbm.packing import PackedBatch, Row, pack
 
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")

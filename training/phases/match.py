@@ -22,9 +22,9 @@ from llgbm.matching.losses import DeltaGuidedLoss, DeltaOnlyLoss, MultiTaskLoss,
 from llgbm.matching.teacher_basis import start_from_teachers
 from llgbm.training import Objective, TrainingState, train
 from training.adapters.adapter_split import UNKNOWN
-from training.cli.config import config_digest
 from training.phases.match_measures import baselines, score_cases, summarise
 from training.phases.match_setup import MatchSetup, Material, load_material, read_split_digest
+from training.runs.fingerprint import Fingerprint
 from training.runs.log import RunLog
 from training.runs.metrics import read_metrics
 from training.runs.results import FOLDER, command_of, read_result, write_result
@@ -65,11 +65,11 @@ class Config(MatchSetup):
 def run(config: Config) -> None:
     """Fit, measure, and write `{workdir}/results/match-{name}.json` and the generator's artefact."""
     with RunLog(config.workdir, "match", config) as log:
-        if is_done(config, fit_key(config, read_split_digest(config))):
+        if is_done(config, fingerprint_of(config, read_split_digest(config))):
             log.logger.info("already done", result=config.result.stem)
             return
         material = load_material(config, log)
-        state = config.artefact.with_name(f"{fit_key(config, material.split_digest)}.state.pt")
+        state = config.artefact.with_name(f"{fingerprint_of(config, material.split_digest).digest}.state.pt")
         generator, found = fit_arm(material, config, log, state)
         save_arm(config.artefact, generator, config, material)
         made_of: dict[str, Any] = {"base_revision": material.base.revision, "data_digest": material.split_digest}
@@ -79,14 +79,14 @@ def run(config: Config) -> None:
         log.logger.info("result", **found["metrics"])
 
 
-def fit_key(config: Config, split: str) -> str:
-    """Tells fits apart: by their settings, and by the digest of the split of the adapters that they are matched to."""
-    return f"{config_digest(config)}.{split}"
+def fingerprint_of(config: Config, split: str) -> Fingerprint:
+    """What a fit depends on: its settings, and the adapters that it is matched to, by the digest of their split."""
+    return Fingerprint.of(config, split=split)
 
 
-def is_done(config: Config, key: str) -> bool:
-    """Whether the result is there and of the fit with this key."""
-    return config.result.exists() and read_result(config.result).get("config") == key
+def is_done(config: Config, made_with: Fingerprint) -> bool:
+    """Whether the result is there and of the fit with this fingerprint."""
+    return config.result.exists() and read_result(config.result).get("fingerprint") == made_with.digest
 
 
 def fit_arm(material: Material, config: Config, log: RunLog, state_path: Path) -> tuple[LoRAGenerator, dict[str, Any]]:
@@ -125,7 +125,7 @@ def fit_arm(material: Material, config: Config, log: RunLog, state_path: Path) -
     curve = read_metrics(config.workdir / "metrics" / f"{log.command}.{series}-curve.jsonl")
     points = [{k: v for k, v in point.items() if k != "time"} | _spent(steps, point["step"]) for point in curve]
     return generator, {
-        "config": fit_key(config, material.split_digest),
+        "fingerprint": fingerprint_of(config, material.split_digest).digest,
         "loss": config.loss,
         "every": config.every if config.loss == "guided" else None,
         "seed": config.training.seed,

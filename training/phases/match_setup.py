@@ -16,18 +16,17 @@ from llgbm.base import Base, load_base
 from llgbm.config import GeneratorConfig, LoRASpec, default_lora
 from llgbm.dataset import Conditioning, DeltaAugmentedDataset, RealAdapterDataset
 from llgbm.delta import DeltaCache, DeltaMeter
-from llgbm.fitting.batches import TaskGroup, TrainingBatch
 from llgbm.linears.frozen_linear import Storage
 from llgbm.lora import LoRAWeights
 from llgbm.matching.delta_head import DeltaHeadConfig
 from llgbm.matching.losses import WeightMode
+from llgbm.packing import TaskGroup, TrainingBatch
 from llgbm.pretrained.find import BASE_0_5B, TEXT_ENCODER
 from llgbm.prompting import TextEncoder, condition_of
 from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig
 from training.adapters.adapter_split import AdapterSplit, split_adapters, split_digest, tasks_by_id
-from training.adapters.delta_store import cached_delta, fill_cache, open_deltas
-from training.adapters.probe_config import ProbeConfig
+from training.adapters.delta_store import ProbeConfig, cached_delta, fill_cache, open_deltas
 from training.phases.match_measures import Case
 from training.runs.log import RunLog
 from training.tasks.format import Task

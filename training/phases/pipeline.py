@@ -16,6 +16,7 @@ import structlog
 
 from llgbm.errors import ConfigError
 from training.cli.command_line import Command
+from training.cli.commands import COMMANDS
 from training.cli.config import config_fields, load_config
 from training.cli.config_values import read_yaml
 from training.runs.log import set_up_logging
@@ -96,6 +97,4 @@ def _has(command: Command, value: str) -> bool:
 
 
 def _commands() -> dict[str, Command]:
-    from training.cli.commands import COMMANDS
-
     return {command.name: command for command in COMMANDS}

@@ -26,7 +26,7 @@ from llgbm.pretrained.find import BASE_0_5B, TEXT_ENCODER
 from llgbm.prompting import AdapterMaker, AdapterRequest
 from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig
-from training.adapters.probe_config import ProbeConfig
+from training.adapters.delta_store import ProbeConfig
 from training.phases.cost import CostConfig, measure_base, measure_generators
 from training.phases.gradient_check import check_in_own_process
 from training.recipe import fit

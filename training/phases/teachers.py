@@ -34,16 +34,16 @@ from llgbm.base import Base, load_base
 from llgbm.chat import answer_ids, prompt_ids, task_messages
 from llgbm.config import TARGET_MODULES, LoRASpec
 from llgbm.errors import ConfigError
-from llgbm.fitting.packing import Row, pack, packed_hidden_states
 from llgbm.fitting.task_losses import sft_loss
 from llgbm.linears.frozen_linear import Storage
 from llgbm.lora import LoRAWeights
+from llgbm.packing import Row, pack, packed_hidden_states
 from llgbm.pretrained.find import BASE_0_5B
 from training.adapters.teacher_folder import adapter_folder
-from training.cli.config import to_dict
 from training.recipe.generator_base import shared_adapter_for
 from training.runs.artefacts import read_manifest, relative_name
 from training.runs.fan_out import open_workers
+from training.runs.fingerprint import Fingerprint, flat
 from training.runs.log import RunLog
 from training.runs.workers import RayTask
 from training.tasks.format import Task, load_tasks, tasks_digest
@@ -203,23 +203,17 @@ def require_same_settings(config: Config, task: Task, base: Base, start: Start) 
     artefact = read_manifest(config.workdir).get(relative_name(config.workdir, folder))
     if artefact is None or artefact.command != "teachers":
         return
-    here = to_dict(config)
-    different = [
-        f"{key} {artefact.config.get(key)} instead of {value}"
-        for key, value in here.items()
-        if key not in _CHOICE and artefact.config.get(key) != value
-    ]
-    if artefact.data_digest != tasks_digest([task]):
-        different.append("another content of the task file")
-    if artefact.base_revision != base.revision:
-        different.append("other weights of the base")
-    if artefact.details.get("start_digest") != start.digest:
-        different.append(f"another generator in {config.start}")
-    if different:
-        raise ConfigError(
-            f"{folder} was trained with other settings: {', '.join(different)}; "
-            "use those, another workdir or another index, or take the folder away"
-        )
+    recorded = {name: value for name, value in flat(artefact.config).items() if name.partition(".")[0] not in _CHOICE}
+    recorded["task_digest"], recorded["base_revision"] = artefact.data_digest, artefact.base_revision
+    recorded["start_digest"] = artefact.details.get("start_digest")
+    made_with = Fingerprint.of(
+        config,
+        without=_CHOICE,
+        task_digest=tasks_digest([task]),
+        base_revision=base.revision,
+        start_digest=start.digest,
+    )
+    made_with.require_same(recorded, str(folder))
 
 
 def list_teacher(config: Config, task: Task) -> AdapterEntry:

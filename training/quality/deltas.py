@@ -19,10 +19,10 @@ from llgbm.adapters.peft_io import content_digest
 from llgbm.base import Base
 from llgbm.delta import DeltaMeter, compute_base_activation, delta_cosine
 from llgbm.lora import LoRAWeights
-from llgbm.matching.measurement import Activation
-from training.adapters.probe_config import ProbeConfig
+from llgbm.measuring.measurement import Activation
+from training.adapters.delta_store import ProbeConfig
 from training.quality.cells import Cells
-from training.quality.methods import METHODS, Bench
+from training.quality.methods import METHODS, MethodSources
 from training.runs.log import RunLog
 from training.runs.workers import Workers
 from training.tasks.format import Task
@@ -45,7 +45,7 @@ class _Work:
 
 def delta_cosines(
     base: Base,
-    benches: Sequence[Bench],
+    sources_by_seed: Sequence[MethodSources],
     tasks: Sequence[Task],
     methods: Sequence[str],
     probes: ProbeConfig,
@@ -56,14 +56,14 @@ def delta_cosines(
     """For each method and task id the cosine of its delta with the teacher's, a mean over seeds, from -1 to 1.
 
     Args:
-        benches: one for each seed.
+        sources_by_seed: one for each seed.
         cells: those that are there are not measured again.
 
     Returns:
         Nothing for tasks without a teacher and for methods without an adapter of their own or with more than the input
         in the context.
     """
-    tasks = [task for task in tasks if task.task_id in benches[0].teachers]
+    tasks = [task for task in tasks if task.task_id in sources_by_seed[0].teachers]
     if not tasks or not any(method != TEACHER for method in methods):
         return {}
     activation = compute_base_activation(base, probes.build(), probes.layers_of(base.spec))
@@ -71,10 +71,10 @@ def delta_cosines(
 
     def missing() -> Iterator[_Work]:
         for task in tasks:
-            work = _Work(task.task_id, benches[0].teachers[task.task_id], {}, {})
+            work = _Work(task.task_id, sources_by_seed[0].teachers[task.task_id], {}, {})
             for method in methods:
-                for bench in benches:
-                    adapter = _own_adapter(method, bench, task)
+                for sources in sources_by_seed:
+                    adapter = _own_adapter(method, sources, task)
                     if adapter is None:
                         continue
                     key = _key(activation, adapter, work.teacher)
@@ -94,12 +94,12 @@ def delta_cosines(
     return {place: fmean(cells[key]["delta_cosine"] for key in of) for place, of in keys.items()}
 
 
-def _own_adapter(method: str, bench: Bench, task: Task) -> LoRAWeights | None:
+def _own_adapter(method: str, sources: MethodSources, task: Task) -> LoRAWeights | None:
     """The adapter of a method that adds nothing to the context; None of the teacher itself."""
     if method == TEACHER:
         return None
-    trial = METHODS[method](bench, task)
-    return None if trial is None or trial.description is not None or trial.shots else trial.adapter
+    setup = METHODS[method](sources, task)
+    return None if setup is None or setup.description is not None or setup.shots else setup.adapter
 
 
 def _key(activation: Activation, adapter: LoRAWeights, teacher: LoRAWeights) -> str:

@@ -8,9 +8,7 @@ stopped evaluation goes on where it was, and a further seed costs only the cells
 
 from __future__ import annotations
 
-import hashlib
 import json
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,21 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from llgbm.adapters.peft_io import content_digest
-from llgbm.base import Base
 from llgbm.checkpoint import Checkpoint, load_generator
 from llgbm.errors import ConfigError
-from llgbm.evaluation import paired_bootstrap, score_rows
+from llgbm.evaluation import paired_bootstrap
 from llgbm.linears.frozen_linear import Storage
 from llgbm.text_encoder import PretrainedTextEncoder
-from training.adapters.probe_config import ProbeConfig
+from training.adapters.delta_store import ProbeConfig
 from training.adapters.teacher_folder import load_teachers
 from training.cli.config import to_dict
 from training.quality.baselines import Baselines, row_digests
-from training.quality.cells import Cells
+from training.quality.cells import SHOWN, Cells, Work, cell_key, mean_cell, measured_cell
 from training.quality.deltas import delta_cosines
-from training.quality.error_examples import first_failure
-from training.quality.methods import METHODS, Bench, Trial
+from training.quality.methods import METHODS, MethodSources
 from training.recipe.cores import load_cores
 from training.recipe.generator_base import base_of, shared_adapter_for
 from training.runs.artefacts import replace_text
@@ -42,7 +37,6 @@ from training.runs.log import RunLog
 from training.runs.results import command_of
 from training.runs.workers import RayTask
 from training.tasks.format import Task, load_tasks, tasks_digest
-from training.tasks.rows import eval_row
 
 BASELINE = "base"
 """Every method's difference to this one is reported."""
@@ -52,8 +46,6 @@ NEEDS_OTHER = (
     "generated, wrong description, scaled + description",
 )
 """The methods that need tasks of two categories."""
-SHOWN = "generated"
-"""The method of which each task shows a failure."""
 COMPARED = (
     ("generated", "generated, wrong description"),
     ("generated", "shared adapter"),
@@ -155,14 +147,19 @@ def run(config: Config) -> None:
     earlier = None
     if config.baselines is not None:
         earlier = Baselines(config.baselines, head, columns, config.num_rows)
-    benches = make_benches(config, checkpoint, [*seen, *new])
+    sources_by_seed = load_sources(config, checkpoint, [*seen, *new])
     with RunLog(config.workdir, "evaluate", config) as log:
         if base.revision != checkpoint.manifest.base_revision:
             log.logger.warning(
                 "other_base_weights", trained_on=checkpoint.manifest.base_revision, measured_on=base.revision
             )
         cells = Cells(config.workdir / "cells.jsonl")
-        work = [(method, task, bench) for task in [*seen, *new] for method in config.methods for bench in benches]
+        work = [
+            (method, task, sources)
+            for task in [*seen, *new]
+            for method in config.methods
+            for sources in sources_by_seed
+        ]
         keys: dict[tuple[str, str], list[str]] = {}
         done = 0
         with open_workers(
@@ -172,26 +169,26 @@ def run(config: Config) -> None:
             def missing() -> Iterator[Work]:
                 nonlocal done
                 begun: set[str] = set()
-                for method, task, bench in work:
-                    trial = METHODS[method](bench, task)
-                    if trial is None:
+                for method, task, sources in work:
+                    setup = METHODS[method](sources, task)
+                    if setup is None:
                         continue
-                    key = cell_key(config, base, task, trial)
+                    key = cell_key(base, config.base_storage, task, config.num_rows, setup)
                     keys.setdefault((method, task.task_id), []).append(key)
                     if cells.get(key) is None and key not in begun:
                         begun.add(key)
-                        yield Work(key, method, task, trial)
+                        yield Work(key, method, task, setup)
                     else:
                         done += 1
 
             with log.progress("evaluate", total=len(work)) as progress:
-                for one, cell in workers.map(partial(_cell, num_rows=config.num_rows), missing()):
+                for one, cell in workers.map(partial(measured_cell, num_rows=config.num_rows), missing()):
                     cells.add(one.key, {"method": one.method, "task": one.task.task_id, **cell})
                     done += 1
                     progress.update(done, f"{one.task.task_id}: {one.method}")
             cosines = delta_cosines(
                 base,
-                benches,
+                sources_by_seed,
                 [*seen, *new],
                 config.methods,
                 config.probes,
@@ -210,7 +207,7 @@ def run(config: Config) -> None:
             **head,
             **({"baselines": taken.source} if taken else {}),
             "columns": summaries,
-            "failures": {name: _failures(benches[0], column, found) for name, column in columns.items()},
+            "failures": {name: _failures(sources_by_seed[0], column, found) for name, column in columns.items()},
         }
         config.output.parent.mkdir(parents=True, exist_ok=True)
         replace_text(config.output, json.dumps(table, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -228,11 +225,11 @@ def tasks_of(config: Config) -> tuple[list[Task], list[Task]]:
     return load_tasks(config.tasks, config.task_ids or None), load_tasks(config.heldout) if config.heldout else []
 
 
-def make_benches(config: Config, checkpoint: Checkpoint, tasks: Sequence[Task]) -> list[Bench]:
-    """Load what the methods draw from, text encoder, teachers and multi-task adapter: one bench for each seed."""
+def load_sources(config: Config, checkpoint: Checkpoint, tasks: Sequence[Task]) -> list[MethodSources]:
+    """Load what the methods draw from, text encoder, teachers and multi-task adapter: once for each seed."""
     trained = [task.task_id for task in checkpoint.manifest.tasks]
     wanted = dict.fromkeys([*trained, *(task.task_id for task in tasks)])
-    bench = Bench(
+    sources = MethodSources(
         checkpoint=checkpoint,
         encoder=PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id),
         teachers=load_teachers(config.teachers, list(wanted), checkpoint.manifest.base_id),
@@ -242,40 +239,7 @@ def make_benches(config: Config, checkpoint: Checkpoint, tasks: Sequence[Task]) 
         seed=config.seeds[0],
     )
     needed = set(NEEDS_OTHER) & set(config.methods)
-    return [replace(bench, seed=seed, others=_others(tasks, seed) if needed else {}) for seed in config.seeds]
-
-
-@dataclass(frozen=True, eq=False)
-class Work:
-    """A cell that is to be computed."""
-
-    key: str
-    method: str
-    task: Task
-    trial: Trial
-
-
-def cell_key(config: Config, base: Base, task: Task, trial: Trial) -> str:
-    """Digest of all that decides a cell."""
-    parts = [
-        base.revision,
-        config.base_storage,
-        [(e.input, e.accepted) for e in task.test[: config.num_rows]],
-        None if trial.adapter is None else content_digest(trial.adapter),
-        trial.description,
-        [(e.input, e.output) for e in trial.shots],
-    ]
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()[:24]
-
-
-def mean_cell(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One cell of those of all seeds: the mean of each row, and the first one's failure."""
-    merged: dict[str, Any] = {
-        name: [float(np.mean(values)) for values in zip(*(cell[name] for cell in cells), strict=True)]
-        for name in ("correct", "log_likelihood")
-    }
-    merged["by_seed"] = [float(np.mean(cell["correct"])) for cell in cells]
-    return merged | ({"failure": cells[0]["failure"]} if "failure" in cells[0] else {})
+    return [replace(sources, seed=seed, others=_others(tasks, seed) if needed else {}) for seed in config.seeds]
 
 
 def summarise(
@@ -357,30 +321,15 @@ def _row_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[f
 
 
 def _failures(
-    bench: Bench, tasks: Sequence[Task], cells: Mapping[tuple[str, str], dict[str, Any]]
+    sources: MethodSources, tasks: Sequence[Task], cells: Mapping[tuple[str, str], dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """For each task whose generated adapter was scored and is not always right, an example of that."""
     scored = [(task, cells[SHOWN, task.task_id]) for task in tasks if (SHOWN, task.task_id) in cells]
     return [
-        {"task": task.task_id, "description": bench.description(task), **cell["failure"]}
+        {"task": task.task_id, "description": sources.description(task), **cell["failure"]}
         for task, cell in scored
         if "failure" in cell
     ]
-
-
-def _cell(base: Base, work: Work, num_rows: int) -> dict[str, Any]:
-    task, trial = work.task, work.trial
-    began = time.monotonic()
-    rows = [eval_row(base, e, description=trial.description, shots=trial.shots) for e in task.test[:num_rows]]
-    scores = score_rows(base, [(trial.adapter, rows)])[0]
-    cell: dict[str, Any] = {
-        "correct": [int(s.correct) for s in scores],
-        "log_likelihood": [round(s.log_likelihood, 4) for s in scores],
-        "seconds": round(time.monotonic() - began, 2),
-    }
-    if work.method == SHOWN and not all(cell["correct"]):
-        cell["failure"] = first_failure(base, task, trial.adapter, cell["correct"])
-    return cell
 
 
 def _others(tasks: Sequence[Task], seed: int) -> dict[str, str]:

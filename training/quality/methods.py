@@ -28,7 +28,7 @@ _NUM_SHOTS = 3
 
 
 @dataclass(frozen=True, eq=False)
-class Trial:
+class MethodSetup:
     """One method on one task: the adapter (None: the plain base) and what is added to every row's context."""
 
     adapter: LoRAWeights | None
@@ -37,7 +37,7 @@ class Trial:
 
 
 @dataclass(frozen=True, eq=False)
-class Bench:
+class MethodSources:
     """What the methods draw from.
 
     Attributes:
@@ -137,81 +137,85 @@ def mean_adapter(adapters: Sequence[LoRAWeights], weights: Tensor) -> LoRAWeight
 
 def _adapter(
     adapter: LoRAWeights | None, description: str | None = None, shots: tuple[Example, ...] = ()
-) -> Trial | None:
-    """The trial of an adapter that may not be there."""
-    return None if adapter is None else Trial(adapter, description, shots)
+) -> MethodSetup | None:
+    """The setup of an adapter that may not be there."""
+    return None if adapter is None else MethodSetup(adapter, description, shots)
 
 
-def _generated_from_seen(bench: Bench, task: Task) -> Trial | None:
-    text = bench.seen_description(task)
-    return None if text is None else Trial(bench.generate([text]))
+def _generated_from_seen(sources: MethodSources, task: Task) -> MethodSetup | None:
+    text = sources.seen_description(task)
+    return None if text is None else MethodSetup(sources.generate([text]))
 
 
-def _trained_cores(bench: Bench, task: Task) -> Trial | None:
-    found = bench.cores.get(task.task_id)
-    return None if found is None else Trial(found.adapter(bench.checkpoint.generator))
+def _trained_cores(sources: MethodSources, task: Task) -> MethodSetup | None:
+    found = sources.cores.get(task.task_id)
+    return None if found is None else MethodSetup(found.adapter(sources.checkpoint.generator))
 
 
-def _scaled(bench: Bench, task: Task, text: str) -> Trial | None:
+def _scaled(sources: MethodSources, task: Task, text: str) -> MethodSetup | None:
     """The adapter of `text` beside the task's description, at the scale that calibration gives to that description."""
-    scale = bench.scale_in_context(task)
+    scale = sources.scale_in_context(task)
     if scale is None:
         return None
-    return Trial(bench.generate([text], scale=scale), bench.description(task))
+    return MethodSetup(sources.generate([text], scale=scale), sources.description(task))
 
 
-def _scaled_multitask(bench: Bench, task: Task) -> Trial | None:
-    scale = bench.scale_in_context(task)
-    if scale is None or bench.multitask is None:
+def _scaled_multitask(sources: MethodSources, task: Task) -> MethodSetup | None:
+    scale = sources.scale_in_context(task)
+    if scale is None or sources.multitask is None:
         return None
-    return Trial(bench.multitask.scaled(scale), bench.description(task))
+    return MethodSetup(sources.multitask.scaled(scale), sources.description(task))
 
 
-def _gibberish(bench: Bench, task: Task) -> Trial:
-    return Trial(bench.generate([GIBBERISH[(bench.seed + crc32(task.task_id.encode())) % len(GIBBERISH)]]))
+def _gibberish(sources: MethodSources, task: Task) -> MethodSetup:
+    return MethodSetup(sources.generate([GIBBERISH[(sources.seed + crc32(task.task_id.encode())) % len(GIBBERISH)]]))
 
 
-METHODS: dict[str, Callable[[Bench, Task], Trial | None]] = {
-    "base": lambda bench, task: Trial(None),
-    "base + description": lambda bench, task: Trial(None, bench.description(task)),
-    "base + 3 examples": lambda bench, task: Trial(None, None, bench.shots(task)),
-    "base + description + 3 examples": lambda bench, task: Trial(None, bench.description(task), bench.shots(task)),
-    "multi-task LoRA": lambda bench, task: _adapter(bench.multitask),
-    "multi-task LoRA + description": lambda bench, task: _adapter(bench.multitask, bench.description(task)),
-    "multi-task LoRA + description + 3 examples": lambda bench, task: _adapter(
-        bench.multitask, bench.description(task), bench.shots(task)
+METHODS: dict[str, Callable[[MethodSources, Task], MethodSetup | None]] = {
+    "base": lambda sources, task: MethodSetup(None),
+    "base + description": lambda sources, task: MethodSetup(None, sources.description(task)),
+    "base + 3 examples": lambda sources, task: MethodSetup(None, None, sources.shots(task)),
+    "base + description + 3 examples": lambda sources, task: MethodSetup(
+        None, sources.description(task), sources.shots(task)
     ),
-    "shared adapter": lambda bench, task: Trial(bench.checkpoint.generator.shared_adapter()),
-    "shared adapter + description": lambda bench, task: Trial(
-        bench.checkpoint.generator.shared_adapter(), bench.description(task)
+    "multi-task LoRA": lambda sources, task: _adapter(sources.multitask),
+    "multi-task LoRA + description": lambda sources, task: _adapter(sources.multitask, sources.description(task)),
+    "multi-task LoRA + description + 3 examples": lambda sources, task: _adapter(
+        sources.multitask, sources.description(task), sources.shots(task)
     ),
-    "mean of the teachers": lambda bench, task: _adapter(bench.mean_teacher),
-    "nearest task's teacher": lambda bench, task: _adapter(bench.retrieved(task, count=1)),
-    "nearest task's teacher, its own among them": lambda bench, task: _adapter(
-        bench.retrieved(task, count=1, own=True)
+    "shared adapter": lambda sources, task: MethodSetup(sources.checkpoint.generator.shared_adapter()),
+    "shared adapter + description": lambda sources, task: MethodSetup(
+        sources.checkpoint.generator.shared_adapter(), sources.description(task)
     ),
-    "softmax over 5 nearest teachers": lambda bench, task: _adapter(bench.retrieved(task, count=5)),
-    "generated": lambda bench, task: Trial(bench.generate([bench.description(task)])),
+    "mean of the teachers": lambda sources, task: _adapter(sources.mean_teacher),
+    "nearest task's teacher": lambda sources, task: _adapter(sources.retrieved(task, count=1)),
+    "nearest task's teacher, its own among them": lambda sources, task: _adapter(
+        sources.retrieved(task, count=1, own=True)
+    ),
+    "softmax over 5 nearest teachers": lambda sources, task: _adapter(sources.retrieved(task, count=5)),
+    "generated": lambda sources, task: MethodSetup(sources.generate([sources.description(task)])),
     "generated, description trained on": _generated_from_seen,
-    "generated, wrong description": lambda bench, task: Trial(bench.generate([bench.others[task.task_id]])),
+    "generated, wrong description": lambda sources, task: MethodSetup(sources.generate([sources.others[task.task_id]])),
     "generated, gibberish": _gibberish,
-    "generated from 3 examples": lambda bench, task: Trial(bench.generate(shots=bench.shots(task))),
-    "generated + description": lambda bench, task: Trial(
-        bench.generate([bench.description(task)]), bench.description(task)
+    "generated from 3 examples": lambda sources, task: MethodSetup(sources.generate(shots=sources.shots(task))),
+    "generated + description": lambda sources, task: MethodSetup(
+        sources.generate([sources.description(task)]), sources.description(task)
     ),
-    "generated, wrong description + description": lambda bench, task: Trial(
-        bench.generate([bench.others[task.task_id]]), bench.description(task)
+    "generated, wrong description + description": lambda sources, task: MethodSetup(
+        sources.generate([sources.others[task.task_id]]), sources.description(task)
     ),
-    "generated + description + 3 examples": lambda bench, task: Trial(
-        bench.generate([bench.description(task)], bench.shots(task)), bench.description(task), bench.shots(task)
+    "generated + description + 3 examples": lambda sources, task: MethodSetup(
+        sources.generate([sources.description(task)], sources.shots(task)),
+        sources.description(task),
+        sources.shots(task),
     ),
-    "generated, scaled + description": lambda bench, task: _scaled(bench, task, bench.description(task)),
-    "generated, wrong description, scaled + description": lambda bench, task: _scaled(
-        bench, task, bench.others[task.task_id]
+    "generated, scaled + description": lambda sources, task: _scaled(sources, task, sources.description(task)),
+    "generated, wrong description, scaled + description": lambda sources, task: _scaled(
+        sources, task, sources.others[task.task_id]
     ),
     "multi-task LoRA, scaled + description": _scaled_multitask,
     "cores trained on the task": _trained_cores,
-    "teacher": lambda bench, task: _adapter(bench.teachers.get(task.task_id)),
+    "teacher": lambda sources, task: _adapter(sources.teachers.get(task.task_id)),
 }
 """Every method, in the order of the table; one that lacks what it needs gives None and is reported as not run."""
 

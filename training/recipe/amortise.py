@@ -25,14 +25,13 @@ from torch import Tensor
 from llgbm.base import Base
 from llgbm.checkpoint import Checkpoint, TrainingTask, load_generator, save_generator, saved_in
 from llgbm.errors import CheckpointError, ConfigError
-from llgbm.fitting.batches import TaskGroup, TrainingBatch
 from llgbm.fitting.core_loss import CoreMetric, CoreObjective, input_moments
-from llgbm.fitting.packing import PackedBatch, pack
 from llgbm.fitting.task_losses import label_logits, sft_loss
 from llgbm.functional import FunctionalLoRA
 from llgbm.generator import LoRAGenerator
 from llgbm.linears.frozen_linear import Storage
 from llgbm.lora import LoRAWeights
+from llgbm.packing import PackedBatch, TaskGroup, TrainingBatch, pack
 from llgbm.prompting import TextEncoder
 from llgbm.training import TrainingConfig, TrainingState, train
 from training.recipe.conditions import TEXTS_FILE, ConditionConfig, ConditionSampler, lasting_encoder
@@ -40,11 +39,11 @@ from training.recipe.cores import Cores, cores_digest, generated_cores, load_cor
 from training.recipe.generator_base import base_of
 from training.recipe.sampler import SamplerConfig, TaskSampler, drawn_in_epochs
 from training.runs.artefacts import replace_tensors
-from training.runs.fingerprint import claim_workdir, settings_of
+from training.runs.fingerprint import RESUMABLE, Fingerprint
 from training.runs.log import Progress, RunLog
 from training.runs.results import FOLDER, command_of, read_result, write_result
 from training.tasks.format import Task, tasks_digest
-from training.tasks.training_set import training_pools
+from training.tasks.training_set import load_training_set
 
 STATE_FILE = "state.pt"
 TARGETS_FILE = "targets.safetensors"
@@ -126,7 +125,7 @@ def run(config: Config, *, texts: Path | None = None) -> None:
         ConfigError: no task has cores.
     """
     checkpoint = load_generator(config.checkpoint)
-    tasks, made_up = training_pools(
+    tasks, made_up = load_training_set(
         config.tasks,
         config.task_ids,
         wordings=config.wordings,
@@ -138,13 +137,15 @@ def run(config: Config, *, texts: Path | None = None) -> None:
         raise ConfigError(f"{config.cores} has no cores of these tasks; run the command cores")
     encoder_id, texts = config.text_encoder or checkpoint.manifest.encoder_id, texts or config.workdir / TEXTS_FILE
     with lasting_encoder(encoder_id, texts) as encoder, RunLog(config.workdir, "amortise", config) as log:
-        settings = settings_of(config, without=_WHERE) | {
-            "generator": checkpoint.manifest.digest,
-            "encoder": encoder_id,
-            "cores": cores_digest(cores),
-            "tasks_digest": tasks_digest([*tasks, *made_up]),
-        }
-        claim_workdir(config.workdir, [STATE_FILE, TARGETS_FILE], settings)
+        made_with = Fingerprint.of(
+            config,
+            without=(*_WHERE, *RESUMABLE),
+            generator=checkpoint.manifest.digest,
+            encoder=encoder_id,
+            cores_digest=cores_digest(cores),
+            tasks_digest=tasks_digest([*tasks, *made_up]),
+        )
+        made_with.require_same_run(config.workdir, [STATE_FILE, TARGETS_FILE])
         if _is_done(config):
             log.logger.info("already done", artefact=str(config.artefact))
             return

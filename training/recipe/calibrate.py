@@ -26,8 +26,7 @@ from llgbm.text_encoder import PretrainedTextEncoder
 from training.recipe.confidence import Point, confidence_curve, reliability
 from training.recipe.context_scale import ContextPoint, choose_scale, scale_table
 from training.recipe.generator_base import base_of
-from training.recipe.null_prompts import gibberish
-from training.recipe.task_detector import detector_quality, fit_detector
+from training.recipe.task_detector import detector_quality, fit_detector, gibberish
 from training.runs.log import RunLog
 from training.runs.results import write_result
 from training.tasks.format import Task, evenly, load_tasks, tasks_digest

@@ -28,19 +28,19 @@ from torch import Tensor, nn
 from llgbm.base import Base, require_gradients
 from llgbm.checkpoint import Checkpoint, load_generator
 from llgbm.errors import CheckpointError, ConfigError
-from llgbm.fitting.packing import Row, pack
 from llgbm.fitting.task_cores import TaskCoresAdam
 from llgbm.fitting.task_losses import label_logits, row_means, sft_by_label
 from llgbm.functional import FunctionalLoRA
 from llgbm.generator import LoRAGenerator
 from llgbm.linears.frozen_linear import Storage
 from llgbm.lora import LoRAWeights
+from llgbm.packing import Row, pack
 from llgbm.prompting import TextEncoder
-from training.cli.config import to_dict
 from training.recipe.conditions import TEXTS_FILE, lasting_encoder
 from training.recipe.generator_base import base_of
 from training.recipe.sampler import SamplerConfig, TaskSampler
 from training.runs.artefacts import replace_tensors
+from training.runs.fingerprint import Fingerprint
 from training.runs.log import RunLog
 from training.tasks.format import Task, load_tasks, tasks_digest
 
@@ -142,14 +142,22 @@ def run(config: Config, *, texts: Path | None = None) -> None:
         raise ConfigError(
             f"{config.start} has cores of {len(starts)} of {len(tasks)} tasks; make the others there first"
         )
-    owner = belonging(checkpoint)
-    owner["base_revision"] = base.revision
-    made_with = {task.task_id: owner | _made_with(config, task, starts.get(task.task_id)) for task in tasks}
+    made_with = {
+        task.task_id: Fingerprint.of(
+            config,
+            without=_WHERE,
+            generator=checkpoint.manifest.digest,
+            base_revision=base.revision,
+            task=tasks_digest([task]),
+            start=cores_digest({task.task_id: starts[task.task_id]}) if task.task_id in starts else None,
+        )
+        for task in tasks
+    }
     missing = []
     for task in tasks:
         path = core_file(config.workdir, task.task_id)
         if path.exists():
-            _require_same(path, made_with[task.task_id])
+            made_with[task.task_id].require_same(json.loads(_metadata(path).get("made_with", "{}")), str(path))
         else:
             missing.append(task)
     encoder_id, texts = config.text_encoder or checkpoint.manifest.encoder_id, texts or config.workdir / TEXTS_FILE
@@ -163,11 +171,16 @@ def run(config: Config, *, texts: Path | None = None) -> None:
         for done, (task, cores, losses) in enumerate(trained, len(tasks) - len(missing) + 1):
             before, after = float(np.mean(losses[:_AVERAGED])), float(np.mean(losses[-_AVERAGED:]))
             numbers = {"steps": len(losses), "loss_before": before, "loss_after": after}
-            said = made_with[task.task_id] | {name: str(value) for name, value in numbers.items()}
+            said = {name: str(value) for name, value in numbers.items()}
+            said["made_with"] = json.dumps(made_with[task.task_id].values)
             path = core_file(config.workdir, task.task_id)
-            write_cores(path, cores, said)
+            write_cores(path, cores, belonging(checkpoint) | said)
             log.record_artefact(
-                path, kind="cores", base_revision=base.revision, data_digest=said["task"], generator=said["generator"]
+                path,
+                kind="cores",
+                base_revision=base.revision,
+                data_digest=tasks_digest([task]),
+                generator=checkpoint.manifest.digest,
             )
             log.metrics(step=done, series="", task=task.task_id, seconds=time.monotonic() - started, **numbers)
             progress.update(done, f"{task.task_id}: loss {before:.3f} to {after:.3f} in {len(losses)} steps")
@@ -306,18 +319,6 @@ def cores_digest(cores: Mapping[str, Cores]) -> str:
         for side in (cores[task_id].q, cores[task_id].p):
             digest.update(side.contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _made_with(config: Config, task: Task, start: Cores | None) -> dict[str, str]:
-    settings = json.dumps({k: v for k, v in to_dict(config).items() if k not in _WHERE}, sort_keys=True)
-    begun = cores_digest({task.task_id: start}) if start else ""
-    return {"task": tasks_digest([task]), "settings": settings, "start": begun}
-
-
-def _require_same(path: Path, made_with: Mapping[str, str]) -> None:
-    said = _metadata(path)
-    if different := [name for name, value in made_with.items() if said.get(name, "") != value]:
-        raise ConfigError(f"{path} was made with another {', '.join(different)}; use that or another workdir")
 
 
 def _read(path: Path) -> tuple[dict[str, str], Cores]:

@@ -1,7 +1,7 @@
 """`python -m training export`: an adapter from a prompt, or the artefact of a generator from the state of a fit.
 
-    python -m training export --prompt "Translate the English word to French." --out french
-    python -m training export --state runs/fit/state.pt --fit training/configs/shipped.yaml --out checkpoints/mine
+    python -m training export prompt="Translate the English word to French." out=french
+    python -m training export state=runs/fit/state.pt fit=training/configs/shipped.yaml out=checkpoints/mine
 
 The first writes a PEFT folder. The second takes the state that a fit saves as it goes, so that a run can be tried, or
 kept, before it ends.
@@ -27,8 +27,7 @@ from training.adapters.teacher_folder import load_teachers
 from training.cli.commands import COMMANDS
 from training.cli.config import load_config
 from training.recipe.fit import Config as FitConfig
-from training.recipe.fit import claim_of, manifest_of, started_from, training_tasks
-from training.runs.fingerprint import claim_workdir
+from training.recipe.fit import fingerprint_of, manifest_of, started_from, training_tasks
 from training.runs.log import set_up_logging
 
 ARROW = "=>"
@@ -113,7 +112,7 @@ def export_state(config: Config) -> GeneratorManifest:
     """
     if config.state is None or not config.fit:
         raise ConfigError(
-            "a state alone does not say all of its settings: name the fit's configuration file too, with --fit FILE"
+            "a state alone does not say all of its settings: name the fit's configuration file too, with fit=FILE"
         )
     settings = load_config(FitConfig, config.fit, section="fit", other_sections=_other_sections())
     state = _read_state(config.state)
@@ -123,7 +122,8 @@ def export_state(config: Config) -> GeneratorManifest:
     start = None if settings.start is None else started_from(settings.start, generator)
     names = [task.task_id for task in tasks]
     teachers = load_teachers(settings.teachers, names, base.spec.base_id) if settings.teachers else {}
-    claim_workdir(config.state.parent, [config.state.name], claim_of(settings, tasks, base, start, teachers))
+    made_with = fingerprint_of(settings, tasks, base, start, teachers)
+    made_with.require_same_run(config.state.parent, [config.state.name])
     own = {name.removeprefix("0."): tensor for name, tensor in state["model"].items() if name.startswith("0.")}
     generator.load_state_dict(own)
     encoder = PretrainedTextEncoder(settings.text_encoder)

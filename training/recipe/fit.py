@@ -28,21 +28,20 @@ from llgbm.lora import LoRAWeights
 from llgbm.pretrained.find import BASE_0_5B, TEXT_ENCODER
 from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig, TrainingState, train
-from training.adapters.delta_store import cached_delta, open_deltas
-from training.adapters.probe_config import ProbeConfig
+from training.adapters.delta_store import ProbeConfig, cached_delta, open_deltas
 from training.adapters.teacher_folder import adapter_folder, load_teachers, teachers_digest
 from training.recipe.conditions import TEXTS_FILE, lasting_encoder
 from training.recipe.cores import Cores, belonging, core_file, generated_cores, write_cores
 from training.recipe.progress_check import CheckConfig, ProgressCheck
 from training.recipe.rounds import RoundConfig, Rounds, run_rounds
 from training.recipe.sampler import SamplerConfig, TaskSampler
-from training.runs.fingerprint import claim_workdir, settings_of
+from training.runs.fingerprint import RESUMABLE, Fingerprint
 from training.runs.log import RunLog
 from training.runs.parallel import process_group
 from training.runs.results import command_of
 from training.tasks.format import Task, tasks_digest
 from training.tasks.procedural_tasks import SYNTHETIC_CATEGORY, synthetic_tasks
-from training.tasks.training_set import training_pools
+from training.tasks.training_set import load_training_set
 
 STATE_FILE = "state.pt"
 _INDEXED_WORDINGS = 2
@@ -206,7 +205,7 @@ def _fit(
         return False
     all_tasks = [*tasks, *synthetic]
     with RunLog(config.workdir, "fit", config) as log:
-        claim_workdir(config.workdir, [STATE_FILE], claim_of(config, all_tasks, base, start, teachers))
+        fingerprint_of(config, all_tasks, base, start, teachers).require_same_run(config.workdir, [STATE_FILE])
         check = ProgressCheck(config.check, tasks, base, encoder)
         hidden = ProgressCheck(config.check, kept_back, base, encoder, name="hidden")
         started = time.monotonic()
@@ -242,21 +241,23 @@ def _fit(
     return True
 
 
-def claim_of(
+def fingerprint_of(
     config: Config,
     tasks: Sequence[Task],
     base: Base,
     start: GeneratorManifest | None,
     teachers: Mapping[str, LoRAWeights],
-) -> dict[str, Any]:
-    """What the state of a fit depends on; where things stand does not count, what stands there by its digest."""
-    without = ("workdir", "tasks", "wordings", "task_ids", "base", "check", "recompute", "rounds", "round")
-    return settings_of(config, without=without) | {
-        "tasks_digest": tasks_digest(tasks),
-        "base_revision": base.revision,
-        "start_digest": start and start.digest,
-        "teachers_digest": teachers_digest(teachers) if teachers else None,
-    }
+) -> Fingerprint:
+    """What the state of a fit depends on."""
+    without = ("workdir", "tasks", "wordings", "task_ids", "base", "check", "recompute", "rounds", "round", *RESUMABLE)
+    return Fingerprint.of(
+        config,
+        without=without,
+        tasks_digest=tasks_digest(tasks),
+        base_revision=base.revision,
+        start_digest=start and start.digest,
+        teachers_digest=teachers_digest(teachers) if teachers else None,
+    )
 
 
 @torch.no_grad()
@@ -288,7 +289,7 @@ def _teacher_deltas(
 
 def training_tasks(config: Config) -> tuple[list[Task], list[Task]]:
     """The tasks of the folder that `config` names, and the procedural ones beside them."""
-    return training_pools(
+    return load_training_set(
         config.tasks,
         config.task_ids,
         wordings=config.wordings,

@@ -3,11 +3,16 @@
 Texts that ask for nothing are gibberish and small talk. Texts that do are the wordings that the generator was trained
 on, and spans of one to six words of them, since people write "translate to French" as often as a sentence. The fit is a
 logistic regression, convex, and the two sides have equal weight.
+
+A generator makes some adapter for any text, and a wrong one changes the base's answers for nothing; so the detector
+learns when to leave the base alone. Bare inputs of tasks are not among the texts that ask for nothing: words such as
+"French" stand in inputs too, and a user who types them means something.
 """
 
 from __future__ import annotations
 
 import random
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +24,6 @@ from torch import Tensor
 from llgbm.checkpoint import Checkpoint
 from llgbm.conditioning.task_detector import TaskDetector
 from llgbm.prompting import TextEncoder, noisy
-from training.recipe.null_prompts import null_prompts
 
 _NULLS = 2000
 _SPANS_PER_TASK = 3
@@ -81,3 +85,34 @@ def short_form(description: str, rng: random.Random) -> str:
     start = rng.randint(0, len(words) - length) if rng.random() < 0.5 else 0
     text = " ".join(words[start : start + length])
     return text.lower() if rng.random() < 0.5 else text
+
+
+SMALL_TALK = (
+    "hello", "hi there", "good morning", "how are you?", "thanks", "thank you very much", "ok", "yes", "no", "maybe",
+    "never mind", "what?", "hmm", "see you later", "nice weather today", "I am tired", "who are you?", "test",
+    "testing", "asdf", "foo bar baz", "lol", "please", "sorry", "good job", "I don't know", "what do you think?",
+    "tell me more", "...", "?", "nothing", "bye", "my name is Sam", "it is late", "I like trains", "that was fun",
+    "let's go", "the adapter", "something", "do it", "a task", "whatever", "do nothing", "no task",
+    "leave everything as it is",
+)  # fmt: skip
+
+_SYLLABLES = tuple(consonant + vowel for consonant in "bcdfgklmnprstvwz" for vowel in "aeiou")
+_KEYS = string.ascii_lowercase + string.digits + "#%/&+=-_;:!?"
+
+
+def null_prompts(count: int, seed: int) -> list[str]:
+    """`count` texts, the same for a seed: by turns gibberish and small talk."""
+    rng = random.Random(seed)
+    return [rng.choice(SMALL_TALK) if i % 2 else gibberish(rng) for i in range(count)]
+
+
+def gibberish(rng: random.Random) -> str:
+    """One to seven words of random keys, syllables or letters, or of one key held down."""
+    kind, words = rng.randrange(4), rng.randint(1, 7)
+    if kind == 0:
+        return " ".join("".join(rng.choices(_KEYS, k=rng.randint(2, 9))) for _ in range(words))
+    if kind == 1:
+        return " ".join("".join(rng.choices(_SYLLABLES, k=rng.randint(1, 4))) for _ in range(words))
+    if kind == 2:
+        return " ".join("".join(rng.choices(string.ascii_lowercase, k=rng.randint(2, 8))) for _ in range(words))
+    return " ".join(rng.choice(_KEYS) * rng.randint(1, 5) for _ in range(words))

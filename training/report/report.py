@@ -15,7 +15,7 @@ from typing import Any
 from llgbm.errors import ConfigError
 from training.cli.commands import COMMANDS
 from training.cli.config import from_dict
-from training.report import quality_sections as report_quality
+from training.report import quality_sections
 from training.report import sections as make
 from training.report.page import Picture, Section, Table, page
 from training.runs.artefacts import Artefact, read_manifest, replace_text
@@ -72,10 +72,10 @@ def sections(config: Config) -> list[Section]:
         "guided": make.guided,
         "composition": make.composition,
         "scale": make.scale,
-        "confidence": report_quality.confidence,
+        "confidence": quality_sections.confidence,
     }
     found += [build(results[name]) for name, build in single.items() if name in results]
-    found += report_quality.quality(quality) if quality else []
+    found += quality_sections.quality(quality) if quality else []
     found += make.curves(config.workdir, _commands(artefacts))
     return [*found, _artefacts(artefacts)] if artefacts and found else found
 

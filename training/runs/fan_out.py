@@ -41,6 +41,6 @@ def open_workers(address: str | None, task: RayTask, base: Base, name: str, stor
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
-        raise ConfigError("ray is set but not installed: pip install -e '.[ray]', or leave out --ray") from error
+        raise ConfigError("ray is set but not installed: pip install -e '.[ray]', or leave out ray") from error
     with ray_workers(address, task, base, name, storage) as workers:
         yield workers

@@ -1,6 +1,6 @@
 """Result files: `{workdir}/results/{name}.json`, one for each command, with the command line that makes it again.
 
-Every file is one JSON object with `command`, `made_at` and what the command found. `training.report` and the documents
+Every file is one JSON object with `command`, `made_at` and what the command found. The report and the documents
 read them.
 """
 
@@ -18,6 +18,7 @@ import yaml
 from llgbm.errors import TaskFormatError
 from training.cli.config import config_paths, to_dict
 from training.runs.artefacts import replace_text
+from training.runs.fingerprint import Fingerprint
 from training.runs.log import RunLog
 
 FOLDER = "results"
@@ -84,13 +85,13 @@ def read_results(workdir: Path) -> dict[str, dict[str, Any]]:
     return {path.stem: read_result(path) for path in sorted((workdir / FOLDER).glob("*.json"))}
 
 
-def kept(path: Path, digest: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """What `make` gives, now or in an earlier run with the same settings, which are told apart by their digest."""
+def cached_result(path: Path, made_with: Fingerprint, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """What `make` gives, now or in an earlier run with the same fingerprint."""
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        if found["config"] == digest:
+        if found.get("fingerprint") == made_with.digest:
             return found
-    found = {**make(), "config": digest}
+    found = {**make(), "fingerprint": made_with.digest}
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
     return found

@@ -9,7 +9,7 @@ from training.tasks.format import Task, load_tasks, with_more_wordings, without_
 from training.tasks.procedural_tasks import FAMILIES, synthetic_tasks
 
 
-def training_pools(
+def load_training_set(
     folder: Path,
     task_ids: Sequence[str],
     *,

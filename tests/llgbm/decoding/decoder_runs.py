@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import pytest
 
 from llgbm.base import Base
-from llgbm.decoding.decoder import Decoder, Row, Step
+from llgbm.decoding.decoder import Decoder, DecodeRequest, Step
 from llgbm.decoding.kv_cache import RowCache
 
 
-def run(decoder: Decoder, rows: Sequence[Row] = ()) -> list[Step]:
+def run(decoder: Decoder, rows: Sequence[DecodeRequest] = ()) -> list[Step]:
     """Every step until no row is left."""
     steps = decoder.add(rows)
     while decoder.rows:
@@ -20,7 +20,7 @@ def run(decoder: Decoder, rows: Sequence[Row] = ()) -> list[Step]:
     return steps
 
 
-def alone(base: Base, row: Row) -> list[Step]:
+def alone(base: Base, row: DecodeRequest) -> list[Step]:
     """The steps of an equal row that is decoded by itself."""
     return run(Decoder(base), [dataclasses.replace(row, output=[], finish_reason=None)])
 
@@ -38,5 +38,5 @@ def cache_bytes(cache: RowCache) -> int:
     return sum(t.numel() * t.element_size() for t in (*cache._keys, *cache._values))
 
 
-def of_row(steps: Sequence[Step], row: Row) -> list[Step]:
+def of_row(steps: Sequence[Step], row: DecodeRequest) -> list[Step]:
     return [step for step in steps if step.row is row]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llgbm.base import Base, load_base
 from llgbm.config import LoRASpec, lora_spec, model_spec
-from llgbm.decoding.decoder import Decoder, Row, Step, generate
+from llgbm.decoding.decoder import Decoder, DecodeRequest, Step, generate
 from llgbm.decoding.sampling import SamplingParams
 from llgbm.errors import AdapterMismatchError, ConfigError, ContextLengthError, LLGBMError
 from llgbm.functional import FunctionalLoRA
@@ -29,7 +29,7 @@ NAN = random_lora(SPEC, 0).map(lambda t: t * torch.nan)
 
 
 rows = st.builds(
-    Row,
+    DecodeRequest,
     prompt=st.lists(st.integers(0, 255), min_size=1, max_size=30),
     adapter=st.sampled_from(ADAPTERS),
     params=st.builds(
@@ -50,7 +50,7 @@ rows = st.builds(
 def test_numbers_are_those_of_the_whole_text_without_a_cache(tiny_base: Base) -> None:
     model: Any = tiny_base.model
     for adapter in ADAPTERS:
-        row = Row([5, 6, 7, 8], adapter, SamplingParams(max_tokens=10, logprobs=20))
+        row = DecodeRequest([5, 6, 7, 8], adapter, SamplingParams(max_tokens=10, logprobs=20))
         steps = run(Decoder(tiny_base), [row])
         ids = torch.tensor([[*row.prompt, *row.output]])
         with torch.no_grad(), FunctionalLoRA(model).applied([adapter]):
@@ -67,7 +67,9 @@ def test_numbers_are_those_of_the_whole_text_without_a_cache(tiny_base: Base) ->
 
 @settings(max_examples=25)
 @given(schedule=st.lists(st.tuples(st.integers(0, 5), st.lists(rows, min_size=1, max_size=4)), max_size=4))
-def test_a_row_that_joins_others_is_the_row_alone(tiny_base: Base, schedule: list[tuple[int, list[Row]]]) -> None:
+def test_a_row_that_joins_others_is_the_row_alone(
+    tiny_base: Base, schedule: list[tuple[int, list[DecodeRequest]]]
+) -> None:
     decoder, steps = Decoder(tiny_base, prefill_tokens=64), list[Step]()
     for wait, joining in schedule:
         for _ in range(wait):
@@ -85,7 +87,7 @@ def test_a_row_that_joins_others_is_the_row_alone(tiny_base: Base, schedule: lis
 @settings(max_examples=25)
 @given(st.lists(rows, min_size=2, max_size=6), st.data())
 def test_rows_that_leave_change_nothing_for_those_that_stay(
-    tiny_base: Base, batch: list[Row], data: st.DataObject
+    tiny_base: Base, batch: list[DecodeRequest], data: st.DataObject
 ) -> None:
     decoder = Decoder(tiny_base)
     steps = decoder.add(batch)
@@ -108,19 +110,19 @@ def test_rows_that_leave_change_nothing_for_those_that_stay(
 
 
 def test_steps_of_added_rows_come_in_their_order(tiny_base: Base) -> None:
-    batch = [Row([1] * length) for length in (3, 40, 1, 7, 2)]
+    batch = [DecodeRequest([1] * length) for length in (3, 40, 1, 7, 2)]
     assert [step.row for step in Decoder(tiny_base, prefill_tokens=50).add(batch)] == batch
 
 
 def test_an_adapter_whose_numbers_run_away_ends_only_its_own_row(tiny_base: Base) -> None:
     decoder = Decoder(tiny_base)
     params = SamplingParams(max_tokens=8, logprobs=3)
-    good = Row([1, 2, 3], ADAPTERS[1], params)
-    steps = decoder.add([good, Row([4] * 9, NAN, params), Row([5] * 5, None, params)])
+    good = DecodeRequest([1, 2, 3], ADAPTERS[1], params)
+    steps = decoder.add([good, DecodeRequest([4] * 9, NAN, params), DecodeRequest([5] * 5, None, params)])
     assert [step.finish_reason for step in steps] == [None, "error", None]
     assert steps[1].token == -1
     steps += decoder.step()
-    late = Row([6], ADAPTERS[3], params)  # takes the slot of the one that failed
+    late = DecodeRequest([6], ADAPTERS[3], params)  # takes the slot of the one that failed
     steps += decoder.add([late])
     steps += run(decoder)
     for row in (good, late):
@@ -131,9 +133,9 @@ def test_an_adapter_whose_numbers_run_away_ends_only_its_own_row(tiny_base: Base
 
 def test_a_row_fails_when_its_numbers_run_away_later(tiny_base_path: Path) -> None:
     base = load_base(tiny_base_path)
-    expected = alone(base, Row([1, 2], None, SamplingParams(max_tokens=6)))
+    expected = alone(base, DecodeRequest([1, 2], None, SamplingParams(max_tokens=6)))
     decoder, layer = Decoder(base), base.model.get_submodule("model.layers.1.mlp")
-    good, bad = (Row([1, 2], None, SamplingParams(max_tokens=6)) for _ in range(2))
+    good, bad = (DecodeRequest([1, 2], None, SamplingParams(max_tokens=6)) for _ in range(2))
     steps = decoder.add([good, bad])
 
     def spoil(module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
@@ -152,7 +154,7 @@ def test_rows_of_a_mixed_batch_are_the_rows_alone_on_an_int8_base(tiny_base_path
     """To about one step of an activation, which the last bits of a float32 sum may tip over."""
     base = load_base(tiny_base_path, storage="int8")
     params = SamplingParams(max_tokens=6, logprobs=20, stop_token_ids=())
-    batch = [Row([7 * i + 1] * (3 + 2 * i), ADAPTERS[i % 4], params) for i in range(width)]
+    batch = [DecodeRequest([7 * i + 1] * (3 + 2 * i), ADAPTERS[i % 4], params) for i in range(width)]
     steps = run(Decoder(base), batch)
     for row in batch:
         for actual, expected in zip(of_row(steps, row), alone(base, row), strict=True):
@@ -170,13 +172,15 @@ def test_tokens_end_at_the_limit_or_before_a_stop_token(tiny_base: Base) -> None
     (free,) = generate(tiny_base, [[1, 2, 3]], ADAPTERS[1], SamplingParams(max_tokens=20, stop_token_ids=()))
     assert len(free) == 20
     stop = next(token for place, token in enumerate(free) if place > 2 and token not in free[:place])
-    row = Row([1, 2, 3], ADAPTERS[1], SamplingParams(max_tokens=20, stop_token_ids=(stop, 999)))
+    row = DecodeRequest([1, 2, 3], ADAPTERS[1], SamplingParams(max_tokens=20, stop_token_ids=(stop, 999)))
     steps = run(Decoder(tiny_base), [row])
     assert row.output == free[: free.index(stop)]
     assert row.finish_reason == "stop"
     assert steps[-1].token == stop
     assert [step.token for step in steps] == [*row.output, stop]
-    exact = Row([1, 2, 3], ADAPTERS[1], SamplingParams(max_tokens=free.index(stop) + 1, stop_token_ids=(stop,)))
+    exact = DecodeRequest(
+        [1, 2, 3], ADAPTERS[1], SamplingParams(max_tokens=free.index(stop) + 1, stop_token_ids=(stop,))
+    )
     run(Decoder(tiny_base), [exact])
     assert exact.finish_reason == "stop"
 
@@ -207,33 +211,33 @@ def test_tokens_that_only_fill_up_the_head_are_never_chosen(tiny_base: Base) -> 
 @pytest.mark.parametrize(
     ("row", "error", "message"),
     [
-        (Row([]), ConfigError, "at least one token"),
-        (Row([-1]), ConfigError, "0 to 258"),
-        (Row([259]), ConfigError, "0 to 258"),
-        (Row([1], output=[2]), ConfigError, "ran before"),
-        (Row([1], finish_reason="stop"), ConfigError, "ran before"),
+        (DecodeRequest([]), ConfigError, "at least one token"),
+        (DecodeRequest([-1]), ConfigError, "0 to 258"),
+        (DecodeRequest([259]), ConfigError, "0 to 258"),
+        (DecodeRequest([1], output=[2]), ConfigError, "ran before"),
+        (DecodeRequest([1], finish_reason="stop"), ConfigError, "ran before"),
         (
-            Row([1] * 50, None, SamplingParams(max_tokens=15)),
+            DecodeRequest([1] * 50, None, SamplingParams(max_tokens=15)),
             ContextLengthError,
             "has 50 tokens and up to 15 more .* holds 64; .* at most 14 tokens",
         ),
-        (Row([1] * 70), ContextLengthError, "at most 0 tokens"),
+        (DecodeRequest([1] * 70), ContextLengthError, "at most 0 tokens"),
         (
-            Row([1], random_lora(lora_spec("qwen2.5-0.5b"), 0), SamplingParams(max_tokens=1)),
+            DecodeRequest([1], random_lora(lora_spec("qwen2.5-0.5b"), 0), SamplingParams(max_tokens=1)),
             AdapterMismatchError,
             "another base",
         ),
     ],
 )
 def test_a_row_that_cannot_run_is_refused_and_no_other_is_added(
-    row: Row, error: type[LLGBMError], message: str, tiny_base: Base
+    row: DecodeRequest, error: type[LLGBMError], message: str, tiny_base: Base
 ) -> None:
     decoder = Decoder(tiny_base, max_context=64)
     short = SamplingParams(max_tokens=4)
-    running = Row([9], None, short)
+    running = DecodeRequest([9], None, short)
     steps = decoder.add([running])
     before = dataclasses.replace(row)
-    fits = Row([1, 2], None, short)
+    fits = DecodeRequest([1, 2], None, short)
     with pytest.raises(error, match=message):
         decoder.add([fits, row])
     assert decoder.rows == [running]
@@ -244,7 +248,7 @@ def test_a_row_that_cannot_run_is_refused_and_no_other_is_added(
 
 def test_context_is_used_to_its_end(tiny_base: Base) -> None:
     decoder = Decoder(tiny_base, max_context=64)
-    row = Row([1] * 60, None, SamplingParams(max_tokens=4, stop_token_ids=()))
+    row = DecodeRequest([1] * 60, None, SamplingParams(max_tokens=4, stop_token_ids=()))
     run(decoder, [row])
     assert row.finish_reason == "length"
     for wrong in (1, 5000):
@@ -259,7 +263,7 @@ def test_a_batch_without_room_for_a_row_is_refused(tiny_base: Base, max_rows: in
 
 
 def test_a_row_is_not_added_twice(tiny_base: Base) -> None:
-    decoder, row = Decoder(tiny_base), Row([1])
+    decoder, row = Decoder(tiny_base), DecodeRequest([1])
     with pytest.raises(ConfigError, match="twice"):
         decoder.add([row, row])
     decoder.add([row])
@@ -277,7 +281,7 @@ def test_base_is_plain_between_steps(tiny_base: Base) -> None:
     with torch.no_grad():
         before = model(ids).logits
         decoder = Decoder(tiny_base)
-        decoder.add([Row([1, 2], ADAPTERS[1]), Row([3], ADAPTERS[3])])
+        decoder.add([DecodeRequest([1, 2], ADAPTERS[1]), DecodeRequest([3], ADAPTERS[3])])
         for _ in range(3):
             decoder.step()
             # transformers leaves some of its own on a model that was asked for hidden states
@@ -288,7 +292,7 @@ def test_base_is_plain_between_steps(tiny_base: Base) -> None:
 def test_a_pass_that_fails_is_as_if_it_had_not_been(tiny_base_path: Path) -> None:
     base = load_base(tiny_base_path)
     params = SamplingParams(max_tokens=6, logprobs=2)
-    batch = [Row([1, 2, 3], ADAPTERS[1], params), Row([4] * 20, None, params)]
+    batch = [DecodeRequest([1, 2, 3], ADAPTERS[1], params), DecodeRequest([4] * 20, None, params)]
     expected = [alone(base, row) for row in batch]
     decoder, steps = Decoder(base), list[Step]()
 
@@ -297,7 +301,7 @@ def test_a_pass_that_fails_is_as_if_it_had_not_been(tiny_base_path: Path) -> Non
 
     layer = base.model.get_submodule("model.layers.1.mlp")
     steps += decoder.add(batch)
-    late = Row([5, 6], ADAPTERS[3], params)
+    late = DecodeRequest([5, 6], ADAPTERS[3], params)
     for _ in range(2):
         handle = layer.register_forward_pre_hook(fail)
         with pytest.raises(MemoryError):
@@ -324,7 +328,7 @@ def test_generate_does_not_depend_on_the_batch(max_rows: int, tiny_base: Base) -
     params = SamplingParams(max_tokens=9)
     answers = generate(tiny_base, prompts, adapters, params, max_rows=max_rows)
     for prompt, adapter, answer in zip(prompts, adapters, answers, strict=True):
-        assert [s.token for s in alone(tiny_base, Row(prompt, adapter, params))] == answer
+        assert [s.token for s in alone(tiny_base, DecodeRequest(prompt, adapter, params))] == answer
     assert generate(tiny_base, [], None) == []
     assert generate(tiny_base, prompts[:2], ADAPTERS[1], params) == generate(
         tiny_base, prompts[:2], [ADAPTERS[1]] * 2, params
@@ -345,7 +349,8 @@ def test_rows_of_a_mixed_batch_are_the_rows_alone_on_the_real_base(real_base: Ba
     texts = ["The capital of France is", "def add(a, b):", "Eins, zwei, drei,"]
     adapters = [random_lora(spec, 0, size=0.01), None, random_lora(spec, 1, size=0.01)]
     batch = [
-        Row(real_base.tokenizer(text).input_ids, adapter, params) for text, adapter in zip(texts, adapters, strict=True)
+        DecodeRequest(real_base.tokenizer(text).input_ids, adapter, params)
+        for text, adapter in zip(texts, adapters, strict=True)
     ]
     decoder = Decoder(real_base)
     steps = decoder.add(batch[:2])
@@ -360,8 +365,8 @@ def test_rows_that_join_together_with_one_adapter_have_one_copy_of_it(tiny_base:
     decoder = Decoder(tiny_base)
     params = SamplingParams(max_tokens=9, stop_token_ids=())
     shared, other = ADAPTERS[1], ADAPTERS[3]
-    decoder.add([Row((1, 2), adapter, params) for adapter in (shared, shared, None, other)])
-    decoder.add([Row((3,), shared, params)])
+    decoder.add([DecodeRequest((1, 2), adapter, params) for adapter in (shared, shared, None, other)])
+    decoder.add([DecodeRequest((3,), shared, params)])
     copies = [running.adapter for running in decoder._running]
     assert copies[0] is copies[1] is copies[4]
     assert copies[2] is None

@@ -4,11 +4,10 @@ import torch
 from llgbm.base import Base
 from llgbm.chat import answer_ids, prompt_ids, task_messages
 from llgbm.errors import AdapterMismatchError, ConfigError
-from llgbm.fitting.batches import TaskGroup
 from llgbm.fitting.core_loss import CoreMetric, CoreObjective, input_moments
-from llgbm.fitting.packing import Row, pack
 from llgbm.functional import FunctionalLoRA
 from llgbm.generator import LoRAGenerator
+from llgbm.packing import Row, TaskGroup, pack
 from llgbm.training import TrainingConfig, train
 from tests.small_generator import active_generator, conditions
 

@@ -8,12 +8,11 @@ from torch import Tensor
 from llgbm.base import Base, load_base
 from llgbm.delta import DeltaMeter
 from llgbm.errors import AdapterMismatchError, ConfigError
-from llgbm.fitting.batches import TaskGroup
 from llgbm.fitting.objectives import TaskObjective, generated_groups
-from llgbm.fitting.packing import Row, pack
 from llgbm.fitting.task_losses import label_logits, sft_loss
 from llgbm.functional import FunctionalLoRA
 from llgbm.matching.losses import DeltaOnlyLoss
+from llgbm.packing import Row, TaskGroup, pack
 from llgbm.probes import create_generic_probes
 from tests.small_generator import active_generator, conditions
 

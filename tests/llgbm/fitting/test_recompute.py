@@ -6,10 +6,10 @@ import torch
 
 from llgbm.base import Base, load_base
 from llgbm.config import LoRASpec, lora_spec
-from llgbm.fitting.packing import PackedBatch, Row, pack
 from llgbm.fitting.task_losses import label_logits, sft_loss
 from llgbm.functional import FunctionalLoRA
 from llgbm.lora import LoRAWeights
+from llgbm.packing import PackedBatch, Row, pack
 from tests.fixtures import random_lora
 
 SPEC = lora_spec("tiny")

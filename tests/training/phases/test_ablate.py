@@ -10,7 +10,7 @@ from llgbm.config import GeneratorConfig
 from llgbm.errors import ConfigError
 from llgbm.matching.delta_head import DeltaHeadConfig
 from llgbm.training import TrainingConfig
-from training.adapters.probe_config import ProbeConfig
+from training.adapters.delta_store import ProbeConfig
 from training.phases import ablate, match
 from training.runs.metrics import read_metrics
 from training.runs.results import read_result

@@ -3,7 +3,7 @@ import torch
 
 from llgbm.base import Base
 from llgbm.config import lora_spec
-from training.adapters.probe_config import ProbeConfig
+from training.adapters.delta_store import ProbeConfig
 from training.phases.cost import CostConfig, fastest, measure_base, measure_generators, parameter_bytes
 
 CONFIG = CostConfig(rows=2, row_tokens=8, repeats=1, basis_ranks=(8, 16))

@@ -10,7 +10,7 @@ from llgbm.base import Base
 from llgbm.delta import DeltaCache
 from llgbm.errors import CacheMismatchError, ConfigError
 from tests.training.conftest import small_tasks
-from training.adapters.probe_config import ProbeConfig
+from training.adapters.delta_store import ProbeConfig
 from training.phases import deltas
 from training.runs.results import read_result
 

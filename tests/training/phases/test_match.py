@@ -13,7 +13,7 @@ from llgbm.delta import DeltaMeter
 from llgbm.errors import CacheMismatchError
 from llgbm.matching.delta_head import DeltaHeadConfig
 from llgbm.training import TrainingConfig
-from training.adapters.probe_config import ProbeConfig
+from training.adapters.delta_store import ProbeConfig
 from training.phases import match
 from training.phases.match_setup import load_material
 from training.runs.artefacts import read_manifest

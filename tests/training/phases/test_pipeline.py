@@ -1,9 +1,9 @@
 from pathlib import Path
 
 import pytest
-from training.cli.commands import COMMANDS
 
 from llgbm.errors import ConfigError
+from training.cli.commands import COMMANDS
 from training.cli.config import load_config
 from training.phases import pipeline
 from training.runs.results import read_results

@@ -5,7 +5,7 @@ import pytest
 
 from llgbm.base import load_base
 from llgbm.config import GeneratorConfig, default_lora
-from training.adapters.probe_config import ProbeConfig
+from training.adapters.delta_store import ProbeConfig
 from training.cli.commands import COMMANDS
 from training.phases import scale
 from training.phases.cost import CostConfig

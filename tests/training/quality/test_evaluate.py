@@ -12,9 +12,8 @@ from llgbm.checkpoint import load_generator
 from llgbm.delta import DeltaMeter, delta_cosine
 from llgbm.errors import ConfigError
 from tests.training.conftest import small_tasks
-from training.adapters.probe_config import ProbeConfig
-from training.quality import deltas as evaluation_deltas
-from training.quality import evaluate
+from training.adapters.delta_store import ProbeConfig
+from training.quality import cells, evaluate
 from training.quality.methods import METHODS
 from training.recipe import cores
 from training.tasks.rows import eval_row
@@ -90,15 +89,15 @@ def test_adapters_are_compared_with_teachers_by_their_deltas(
     rows = table(config)["columns"]["unseen_descriptions"]["methods"]
     assert [name for name, row in rows.items() if "delta_cosine" in row] == [methods[3], "generated"]
     checkpoint, tasks = load_generator(config.checkpoint), small_tasks()
-    (bench,) = evaluate.make_benches(config, checkpoint, tasks)
+    (sources,) = evaluate.load_sources(config, checkpoint, tasks)
     base = load_base(config.base)
     meter = DeltaMeter(base, config.probes.build(), config.probes.layers_of(base.spec))
     for task in tasks:
-        made = METHODS["generated"](bench, task)
+        made = METHODS["generated"](sources, task)
         assert made is not None
         assert made.adapter is not None
         with torch.no_grad():
-            deltas = meter.deltas([made.adapter, bench.teachers[task.task_id]]).mean(1)
+            deltas = meter.deltas([made.adapter, sources.teachers[task.task_id]]).mean(1)
         found = rows["generated"]["tasks"][task.task_id]["delta_cosine"]
         assert found == pytest.approx(delta_cosine(*deltas), abs=2e-3)
     low, high = rows["generated"]["delta_cosine_interval"]
@@ -108,7 +107,7 @@ def test_adapters_are_compared_with_teachers_by_their_deltas(
     def never(*arguments: Any, **named: Any) -> None:
         raise AssertionError("measured twice")
 
-    monkeypatch.setattr(evaluation_deltas, "_measure", never)
+    monkeypatch.setattr(deltas, "_measure", never)
     evaluate.run(config)
     assert table(config)["columns"]["unseen_descriptions"]["methods"] == rows
 
@@ -131,7 +130,7 @@ def test_only_test_rows_and_unseen_descriptions_are_used(
         rows.append((example, description, shots))
         return real(base, example, description=description, shots=shots)
 
-    monkeypatch.setattr(evaluate, "eval_row", watched)
+    monkeypatch.setattr(cells, "eval_row", watched)
     evaluate.run(config)
     tests = {e for t in small_tasks() for e in t.test}
     trains = {e for t in small_tasks() for e in t.train}
@@ -151,17 +150,17 @@ def test_a_stopped_evaluation_computes_only_what_is_missing(
     config = replace(config, methods=("base", "teacher"), task_ids=("next", "upper"))
     evaluate.run(config)
     whole = table(config)
-    cells = config.workdir / "cells.jsonl"
-    lines = cells.read_text().splitlines(keepends=True)
-    cells.write_text("".join(lines[:2]) + lines[2][:25])  # the third was cut off by a crash
+    file = config.workdir / "cells.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:2]) + lines[2][:25])  # the third was cut off by a crash
     computed: list[str] = []
-    real = evaluate._cell
+    real = evaluate.measured_cell
 
     def counted(base: Any, item: Any, num_rows: int) -> Any:
         computed.append(item.task.task_id)
         return real(base, item, num_rows)
 
-    monkeypatch.setattr(evaluate, "_cell", counted)
+    monkeypatch.setattr(evaluate, "measured_cell", counted)
     evaluate.run(config)
     assert computed == ["upper", "upper"]
     assert table(config)["columns"] == whole["columns"]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from llgbm.base import Base
-from llgbm.fitting.batches import TaskGroup
+from llgbm.packing import TaskGroup
 from llgbm.text_encoder import PretrainedTextEncoder
 from training.recipe.sampler import SamplerConfig, TaskSampler
 from training.tasks.format import Example, Task

@@ -91,7 +91,7 @@ def test_cores_stop_when_they_are_good_enough(config: cores.Config) -> None:
 
 def test_cores_with_other_settings_or_for_other_bases_are_refused(config: cores.Config) -> None:
     cores.run(replace(config, steps=2))
-    with pytest.raises(ConfigError, match=r"first\.safetensors was made with another settings"):
+    with pytest.raises(ConfigError, match=r"first\.safetensors was made with other settings \(steps 2 instead of 3\)"):
         cores.run(replace(config, steps=3))
     other = load_generator(config.checkpoint)
     with torch.no_grad():
@@ -217,9 +217,9 @@ def test_targets_are_searched_once(amortised: amortise.Config, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda c: replace(c, conditions=replace(c.conditions, noise=0.3)), "conditions"),
-        (lambda c: replace(c, task_ids=IDS), "tasks_digest"),
-        (lambda c: replace(c, cores=c.cores.with_name("others")), "cores"),
+        (lambda c: replace(c, conditions=replace(c.conditions, noise=0.3)), r"conditions\.noise 0\.\d instead of 0\.3"),
+        (lambda c: replace(c, task_ids=IDS), r"tasks_digest \w+ instead of \w+"),
+        (lambda c: replace(c, cores=c.cores.with_name("others")), r"cores_digest \w+ instead of \w+"),
     ],
 )
 def test_a_workdir_of_another_fit_to_cores_is_refused(

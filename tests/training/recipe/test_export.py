@@ -39,7 +39,7 @@ def test_a_prompt_becomes_the_adapter_that_the_service_would_make(
     fitted: fit.Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = fitted.workdir / "generator"
-    words = ["export", "--prompt", "Write it in capitals.", "--example", "cat => CAT", "a => b => c", "--scale", "0.5"]
+    words = ["export", "prompt=Write it in capitals.", "example=[cat => CAT, a => b => c]", "scale=0.5"]
     assert main(COMMANDS, [*words, f"out={tmp_path / 'x'}", f"checkpoint={folder}"], program="training") == 0
     request = AdapterRequest(("Write it in capitals.",), (("cat", "CAT"), ("a => b", "c")), 0.5)
     checkpoint = load_generator(folder)
@@ -66,10 +66,10 @@ def test_a_state_of_another_configuration_is_refused(fitted: fit.Config, tmp_pat
     other = tmp_path / "other.yaml"
     config = export.Config(state=fitted.workdir / "state.pt", fit=(other,), out=tmp_path / "out")
     other.write_text(to_yaml(replace(fitted, generator=GeneratorConfig(basis_rank=4, hidden_size=16, num_blocks=1))))
-    with pytest.raises(ConfigError, match=r"a run with other settings \(generator\)"):
+    with pytest.raises(ConfigError, match=r"other settings \(generator\.basis_rank 8 instead of 4"):
         export.run(config)
     other.write_text(to_yaml(replace(fitted, training=replace(fitted.training, seed=5))))
-    with pytest.raises(ConfigError, match=r"a run with other settings \(training\)"):
+    with pytest.raises(ConfigError, match=r"other settings \(training\.seed 0 instead of 5\)"):
         export.run(config)
     assert not (tmp_path / "out").exists()
 

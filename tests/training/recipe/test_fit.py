@@ -13,13 +13,13 @@ from llgbm.base import Base
 from llgbm.checkpoint import load_generator
 from llgbm.config import GeneratorConfig, LoRASpec, default_lora, lora_spec, model_spec
 from llgbm.errors import CacheMismatchError, CheckpointError, ConfigError, TaskFormatError
-from llgbm.fitting.batches import TrainingBatch
 from llgbm.generator import create_generator
+from llgbm.packing import TrainingBatch
 from llgbm.prompting import AdapterMaker, AdapterRequest
 from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig
 from tests.small_generator import calibrate_artefact
-from training.adapters.probe_config import ProbeConfig
+from training.adapters.delta_store import ProbeConfig
 from training.adapters.teacher_folder import adapter_folder
 from training.phases import deltas
 from training.recipe import fit
@@ -179,12 +179,18 @@ def test_another_seed_gives_another_generator(config: fit.Config) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: replace(c, task_ids=("first", "next")), "tasks_digest"),
-        (lambda c: replace(c, sampler=replace(c.sampler, noise=0.3)), "sampler"),
-        (lambda c: replace(c, label_smoothing=0.0), "label_smoothing"),
-        (lambda c: replace(c, training=replace(c.training, learning_rate=1.0)), "training"),
-        (lambda c: replace(c, generator=replace(c.generator, num_blocks=2)), "generator"),
-        (lambda c: replace(c, base_storage="bfloat16", distillation=0.1), "base_storage, distillation"),
+        (lambda c: replace(c, task_ids=("first", "next")), r"tasks_digest \w+ instead of \w+"),
+        (lambda c: replace(c, sampler=replace(c.sampler, noise=0.3)), r"sampler\.noise 0\.1 instead of 0\.3"),
+        (lambda c: replace(c, label_smoothing=0.0), r"label_smoothing 0\.05 instead of 0\.0"),
+        (
+            lambda c: replace(c, training=replace(c.training, learning_rate=1.0)),
+            r"training\.learning_rate \S+ instead of 1\.0",
+        ),
+        (lambda c: replace(c, generator=replace(c.generator, num_blocks=2)), r"generator\.num_blocks 1 instead of 2"),
+        (
+            lambda c: replace(c, base_storage="bfloat16", distillation=0.1),
+            "base_storage float32 instead of bfloat16, .*",
+        ),
     ],
 )
 def test_a_workdir_of_other_settings_is_refused(

@@ -6,9 +6,15 @@ import torch
 
 from llgbm.checkpoint import load_generator
 from llgbm.text_encoder import PretrainedTextEncoder
-from tests.service.support.tiny_checkpoint import build_tiny_checkpoint
-from training.recipe.null_prompts import SMALL_TALK, gibberish, null_prompts
-from training.recipe.task_detector import detector_quality, fit_detector, short_form
+from tests.service.tiny_checkpoint import build_tiny_checkpoint
+from training.recipe.task_detector import (
+    SMALL_TALK,
+    detector_quality,
+    fit_detector,
+    gibberish,
+    null_prompts,
+    short_form,
+)
 
 
 def test_texts_that_ask_for_nothing_are_gibberish_and_small_talk_and_the_same_for_a_seed() -> None:

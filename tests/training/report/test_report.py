@@ -5,11 +5,9 @@ from typing import Any
 import pytest
 
 from llgbm.errors import ConfigError, TaskFormatError
-from training.adapters.probe_config import ProbeConfig
+from training.adapters.delta_store import ProbeConfig
 from training.phases import deltas
-from training.report import quality_sections as report_quality
-from training.report import report
-from training.report import sections as report_sections
+from training.report import quality_sections, report, sections
 from training.report.page import Picture, Table
 from training.runs.artefacts import read_manifest
 
@@ -71,7 +69,7 @@ def ablation(deviation: float | None) -> dict[str, Any]:
 
 @pytest.mark.parametrize("deviation", [0.1, None])
 def test_an_ablation_has_error_bars_where_there_are_seeds(deviation: float | None) -> None:
-    section = report_sections.ablation(ablation(deviation))
+    section = sections.ablation(ablation(deviation))
     table = next(item for item in section.content if isinstance(item, Table))
     assert table.rows[0][1] == ("0.500 ± 0.100" if deviation else "0.500")
     assert any(isinstance(item, Picture) for item in section.content)
@@ -84,7 +82,7 @@ def test_a_guided_fit_that_never_reached_the_cosine_has_dashes() -> None:
         "cosine_minus_delta_only": -0.1,
         "curve": [{"step": 0, "cosine": 0.0, "base_forwards": 0}],
     }  # fmt: skip
-    section = report_sections.guided({"command": "c", "target_cosine": 0.5, "tolerance": 0.02, "rows": [row]})
+    section = sections.guided({"command": "c", "target_cosine": 0.5, "tolerance": 0.02, "rows": [row]})
     table = next(item for item in section.content if isinstance(item, Table))
     assert list(table.rows[0][-3:]) == [None, None, None]
 
@@ -102,7 +100,7 @@ def test_quality_has_a_table_and_bars_for_each_group_of_tasks() -> None:
     difference = {"of": "generated", "minus": "base", "mean": 0.5, "interval": [0.0, 1.0], "num_tasks": 1}
     column = {"num_tasks": 1, "methods": methods, "differences": [difference]}
     columns = dict.fromkeys(("unseen_descriptions", "heldout_kinds"), column)
-    whole, first, second = report_quality.quality({"command": "c", "metric": "exact match", "columns": columns})
+    whole, first, second = quality_sections.quality({"command": "c", "metric": "exact match", "columns": columns})
     assert (first.title, second.title) == ("Quality: unseen descriptions", "Quality: heldout kinds")
     assert isinstance(whole.content[0], Picture)
     table, differences, picture = first.content

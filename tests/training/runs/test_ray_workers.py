@@ -19,7 +19,7 @@ from llgbm.config import GeneratorConfig
 from llgbm.errors import CacheMismatchError, ConfigError
 from llgbm.training import TrainingConfig
 from tests.training.conftest import teacher_config
-from training.adapters.probe_config import ProbeConfig
+from training.adapters.delta_store import ProbeConfig
 from training.phases import deltas
 from training.quality import evaluate
 from training.recipe import fit

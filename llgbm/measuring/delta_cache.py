@@ -27,7 +27,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from llgbm.errors import CacheMismatchError, ConfigError
-from llgbm.matching.measurement import Activation, Delta, Measurement
+from llgbm.measuring.measurement import Activation, Delta, Measurement
 
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 1

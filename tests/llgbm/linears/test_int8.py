@@ -4,8 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from llgbm.linears.fbgemm import FbgemmProduct
-from llgbm.linears.int8_training import Int8TrainingLinear, IntMmProduct, int8_product, quantised_rows
+from llgbm.linears.int8 import FbgemmProduct, Int8TrainingLinear, IntMmProduct, int8_product, quantised_rows
 
 
 def linear(rows: int, columns: int, seed: int, *, bias: bool = True) -> nn.Linear:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llgbm.errors import AdapterMismatchError, CacheMismatchError
-from llgbm.matching.measurement import Activation, Delta, Measurement
+from llgbm.measuring.measurement import Activation, Delta, Measurement
 
 MEASUREMENT = Measurement(
     probes="a" * 64,

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from llgbm.errors import CacheMismatchError, ConfigError
-from llgbm.matching.delta_cache import MANIFEST_FILE, DeltaCache
-from llgbm.matching.measurement import Activation, Delta
-from tests.llgbm.matching.test_measurement import CHANGES, MEASUREMENT
+from llgbm.measuring.delta_cache import MANIFEST_FILE, DeltaCache
+from llgbm.measuring.measurement import Activation, Delta
+from tests.llgbm.measuring.test_measurement import CHANGES, MEASUREMENT
 
 
 def delta(seed: int) -> Delta:
