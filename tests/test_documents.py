@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from training.__main__ import COMMANDS
 from training.cli.command_line import main
+from training.cli.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 CURRENT = ("README.md", "CHANGELOG.md", "checkpoints/MODEL_CARD.md", "docs/METHOD.md")
