@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from llgbm.adapters.peft_io import content_digest, load_peft, save_peft
 from llgbm.lora import LoRAWeights
-from llgbm.peft_io import content_digest, load_peft, save_peft
 from service.adapter_id import ADAPTER_ID
 from service.adapters.errors import AdapterDamagedError, NameTakenError, StoreFullError
 from service.adapters.records import (

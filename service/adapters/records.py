@@ -69,7 +69,7 @@ def new_record(
     """The record of an adapter that was just made, without the facts of its files, which writing it adds.
 
     Args:
-        digest: `llgbm.peft_io.content_digest` of the weights.
+        digest: `llgbm.adapters.peft_io.content_digest` of the weights.
         norms: Frobenius norm of each module's product BA, by the module's name.
         base: shape of the base that this service has loaded.
         base_id: name of the base that the adapter was made for.

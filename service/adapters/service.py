@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 import structlog
 import torch
 
+from llgbm.adapters.peft_io import content_digest, load_peft
 from llgbm.errors import AdapterFormatError, AdapterMismatchError, ConfigError
 from llgbm.lora import LoRAWeights, combine
-from llgbm.peft_io import content_digest, load_peft
 from llgbm.prompting import AdapterRequest, MadeAdapter
 from service.adapter_id import id_of_content
 from service.adapters.catalogue import AdapterCatalogue

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from llgbm.decoding import Step
+from llgbm.decoding.decoder import Step
 from service.adapters.store import AdapterReference
 from service.chat.text_stream import TextStream
 from service.engine.interface import TokenStream

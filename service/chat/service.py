@@ -16,10 +16,10 @@ from typing import Any
 from jinja2 import TemplateError
 
 from llgbm.chat import prompt_ids, with_description
-from llgbm.decoding import Row
+from llgbm.decoding.decoder import DecodeRequest
+from llgbm.decoding.sampling import SamplingParams
 from llgbm.errors import ConfigError
 from llgbm.prompting import AdapterRequest
-from llgbm.sampling import SamplingParams
 from service.adapters.catalogue import AdapterCatalogue
 from service.adapters.errors import UnknownAdapterError
 from service.adapters.service import AdapterService
@@ -117,7 +117,7 @@ class ChatService:
             adapters = [found] * options.choices + ([None] if options.compare_base else [])
             seed = secrets.randbits(62) if options.seed is None else options.seed
             rows = [
-                Row(
+                DecodeRequest(
                     prompt,
                     None if adapter is None else adapter.weights,
                     SamplingParams(

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from llgbm.decoding import Row, Step
+from llgbm.decoding.decoder import DecodeRequest, Step
 from service.errors import ApiError
 
 
@@ -142,7 +142,7 @@ class DecodingEngine(Protocol):
         ...
 
     async def submit(
-        self, rows: Sequence[Row], adapter_ids: Sequence[str | None], *, timeout: float
+        self, rows: Sequence[DecodeRequest], adapter_ids: Sequence[str | None], *, timeout: float
     ) -> list[TokenStream]:
         """Queue rows; all of them or, when there are not enough places, none.
 
@@ -168,9 +168,9 @@ class DecodingEngine(Protocol):
 
 
 class DecoderLike(Protocol):
-    """What the engine needs of `llgbm.decoding.Decoder`."""
+    """What the engine needs of `llgbm.decoding.decoder.Decoder`."""
 
-    def add(self, rows: Sequence[Row]) -> list[Step]:
+    def add(self, rows: Sequence[DecodeRequest]) -> list[Step]:
         """Take rows into the batch, all or none; the first token of each."""
         ...
 
@@ -178,7 +178,7 @@ class DecoderLike(Protocol):
         """The next token of every row; a row whose `finish_reason` is set has left the batch."""
         ...
 
-    def remove(self, row: Row) -> bool:
+    def remove(self, row: DecodeRequest) -> bool:
         """Take a row out of the batch."""
         ...
 

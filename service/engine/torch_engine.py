@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from llgbm.decoding import Row, Step
+from llgbm.decoding.decoder import DecodeRequest, Step
 from service.engine.interface import (
     DeadlineError,
     DecoderLike,
@@ -42,7 +42,7 @@ _log = structlog.get_logger("service.engine")
 class _Entry:
     """A row on its way through the engine. Shared by both sides; only `cancelled` is written by the front."""
 
-    row: Row
+    row: DecodeRequest
     adapter_id: str | None
     deadline: float
     submitted: float
@@ -79,7 +79,7 @@ class Engine:
         self._jobs: deque[_Job] = deque()
         self._waiting: deque[_Entry] = deque()
         self._joining: list[_Entry] = []  # read by the decoder at this moment, in neither of the others
-        self._running: dict[Row, _Entry] = {}  # changed by the torch thread alone, and under the condition
+        self._running: dict[DecodeRequest, _Entry] = {}  # changed by the torch thread alone, and under the condition
         self._outbox: list[tuple[_Entry, Step | EngineError | None]] = []
         self._new_decoder: Callable[[], DecoderLike] | None = None
         self._decoder: DecoderLike | None = None
@@ -122,7 +122,7 @@ class Engine:
         return result
 
     async def submit(
-        self, rows: Sequence[Row], adapter_ids: Sequence[str | None], *, timeout: float
+        self, rows: Sequence[DecodeRequest], adapter_ids: Sequence[str | None], *, timeout: float
     ) -> list[TokenStream]:
         """See `service.engine.interface.DecodingEngine`; the adapters' ids are their names in metrics."""
         now = time.monotonic()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from llgbm.decoding import Row, Step
+from llgbm.decoding.decoder import DecodeRequest, Step
 from service.engine.interface import (
     DeadlineError,
     EngineError,
@@ -38,7 +38,7 @@ _log = structlog.get_logger("service.vllm")
 class _Call:
     """A row on its way to a server and back."""
 
-    def __init__(self, row: Row, adapter_id: str | None, timeout: float) -> None:
+    def __init__(self, row: DecodeRequest, adapter_id: str | None, timeout: float) -> None:
         self.row, self.adapter_id, self.timeout = row, adapter_id, timeout
         self.submitted = time.monotonic()
         self.queue: asyncio.Queue[Step | Exception | None] = asyncio.Queue()
@@ -121,7 +121,7 @@ class VLLMEngine:
         return len(self._calls)
 
     async def submit(
-        self, rows: Sequence[Row], adapter_ids: Sequence[str | None], *, timeout: float
+        self, rows: Sequence[DecodeRequest], adapter_ids: Sequence[str | None], *, timeout: float
     ) -> list[TokenStream]:
         """See `service.engine.interface.DecodingEngine`. Returns when servers have taken all rows."""
         if self._stopping is not None:

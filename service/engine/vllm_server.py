@@ -15,7 +15,7 @@ from typing import Any, cast
 import httpx
 import structlog
 
-from llgbm.decoding import FinishReason, Row, Step
+from llgbm.decoding.decoder import DecodeRequest, FinishReason, Step
 from service.engine.interface import EngineError, QueueFullError, RefusedError, UpstreamError
 
 _log = structlog.get_logger("service.vllm")
@@ -110,7 +110,7 @@ class VLLMServer:
             self._require_success(response)
 
     @asynccontextmanager
-    async def complete(self, model: str, row: Row) -> AsyncIterator[AsyncIterator[Step]]:
+    async def complete(self, model: str, row: DecodeRequest) -> AsyncIterator[AsyncIterator[Step]]:
         """Decode a row with `model`; inside the block the server has taken it. Leaving the block ends it there.
 
         Raises:
@@ -127,7 +127,7 @@ class VLLMServer:
         except httpx.TransportError as error:
             raise ServerDownError("a vLLM server cannot be reached") from error
 
-    async def _steps(self, response: httpx.Response, row: Row) -> AsyncIterator[Step]:
+    async def _steps(self, response: httpx.Response, row: DecodeRequest) -> AsyncIterator[Step]:
         # read to the end, past [DONE]: only then can the connection be used again
         async for line in _lines(response):
             data = line.removeprefix(b"data:").strip() if line.startswith(b"data:") else b""
@@ -172,7 +172,7 @@ class VLLMServer:
         raise UpstreamError(f"a vLLM server answered with status {status}{hint}")
 
 
-def _body(model: str, row: Row) -> dict[str, Any]:
+def _body(model: str, row: DecodeRequest) -> dict[str, Any]:
     """The request for one row. What vLLM would else take from the base's generation config is said."""
     params = row.params
     body: dict[str, Any] = {
@@ -208,7 +208,7 @@ async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
     yield rest
 
 
-def _choice(choice: Mapping[str, Any], row: Row) -> Iterator[Step]:
+def _choice(choice: Mapping[str, Any], row: DecodeRequest) -> Iterator[Step]:
     """The steps of one event; it may bring several tokens."""
     tokens, reason = list(choice.get("token_ids") or ()), choice.get("finish_reason")
     if reason not in (None, "stop", "length"):  # vLLM was told to abort it

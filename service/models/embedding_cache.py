@@ -25,7 +25,7 @@ from redis.exceptions import AuthenticationError, InvalidResponse, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from llgbm.embedding_cache import EmbeddingCache, MemoryEmbeddingCache
+from llgbm.conditioning.embedding_cache import EmbeddingCache, MemoryEmbeddingCache
 from llgbm.errors import EmbeddingCacheError
 from service.observability.metrics import Metrics
 
@@ -35,7 +35,7 @@ _log = structlog.get_logger("service.embedding_cache")
 
 
 class RedisEmbeddingCache:
-    """Implements `llgbm.embedding_cache.EmbeddingCache` over Redis.
+    """Implements `llgbm.conditioning.embedding_cache.EmbeddingCache` over Redis.
 
     A value is a magic word, the CRC32 of the content, and the content; whatever is not of this form is rubbish. The
     exchanges run in an event loop of their own, in a thread of its own: so a look-up ends when its time is over,

@@ -13,12 +13,12 @@ import torch
 
 from llgbm.base import BareBase, Base, load_bare_base, load_base
 from llgbm.checkpoint import load_generator
-from llgbm.decoding import Decoder, Row
-from llgbm.embedding_cache import SqliteEmbeddingCache
+from llgbm.conditioning.embedding_cache import SqliteEmbeddingCache
+from llgbm.decoding.decoder import Decoder, DecodeRequest
+from llgbm.decoding.sampling import SamplingParams
 from llgbm.errors import CheckpointError
-from llgbm.pretrained import resolve_pretrained
+from llgbm.pretrained.find import resolve_pretrained
 from llgbm.prompting import AdapterMaker
-from llgbm.sampling import SamplingParams
 from llgbm.text_encoder import PretrainedTextEncoder
 from service.engine.interface import DecoderLike
 from service.models.embedding_cache import PersistentCache, RedisEmbeddingCache, ResilientCache
@@ -120,7 +120,7 @@ def load_models(settings: Settings, metrics: Metrics, progress: Progress) -> Mod
     say("warming up")
     # weights are read from the disk when they are first used: better now than in the first request
     hello = base.tokenizer("Hello", add_special_tokens=False)["input_ids"]
-    new_decoder().add([Row(hello, None, SamplingParams(max_tokens=1))])
+    new_decoder().add([DecodeRequest(hello, None, SamplingParams(max_tokens=1))])
     return Models(base, maker, new_decoder, limit, cache)
 
 

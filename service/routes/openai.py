@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from llgbm.decoding import Step
+from llgbm.decoding.decoder import Step
 from service.chat.generation import Generation
 from service.chat.service import ChatOptions, ChatService
 from service.http.sse import EventStream, event, while_connected

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from llgbm.base import Base
 from llgbm.checkpoint import load_generator
-from llgbm.decoding import Decoder, Row
+from llgbm.decoding.decoder import Decoder, DecodeRequest
 from llgbm.prompting import AdapterMaker, AdapterRequest
 from llgbm.text_encoder import PretrainedTextEncoder
 from service.models.loading import LoadModels, Models, Progress, embedding_cache
@@ -72,7 +72,7 @@ def settings(tmp_path: Path) -> Settings:
 def dummy(tiny_base: Base) -> DummyDecoder:
     """Answers "plain answer" without an adapter and "adapted answer" with one, a character for a token."""
 
-    def script(row: Row) -> Sequence[int]:
+    def script(row: DecodeRequest) -> Sequence[int]:
         text = "plain answer" if row.adapter is None else "adapted answer"
         ids = list(tiny_base.tokenizer(text, add_special_tokens=False)["input_ids"])
         return [*ids, tiny_base.tokenizer.convert_tokens_to_ids("<|im_end|>")]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from llgbm.adapters.peft_io import content_digest, load_peft
 from llgbm.config import lora_spec
 from llgbm.errors import AdapterFormatError
 from llgbm.lora import LoRAWeights
-from llgbm.peft_io import content_digest, load_peft
 from service.adapters.errors import AdapterDamagedError, NameTakenError
 from service.adapters.files import AdapterFiles
 from service.adapters.records import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE

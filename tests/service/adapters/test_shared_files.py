@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from llgbm.adapters.peft_io import content_digest, load_peft
 from llgbm.config import lora_spec
 from llgbm.errors import ConfigError
 from llgbm.lora import LoRAWeights
-from llgbm.peft_io import content_digest, load_peft
 from service.adapters import shared_files
 from service.adapters.errors import AdapterDamagedError, NameTakenError, StoreFullError, StoreUnavailableError
 from service.adapters.records import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE

@@ -9,10 +9,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from llgbm.adapters.peft_io import content_digest
 from llgbm.config import LoRASpec, lora_spec, model_spec
 from llgbm.errors import AdapterMismatchError
 from llgbm.lora import LoRAWeights
-from llgbm.peft_io import content_digest
 from service.adapters.files import AdapterFiles
 from service.adapters.store import AdapterStore, Lease
 from service.observability.metrics import Metrics

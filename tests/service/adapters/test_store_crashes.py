@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from llgbm.adapters.peft_io import content_digest
 from llgbm.config import lora_spec
-from llgbm.peft_io import content_digest
 from service.adapter_id import ADAPTER_ID
 from service.adapters.files import AdapterFiles
 from service.adapters.work_folder import PREFIX

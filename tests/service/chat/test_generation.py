@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from llgbm.decoding import Row
-from llgbm.sampling import SamplingParams
+from llgbm.decoding.decoder import DecodeRequest
+from llgbm.decoding.sampling import SamplingParams
 from service.chat.generation import Generation
 from service.chat.text_stream import TextStream
 from service.engine.interface import EngineLimits, StoppedError
@@ -34,7 +34,7 @@ async def generation_of(
     engine = Engine(EngineLimits(8, 8, 8, 1000), Metrics())
     engine.start()
     engine.attach(decoder.renewed)
-    rows = [Row((i,), None, SamplingParams(max_tokens=max_tokens)) for i in range(len(texts))]
+    rows = [DecodeRequest((i,), None, SamplingParams(max_tokens=max_tokens)) for i in range(len(texts))]
     streams = await engine.submit(rows, [None] * len(rows), timeout=20)
     try:
         yield Generation(streams, [TextStream(bytes_to_text, stop) for _ in rows], None, 1), decoder, engine  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from typing import Any
 
 import httpx
 
-from llgbm.tiny import build_tiny_base, build_tiny_encoder
+from llgbm.pretrained.tiny import build_tiny_base, build_tiny_encoder
 from service.adapters.files import AdapterFiles
 from tests.service.end_to_end.storm import storm
 from tests.service.support.process import Process

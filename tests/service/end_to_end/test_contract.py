@@ -14,7 +14,7 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.generation import GenerationMode
 
 from llgbm.base import Base
-from llgbm.decoding import Row
+from llgbm.decoding.decoder import DecodeRequest
 from llgbm.prompting import AdapterMaker
 from service.models.loading import Models, Progress, embedding_cache
 from service.observability.metrics import Metrics
@@ -49,7 +49,7 @@ EXAMPLES = hypothesis_settings(
 def server(tmp_path_factory: pytest.TempPathFactory, tiny_base: Base, tiny_maker: AdapterMaker) -> Iterator[LiveServer]:
     end = tiny_base.tokenizer.convert_tokens_to_ids("<|im_end|>")
 
-    def script(_: Row) -> list[int]:
+    def script(_: DecodeRequest) -> list[int]:
         return [65, 66, 67, end]
 
     def load(settings: Settings, metrics: Metrics, progress: Progress) -> Models:

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from llgbm.adapters.peft_io import load_peft, save_peft
 from llgbm.base import Base
 from llgbm.config import lora_spec
 from llgbm.errors import AdapterFormatError
-from llgbm.peft_io import load_peft, save_peft
 from llgbm.prompting import AdapterMaker
 from service.adapter_id import ADAPTER_ID
 from service.adapters.records import ADAPTER_NAME

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from llgbm.decoding import Row
+from llgbm.decoding.decoder import DecodeRequest
 from llgbm.lora import LoRAWeights
 from service.adapters.store import Lease
 from service.chat.generation import Generation
@@ -20,7 +20,7 @@ from tests.service.end_to_end.soak import ADAPTER_BYTES, main
 from tests.service.end_to_end.storm import storm
 from tests.service.support.harness import LiveServer, live, make_settings, services_of, state_of, wait_until
 
-PARTS_OF_REQUESTS = (Row, Lease, TokenStream, Generation)
+PARTS_OF_REQUESTS = (DecodeRequest, Lease, TokenStream, Generation)
 
 
 def test_after_a_storm_nothing_of_any_request_is_left(tmp_path: Path, load_tiny: LoadModels) -> None:

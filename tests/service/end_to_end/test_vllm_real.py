@@ -10,8 +10,8 @@ import pytest
 from openai import OpenAI
 
 from llgbm.chat import prompt_ids
-from llgbm.decoding import generate
-from llgbm.sampling import SamplingParams
+from llgbm.decoding.decoder import generate
+from llgbm.decoding.sampling import SamplingParams
 from service.models.loading import load_models
 from tests.service.support.harness import live, make_settings, services_of
 from tests.service.support.real_vllm import RealVLLM

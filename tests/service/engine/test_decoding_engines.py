@@ -12,7 +12,7 @@ import torch
 
 from llgbm.base import Base
 from llgbm.config import lora_spec
-from llgbm.decoding import Row
+from llgbm.decoding.decoder import DecodeRequest
 from service.engine.interface import DeadlineError, DecodingEngine, QueueFullError, StoppedError
 from tests.fixtures import random_lora
 from tests.service.support.engine_rigs import FRENCH, PLURAL, Rig, ask, fake_for, tokens_of, torch_rig, vllm_rig
@@ -84,7 +84,7 @@ async def test_log_probabilities_are_those_of_the_model(rig: Rig) -> None:
 
 
 async def test_a_seed_decides_what_is_drawn(rig: Rig) -> None:
-    def row(seed: int) -> Row:
+    def row(seed: int) -> DecodeRequest:
         return rig.row(8, temperature=1.0, seed=seed)
 
     async with rig.running() as (engine, _):

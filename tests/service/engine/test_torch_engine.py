@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from llgbm.decoding import Row
-from llgbm.sampling import SamplingParams
+from llgbm.decoding.decoder import DecodeRequest
+from llgbm.decoding.sampling import SamplingParams
 from service.engine.interface import DeadlineError, EngineError, EngineLimits, QueueFullError, StoppedError
 from service.engine.torch_engine import Engine
 from service.observability.metrics import Metrics
@@ -15,11 +15,11 @@ from tests.service.support.dummy_decoder import DummyDecoder
 from tests.service.support.harness import until
 
 
-def row(length: int = 5, prompt: int = 3) -> Row:
-    return Row((1,) * prompt, None, SamplingParams(max_tokens=length))
+def row(length: int = 5, prompt: int = 3) -> DecodeRequest:
+    return DecodeRequest((1,) * prompt, None, SamplingParams(max_tokens=length))
 
 
-def endless(_: Row) -> Sequence[int]:
+def endless(_: DecodeRequest) -> Sequence[int]:
     return range(100_000)
 
 

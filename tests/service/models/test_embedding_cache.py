@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llgbm.embedding_cache import MemoryEmbeddingCache, SqliteEmbeddingCache
+from llgbm.conditioning.embedding_cache import MemoryEmbeddingCache, SqliteEmbeddingCache
 from llgbm.errors import EmbeddingCacheError
 from service.models.embedding_cache import RedisEmbeddingCache, ResilientCache
 from service.observability.metrics import Metrics

@@ -14,7 +14,7 @@ from structlog.testing import CapturingLogger
 from llgbm.base import Base, load_base
 from llgbm.checkpoint import GeneratorManifest
 from llgbm.errors import CheckpointError, ConfigError, PretrainedNotFoundError
-from llgbm.frozen_linear import Storage
+from llgbm.linears.frozen_linear import Storage
 from llgbm.prompting import AdapterRequest
 from service.models import loading as models_module
 from service.models.loading import embedding_cache, load_models

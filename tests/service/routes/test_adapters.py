@@ -10,8 +10,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from llgbm.adapters.peft_io import content_digest, from_bytes, load_peft
 from llgbm.lora import LoRAWeights, combine
-from llgbm.peft_io import content_digest, from_bytes, load_peft
 from llgbm.prompting import AdapterRequest
 from service.adapters import files as adapter_files
 from service.adapters.records import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE

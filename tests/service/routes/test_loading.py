@@ -6,9 +6,9 @@ from pathlib import Path
 
 import httpx
 
+from llgbm.adapters.peft_io import save_peft
 from llgbm.config import LoRASpec, model_spec
 from llgbm.lora import LoRAWeights
-from llgbm.peft_io import save_peft
 from service.adapters.records import WEIGHTS_FILE
 from service.models.loading import LoadModels
 from service.settings import Settings

@@ -6,9 +6,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from llgbm.decoding import Row, Step
+from llgbm.decoding.decoder import DecodeRequest, Step
 
-Script = Callable[[Row], Sequence[int]]
+Script = Callable[[DecodeRequest], Sequence[int]]
 
 
 class DummyDecoder:
@@ -26,16 +26,16 @@ class DummyDecoder:
 
     def __init__(self, script: Script) -> None:
         self._script = script
-        self._left: dict[Row, list[int]] = {}
+        self._left: dict[DecodeRequest, list[int]] = {}
         self.step_seconds = 0.0
         self.hold = threading.Event()
         self.hold.set()
         self.held = threading.Event()
         self.sizes: list[int] = []
-        self.added: list[Row] = []
-        self.removed: list[Row] = []
+        self.added: list[DecodeRequest] = []
+        self.removed: list[DecodeRequest] = []
         self.fail_step: Exception | None = None
-        self.fail_add: Callable[[Row], bool] = lambda row: False
+        self.fail_add: Callable[[DecodeRequest], bool] = lambda row: False
 
     def renewed(self) -> DummyDecoder:
         """Itself without rows, as a new one would be."""
@@ -43,10 +43,10 @@ class DummyDecoder:
         return self
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[DecodeRequest]:
         return list(self._left)
 
-    def add(self, rows: Sequence[Row]) -> list[Step]:
+    def add(self, rows: Sequence[DecodeRequest]) -> list[Step]:
         if any(self.fail_add(row) for row in rows):
             raise ValueError("a bad row")
         for row in rows:
@@ -66,7 +66,7 @@ class DummyDecoder:
         self.sizes.append(len(self._left))
         return [self._next(row) for row in self.rows]
 
-    def _next(self, row: Row) -> Step:
+    def _next(self, row: DecodeRequest) -> Step:
         left = self._left[row]
         token = left.pop(0)
         if token < 0:
@@ -83,6 +83,6 @@ class DummyDecoder:
         top = tuple((token + i, -0.5 - i) for i in range(wanted or 0))
         return Step(row, token, None if wanted is None else -0.5, top, row.finish_reason)
 
-    def remove(self, row: Row) -> bool:
+    def remove(self, row: DecodeRequest) -> bool:
         self.removed.append(row)
         return self._left.pop(row, None) is not None

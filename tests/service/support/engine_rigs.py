@@ -7,13 +7,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llgbm.adapters.peft_io import content_digest
 from llgbm.base import Base, load_base
 from llgbm.chat import prompt_ids
 from llgbm.config import LoRASpec
-from llgbm.decoding import Decoder, Row, Step, generate
+from llgbm.decoding.decoder import Decoder, DecodeRequest, Step, generate
+from llgbm.decoding.sampling import SamplingParams
 from llgbm.lora import LoRAWeights
-from llgbm.peft_io import content_digest
-from llgbm.sampling import SamplingParams
 from service.adapters.files import AdapterFiles
 from service.adapters.records import AdapterRecord
 from service.engine.interface import DecodingEngine, EngineLimits, TokenStream
@@ -53,19 +53,19 @@ class Rig:
     def prompt(self, text: str = "cheese") -> tuple[int, ...]:
         return prompt_ids(self.base.tokenizer, [{"role": "user", "content": text}])
 
-    def row(self, length: int = 6, adapter: str | None = None, text: str = "cheese", **params: object) -> Row:
+    def row(self, length: int = 6, adapter: str | None = None, text: str = "cheese", **params: object) -> DecodeRequest:
         """A greedy row that makes `length` tokens, whatever they are."""
         sampling = SamplingParams(max_tokens=length, stop_token_ids=())
         weights = None if adapter is None else self.adapters[adapter]
-        return Row(self.prompt(text), weights, replace(sampling, **params))  # type: ignore[arg-type]
+        return DecodeRequest(self.prompt(text), weights, replace(sampling, **params))  # type: ignore[arg-type]
 
-    def expected(self, row: Row) -> list[int]:
+    def expected(self, row: DecodeRequest) -> list[int]:
         """What the library's decoder makes of a row."""
         return generate(self.base, [row.prompt], [row.adapter], row.params)[0]
 
 
 async def ask(
-    engine: DecodingEngine, rows: Sequence[Row], names: Sequence[str | None], timeout: float = 120
+    engine: DecodingEngine, rows: Sequence[DecodeRequest], names: Sequence[str | None], timeout: float = 120
 ) -> list[list[Step]]:
     return [[step async for step in stream] for stream in await engine.submit(rows, names, timeout=timeout)]
 

@@ -22,10 +22,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from llgbm.decoding import Row, Step
+from llgbm.adapters.peft_io import load_peft
+from llgbm.decoding.decoder import DecodeRequest, Step
+from llgbm.decoding.sampling import SamplingParams
 from llgbm.errors import LLGBMError
-from llgbm.peft_io import load_peft
-from llgbm.sampling import SamplingParams
 from service.engine.interface import DecoderLike, EngineLimits, TokenStream
 from service.engine.torch_engine import Engine
 from service.observability.metrics import Metrics
@@ -177,7 +177,7 @@ class FakeVLLM:
             stop_token_ids=tuple(body["stop_token_ids"]) if "stop_token_ids" in body else None,
             logprobs=body.get("logprobs"),
         )
-        row = Row(tuple(body["prompt"]), self.adapters.get(model), params)
+        row = DecodeRequest(tuple(body["prompt"]), self.adapters.get(model), params)
         (stream,) = await request.app.state.engine.submit([row], [model], timeout=60)
         return StreamingResponse(self._events(stream, with_logprobs=params.logprobs is not None), 200)
 

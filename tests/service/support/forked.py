@@ -10,7 +10,7 @@ import uvicorn
 
 from llgbm.base import load_base
 from llgbm.checkpoint import load_generator
-from llgbm.decoding import Decoder
+from llgbm.decoding.decoder import Decoder
 from llgbm.prompting import AdapterMaker
 from llgbm.text_encoder import PretrainedTextEncoder
 from service.app import create_app

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from llgbm.adapters.peft_io import content_digest
 from llgbm.lora import LoRAWeights
-from llgbm.peft_io import content_digest
 from service.adapters.records import AdapterRecord
 
 BASE = "llgbm/tiny-random-qwen2"
