@@ -14,17 +14,17 @@ from llgbm.checkpoint import load_generator
 from llgbm.decoding.decoder import Decoder, DecodeRequest
 from llgbm.prompting import AdapterMaker, AdapterRequest
 from llgbm.text_encoder import PretrainedTextEncoder
-from service.metrics import Metrics
-from service.models import LoadModels, Models, Progress, embedding_cache
+from service.models.loading import LoadModels, Models, Progress, embedding_cache
+from service.observability.metrics import Metrics
 from service.settings import DEFAULT_CHECKPOINT, Settings
 from tests.conftest import find_vllm
-from tests.service.dummy_decoder import DummyDecoder
-from tests.service.engine_rigs import FRENCH, PLURAL
-from tests.service.harness import make_settings, running
-from tests.service.real_vllm import RealVLLM
-from tests.service.real_vllm import real_vllm as start_vllm
-from tests.service.redis_server import RedisServer
-from tests.service.tiny_checkpoint import build_tiny_checkpoint
+from tests.service.support.dummy_decoder import DummyDecoder
+from tests.service.support.engine_rigs import FRENCH, PLURAL
+from tests.service.support.harness import make_settings, running
+from tests.service.support.real_vllm import RealVLLM
+from tests.service.support.real_vllm import real_vllm as start_vllm
+from tests.service.support.redis_server import RedisServer
+from tests.service.support.tiny_checkpoint import build_tiny_checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,8 @@ from llgbm.base import Base
 from llgbm.chat import prompt_ids
 from llgbm.decoding.decoder import generate
 from llgbm.decoding.sampling import SamplingParams
-from tests.service.harness import wait_until
-from tests.service.process import Process
+from tests.service.support.harness import wait_until
+from tests.service.support.process import Process
 
 
 @pytest.fixture

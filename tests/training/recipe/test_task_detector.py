@@ -6,7 +6,7 @@ import torch
 
 from llgbm.checkpoint import load_generator
 from llgbm.text_encoder import PretrainedTextEncoder
-from tests.service.tiny_checkpoint import build_tiny_checkpoint
+from tests.service.support.tiny_checkpoint import build_tiny_checkpoint
 from training.recipe.task_detector import (
     SMALL_TALK,
     detector_quality,
