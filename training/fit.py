@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from llgbm.generator import LoRAGenerator, create_generator
 from llgbm.lora import LoRAWeights
 from llgbm.objectives import TaskObjective
 from llgbm.pretrained import BASE_0_5B, TEXT_ENCODER
+from llgbm.prompting import TextEncoder
 from llgbm.task_cores import TaskCores
 from llgbm.teacher_basis import start_from_teachers
 from llgbm.text_encoder import PretrainedTextEncoder
@@ -35,14 +35,13 @@ from training.conditions import TEXTS_FILE, lasting_encoder
 from training.cores import Cores, belonging, core_file, generated_cores, write_cores
 from training.delta_store import cached_delta, open_deltas
 from training.parallel import process_group
-from training.pools import training_pools
+from training.pools import TrainingPools, training_pools
 from training.probe_config import ProbeConfig
 from training.progress_check import CheckConfig, ProgressCheck
 from training.results import command_of
 from training.rounds import RoundConfig, run_rounds
 from training.runlog import RunLog
 from training.sampler import SamplerConfig, TaskSampler
-from training.synthetic.instructions import instructions
 from training.synthetic_tasks import SYNTHETIC_CATEGORY, synthetic_tasks
 from training.tasks import Task, tasks_digest
 from training.teachers import adapter_folder, load_teachers, teachers_digest
@@ -57,14 +56,14 @@ class Config:
 
     workdir: Path = Path("runs/fit")
     """Folder for the state, the log and the artefact."""
-    tasks: Path = Path("tasks/train")
-    """Folder of task files."""
+    tasks: Path | None = Path("tasks/train")
+    """Folder of task files; none for families and procedural tasks alone."""
     wordings: Path | None = None
     """File of more wordings of these tasks to train on, see `training.tasks.with_more_wordings`."""
     task_ids: tuple[str, ...] = ()
     """Only these tasks; empty for all in the folder."""
-    num_tasks: int = 0
-    """Only so many of them, drawn by the seed, so that fewer are among more; 0 for all."""
+    families: Path | None = None
+    """Folder of family files, see `training.families`; `sampler.family_groups` says how often these are drawn."""
     synthetic_tasks: int = 0
     """Procedural tasks beside them; `sampler.synthetic_groups` says how often these are drawn."""
     hidden_families: tuple[str, ...] = ()
@@ -153,23 +152,23 @@ def run(config: Config, *, texts: Path | None = None) -> None:
         ConfigError: the working directory has the state of a run with other settings or tasks, or the artefact to
             start from has another base or size.
     """
-    tasks, synthetic = training_tasks(config)
+    pools = training_tasks(config)
     kept_back = hidden_tasks(config)
     file = texts or config.workdir / TEXTS_FILE
     with lasting_encoder(config.text_encoder, file) as encoder:
-        made_here = _fit(config, encoder, tasks, synthetic, kept_back)
+        made_here = _fit(config, encoder, pools, kept_back)
     if config.rounds and made_here:
-        run_rounds(config, [task.task_id for task in tasks], file)
+        run_rounds(config, [task.task_id for task in pools.own], file)
 
 
 def _fit(
     config: Config,
     encoder: PretrainedTextEncoder,
-    tasks: Sequence[Task],
-    synthetic: Sequence[Task],
+    pools: TrainingPools,
     kept_back: Sequence[Task],
 ) -> bool:
     """The steps by the task loss; whether this process is the one that has written what they made."""
+    tasks = pools.own
     base = load_base(config.base, storage=config.base_storage)
     teachers = load_teachers(config.teachers, [t.task_id for t in tasks], base.spec.base_id) if config.teachers else {}
     meter, deltas = _teacher_deltas(config, base, teachers)
@@ -179,8 +178,8 @@ def _fit(
         encoder,
         config.sampler,
         config.training.seed,
-        synthetic,
-        instructions=instructions() if config.sampler.instruction_share else (),
+        pools.synthetic,
+        pools.relatives,
         with_context_rows=config.distillation > 0,
         teachers=teachers if config.context_teacher == "adapter" else None,
         deltas=deltas,
@@ -207,7 +206,7 @@ def _fit(
         train(generator, objective, sampler, config.training, state_path=state_path, group=group)
         group.close()
         return False
-    all_tasks = [*tasks, *synthetic]
+    all_tasks = pools.all
     with RunLog(config.workdir, "fit", config) as log:
         claim_workdir(config.workdir, [STATE_FILE], claim_of(config, all_tasks, base, start, teachers))
         check = ProgressCheck(config.check, tasks, base, encoder)
@@ -225,9 +224,7 @@ def _fit(
             train(generator, objective, sampler, config.training, state_path=state_path, on_step=on_step, group=group)
         seconds = time.monotonic() - started
         made = {"steps": config.training.steps, "last_run_seconds": round(seconds)}
-        manifest, prompts = manifest_of(
-            config, generator, base, all_tasks, sampler.description_embeddings, made, start=start
-        )
+        manifest, prompts = manifest_of(config, generator, base, all_tasks, encoder, made, start=start)
         if not config.rounds and saved_in(config.artefact, generator, manifest):
             log.logger.info("already made", artefact=str(config.artefact))
         else:  # rounds know their start by its digest, so that one is written anew without what calibration adds
@@ -253,7 +250,7 @@ def claim_of(
     teachers: Mapping[str, LoRAWeights],
 ) -> dict[str, Any]:
     """What the state of a fit depends on; where things stand does not count, what stands there by its digest."""
-    without = ("workdir", "tasks", "wordings", "task_ids", "base", "check", "recompute", "rounds", "round")
+    without = ("workdir", "tasks", "families", "wordings", "task_ids", "base", "check", "recompute", "rounds", "round")
     return settings_of(config, without=without) | {
         "tasks_digest": tasks_digest(tasks),
         "base_revision": base.revision,
@@ -272,8 +269,8 @@ def _write_task_cores(
 ) -> None:
     """Write, for each task, its own cores added to what the generator makes of its descriptions."""
     owner = belonging(load_generator(config.fitted))
-    for task, descriptions in zip(tasks, sampler.description_embeddings, strict=False):
-        made = generated_cores(generator, descriptions)
+    for index, task in enumerate(tasks):
+        made = generated_cores(generator, sampler.description_embeddings(index))
         q, p = task_cores.added(made.q[None], made.p[None], [task.task_id], config.training.steps)
         write_cores(core_file(config.task_cores, task.task_id), Cores(q[0], p[0]), owner)
 
@@ -289,25 +286,16 @@ def _teacher_deltas(
     return meter, {task: cached_delta(cache, names[task], weights).values for task, weights in teachers.items()}
 
 
-def training_tasks(config: Config) -> tuple[list[Task], list[Task]]:
-    """The tasks of the folder that `config` names, and the procedural ones beside them.
-
-    Raises:
-        ConfigError: there are fewer than `num_tasks`.
-    """
-    tasks, made_up = training_pools(
+def training_tasks(config: Config) -> TrainingPools:
+    """The tasks that `config` names."""
+    return training_pools(
         config.tasks,
         config.task_ids,
         wordings=config.wordings,
         num_synthetic=config.synthetic_tasks,
         hidden_families=config.hidden_families,
+        families=config.families,
     )
-    if not 0 <= config.num_tasks <= len(tasks):
-        raise ConfigError(f"num_tasks is {config.num_tasks}, and there are {len(tasks)} tasks")
-    if config.num_tasks:
-        drawn = np.random.default_rng(config.training.seed).permutation(len(tasks))[: config.num_tasks]
-        tasks = [tasks[i] for i in sorted(drawn)]
-    return tasks, made_up
 
 
 def hidden_tasks(config: Config) -> list[Task]:
@@ -344,7 +332,7 @@ def manifest_of(
     generator: LoRAGenerator,
     base: Base,
     tasks: Sequence[Task],
-    embeddings: Sequence[Tensor],
+    encoder: TextEncoder,
     made: Mapping[str, Any],
     *,
     start: GeneratorManifest | None = None,
@@ -352,17 +340,18 @@ def manifest_of(
     """What the artefact of a generator that was fitted with `config` says of it, and its block of prompts of each task.
 
     Args:
-        embeddings: for each task, those of its seen descriptions, (descriptions, condition_size). Of a procedural
-            task only the first wordings go into the prompt index, since there are many such tasks, and of any other
-            task those of its file.
+        encoder: of the prompt index. Of a procedural task and of a task of a family only the first wordings go into
+            it, since there are many such tasks, and of any other task those of its file.
         made: what else the manifest says of how it was made.
         start: of the generator that this one went on from. Its other tasks are listed too, but no prompt is reported
             as near to them, since what was learnt of them may be lost.
     """
     trained = [TrainingTask(t.task_id, t.category, t.source, t.licence, t.seen_descriptions) for t in tasks]
-    made_up = [t.category.startswith(SYNTHETIC_CATEGORY) for t in tasks]
-    own = [_INDEXED_WORDINGS if made else len(t.seen_in_file) for t, made in zip(tasks, made_up, strict=True)]
-    blocks = [e[:count] for e, count in zip(embeddings, own, strict=True)]
+    many = [t.family is not None or t.category.startswith(SYNTHETIC_CATEGORY) for t in tasks]
+    own = [_INDEXED_WORDINGS if few else len(t.seen_in_file) for t, few in zip(tasks, many, strict=True)]
+    indexed = [task.seen_descriptions[:count] for task, count in zip(tasks, own, strict=True)]
+    embeddings = encoder.encode([text for texts in indexed for text in texts])
+    blocks = list(embeddings.split([len(texts) for texts in indexed]))
     made_by = {"command": command_of("fit", config), "seed": config.training.seed, **made}
     if start is not None:
         earlier = [t for t in start.tasks if t.task_id not in {task.task_id for task in tasks}]
