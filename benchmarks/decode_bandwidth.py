@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.measure import Result, interleaved, over, result
 from benchmarks.workbench import Workbench, steps
-from llgbm.frozen_linear import Int8Linear
+from llgbm.linears.frozen_linear import Int8Linear
 
 _BLOCK_BYTES = 256 * 2**20
 _STEPS = 4

@@ -8,8 +8,8 @@ from __future__ import annotations
 from benchmarks.measure import Result, interleaved, over, rates, result
 from benchmarks.workbench import Workbench, transformers_generate
 from llgbm.base import Base
-from llgbm.decoding import generate
-from llgbm.sampling import SamplingParams
+from llgbm.decoding.decoder import generate
+from llgbm.decoding.sampling import SamplingParams
 
 _TOKENS = 32
 

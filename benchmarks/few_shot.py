@@ -15,10 +15,10 @@ from functools import partial
 from benchmarks.measure import Result, interleaved, milliseconds, over, result
 from benchmarks.workbench import Workbench
 from llgbm.chat import prompt_ids, task_messages
-from llgbm.decoding import generate
+from llgbm.decoding.decoder import generate
+from llgbm.decoding.sampling import SamplingParams
 from llgbm.lora import LoRAWeights
-from llgbm.sampling import SamplingParams
-from training.synthetic_tasks import synthetic_tasks
+from training.tasks.procedural_tasks import synthetic_tasks
 
 _TASKS, _SHOTS, _TOKENS = 12, 3, 8
 

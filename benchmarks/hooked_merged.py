@@ -11,7 +11,7 @@ import torch
 from benchmarks.measure import Result, interleaved, over, rates, result
 from benchmarks.workbench import Workbench, steps
 from llgbm.base import Base
-from llgbm.frozen_linear import Storage, store_linears
+from llgbm.linears.frozen_linear import Storage, store_linears
 from llgbm.lora import LoRAWeights
 
 _STEPS = 4

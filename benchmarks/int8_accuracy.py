@@ -17,9 +17,9 @@ import torch
 from benchmarks.measure import Result
 from benchmarks.workbench import CHECKPOINT, Workbench
 from llgbm.evaluation import score_rows
-from training.progress_check import eval_row
-from training.synthetic_tasks import synthetic_tasks
-from training.tasks import load_tasks
+from training.tasks.format import load_tasks
+from training.tasks.procedural_tasks import synthetic_tasks
+from training.tasks.rows import eval_row
 
 _TARGET = -1.0
 """Points of exact match that int8 may lose."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.run import pin
-from llgbm.frozen_linear import Storage, int8_group, store_linears
+from llgbm.linears.frozen_linear import Storage, int8_group, store_linears
 
 _LINEARS = ((896, 4864), (4864, 896), (896, 896), (896, 151_936))
 _ROWS = (1, 8, 16, 64)

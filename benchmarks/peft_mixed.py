@@ -13,8 +13,8 @@ import torch
 from benchmarks.measure import Result, interleaved, over, rates, result
 from benchmarks.workbench import Workbench
 from llgbm.base import Base
-from llgbm.decoding import generate
-from llgbm.sampling import SamplingParams
+from llgbm.decoding.decoder import generate
+from llgbm.decoding.sampling import SamplingParams
 
 _ROWS, _TOKENS = 8, 16
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from benchmarks.measure import Result, interleaved, milliseconds, over, result
 from benchmarks.workbench import TASKS, Workbench
+from llgbm.adapters.peft_io import save_peft
 from llgbm.config import LoRASpec
-from llgbm.peft_io import save_peft
 from llgbm.prompting import AdapterMaker, AdapterRequest
 from llgbm.text_encoder import MemoryEmbeddingCache, PretrainedTextEncoder
 

@@ -21,7 +21,7 @@ import httpx
 
 from benchmarks.peers import VLLM, PeerError, environment, interpreter, last_line
 from benchmarks.workbench import STORY, Workbench
-from llgbm.pretrained import resolve_pretrained
+from llgbm.pretrained.find import resolve_pretrained
 
 _START_SECONDS = 300.0
 

@@ -20,7 +20,7 @@ from benchmarks.measure import Result, over, result
 from benchmarks.peers import LLAMA_CPP, PeerError, environment, environment_folder, interpreter, last_line, version
 from benchmarks.servers import our_service
 from benchmarks.workbench import Workbench
-from llgbm.pretrained import resolve_pretrained
+from llgbm.pretrained.find import resolve_pretrained
 
 _TOKENS = 48
 _SENTENCEPIECE = "sentencepiece==0.2.1"

@@ -18,10 +18,10 @@ from benchmarks.measure import Result, interleaved, over, rates, result
 from benchmarks.workbench import Workbench
 from llgbm.base import Base, load_base
 from llgbm.chat import answer_ids, prompt_ids, task_messages
+from llgbm.fitting.task_losses import label_logits
 from llgbm.functional import FunctionalLoRA
 from llgbm.lora import LoRAWeights
 from llgbm.packing import Row, pack
-from llgbm.task_losses import label_logits
 
 _ROWS = 24
 _RATE = 1e-4

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from benchmarks.measure import Result, interleaved, over, rates, result
 from benchmarks.workbench import Workbench
-from llgbm.batches import TaskGroup, TrainingBatch
 from llgbm.checkpoint import load_generator
-from llgbm.core_loss import CoreMetric, CoreObjective
+from llgbm.fitting.core_loss import CoreMetric, CoreObjective
 from llgbm.generator import LoRAGenerator
+from llgbm.packing import TaskGroup, TrainingBatch
 from llgbm.training import TrainingConfig, train
 
 _CONDITIONS = 48

@@ -12,14 +12,14 @@ from typing import Any, Self
 import torch
 from peft import PeftModel
 
+from llgbm.adapters.peft_io import save_peft
 from llgbm.base import Base, load_base
 from llgbm.chat import prompt_ids, task_messages
 from llgbm.checkpoint import load_generator
-from llgbm.decoding import Decoder, Row
+from llgbm.decoding.decoder import Decoder, DecodeRequest
+from llgbm.decoding.sampling import SamplingParams
 from llgbm.lora import LoRAWeights
-from llgbm.peft_io import save_peft
 from llgbm.prompting import AdapterMaker, AdapterRequest
-from llgbm.sampling import SamplingParams
 from llgbm.text_encoder import PretrainedTextEncoder
 
 CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "qwen2.5-0.5b"
@@ -138,7 +138,7 @@ class Workbench:
         """A decoder that runs the prompt with each adapter and can step `tokens` times before a row ends."""
         decoder = Decoder(base)
         params = SamplingParams(max_tokens=tokens + 1, stop_token_ids=())
-        decoder.add([Row(self.prompt, adapter, params) for adapter in adapters])
+        decoder.add([DecodeRequest(self.prompt, adapter, params) for adapter in adapters])
         return decoder
 
 

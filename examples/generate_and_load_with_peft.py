@@ -22,7 +22,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llgbm.pretrained import resolve_pretrained
+from llgbm.pretrained.find import resolve_pretrained
 
 
 def main() -> int:

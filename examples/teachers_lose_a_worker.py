@@ -30,7 +30,7 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 
-from training import teachers, tiny
+from training.phases import teachers, tiny
 
 
 def main() -> int:

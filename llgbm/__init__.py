@@ -16,14 +16,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llgbm.adapters.peft_io import load_peft, save_peft
     from llgbm.base import Base, load_base
     from llgbm.checkpoint import Checkpoint, load_generator, save_generator
     from llgbm.config import GeneratorConfig, LoRASpec, ModelSpec
     from llgbm.functional import FunctionalLoRA
     from llgbm.generator import LoRAGenerator, create_generator
     from llgbm.lora import LoRAWeights
-    from llgbm.peft_io import load_peft, save_peft
-    from llgbm.pretrained import resolve_pretrained
+    from llgbm.pretrained.find import resolve_pretrained
     from llgbm.prompting import AdapterMaker, AdapterRequest
     from llgbm.text_encoder import PretrainedTextEncoder
 
@@ -42,10 +42,10 @@ _MODULE_OF = {
     "create_generator": "generator",
     "load_base": "base",
     "load_generator": "checkpoint",
-    "load_peft": "peft_io",
-    "resolve_pretrained": "pretrained",
+    "load_peft": "adapters.peft_io",
+    "resolve_pretrained": "pretrained.find",
     "save_generator": "checkpoint",
-    "save_peft": "peft_io",
+    "save_peft": "adapters.peft_io",
 }
 
 __all__ = [

@@ -11,10 +11,10 @@ from torch import nn
 
 from llgbm.config import MODEL_SPECS, ModelSpec
 from llgbm.errors import ConfigError, PretrainedNotFoundError
-from llgbm.frozen_linear import Storage, store_linears
-from llgbm.model_folder import folder_problem
-from llgbm.pretrained import pretrained_revision, resolve_pretrained
-from llgbm.quiet import no_progress_bars
+from llgbm.linears.frozen_linear import Storage, store_linears
+from llgbm.linears.int8 import Int8TrainingLinear
+from llgbm.pretrained.find import no_progress_bars, pretrained_revision, resolve_pretrained
+from llgbm.pretrained.folder import folder_problem
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +97,24 @@ def load_bare_base(name_or_path: str | Path) -> BareBase:
     revision = pretrained_revision(path, weights=folder_problem(path) is None)
     tokenizer = AutoTokenizer.from_pretrained(path)
     return BareBase(tokenizer, _spec(config, name_or_path), revision, int(config.max_position_embeddings))
+
+
+def storage_of(base: Base) -> str:
+    """How the base stores its Linear weights: float32, bfloat16, int8 or int8_training."""
+    linear = base.model.get_submodule(base.spec.module_shape(0, "down_proj").name)
+    if isinstance(linear, Int8TrainingLinear):
+        return "int8_training"
+    weight = getattr(linear, "weight", None)
+    return str(weight.dtype).removeprefix("torch.") if isinstance(weight, torch.Tensor) else "int8"
+
+
+def require_gradients(base: Base) -> None:
+    """Raise ConfigError if the base's Linears pass no gradients: int8 ones would drop them without a word."""
+    if storage_of(base) == "int8":
+        raise ConfigError(
+            "a base in int8 passes no gradients; to train through it, load it with int8_training, bfloat16 or float32 "
+            "storage"
+        )
 
 
 def _config(path: Path) -> Any:

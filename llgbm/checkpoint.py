@@ -20,10 +20,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from llgbm.conditioning.task_detector import TaskDetector
 from llgbm.errors import AdapterMismatchError, CheckpointError, ConfigError
 from llgbm.generator import LoRAGenerator, create_generator
 from llgbm.generator_manifest import MANIFEST_FILE, ContextScale, GeneratorManifest, TrainingTask
-from llgbm.task_detector import TaskDetector
 
 __all__ = [
     "Checkpoint",

@@ -248,3 +248,8 @@ def lora_spec(name: str) -> LoRASpec:
     """The default LoRASpec of preset `name`: all seven projections of every layer."""
     rank, alpha = _LORA_DEFAULTS[model_spec(name).name]
     return LoRASpec.for_model(model_spec(name), rank=rank, alpha=alpha)
+
+
+def default_lora(model: ModelSpec) -> LoRASpec:
+    """The preset's LoRASpec; a base of another shape gets rank 8, alpha 16 on all projections."""
+    return lora_spec(model.name) if model.name in MODEL_SPECS else LoRASpec.for_model(model)

@@ -17,14 +17,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from llgbm.adapter_index import AdapterEntry, AdapterPrompts, load_index
+from llgbm.adapters.index import AdapterEntry, AdapterPrompts, load_index
+from llgbm.adapters.peft_io import content_digest, load_peft, load_peft_for
 from llgbm.delta import DeltaCache, DeltaMeter
 from llgbm.errors import AdapterMismatchError, CacheMismatchError, ConfigError
 from llgbm.lora import LoRAWeights
-from llgbm.measurement import Delta
-from llgbm.peft_io import content_digest, load_peft, load_peft_for
+from llgbm.matching.weight_tokens import TokenLayout, TokenNormalizer, tokenize
+from llgbm.measuring.measurement import Delta
 from llgbm.prompting import TextEncoder, condition_of, example_lines, noisy
-from llgbm.weight_tokens import TokenLayout, TokenNormalizer, tokenize
 
 
 class RealAdapterDataset:

@@ -22,20 +22,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from llgbm.base import Base
-from llgbm.delta_cache import DeltaCache
+from llgbm.base import Base, require_gradients
 from llgbm.errors import AdapterMismatchError, ConfigError
 from llgbm.functional import FunctionalLoRA
 from llgbm.lora import LoRAWeights
-from llgbm.measurement import Activation, Delta, Measurement
+from llgbm.measuring.delta_cache import DeltaCache
+from llgbm.measuring.measurement import Activation, Delta, Measurement
+from llgbm.measuring.probe_encoding import encode_probes, measurement_of, resolve_layers, spread_layers
 from llgbm.packing import Row, pack, packed_hidden_states
-from llgbm.probe_encoding import (
-    encode_probes,
-    measurement_of,
-    require_gradients,
-    resolve_layers,
-    spread_layers,
-)
 from llgbm.probes import ProbeSet
 
 __all__ = [
@@ -118,7 +112,7 @@ def per_probe_states(
     Subtract the values of `compute_base_activation` for deltas. Differentiable with respect to the weights.
 
     Raises:
-        As `activations` and `llgbm.measurement.encode_probes`.
+        As `activations` and `llgbm.measuring.measurement.encode_probes`.
     """
     return activations(base, encode_probes(base.tokenizer, probes), layers, functional=functional, weights=weights)
 
@@ -215,6 +209,11 @@ class DeltaMeter:
         layers = self.measurement.layers
         states = activations(self._base, self._ids, layers, functional=self._functional, weights=weights)
         return states - self.base_activation.values
+
+
+def delta_cosine(delta: Tensor, teacher: Tensor) -> float:
+    """Cosine of two mean deltas (layers, hidden), a mean over layers; 0 where one is zero."""
+    return float(torch.nn.functional.cosine_similarity(delta, teacher, dim=-1, eps=1e-12).mean())
 
 
 def _wants_gradients(weights: LoRAWeights) -> bool:

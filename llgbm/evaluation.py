@@ -17,10 +17,10 @@ from torch import Tensor
 
 from llgbm.base import Base
 from llgbm.errors import ConfigError
+from llgbm.fitting.task_losses import label_logits
 from llgbm.functional import FunctionalLoRA
 from llgbm.lora import LoRAWeights
 from llgbm.packing import PackedBatch, Row, pack
-from llgbm.task_losses import label_logits
 
 
 @dataclass(frozen=True)

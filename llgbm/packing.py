@@ -3,6 +3,7 @@
 Rows that start with the same tokens (a chat template's head, often a description) and carry the same adapter form a
 group: the shared prefix is stored once and each row's rest follows. A block mask lets every rest see its own prefix and
 itself, and positions count on from the prefix, so that by causality each token gets just what it gets in its row alone.
+A `TaskGroup` is such a group with the condition from which its adapter is made; a training step works on several.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llgbm.errors import AdapterMismatchError
+from llgbm.lora import LoRAWeights
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,3 +176,28 @@ def _mask(owner: Tensor) -> Tensor:
     visible = (owner[:, None] == owner[None, :]) | (owner[None, :] < 0)
     allowed = visible.tril()
     return torch.zeros(allowed.shape).masked_fill_(~allowed, float("-inf"))
+
+
+@dataclass(frozen=True, eq=False)
+class TaskGroup:
+    """Rows of one task that share one adapter.
+
+    Attributes:
+        task_id: for the log.
+        condition: (condition_size,) float32; None stands for the generator's shared adapter.
+        rows: tokenised prompts and answers; empty for losses that need none.
+        context_rows: the same rows as a teacher reads them, mostly with the description in the context, to distil from.
+        teacher: the task's own adapter, for weight losses and to distil from.
+        delta: (probes, layers, hidden) float32, the delta of the task's own adapter, for delta losses.
+    """
+
+    task_id: str
+    condition: Tensor | None
+    rows: Sequence[Row] = ()
+    context_rows: Sequence[Row] = ()
+    teacher: LoRAWeights | None = None
+    delta: Tensor | None = None
+
+
+TrainingBatch = Sequence[TaskGroup]
+"""The groups of one step."""

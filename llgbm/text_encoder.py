@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llgbm.embedding_cache import EmbeddingCache, MemoryEmbeddingCache, SqliteEmbeddingCache
+from llgbm.conditioning.embedding_cache import EmbeddingCache, MemoryEmbeddingCache, SqliteEmbeddingCache
 from llgbm.errors import PretrainedNotFoundError
-from llgbm.pretrained import TEXT_ENCODER, pretrained_revision, resolve_pretrained
-from llgbm.quiet import no_progress_bars
+from llgbm.pretrained.find import TEXT_ENCODER, no_progress_bars, pretrained_revision, resolve_pretrained
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -18,13 +18,13 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from llgbm.batches import TrainingBatch
-from llgbm.data_parallel import Alone, ProcessGroup, backward_in_pieces, share_of
 from llgbm.errors import CheckpointError, ConfigError
+from llgbm.fitting.data_parallel import Alone, ProcessGroup, backward_in_pieces, share_of
+from llgbm.fitting.muon import Muon
+from llgbm.fitting.task_cores import TaskCores, TaskCoresAdam
 from llgbm.generator import LoRAGenerator
-from llgbm.losses import DeltaOnlyLoss, MultiTaskLoss
-from llgbm.muon import Muon
-from llgbm.task_cores import TaskCores, TaskCoresAdam
+from llgbm.matching.losses import DeltaOnlyLoss, MultiTaskLoss
+from llgbm.packing import TrainingBatch
 
 __all__ = ["DeltaOnlyLoss", "MultiTaskLoss", "Objective", "TrainingConfig", "TrainingState", "train"]
 
@@ -50,14 +50,14 @@ class TrainingConfig:
     """Learning rate of the generator's shared part, its bases and constant cores, over that of all else. A and B are
     products of two trained matrices there, so a step moves them several times as far as `learning_rate` says."""
     trunk_optimiser: Literal["adamw", "muon"] = "adamw"
-    """What trains the matrices of the trunk and its heads, see `llgbm.muon`."""
+    """What trains the matrices of the trunk and its heads, see `llgbm.fitting.muon`."""
     trunk_rate: float = 1.0
     """Learning rate of these matrices over that of all else."""
     trunk_dtype: Literal["float32", "bfloat16"] = "float32"
     """What the products of the trunk's matrices, and those of Muon, are computed in; all that is stored is float32.
     bfloat16 is the faster one on a processor that has instructions for it, and several times slower on another."""
     task_rate: float = 12.0
-    """Learning rate of the cores that tasks have of their own, see `llgbm.task_cores`, over that of all else."""
+    """Learning rate of the cores that tasks have of their own (`llgbm.fitting.task_cores`), over that of all else."""
     warmup_steps: int = 20
     """Steps of linear warm-up."""
     decay_fraction: float = 0.3

@@ -1,6 +1,6 @@
 """The application: what it is put together from, and how it starts and stops. The main path of the service.
 
-    request -> RequestContext (id, log, metrics) -> Gate (key, rate, size) -> a route
+    request -> RequestContext (id, log, metrics) -> AccessMiddleware (key, rate, size) -> a route
       /generate-adapter   AdapterService.get_or_make -> Engine.run(AdapterMaker.make) -> AdapterFiles.write
       /chat, /v1/...      ChatService.start -> AdapterStore.acquire -> DecodingEngine.submit -> tokens -> text
 
@@ -25,23 +25,27 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from llgbm.errors import LLGBMError
-from service import errors, openapi, routes, translation
-from service.adapter_catalogue import AdapterCatalogue
-from service.adapter_service import AdapterService
-from service.adapter_store import AdapterStore
-from service.chat_service import ChatService
-from service.engine import Engine
-from service.engine_api import DecodingEngine, EngineError, EngineLimits, StoppedError
-from service.metrics import Metrics
-from service.models import LoadModels, load_models
-from service.observability import RequestContext, configure_logging, tracing, without_password
-from service.security import Gate, rate_limiter
-from service.settings import Settings, unknown_variables
-from service.shared_files import open_files
+from service import routes
+from service.adapters.catalogue import AdapterCatalogue
+from service.adapters.generation_lock import GenerationLock
+from service.adapters.service import AdapterService
+from service.adapters.shared_files import open_files
+from service.adapters.store import AdapterStore
+from service.chat.service import ChatService
+from service.engine.interface import DecodingEngine, EngineError, EngineLimits, StoppedError
+from service.engine.torch_engine import Engine
+from service.engine.vllm_engine import VLLMEngine
+from service.engine.worker_threads import worker_threads
+from service.http import errors
+from service.http.request_context import RequestContext
+from service.http.security import AccessMiddleware, rate_limiter
+from service.models.loading import LoadModels, load_models
+from service.observability.logs import configure_logging
+from service.observability.metrics import Metrics
+from service.observability.tracing import tracing
+from service.routes import openapi_document
+from service.settings import Settings, unknown_variables, without_password
 from service.state import Services, State
-from service.turns import Turns, turns_of
-from service.vllm_engine import VLLMEngine
-from service.worker_threads import worker_threads
 
 _log = structlog.get_logger("service")
 _LOADING_PATIENCE = 1.0
@@ -57,7 +61,7 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
     metrics = Metrics()
     state = State(settings, metrics)
     limiter = rate_limiter(settings)
-    turns = turns_of(settings)
+    lock = GenerationLock.from_settings(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -69,7 +73,7 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
             on_death=lambda: loop.call_soon_threadsafe(_fail, state, "the engine has stopped"),
         )
         engine.start()
-        loading = asyncio.create_task(_load(state, engine, turns, load))
+        loading = asyncio.create_task(_load(state, engine, lock, load))
         try:
             yield
         finally:
@@ -82,7 +86,7 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
             await asyncio.gather(loading, return_exceptions=True)
             if state.services is not None:
                 state.services.models.cache.close()
-            await turns.close()
+            await lock.close()
             if limiter is not None:
                 await limiter.close()
 
@@ -99,14 +103,12 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
     )
     app.state.llgbm = state
     errors.install(app)
-    for kind in translation.OF_STORE:
-        app.add_exception_handler(kind, translation.answer)
-    openapi.install(app)
+    openapi_document.install(app)
     for router in routes.ROUTERS:
         app.include_router(router)
     # the one that is added last is the outermost: CORS, so that the answers of all others have its headers
-    app.add_middleware(Gate, settings=settings, limiter=limiter, metrics=metrics)
-    app.add_middleware(RequestContext, state=state)
+    app.add_middleware(AccessMiddleware, settings=settings, limiter=limiter, metrics=metrics)
+    app.add_middleware(RequestContext, metrics=metrics, counter=state)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -118,11 +120,11 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
     return app
 
 
-async def _load(state: State, engine: Engine, turns: Turns, load: LoadModels) -> None:
+async def _load(state: State, engine: Engine, lock: GenerationLock, load: LoadModels) -> None:
     """Load the models in the torch thread and open the routes; what goes wrong is said by /readyz and the log."""
     start = time.perf_counter()
     try:
-        services = await _loaded(state, engine, turns, load)
+        services = await _loaded(state, engine, lock, load)
     except StoppedError:
         return
     except (LLGBMError, EngineError, OSError) as error:
@@ -145,7 +147,7 @@ async def _load(state: State, engine: Engine, turns: Turns, load: LoadModels) ->
     )
 
 
-async def _loaded(state: State, engine: Engine, turns: Turns, load: LoadModels) -> Services:
+async def _loaded(state: State, engine: Engine, lock: GenerationLock, load: LoadModels) -> Services:
     settings, metrics = state.settings, state.metrics
 
     def progress(text: str) -> None:
@@ -155,7 +157,7 @@ async def _loaded(state: State, engine: Engine, turns: Turns, load: LoadModels) 
     files = await asyncio.to_thread(open_files, settings.store_dir, settings.store_url)
     store = AdapterStore(files, models.base.spec, max_bytes=settings.adapter_memory, metrics=metrics)
     catalogue = AdapterCatalogue(store, models.base.spec.base_id, metrics)
-    adapters = AdapterService(settings, models, engine, store, catalogue, turns, metrics)
+    adapters = AdapterService(settings, models, engine, store, catalogue, lock, metrics)
     decoding: DecodingEngine = engine
     if settings.engine == "vllm":
         decoding = VLLMEngine(settings, metrics, adapters.verify)

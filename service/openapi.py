@@ -1,98 +1,22 @@
-"""The OpenAPI document, complete: FastAPI's, with the stream's events, the API key and links added.
+"""`python -m service.openapi` prints the OpenAPI document; `--write` puts it into openapi.json of the repository.
 
-`python -m service.openapi` prints it, and with `--write` puts it into openapi.json at the root of the repository; a
-test holds the committed file to the code.
+A test holds the committed file to the code.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from typing import Any
 
-from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
-
-from service.schemas import adapters, chat, common, openai, ops
-from service.settings import ROOT
+from service.app import create_app
+from service.routes.openapi_document import text
+from service.settings import ROOT, Settings
 
 DOCUMENT = ROOT / "openapi.json"
-_ON_AN_ADAPTER = ("show_adapter", "adapter_weights", "adapter_configuration", "adapter_archive", "delete_adapter")
-
-
-def install(app: FastAPI) -> None:
-    """Make `app` serve the complete document."""
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            app.openapi_schema = complete(app)
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
-
-
-def complete(app: FastAPI) -> dict[str, Any]:
-    """The document of an application."""
-    document = get_openapi(
-        title=app.title,
-        version=app.version,
-        summary=app.summary,
-        description=(
-            "A description of a task goes in, a LoRA adapter for a frozen Qwen2.5 comes out: to chat with here, or to "
-            "download in PEFT's format. /v1 speaks OpenAI's protocol, with adapters as models."
-        ),
-        routes=app.routes,
-    )
-    schemas = document["components"]["schemas"]
-    # FastAPI does not know what is in a stream's events
-    chunk = openai.ChatCompletionChunk.model_json_schema(ref_template="#/components/schemas/{model}")
-    schemas.update(chunk.pop("$defs", {}))
-    schemas["ChatCompletionChunk"] = chunk
-    for module in (adapters, chat, common, openai, ops):
-        for name, model in vars(module).items():
-            if name in schemas and "examples" in (
-                extra := getattr(model, "model_config", {}).get("json_schema_extra", {})
-            ):
-                schemas[name]["examples"] = extra["examples"]  # whole again: FastAPI takes the nulls out of them
-    document["components"]["schemas"] = dict(sorted(schemas.items()))
-    document["components"]["securitySchemes"] = {
-        "key": {"type": "http", "scheme": "bearer", "description": "Only where LLGBM_API_KEY_HASHES is set."}
-    }
-    document["security"] = [{}, {"key": []}]
-    _link(document["paths"])
-    return document
-
-
-def _link(paths: dict[str, Any]) -> None:
-    """Say which operation takes what an answer gives."""
-
-    def adapter(identity: str) -> dict[str, Any]:
-        return {
-            operation: {"operationId": operation, "parameters": {"adapter_id": f"$response.body#/{identity}"}}
-            for operation in _ON_AN_ADAPTER
-        }
-
-    for path in ("/generate-adapter", "/adapters/compose"):
-        for status in ("200", "201"):
-            paths[path]["post"]["responses"][status]["links"] = adapter("id")
-    paths["/adapters/{adapter_id}"]["get"]["responses"]["200"]["links"] = adapter("id")
-    paths["/chat"]["post"]["responses"]["200"]["links"] = adapter("adapter_id")
-    paths["/adapters"]["get"]["responses"]["200"]["links"] = {
-        "next_page": {"operationId": "list_adapters", "parameters": {"after": "$response.body#/next"}}
-    }
-
-
-def text(document: dict[str, Any]) -> str:
-    """The document as it is committed."""
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Print the document, or write it into openapi.json."""
-    from service.app import create_app
-    from service.settings import Settings
-
     parser = argparse.ArgumentParser(prog="python -m service.openapi", description=main.__doc__)
     parser.add_argument("--write", action="store_true", help=f"update {DOCUMENT.name}")
     document = text(create_app(Settings()).openapi())  # the same under all settings

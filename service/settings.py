@@ -19,8 +19,6 @@ from platformdirs import user_cache_dir, user_data_dir
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
 
-from service.observability import without_password
-
 ROOT = Path(__file__).resolve().parent.parent
 _INSTALLED = Path(__file__).parent / "checkpoints"
 DEFAULT_CHECKPOINT = (_INSTALLED if _INSTALLED.is_dir() else ROOT / "checkpoints") / "qwen2.5-0.5b"
@@ -35,6 +33,13 @@ _RATE = re.compile(r"\d+\s*(/|per)\s*(\d+\s*)?(second|minute|hour|day)s?")
 
 _VARIABLES_OF_OTHERS = {"LLGBM_URL", "LLGBM_API_KEY", "LLGBM_PUBLISH"}
 """Read by the clients in examples/ and by the compose file."""
+
+
+def without_password(address: str) -> str:
+    """An address fit for a log: what stands before the @ of its host is left out."""
+    scheme, separator, rest = address.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}" if separator else address
 
 
 def _split(value: Any) -> Any:

@@ -8,15 +8,15 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from service.adapter_catalogue import AdapterCatalogue
-from service.adapter_service import AdapterService
-from service.adapter_store import AdapterStore
-from service.chat_service import ChatService
-from service.engine import Engine
-from service.engine_api import DecodingEngine
+from service.adapters.catalogue import AdapterCatalogue
+from service.adapters.service import AdapterService
+from service.adapters.store import AdapterStore
+from service.chat.service import ChatService
+from service.engine.interface import DecodingEngine
+from service.engine.torch_engine import Engine
 from service.errors import ApiError
-from service.metrics import Metrics
-from service.models import Models
+from service.models.loading import Models
+from service.observability.metrics import Metrics
 from service.settings import Settings
 
 

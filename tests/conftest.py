@@ -92,7 +92,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if session.config.option.collectonly or not any(item.get_closest_marker("real") for item in session.items):
         return
     from llgbm.errors import PretrainedNotFoundError
-    from llgbm.pretrained import BASE_0_5B, TEXT_ENCODER, resolve_pretrained
+    from llgbm.pretrained.find import BASE_0_5B, TEXT_ENCODER, resolve_pretrained
 
     terminal: Any = session.config.pluginmanager.get_plugin("terminalreporter")
     folders = session.config.stash[_REAL_FOLDERS] = {}

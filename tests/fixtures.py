@@ -10,7 +10,7 @@ import torch
 from llgbm.base import Base, load_base
 from llgbm.config import LoRASpec
 from llgbm.lora import LoRAWeights
-from llgbm.tiny import build_tiny_base, build_tiny_encoder
+from llgbm.pretrained.tiny import build_tiny_base, build_tiny_encoder
 
 
 @pytest.fixture(scope="session")

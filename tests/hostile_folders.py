@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
 
-from llgbm.peft_io import CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHTS_FILE
+from llgbm.adapters.peft_io import CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHTS_FILE
 
 FILES = st.sampled_from([CONFIG_FILE, WEIGHTS_FILE])
 WRONG_DTYPES = [torch.float64, torch.int8, torch.int32, torch.int64, torch.uint8, torch.bool]

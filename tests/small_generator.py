@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from llgbm.checkpoint import ContextScale, GeneratorManifest, write_calibration
+from llgbm.conditioning.task_detector import TaskDetector
 from llgbm.config import GeneratorConfig, LoRASpec, lora_spec, model_spec
 from llgbm.generator import LoRAGenerator, create_generator
-from llgbm.task_detector import TaskDetector
 
 TINY = model_spec("tiny")
 SPEC = lora_spec("tiny")

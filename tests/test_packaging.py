@@ -33,7 +33,7 @@ def test_a_wheel_brings_the_generator_the_page_and_the_configurations(tmp_path: 
     for name in (
         "service/static/index.html",
         "training/configs/shipped.yaml",
-        "training/wordings.json",
+        "training/tasks/wordings.json",
         "llgbm/py.typed",
     ):
         assert (installed / name).read_bytes() == (ROOT / name).read_bytes()

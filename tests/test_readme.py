@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llgbm.peft_io import load_peft
+from llgbm.adapters.peft_io import load_peft
 from tests.readme_examples import README, Example, examples, run, same, service
 
 EXAMPLES = examples(README.read_text("utf-8"))

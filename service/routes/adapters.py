@@ -9,11 +9,12 @@ import anyio
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
-from service import adapter_views as views
-from service.adapter_archive import archive_bytes, archive_parts, archive_sha256
-from service.adapter_catalogue import unknown_adapter
-from service.adapter_files import CONFIG_FILE, WEIGHTS_FILE, AdapterRecord
-from service.file_response import Part, PartsResponse, etag_of, head_only, not_modified, send_file
+from service.adapters.errors import UnknownAdapterError
+from service.adapters.records import CONFIG_FILE, WEIGHTS_FILE, AdapterRecord
+from service.http.file_response import Part, PartsResponse, etag_of, head_only, not_modified, send_file
+from service.http.sse import while_connected
+from service.routes import adapter_views as views
+from service.routes.adapter_archive import archive_bytes, archive_parts, archive_sha256
 from service.schemas.adapters import (
     AdapterDetail,
     AdapterPage,
@@ -25,7 +26,6 @@ from service.schemas.adapters import (
     UnloadAdapterRequest,
 )
 from service.schemas.common import errors
-from service.sse import while_connected
 from service.state import Ready, Services
 
 router = APIRouter(tags=["adapters"])
@@ -59,7 +59,7 @@ async def generate_adapter(body: GenerateAdapterRequest, request: Request, servi
     `application/octet-stream` the safetensors.
     """
     start = time.perf_counter()
-    wanted = services.chat.adapter_request(body.descriptions, body.pairs, body.scale)
+    wanted = services.adapters.request(body.descriptions, body.pairs, body.scale)
     await services.catalogue.require_free(body.name, services.models.maker.id_of(wanted))
     outcome = await while_connected(request, services.adapters.get_or_make(wanted))
     if body.name is not None:
@@ -138,7 +138,7 @@ async def _file(services: Services, request: Request, adapter_id: str, name: str
             filename=name,
         )
     except FileNotFoundError:
-        raise unknown_adapter(adapter_id) from None
+        raise UnknownAdapterError(adapter_id) from None
 
 
 @router.get(
@@ -199,7 +199,7 @@ async def _tensors(services: Services, record: AdapterRecord, status: int, heade
     try:
         file = await anyio.open_file(await services.catalogue.folder(record.id) / WEIGHTS_FILE, "rb")
     except FileNotFoundError:
-        raise unknown_adapter(record.id) from None
+        raise UnknownAdapterError(record.id) from None
     return PartsResponse([Part(file, 0, fact.bytes)], status, headers, _BYTES)
 
 
@@ -216,7 +216,7 @@ async def _archive(
     try:
         parts = await archive_parts(await services.catalogue.folder(record.id), record)
     except FileNotFoundError:
-        raise unknown_adapter(record.id) from None
+        raise UnknownAdapterError(record.id) from None
     return PartsResponse(parts, status, headers, _ZIP)
 
 

@@ -7,10 +7,10 @@ import uuid
 
 from fastapi import APIRouter, Request
 
-from service.chat_service import Wish
+from service.chat.service import ChatOptions
+from service.http.sse import while_connected
 from service.schemas.chat import ChatRequest, ChatResponse, ChatTimingsMs
 from service.schemas.common import Usage, errors
-from service.sse import while_connected
 from service.state import Ready, Services
 
 router = APIRouter(tags=["chat"])
@@ -29,7 +29,7 @@ async def chat(body: ChatRequest, request: Request, services: Ready) -> ChatResp
 
 async def _answer(body: ChatRequest, services: Services) -> ChatResponse:
     start = time.perf_counter()
-    wish = Wish(
+    options = ChatOptions(
         messages=[(message.role, message.text) for message in body.conversation],
         max_tokens=body.max_tokens,
         temperature=body.temperature,
@@ -38,9 +38,9 @@ async def _answer(body: ChatRequest, services: Services) -> ChatResponse:
         compare_base=body.compare_base,
     )
     if body.describe and body.prompt is not None:
-        generation = await services.chat.start_described(body.prompt, wish)
+        generation = await services.chat.start_described(body.prompt, options)
     else:
-        generation = await services.chat.start_adapted(body.prompt, body.adapter_id, wish)
+        generation = await services.chat.start_adapted(body.prompt, body.adapter_id, options)
     answer, *others = await generation.answers()
     done = time.perf_counter()
     return ChatResponse(

@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Sequence
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from llgbm.decoding import Step
-from service.chat_service import ChatService, Wish
-from service.generation import Generation
+from llgbm.decoding.decoder import Step
+from service.chat.generation import Generation
+from service.chat.service import ChatOptions, ChatService
+from service.http.sse import EventStream, event, while_connected
 from service.schemas.common import Usage, errors
 from service.schemas.openai import (
     AssistantMessage,
@@ -27,7 +28,6 @@ from service.schemas.openai import (
     TokenLogprob,
     TopLogprob,
 )
-from service.sse import EventStream, event, while_connected
 from service.state import Ready, Services
 
 router = APIRouter(prefix="/v1", tags=["openai"])
@@ -52,13 +52,13 @@ async def chat_completions(body: ChatCompletionRequest, request: Request, servic
     """
     if not body.stream:
         return await while_connected(request, _complete(body, services))
-    generation = await while_connected(request, services.chat.start(body.model, _wish(body)))
+    generation = await while_connected(request, services.chat.start(body.model, _options(body)))
     headers = {} if generation.adapter_id is None else {"X-Adapter-Id": generation.adapter_id}
     return EventStream(_events(body, services.chat, generation), generation.close, headers)
 
 
-def _wish(body: ChatCompletionRequest) -> Wish:
-    return Wish(
+def _options(body: ChatCompletionRequest) -> ChatOptions:
+    return ChatOptions(
         messages=[(message.role, message.text) for message in body.messages],
         max_tokens=body.max_completion_tokens or body.max_tokens,
         temperature=1.0 if body.temperature is None else body.temperature,
@@ -71,7 +71,7 @@ def _wish(body: ChatCompletionRequest) -> Wish:
 
 
 async def _complete(body: ChatCompletionRequest, services: Services) -> ChatCompletion:
-    generation = await services.chat.start(body.model, _wish(body))
+    generation = await services.chat.start(body.model, _options(body))
     answers = await generation.answers()
     return ChatCompletion(
         id=_new_id(),
@@ -163,7 +163,7 @@ async def show_model(model: str, services: Ready) -> Model:
 
 
 async def _models(services: Services) -> list[Model]:
-    records, names = await services.catalogue.everything()
+    records, names = await services.catalogue.all_records()
     models = [_base_model(services)]
     for record in records:
         models += [_adapter_model(services, name, record.created) for name in (record.id, *names.get(record.id, ()))]

@@ -16,7 +16,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from service.errors import ApiError
-from service.file_response import etag_of, not_modified
+from service.http.file_response import etag_of, not_modified
 
 STATIC = Path(__file__).resolve().parent.parent / "static"
 PAGE = "index.html"

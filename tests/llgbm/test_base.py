@@ -10,8 +10,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from llgbm.base import Base, load_bare_base, load_base
 from llgbm.config import model_spec
 from llgbm.errors import ConfigError, PretrainedNotFoundError
-from llgbm.frozen_linear import BFloat16Linear, Int8Linear, Storage
-from llgbm.tiny import build_tiny_base
+from llgbm.linears.frozen_linear import BFloat16Linear, Int8Linear, Storage
+from llgbm.pretrained.tiny import build_tiny_base
 
 IDS = torch.tensor([[1, 2, 3, 4]])
 

@@ -23,11 +23,11 @@ from llgbm.checkpoint import (
     saved_in,
     write_calibration,
 )
+from llgbm.conditioning.task_detector import TaskDetector
 from llgbm.config import GeneratorConfig, LoRASpec, lora_spec, model_spec
 from llgbm.errors import CheckpointError
 from llgbm.generator import LoRAGenerator, create_generator
 from llgbm.generator_manifest import FORMAT_VERSION
-from llgbm.task_detector import TaskDetector
 from tests.small_generator import IRREGULAR, SMALL, SPECS, active_generator, conditions
 
 MANIFEST, WEIGHTS = "manifest.json", "generator.safetensors"

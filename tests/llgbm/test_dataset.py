@@ -10,7 +10,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from llgbm.adapter_index import AdapterEntry, AdapterPrompts, load_index, save_prompts
+from llgbm.adapters.index import AdapterEntry, AdapterPrompts, load_index, save_prompts
+from llgbm.adapters.peft_io import save_peft
 from llgbm.base import Base
 from llgbm.config import LoRASpec, model_spec
 from llgbm.dataset import (
@@ -24,11 +25,10 @@ from llgbm.dataset import (
 )
 from llgbm.delta import DeltaCache, DeltaMeter
 from llgbm.errors import AdapterMismatchError, CacheMismatchError, ConfigError, TaskFormatError
-from llgbm.peft_io import save_peft
+from llgbm.matching.weight_tokens import TokenLayout, TokenNormalizer, detokenize
 from llgbm.probes import ProbeSet
 from llgbm.prompting import condition_of
 from llgbm.text_encoder import PretrainedTextEncoder
-from llgbm.weight_tokens import TokenLayout, TokenNormalizer, detokenize
 from tests.fixtures import random_lora
 
 TINY = model_spec("tiny")

@@ -21,7 +21,7 @@ from llgbm.delta import (
 from llgbm.errors import AdapterMismatchError, CacheMismatchError, ConfigError
 from llgbm.functional import FunctionalLoRA
 from llgbm.lora import LoRAWeights, zeros
-from llgbm.probe_encoding import encode_probes
+from llgbm.measuring.probe_encoding import encode_probes
 from llgbm.probes import ProbeSet, create_mixed_probes
 from tests.fixtures import random_lora
 

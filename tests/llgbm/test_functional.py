@@ -11,13 +11,13 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from llgbm.adapters.peft_io import save_peft
 from llgbm.base import Base, load_base
 from llgbm.config import LoRASpec, ModelSpec, ModuleShape, lora_spec, model_spec
 from llgbm.errors import AdapterMismatchError, AdapterNotAppliedError
 from llgbm.functional import FunctionalLoRA
 from llgbm.lora import LoRAWeights
 from llgbm.packing import Row, pack, packed_hidden_states
-from llgbm.peft_io import save_peft
 from tests.fixtures import random_lora
 
 TINY = model_spec("tiny")

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
+from llgbm.adapters.peft_io import load_peft, save_peft
 from llgbm.base import Base
 from llgbm.config import LoRASpec, lora_spec, model_spec
 from llgbm.errors import AdapterMismatchError
 from llgbm.functional import FunctionalLoRA
 from llgbm.packing import Row, pack, packed_hidden_states
-from llgbm.peft_io import load_peft, save_peft
 from tests.fixtures import random_lora
 from tests.llgbm.test_functional import assert_hooks_merge_and_peft_agree, leaves, logits, num_hooks, trainable
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llgbm.checkpoint import Checkpoint, ContextScale, load_generator, save_generator
+from llgbm.conditioning.task_detector import TaskDetector
 from llgbm.errors import ConfigError
 from llgbm.functional import FunctionalLoRA
 from llgbm.lora import LoRAWeights
 from llgbm.prompting import AdapterMaker, AdapterRequest, adapter_id, condition_of, example_lines
-from llgbm.task_detector import TaskDetector
 from llgbm.text_encoder import PretrainedTextEncoder
 from tests.llgbm.test_checkpoint import manifest_of
 from tests.small_generator import SPEC, SPECS, active_generator, conditions

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
-from llgbm.embedding_cache import MemoryEmbeddingCache
+from llgbm.conditioning.embedding_cache import MemoryEmbeddingCache
 from llgbm.errors import PretrainedNotFoundError
+from llgbm.pretrained.tiny import build_tiny_encoder
 from llgbm.text_encoder import PretrainedTextEncoder
-from llgbm.tiny import build_tiny_encoder
 
 TEXTS = [
     "Translate the English word to French.",

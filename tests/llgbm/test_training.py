@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llgbm.base import Base
-from llgbm.batches import TaskGroup, TrainingBatch
 from llgbm.errors import ConfigError
+from llgbm.fitting.objectives import TaskObjective
 from llgbm.generator import create_generator
-from llgbm.objectives import TaskObjective
-from llgbm.packing import Row
+from llgbm.packing import Row, TaskGroup, TrainingBatch
 from llgbm.training import TrainingConfig, TrainingState, train
 from tests.llgbm.training_runs import CONFIG, Pull, batch_of, parameters
 from tests.small_generator import SMALL, SPEC, TINY, active_generator, conditions

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from llgbm.batches import TaskGroup, TrainingBatch
 from llgbm.generator import LoRAGenerator
+from llgbm.packing import TaskGroup, TrainingBatch
 from llgbm.training import TrainingConfig
 from tests.small_generator import conditions
 

@@ -11,20 +11,20 @@ from fastapi import FastAPI
 
 from llgbm.base import Base
 from llgbm.checkpoint import load_generator
-from llgbm.decoding import Decoder, Row
+from llgbm.decoding.decoder import Decoder, DecodeRequest
 from llgbm.prompting import AdapterMaker, AdapterRequest
 from llgbm.text_encoder import PretrainedTextEncoder
-from service.metrics import Metrics
-from service.models import LoadModels, Models, Progress, embedding_cache
+from service.models.loading import LoadModels, Models, Progress, embedding_cache
+from service.observability.metrics import Metrics
 from service.settings import DEFAULT_CHECKPOINT, Settings
 from tests.conftest import find_vllm
-from tests.service.dummy_decoder import DummyDecoder
-from tests.service.engine_rigs import FRENCH, PLURAL
-from tests.service.harness import make_settings, running
-from tests.service.real_vllm import RealVLLM
-from tests.service.real_vllm import real_vllm as start_vllm
-from tests.service.redis_server import RedisServer
-from tests.service.tiny_checkpoint import build_tiny_checkpoint
+from tests.service.support.dummy_decoder import DummyDecoder
+from tests.service.support.engine_rigs import FRENCH, PLURAL
+from tests.service.support.harness import make_settings, running
+from tests.service.support.real_vllm import RealVLLM
+from tests.service.support.real_vllm import real_vllm as start_vllm
+from tests.service.support.redis_server import RedisServer
+from tests.service.support.tiny_checkpoint import build_tiny_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +72,7 @@ def settings(tmp_path: Path) -> Settings:
 def dummy(tiny_base: Base) -> DummyDecoder:
     """Answers "plain answer" without an adapter and "adapted answer" with one, a character for a token."""
 
-    def script(row: Row) -> Sequence[int]:
+    def script(row: DecodeRequest) -> Sequence[int]:
         text = "plain answer" if row.adapter is None else "adapted answer"
         ids = list(tiny_base.tokenizer(text, add_special_tokens=False)["input_ids"])
         return [*ids, tiny_base.tokenizer.convert_tokens_to_ids("<|im_end|>")]

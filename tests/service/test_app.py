@@ -19,13 +19,13 @@ from pydantic import SecretStr
 
 from service import app as app_module
 from service.app import create_app, drain
-from service.metrics import Metrics
-from service.models import LoadModels, Models, Progress
+from service.models.loading import LoadModels, Models, Progress
+from service.observability.metrics import Metrics
 from service.settings import Settings
-from tests.service.dummy_decoder import DummyDecoder
-from tests.service.forked import tiny_loader
-from tests.service.harness import CHEESE, live, make_settings, running, services_of, state_of, until, wait_until
-from tests.service.redis_server import RedisServer
+from tests.service.support.dummy_decoder import DummyDecoder
+from tests.service.support.forked import tiny_loader
+from tests.service.support.harness import CHEESE, live, make_settings, running, services_of, state_of, until, wait_until
+from tests.service.support.redis_server import RedisServer
 
 QUESTION = {"prompt": "a task", "query": "x"}
 

@@ -15,10 +15,10 @@ import pytest
 
 from llgbm.base import Base
 from llgbm.chat import prompt_ids
-from llgbm.decoding import generate
-from llgbm.sampling import SamplingParams
-from tests.service.harness import wait_until
-from tests.service.process import Process
+from llgbm.decoding.decoder import generate
+from llgbm.decoding.sampling import SamplingParams
+from tests.service.support.harness import wait_until
+from tests.service.support.process import Process
 
 
 @pytest.fixture

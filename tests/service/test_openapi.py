@@ -8,9 +8,10 @@ import pytest
 from pydantic import TypeAdapter
 
 from service.app import create_app
-from service.openapi import DOCUMENT, main, text
+from service.openapi import DOCUMENT, main
+from service.routes.openapi_document import text
 from service.schemas import adapters, chat, common, openai, ops
-from tests.service.harness import make_settings
+from tests.service.support.harness import make_settings
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.redis_server import RedisServer
+from tests.service.support.redis_server import RedisServer
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.ray, pytest.mark.redis]
@@ -43,4 +43,4 @@ def test_a_replica_is_killed_under_load_and_no_request_fails(
     assert len([path for path in (tmp_path / "store").iterdir() if path.name.startswith("lora-")]) == 60
     with redis_server.client() as client:
         assert client.dbsize() >= 60  # the embeddings
-        assert not client.keys("llgbm:turn:*")
+        assert not client.keys("llgbm:generate:*")

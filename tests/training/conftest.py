@@ -11,10 +11,11 @@ import pytest
 from llgbm.config import GeneratorConfig
 from llgbm.training import TrainingConfig
 from tests.small_generator import calibrate_artefact
-from training import fit, teachers
-from training.progress_check import CheckConfig
-from training.sampler import SamplerConfig
-from training.tasks import Example, Task
+from training.phases import teachers
+from training.recipe import fit
+from training.recipe.progress_check import CheckConfig
+from training.recipe.sampler import SamplerConfig
+from training.tasks.format import Example, Task
 
 ANIMALS = (
     "cat",

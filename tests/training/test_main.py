@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from training.__main__ import COMMANDS
-from training.command_line import Command, main
-from training.config import config_paths, load_config, to_dict
-from training.config_help import config_help
+from training.cli.command_line import Command, main
+from training.cli.commands import COMMANDS
+from training.cli.config import config_paths, load_config, to_dict
+from training.cli.config_help import config_help
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,7 +47,6 @@ def test_every_shipped_configuration_is_valid(command: Command, file: Path) -> N
     [
         ("fit", ("shipped", "cores")),
         ("evaluate", ("shipped", "cores")),
-        ("evaluate", ("shipped", "distilled")),
     ],
 )
 def test_files_that_the_documents_combine_go_together(
@@ -63,7 +62,7 @@ def test_names_are_unique() -> None:
 
 
 def test_the_module_runs(tmp_path: Path) -> None:
-    words = ["tasks", f"folder={tmp_path}/tasks", "--workdir", f"{tmp_path}/runs", "synthetic=2", "--families", "votes"]
+    words = ["tasks", f"folder={tmp_path}/tasks", f"workdir={tmp_path}/runs", "synthetic=2", "families=[votes]"]
     done = subprocess.run(
         [sys.executable, "-m", "training", *words],
         cwd=ROOT,

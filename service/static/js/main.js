@@ -1,14 +1,14 @@
 /** Puts the page together. */
 
-import { startAccess } from "./access.js";
-import { startAdapterPanel } from "./adapter_panel.js";
-import { startChat } from "./chat.js";
-import { byId } from "./dom.js";
-import { Library } from "./library.js";
-import { showProblem } from "./problem.js";
-import { startReadiness } from "./readiness.js";
-import { addressedId, open, shown } from "./session.js";
-import { startTaskForm } from "./task_form.js";
+import { startAccess } from "./base/access.js";
+import { startAdapterPanel } from "./adapter/adapter_panel.js";
+import { startChat } from "./chat/chat.js";
+import { byId } from "./base/dom.js";
+import { Library } from "./library/library.js";
+import { showProblem } from "./base/problem.js";
+import { startReadiness } from "./base/readiness.js";
+import { addressedId, open, shown } from "./base/session.js";
+import { startTaskForm } from "./task/task_form.js";
 
 startAccess();
 startAdapterPanel();

@@ -15,7 +15,7 @@ import httpx
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from tests.conftest import find_chromium
-from tests.service.harness import LiveServer
+from tests.service.support.harness import LiveServer
 
 WAIT_MS = 60_000
 DESKTOP = {"width": 1440, "height": 900}

@@ -10,11 +10,11 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page
 
-from service.metrics import Metrics
-from service.models import LoadModels, Models, Progress, load_models
+from service.models.loading import LoadModels, Models, Progress, load_models
+from service.observability.metrics import Metrics
 from service.settings import Settings
-from tests.service.harness import LiveServer, live, make_settings
 from tests.service.playground.browser import Pace, PacedDecoder, chromium, playground
+from tests.service.support.harness import LiveServer, live, make_settings
 
 
 @pytest.fixture(scope="package")

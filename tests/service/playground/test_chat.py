@@ -10,8 +10,8 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.service.harness import LiveServer, services_of, wait_until
 from tests.service.playground.browser import CAPITAL, Pace, answered, ask, completion, make_adapter
+from tests.service.support.harness import LiveServer, services_of, wait_until
 
 pytestmark = pytest.mark.browser
 

@@ -17,7 +17,7 @@ from service.settings import DEFAULT_CHECKPOINT
 
 @pytest.mark.real
 def test_the_shipped_generator_was_trained_on_each(real_encoder_path: Path) -> None:
-    script = (STATIC / "js" / "example_tasks.js").read_text("utf-8")
+    script = (STATIC / "js" / "task" / "example_tasks.js").read_text("utf-8")
     prompts = [json.loads(text) for text in re.findall(r'prompt:\s+("[^\n]*?"),', script)]
     assert len(prompts) == script.count("label: ") - script.count("{label: ")
     maker = AdapterMaker(load_generator(DEFAULT_CHECKPOINT), PretrainedTextEncoder(real_encoder_path))

@@ -8,9 +8,9 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
-from service.models import LoadModels
-from tests.service.harness import live, make_settings
+from service.models.loading import LoadModels
 from tests.service.playground.browser import make_adapter, playground
+from tests.service.support.harness import live, make_settings
 
 pytestmark = pytest.mark.browser
 

@@ -11,8 +11,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from service.models import LoadModels
-from tests.service.harness import LiveServer, live, make_settings
+from service.models.loading import LoadModels
 from tests.service.playground.browser import (
     CAPITAL,
     CONTRASTS,
@@ -26,6 +25,7 @@ from tests.service.playground.browser import (
     playground,
     snippet,
 )
+from tests.service.support.harness import LiveServer, live, make_settings
 
 pytestmark = pytest.mark.browser
 

@@ -14,8 +14,8 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.service.harness import LiveServer
 from tests.service.playground.browser import CAPITAL, NASTY, completion, make_adapter, playground, snippet
+from tests.service.support.harness import LiveServer
 
 pytestmark = pytest.mark.browser
 

@@ -10,16 +10,16 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from llgbm.adapters.peft_io import content_digest, from_bytes, load_peft
 from llgbm.lora import LoRAWeights, combine
-from llgbm.peft_io import content_digest, from_bytes, load_peft
 from llgbm.prompting import AdapterRequest
-from service import adapter_files
-from service.adapter_files import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
-from service.adapter_service import Outcome
-from service.models import LoadModels
+from service.adapters import files as adapter_files
+from service.adapters.records import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
+from service.adapters.service import Outcome
+from service.models.loading import LoadModels
 from service.settings import Settings
-from tests.service.dummy_decoder import DummyDecoder
-from tests.service.harness import running, services_of, state_of, until
+from tests.service.support.dummy_decoder import DummyDecoder
+from tests.service.support.harness import running, services_of, state_of, until
 
 FRENCH = {"prompt": "Translate the English word to French."}
 App = tuple[FastAPI, httpx.AsyncClient]

@@ -7,10 +7,10 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from service.models import LoadModels
+from service.models.loading import LoadModels
 from service.settings import Settings
-from tests.service.dummy_decoder import DummyDecoder
-from tests.service.harness import CHEESE, running, services_of, until
+from tests.service.support.dummy_decoder import DummyDecoder
+from tests.service.support.harness import CHEESE, running, services_of, until
 
 App = tuple[FastAPI, httpx.AsyncClient]
 FRENCH = "Translate the English word to French."

@@ -11,9 +11,9 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from llgbm.peft_io import content_digest, load_peft
-from service import file_response
-from service.adapter_files import WEIGHTS_FILE
+from llgbm.adapters.peft_io import content_digest, load_peft
+from service.adapters.records import WEIGHTS_FILE
+from service.http import file_response
 from tests.service.routes.test_adapters import FRENCH, App, make
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import httpx
 
+from llgbm.adapters.peft_io import save_peft
 from llgbm.config import LoRASpec, model_spec
 from llgbm.lora import LoRAWeights
-from llgbm.peft_io import save_peft
-from service.adapter_files import WEIGHTS_FILE
-from service.models import LoadModels
+from service.adapters.records import WEIGHTS_FILE
+from service.models.loading import LoadModels
 from service.settings import Settings
 from tests.fixtures import random_lora
-from tests.service.harness import running
+from tests.service.support.harness import running
 
 
 def foreign(folder: Path, weights: LoRAWeights | None = None) -> Path:

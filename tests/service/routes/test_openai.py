@@ -12,9 +12,9 @@ import openai
 import pytest
 from openai import OpenAI
 
-from service.models import LoadModels
-from tests.service.dummy_decoder import DummyDecoder
-from tests.service.harness import LiveServer, live, make_settings, services_of, wait_until
+from service.models.loading import LoadModels
+from tests.service.support.dummy_decoder import DummyDecoder
+from tests.service.support.harness import LiveServer, live, make_settings, services_of, wait_until
 
 BASE = "llgbm/tiny-random-qwen2"
 TASK = "prompt:Translate the English word to French."

@@ -11,11 +11,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from llgbm.errors import CheckpointError
 from service.app import create_app
-from service.metrics import Metrics
-from service.models import LoadModels, Models, Progress
+from service.models.loading import LoadModels, Models, Progress
+from service.observability.metrics import Metrics
 from service.settings import Settings
-from tests.service.harness import running, state_of, until
-from tests.service.redis_server import RedisServer
+from tests.service.support.harness import running, state_of, until
+from tests.service.support.redis_server import RedisServer
 
 
 async def test_live_at_once_and_ready_when_loaded(settings: Settings, load_dummy: LoadModels) -> None:

@@ -1,0 +1,295 @@
+"""LoRAWeights <-> a PEFT adapter, as a folder or as bytes, and its content digest.
+
+A folder holds `adapter_config.json` and `adapter_model.safetensors` as PEFT writes them, so PEFT, vLLM and
+LoRAX read it as it is. It appears whole or not at all. The reader takes nothing on trust: it opens two plain
+files by their fixed names, never a pickle, and refuses whatever is torn, oversized, not finite, of another
+shape or type than announced.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import stat
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from llgbm.adapters.peft_config import (
+    PeftConfig,
+    adapter_config,
+    config_bytes,
+    module_order,
+    parse_config_bytes,
+    read_config,
+    require_coverage,
+)
+from llgbm.config import LoRASpec, ModuleShape
+from llgbm.errors import AdapterFormatError, AdapterMismatchError
+from llgbm.lora import LoRAWeights
+
+__all__ = [
+    "CONFIG_FILE",
+    "WEIGHTS_FILE",
+    "adapter_config",
+    "content_digest",
+    "from_bytes",
+    "load_peft",
+    "load_peft_for",
+    "save_peft",
+    "to_bytes",
+]
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+_PICKLE_FILE = "adapter_model.bin"
+
+MAX_CONFIG_BYTES = 2**20
+MAX_HEADER_BYTES = 4 * 2**20
+MAX_WEIGHTS_BYTES = 2 * 2**30
+"""Far above any adapter of these bases; a reader that is given a disk image stops before it reads it."""
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_TENSOR_NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight", re.ASCII)
+
+
+def to_bytes(weights: LoRAWeights) -> bytes:
+    """The content of `adapter_model.safetensors`, under PEFT's names and in the adapter's own dtype.
+
+    Raises:
+        AdapterFormatError: a NaN or an infinity, or a dtype that adapters are not stored in.
+    """
+    weights.require_finite()
+    if weights.dtype not in _DTYPES:
+        raise AdapterFormatError(f"adapters are stored in float32, float16 or bfloat16, not {weights.dtype}")
+    tensors = {}
+    for name, a, b in weights.pairs():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = a.detach().cpu().contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = b.detach().cpu().contiguous()
+    return save_tensors(tensors, metadata={"format": "pt"})
+
+
+def from_bytes(data: bytes, config: Mapping[str, Any]) -> LoRAWeights:
+    """Read an adapter from the contents of its two files.
+
+    Args:
+        data: of `adapter_model.safetensors`.
+        config: of `adapter_config.json`.
+
+    Returns:
+        The adapter in the dtype it is stored in. Its modules are in the order of layers and `TARGET_MODULES`.
+
+    Raises:
+        AdapterFormatError: says what is wrong with it.
+    """
+    return _assemble(read_config(config), _read_tensors(data))
+
+
+def content_digest(weights: LoRAWeights) -> str:
+    """sha256 (hex) over alpha, scaling kind and the names, dtypes, shapes and bytes of all tensors.
+
+    The same for the same numbers, whatever the order of the modules and the file format.
+    """
+    spec = weights.spec
+    digest = hashlib.sha256(f"rank={spec.rank} alpha={float(spec.alpha)!r} rslora={spec.use_rslora}\n".encode())
+    for name in sorted(spec.names):
+        for side, tensor in (("A", weights.a[name]), ("B", weights.b[name])):
+            plain = tensor.detach().cpu().contiguous()
+            digest.update(f"{name} {side} {plain.dtype} {tuple(plain.shape)}\n".encode())
+            digest.update(plain.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save_peft(weights: LoRAWeights, folder: Path, *, base_id: str) -> None:
+    """Write an adapter to `folder` so that a reader, or a crash, sees all of it or nothing.
+
+    The files are written and synced under another name beside `folder`, which is then renamed. An adapter
+    that is there already is left alone if it is the same, and replaced, with all that its folder holds, if it
+    is not.
+
+    Raises:
+        AdapterFormatError: the adapter has a NaN or an infinity, or a dtype that is not stored.
+        OSError: the disk is full, or the place is not writable; nothing is left behind.
+    """
+    files = {
+        CONFIG_FILE: config_bytes(adapter_config(weights.spec, base_id)),
+        WEIGHTS_FILE: to_bytes(weights),
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(folder)
+    try:
+        temporary.mkdir()
+        for name, data in files.items():
+            _write_synced(temporary / name, data)
+        _sync_folder(temporary)
+        while not _renamed(temporary, folder):
+            if _holds(folder, files):
+                return
+            _move_away(folder)
+        _sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_peft(folder: Path) -> tuple[LoRAWeights, str]:
+    """Read an adapter's folder, written by this library or by PEFT.
+
+    Returns:
+        The adapter, and the id of the base that it names.
+
+    Raises:
+        AdapterFormatError: there is no adapter, or what is wrong with it.
+    """
+    try:
+        # both files through one handle: a folder that is replaced meanwhile cannot give one of each
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise AdapterFormatError(f"no adapter in {folder}: {error.strerror}") from error
+    try:
+        raw_config = _read_plain_file(handle, CONFIG_FILE, MAX_CONFIG_BYTES)
+        data = _read_plain_file(handle, WEIGHTS_FILE, MAX_WEIGHTS_BYTES)
+        config = read_config(parse_config_bytes(raw_config))
+        return _assemble(config, _read_tensors(data)), config.base_id
+    except AdapterFormatError as error:
+        raise AdapterFormatError(f"{folder}: {error}") from error
+    finally:
+        os.close(handle)
+
+
+def load_peft_for(folder: Path, base_id: str) -> LoRAWeights:
+    """Read an adapter's folder as `load_peft` does, if it names this base.
+
+    Raises:
+        AdapterFormatError: there is no adapter, or what is wrong with it.
+        AdapterMismatchError: it names another base, which may be of the same shape.
+    """
+    weights, named = load_peft(folder)
+    if named != base_id:
+        raise AdapterMismatchError(
+            f"{folder} was made for {named}, not for {base_id}; leave it out, or use its own base"
+        )
+    return weights
+
+
+def _assemble(config: PeftConfig, tensors: Mapping[str, Tensor]) -> LoRAWeights:
+    sides: dict[str, dict[str, Tensor]] = {"A": {}, "B": {}}
+    for key, tensor in tensors.items():
+        match = _TENSOR_NAME.fullmatch(key)
+        if match is None or module_order(match[1]) is None:
+            raise AdapterFormatError(f"the tensor {key[:200]!r} is not a LoRA factor of a decoder's projection")
+        if tensor.dim() != 2 or 0 in tensor.shape or tensor.dtype not in _DTYPES:
+            raise AdapterFormatError(
+                f"{key} is {tensor.dtype} of shape {tuple(tensor.shape)}; "
+                "expected a matrix of float32, float16 or bfloat16"
+            )
+        sides[match[2]][match[1]] = tensor
+    a, b = sides["A"], sides["B"]
+    if not tensors or a.keys() != b.keys():
+        raise AdapterFormatError(
+            f"{len(a)} modules have a lora_A and {len(b)} a lora_B; single are {sorted(a.keys() ^ b.keys())[:3]}"
+        )
+    if len({tensor.dtype for tensor in tensors.values()}) > 1:
+        raise AdapterFormatError("the tensors have several dtypes; convert them to one")
+    require_coverage(config, a)
+    names = sorted(a, key=lambda name: module_order(name) or (0, 0))
+    modules = tuple(ModuleShape(name, a[name].shape[1], b[name].shape[0]) for name in names)
+    weights = LoRAWeights(LoRASpec(config.rank, config.alpha, modules, config.use_rslora), a, b)
+    weights.require_finite()
+    return weights
+
+
+def _read_tensors(data: bytes) -> dict[str, Tensor]:
+    if len(data) > MAX_WEIGHTS_BYTES:
+        raise AdapterFormatError(f"{WEIGHTS_FILE} has {len(data)} bytes, more than {MAX_WEIGHTS_BYTES}")
+    header = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
+    if not 2 <= header <= len(data) - 8:
+        hint = "; it looks like a pickle" if data[:2] in (b"\x80\x02", b"\x80\x04", b"PK") else ""
+        raise AdapterFormatError(f"{WEIGHTS_FILE} is cut short or not a safetensors file{hint}")
+    if header > MAX_HEADER_BYTES:
+        raise AdapterFormatError(f"{WEIGHTS_FILE} has a header of {header} bytes, more than {MAX_HEADER_BYTES}")
+    try:
+        return load_tensors(data)
+    except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError) as error:
+        raise AdapterFormatError(f"{WEIGHTS_FILE} is torn or not a safetensors file: {error}") from error
+
+
+def _read_plain_file(folder: int, name: str, limit: int) -> bytes:
+    try:
+        # not through a link, and not waiting for the writer of a pipe
+        handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except FileNotFoundError:
+        if name == WEIGHTS_FILE and _PICKLE_FILE in os.listdir(folder):  # a handle, not a path
+            raise AdapterFormatError(
+                f"{_PICKLE_FILE} is a pickle, which can run code when it is read, so it is not read; "
+                "save the adapter with safe_serialization=True"
+            ) from None
+        raise AdapterFormatError(f"{name} is missing") from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise AdapterFormatError(f"{name} is a symbolic link; copy the folder with its files (cp -rL)") from None
+        raise AdapterFormatError(f"{name} cannot be read: {error.strerror}") from error
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(handle)
+        raise AdapterFormatError(f"{name} is not a plain file")
+    with os.fdopen(handle, "rb") as file:
+        if status.st_size > limit:
+            raise AdapterFormatError(f"{name} is larger than {limit} bytes")
+        return file.read(status.st_size)  # what is appended meanwhile is left
+
+
+def _beside(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.{secrets.token_hex(6)}.tmp"
+
+
+def _renamed(temporary: Path, folder: Path) -> bool:
+    """Whether `temporary` is now `folder`; False if something is in the way."""
+    try:
+        temporary.rename(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
+
+
+def _holds(folder: Path, files: Mapping[str, bytes]) -> bool:
+    try:
+        return all((folder / name).read_bytes() == data for name, data in files.items())
+    except OSError:
+        return False
+
+
+def _move_away(folder: Path) -> None:
+    old = _beside(folder)
+    try:
+        folder.rename(old)
+    except FileNotFoundError:  # another writer was faster
+        return
+    shutil.rmtree(old)
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

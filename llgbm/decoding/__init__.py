@@ -1,0 +1,1 @@
+"""Decoding with one adapter for each row of a running batch."""

@@ -1,0 +1,138 @@
+"""Objectives: what `train` minimises. Each makes the batch's adapters once and reads what the base does with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from llgbm.base import Base, require_gradients
+from llgbm.delta import DeltaMeter
+from llgbm.errors import ConfigError
+from llgbm.fitting.context_teacher import ContextTeacher, Teacher
+from llgbm.fitting.task_cores import TaskCores
+from llgbm.fitting.task_losses import kl_by_label, label_logits, mean_by_row, sft_by_label
+from llgbm.functional import FunctionalLoRA
+from llgbm.generator import LoRAGenerator
+from llgbm.lora import LoRAWeights
+from llgbm.matching.losses import DeltaOnlyLoss
+from llgbm.packing import Row, TaskGroup, TrainingBatch, pack
+
+
+class TaskObjective:
+    """Task loss (SFT): cross entropy of the answers, every group with its own generated adapter.
+
+    Args:
+        distillation: share, 0 to 1, that the KL to a teacher has in the loss of rows that come as it reads them too
+            (`TaskGroup.context_rows`); the rest of their loss, and all of the others', is the cross entropy.
+        context_teacher: who that teacher is, see `llgbm.fitting.context_teacher`.
+        matching: weight of the delta loss beside that of the task: how far the adapter of a group with a teacher's
+            delta (`TaskGroup.delta`) moves the base from where that teacher does.
+        meter: measures those adapters as the teachers were measured; needed for `matching`.
+        task_cores: what tasks of the batch add to the generated cores; trained with the generator.
+        recompute: save memory by running each layer once more in the backward pass, see `llgbm.fitting.recompute`.
+
+    Raises:
+        ConfigError: there is `matching` without a meter, or the base is in int8, which passes no gradients.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        *,
+        label_smoothing: float = 0.05,
+        distillation: float = 0.0,
+        context_teacher: Teacher = "shared",
+        matching: float = 0.0,
+        meter: DeltaMeter | None = None,
+        task_cores: TaskCores | None = None,
+        recompute: bool = False,
+    ) -> None:
+        require_gradients(base)
+        self._base, self._functional = base, FunctionalLoRA(base.model)
+        self._label_smoothing, self._distillation = label_smoothing, distillation
+        self._recompute, self._task_cores = recompute, task_cores
+        self._context_teacher = ContextTeacher(base, self._functional, context_teacher)
+        if matching and meter is None:
+            raise ConfigError("matching needs a DeltaMeter, of the measurement that the teachers' deltas have")
+        self._matching, self._meter = matching, meter if matching else None
+
+    def modules(self) -> Iterable[nn.Module]:
+        """The tasks' own cores, if there are any."""
+        return () if self._task_cores is None else (self._task_cores,)
+
+    def weight(self, batch: TrainingBatch) -> float:
+        """Rows of the batch, over which the loss is a mean."""
+        return float(sum(len(group.rows) for group in batch))
+
+    def __call__(self, generator: LoRAGenerator, batch: TrainingBatch, step: int) -> tuple[Tensor, dict[str, float]]:
+        """The loss, a mean over rows in nats, with its parts and how many rows and tokens the base has read."""
+        batch = in_order(batch)
+        added = None if self._task_cores is None else partial(self._task_cores.added, step=step)
+        weights, rows = generated_groups(generator, batch, added)
+        packed = pack(rows)
+        logits = label_logits(self._base, self._functional, packed, weights, recompute=self._recompute)
+        losses = sft_by_label(logits, packed, label_smoothing=self._label_smoothing)
+        parts: dict[str, float] = {
+            "sft": float(mean_by_row(losses.detach(), packed)),
+            "rows": len(packed.last_index),
+            "tokens": packed.num_tokens,
+            "kl": 0.0,  # these are always there: processes that share a batch add parts up by their places
+            "delta": 0.0,
+        }
+        taught = self._context_teacher(generator, batch) if self._distillation else None
+        if taught is not None:
+            labels, values, indices = taught
+            divergence = kl_by_label(logits[labels], values, indices)
+            parts["kl"] = float(divergence.detach().mean())
+            losses = losses.index_copy(0, labels, losses[labels].lerp(divergence, self._distillation))
+        loss = mean_by_row(losses, packed)
+        if self._meter is not None:
+            distance = _distance(self._meter, batch, weights)
+            parts["delta"] = float(distance.detach())
+            loss = loss + self._matching * distance
+        return loss, parts
+
+
+def _distance(meter: DeltaMeter, batch: TrainingBatch, weights: Sequence[LoRAWeights]) -> Tensor:
+    """The delta loss of groups that have a teacher's delta (scalar), a mean over all rows; that of others is 0."""
+    wanted = [(place, group.delta) for place, group in enumerate(batch) if group.delta is not None]
+    if not wanted:
+        return torch.zeros(())
+    made = meter.deltas([weights[place] for place, _ in wanted])
+    losses = [DeltaOnlyLoss()(d[None], teacher[None])[0] for d, (_, teacher) in zip(made, wanted, strict=True)]
+    rows = torch.tensor([float(len(batch[place].rows)) for place, _ in wanted])
+    return torch.stack(losses) @ rows / sum(len(group.rows) for group in batch)
+
+
+def generated_groups(
+    generator: LoRAGenerator,
+    batch: TrainingBatch,
+    added: Callable[[Tensor, Tensor, Sequence[str]], tuple[Tensor, Tensor]] | None = None,
+) -> tuple[list[LoRAWeights], list[list[Row]]]:
+    """Adapters and rows of a batch, group by group; groups without a condition have the shared adapter and come last.
+
+    Args:
+        added: makes of generated cores Q and P of tasks, by their ids, those of their adapters.
+    """
+    ordered = in_order(batch)
+    conditioned = [(group, group.condition) for group in ordered if group.condition is not None]
+    plain = len(ordered) - len(conditioned)
+    weights: list[LoRAWeights] = []
+    if conditioned:
+        q, p = generator.cores(torch.stack([condition for _, condition in conditioned]))
+        tasks = [group.task_id for group, _ in conditioned]
+        weights += generator.materialise(*(added(q, p, tasks) if added else (q, p)))
+    if plain:
+        weights += [generator.shared_adapter()] * plain
+    return weights, [list(group.rows) for group in ordered]
+
+
+def in_order(batch: TrainingBatch) -> list[TaskGroup]:
+    """The groups as `generated_groups` takes them: those without a condition come last."""
+    return sorted(batch, key=lambda group: group.condition is None)
+
+
+__all__ = ["TaskGroup", "TaskObjective", "generated_groups"]

@@ -1,0 +1,98 @@
+"""Losses on the base's next-token predictions, through the hooks: SFT on labels, KL to a teacher's distribution.
+
+Both read the logits at label positions only. The vocabulary product is done on a flat (labels, hidden) matrix, since
+the same product on (rows, positions, hidden) falls into a batched kernel that is many times slower on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llgbm.base import Base
+from llgbm.errors import AdapterMismatchError
+from llgbm.fitting.recompute import recomputed_layers
+from llgbm.functional import FunctionalLoRA
+from llgbm.lora import LoRAWeights
+from llgbm.packing import PackedBatch, packed_hidden_states
+
+
+def label_logits(
+    base: Base,
+    functional: FunctionalLoRA,
+    batch: PackedBatch,
+    weights: Sequence[LoRAWeights | None],
+    *,
+    recompute: bool = False,
+) -> Tensor:
+    """Logits (labels, vocabulary) float32 at the label positions of a packed batch, one adapter for each group.
+
+    Args:
+        recompute: keep only the layers' inputs for the backward pass and run each layer once more there.
+    """
+    prepared = functional.prepare(weights, lengths=batch.lengths)
+    saving = recomputed_layers(base.model, functional, prepared) if recompute else nullcontext()
+    with functional.applied(prepared), saving:
+        hidden = packed_hidden_states(base.model, batch)
+    logits: Tensor = base.model.get_submodule("lm_head")(hidden[batch.label_index])
+    return logits.float()
+
+
+def sft_loss(logits: Tensor, batch: PackedBatch, *, label_smoothing: float = 0.0) -> Tensor:
+    """Cross entropy in nats, a mean over labels in each row and then over rows, so that long answers do not dominate.
+
+    Args:
+        logits: (labels, vocabulary).
+        label_smoothing: share of the target that is spread evenly over the vocabulary, as torch defines it.
+
+    Raises:
+        AdapterMismatchError: the logits are of another batch, or a row has no label.
+    """
+    return mean_by_row(sft_by_label(logits, batch, label_smoothing=label_smoothing), batch)
+
+
+def sft_by_label(logits: Tensor, batch: PackedBatch, *, label_smoothing: float = 0.0) -> Tensor:
+    """The cross entropy (labels,) of which `sft_loss` is the mean. Raises what it raises."""
+    _require_labels(logits, batch)
+    return F.cross_entropy(logits, batch.labels, reduction="none", label_smoothing=label_smoothing)
+
+
+def kl_by_label(logits: Tensor, teacher_values: Tensor, teacher_indices: Tensor) -> Tensor:
+    """KL(teacher || student) in nats (labels,), over the teacher's top k tokens and the rest as one.
+
+    Args:
+        logits: (labels, vocabulary) of the student.
+        teacher_values: (labels, k) log-probabilities of the teacher's most likely tokens.
+        teacher_indices: (labels, k) int64, which tokens these are.
+    """
+    student = logits.log_softmax(-1).gather(1, teacher_indices)
+    teacher_p = teacher_values.exp()
+    teacher_rest = (1 - teacher_p.sum(-1)).clamp_min(1e-6)
+    student_rest = (1 - student.exp().sum(-1)).clamp_min(1e-6)
+    losses = (teacher_p * (teacher_values - student)).sum(-1)
+    return losses + teacher_rest * (teacher_rest.log() - student_rest.log())
+
+
+def mean_by_row(losses: Tensor, batch: PackedBatch) -> Tensor:
+    """A mean over labels (labels,) in each row, then over rows: scalar."""
+    return row_means(losses, batch).mean()
+
+
+def row_means(losses: Tensor, batch: PackedBatch) -> Tensor:
+    """The mean over the labels (labels,) of each row: (rows,)."""
+    zeros = losses.new_zeros(len(batch.last_index))
+    sums = zeros.index_add(0, batch.label_row, losses)
+    counts = zeros.index_add(0, batch.label_row, torch.ones_like(losses))
+    return sums / counts
+
+
+def _require_labels(logits: Tensor, batch: PackedBatch) -> None:
+    if logits.shape[0] != len(batch.labels):
+        raise AdapterMismatchError(f"{logits.shape[0]} rows of logits for a batch with {len(batch.labels)} labels")
+    without = len(batch.last_index) - len(batch.label_row.unique())
+    if without:
+        raise AdapterMismatchError(f"{without} rows have no label; a loss on labels needs an answer in every row")

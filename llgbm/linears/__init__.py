@@ -1,0 +1,1 @@
+"""How the Linear layers of a frozen base store and multiply their weights."""

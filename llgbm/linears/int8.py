@@ -1,0 +1,141 @@
+"""A frozen Linear whose products are int8 in both directions: for training through the base, faster than float32.
+
+The weight is kept twice, once with a scale for each output channel for the forward product and once with a scale for
+each input channel for the gradient, since a scale can only be taken out of the side that a product does not sum over.
+Activations and gradients are quantised on the fly with one scale for each row, so that a token of large magnitude
+costs only itself precision.
+
+Which kernel multiplies depends on the processor. With VNNI `torch._int_mm` is the fastest; without, oneDNN has no fast
+kernel behind it (two GFLOP/s where float32 has a hundred), and FBGEMM's is taken, whose activations then have 7 bits.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llgbm.errors import ConfigError
+
+Product = Callable[[Tensor], Tensor]
+"""x (rows, in) -> x W^T (rows, out), in the dtype of `x`."""
+
+_LEVELS = 127
+
+
+class Int8TrainingLinear(nn.Linear):
+    """y = x W^T + b with int8 products forward and backward; the gradient reaches `x`, never W or b.
+
+    A Linear, so that PEFT can wrap it to train teachers; its own `weight` is empty, so PEFT cannot merge into it.
+
+    Args:
+        linear: the frozen Linear to store; its bias stays as it is.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        self.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+        self.bias = linear.bias
+        weight = linear.weight.detach().float()
+        self._to_output, self._to_input = int8_product(weight), int8_product(weight.t().contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features), in the dtype of `x`."""
+        rows = x.reshape(-1, self.in_features)
+        out: Tensor = _Int8Product.apply(rows, self._to_output, self._to_input)  # type: ignore[no-untyped-call]
+        out = out.view(*x.shape[:-1], self.out_features)
+        return out if self.bias is None else out.add_(self.bias)
+
+
+class _Int8Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, to_output: Product, to_input: Product) -> Tensor:
+        ctx.to_input = to_input
+        return to_output(x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.to_input(grad), None, None
+
+
+def int8_product(weight: Tensor) -> Product:
+    """The product with `weight` (out, in) float32 by the int8 kernel that is the fastest on this processor."""
+    if torch.cpu._is_vnni_supported() or not FbgemmProduct.supported():
+        return IntMmProduct(weight)
+    return FbgemmProduct(weight)
+
+
+class IntMmProduct(nn.Module):
+    """x -> x W^T through `torch._int_mm`, with W in int8 and one scale for each of its rows and each row of x.
+
+    Args:
+        weight: W (out, in), float32.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        rows, scales = quantised_rows(weight)
+        self._weight = nn.Buffer(rows.t().contiguous(), persistent=False)  # (in, out)
+        self._scales = nn.Buffer(scales.t().contiguous(), persistent=False)  # (1, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(rows, in) -> (rows, out), in the dtype of `x`."""
+        rows, row_scales = quantised_rows(x.float())
+        # torch 2.13 reads a matrix with a side of one in the wrong order
+        whole = torch._int_mm(rows, self._weight) if min(self._weight.shape) > 1 else rows.int() @ self._weight.int()
+        # to float first, since the product of an int32 and a float tensor is many times slower
+        return whole.float().mul_(self._scales).mul_(row_scales).to(x.dtype)
+
+
+def quantised_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 of the shape of `x` (rows, n), and the scale of each row (rows, 1) float32: x is about int8 * scale."""
+    largest = torch.maximum(x.amax(1, keepdim=True), x.amin(1, keepdim=True).neg_())
+    scales = largest.clamp_min_(1e-20).div_(_LEVELS)
+    return (x / scales).round_().to(torch.int8), scales
+
+
+class FbgemmProduct:
+    """x -> x W^T + b with W in int8, with one scale for each of its rows, and x quantised with one scale for each row.
+
+    The kernel takes one activation scale for all rows. So rows are divided by their largest magnitude first, which
+    makes one scale right for each, and their products are multiplied by it again. No gradient.
+
+    Args:
+        weight: W (out, in), float32.
+        bias: b (out,), float32.
+
+    Raises:
+        ConfigError: torch has no int8 kernel for this processor.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        if not self.supported():
+            raise ConfigError("this build of torch has no int8 kernel for this processor; choose the storage float32")
+        # without VNNI the kernel adds pairs of products in 16 bits, which only 7-bit activations cannot overflow
+        self._steps = 127 if torch.cpu._is_vnni_supported() else 63
+        scales = weight.abs().amax(dim=1).clamp_min(1e-8) / 127
+        zeros = torch.zeros(len(weight), dtype=torch.long)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch announces a successor of this kernel that is not faster on a CPU
+            quantised = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
+            self._packed = torch.ops.quantized.linear_prepack(quantised, None)
+        self._bias = bias
+
+    @staticmethod
+    def supported() -> bool:
+        """Whether this build of torch has the kernel for this processor."""
+        return "fbgemm" in torch.backends.quantized.supported_engines
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out), in the dtype of `x`."""
+        rows = x.float()
+        largest = rows.abs().amax(dim=-1, keepdim=True).clamp_min_(1e-20)
+        out: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+            rows / largest, 1 / self._steps, self._steps + 1, self._packed
+        )
+        out = out.mul_(largest) if self._bias is None else torch.addcmul(self._bias, out, largest)
+        return out.to(x.dtype)

@@ -1,0 +1,138 @@
+"""Objectives that match a teacher: its weights, its delta, both, or its delta guided by a head.
+
+For `llgbm.training.train`. Every one is a mean over the groups of a batch, and each group needs a condition, a
+teacher or a delta, as its loss does. The part `base_forwards` counts the adapters that were run through the base on
+the probes, so its sum over steps is what a run has cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from llgbm.delta import DeltaMeter
+from llgbm.errors import ConfigError
+from llgbm.generator import LoRAGenerator
+from llgbm.lora import LoRAWeights
+from llgbm.matching.delta_head import DeltaHead
+from llgbm.matching.losses import DeltaGuidedLoss, DeltaOnlyLoss, MultiTaskLoss, WeightLoss
+from llgbm.packing import TrainingBatch
+
+
+@dataclass(frozen=True, eq=False)
+class WeightObjective:
+    """The teacher's weights alone; no pass through the base."""
+
+    loss: WeightLoss = WeightLoss()
+
+    def modules(self) -> Iterable[nn.Module]:
+        """None besides the generator."""
+        return ()
+
+    def weight(self, batch: TrainingBatch) -> float:
+        """Groups: the loss is a mean over them."""
+        return float(len(batch))
+
+    def __call__(self, generator: LoRAGenerator, batch: TrainingBatch, step: int) -> tuple[Tensor, dict[str, float]]:
+        """As `Objective`."""
+        loss, parts = self.loss(generator(conditions_of(batch)), teachers_of(batch))
+        return loss, parts | {"base_forwards": 0}
+
+
+@dataclass(frozen=True, eq=False)
+class DeltaObjective:
+    """The teacher's delta, computed with the base at every step; with `MultiTaskLoss` its weights too.
+
+    Attributes:
+        meter: measures the generated adapters as the teachers were measured.
+    """
+
+    meter: DeltaMeter
+    loss: DeltaOnlyLoss | MultiTaskLoss = DeltaOnlyLoss()
+
+    def modules(self) -> Iterable[nn.Module]:
+        """None besides the generator."""
+        return ()
+
+    def weight(self, batch: TrainingBatch) -> float:
+        """Groups: the loss is a mean over them."""
+        return float(len(batch))
+
+    def __call__(self, generator: LoRAGenerator, batch: TrainingBatch, step: int) -> tuple[Tensor, dict[str, float]]:
+        """As `Objective`."""
+        generated = generator(conditions_of(batch))
+        delta = self.meter.deltas(generated)
+        if isinstance(self.loss, MultiTaskLoss):
+            loss, parts = self.loss(generated, teachers_of(batch), delta, deltas_of(batch))
+        else:
+            loss, parts = self.loss(delta, deltas_of(batch))
+        return loss, parts | {"base_forwards": len(generated)}
+
+
+@dataclass(frozen=True, eq=False)
+class DeltaGuidedObjective:
+    """The teacher's delta through a head that reads the generated adapter; the base is run every `loss.every` steps.
+
+    Attributes:
+        meter: measures the generated adapters as the teachers were measured.
+        head: trained together with the generator.
+        use_teachers: also ground the head in the teachers, whose deltas are known and cost no pass.
+    """
+
+    meter: DeltaMeter
+    head: DeltaHead
+    loss: DeltaGuidedLoss = DeltaGuidedLoss()
+    use_teachers: bool = True
+
+    def modules(self) -> Iterable[nn.Module]:
+        """The head."""
+        return (self.head,)
+
+    def weight(self, batch: TrainingBatch) -> float:
+        """Groups: the loss is a mean over them."""
+        return float(len(batch))
+
+    def __call__(self, generator: LoRAGenerator, batch: TrainingBatch, step: int) -> tuple[Tensor, dict[str, float]]:
+        """As `Objective`."""
+        generated = generator(conditions_of(batch))
+        computed = self.meter.deltas(generated) if self.loss.due(step) else None
+        teachers = teachers_of(batch) if self.use_teachers else None
+        loss, parts = self.loss(self.head, generated, deltas_of(batch), computed, teachers)
+        return loss, parts | {"base_forwards": 0 if computed is None else len(generated)}
+
+
+def teachers_of(batch: TrainingBatch) -> Sequence[LoRAWeights]:
+    """The teachers of a batch.
+
+    Raises:
+        ConfigError: a group has none.
+    """
+    missing = [group.task_id for group in batch if group.teacher is None]
+    if missing:
+        raise ConfigError(f"no teacher for {missing[0]}; train it first, or use a loss that needs none")
+    return [group.teacher for group in batch if group.teacher is not None]
+
+
+def deltas_of(batch: TrainingBatch) -> Tensor:
+    """(groups, probes, layers, hidden) of the teachers' deltas of a batch.
+
+    Raises:
+        ConfigError: a group has none.
+    """
+    missing = [group.task_id for group in batch if group.delta is None]
+    if missing:
+        raise ConfigError(f"no delta for {missing[0]}; compute the teachers' deltas first")
+    return torch.stack([group.delta for group in batch if group.delta is not None])
+
+
+def conditions_of(batch: TrainingBatch) -> Tensor:
+    """(groups, condition_size); a group without one would shift every later group to another one's teacher."""
+    missing = [group.task_id for group in batch if group.condition is None]
+    if missing or not batch:
+        raise ConfigError(
+            f"no condition for {missing[0]}; a teacher is matched from a prompt" if missing else "no groups"
+        )
+    return torch.stack([group.condition for group in batch if group.condition is not None])

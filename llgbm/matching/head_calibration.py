@@ -1,0 +1,186 @@
+"""Calibrates a DeltaHead on its base: it starts as the base's own linearisation, seen through sketches.
+
+An adapter's delta is, to first order, a sum over modules and tokens of G (scaling * B A) x: x is what the
+module reads in the plain base, and G how the probes' hidden states answer to what it writes. One forward
+pass gives every x, and one backward pass the answers along one direction of the deltas. The right factors
+become the main directions of x, the left ones those of the answers, and the linear map what the base says it
+is, for as many directions as there are backward passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from llgbm.base import Base, require_gradients
+from llgbm.delta import keep_states
+from llgbm.errors import AdapterMismatchError, ConfigError
+from llgbm.lora import LoRAWeights
+from llgbm.matching.delta_head import DeltaHead
+from llgbm.measuring.probe_encoding import encode_probes
+from llgbm.packing import Row, pack, packed_hidden_states
+from llgbm.probes import ProbeSet
+
+_PILOT_PASSES = 6
+"""Backward passes from which the left factors are found; more change them little."""
+
+_ITERATIONS = 16
+
+_KEPT_ROWS = 4
+"""Random combinations of a pilot pass's answers that are kept for each direction wanted."""
+
+
+def calibrate_delta_head(
+    head: DeltaHead,
+    base: Base,
+    probes: ProbeSet,
+    adapters: Sequence[LoRAWeights],
+    deltas: Tensor,
+    *,
+    directions: int = 32,
+    seed: int = 0,
+) -> None:
+    """Set the head's factors, linear map and scales, in place. Its correction stays as it is.
+
+    Args:
+        probes: those that the deltas are measured on. All are packed into one row, and the backward pass
+            holds it whole.
+        adapters: typical adapters, such as teachers, for the scale of their sketches.
+        deltas: (n, layers, hidden) or (n, probes, layers, hidden) typical deltas. The backward passes run
+            along their principal directions, and along random ones where there are more passes than deltas.
+        directions: number of backward passes; at most the head's `output_rank`.
+
+    Raises:
+        AdapterMismatchError: the deltas have other layers or another width than the head, or there are no
+            adapters.
+        ConfigError: `directions` is out of range, the base is in training mode, or its Linears pass no
+            gradients.
+    """
+    mean = deltas.detach().mean(1) if deltas.dim() == 4 else deltas.detach()
+    shape = (len(head.layers), head.hidden_size)
+    if mean.dim() != 3 or tuple(mean.shape[1:]) != shape or not len(mean):
+        raise AdapterMismatchError(f"deltas are {tuple(deltas.shape)}, the head predicts (n, {shape[0]}, {shape[1]})")
+    if not 1 <= directions <= head.config.output_rank:
+        raise ConfigError(f"directions must be 1 to output_rank {head.config.output_rank}, not {directions}")
+    generator = torch.Generator().manual_seed(seed)
+    scale = mean.square().mean((0, 2)).sqrt().clamp_min(1e-8)
+    basis = _main_directions((mean / scale[:, None]).flatten(1), directions, generator)
+    read, written, states = _linearised(head, base, probes)
+    values = (states / scale[:, None]).flatten() @ basis.t()
+    factors = _find_factors(head, read, written, values[:_PILOT_PASSES], generator)
+    linear = torch.stack([_cores(factors, read, grads) for grads in _answers(values, written)], dim=-1)
+    with torch.no_grad():
+        for (right, left), (new_right, new_left) in zip(head.factors(), factors, strict=True):
+            right.copy_(new_right)
+            left.copy_(new_left)
+        head.output_scale.copy_(scale)
+        head.sketch_scale.copy_(head.sketch(adapters).square().mean((0, 2)).sqrt().clamp_min(1e-8))
+        head.linear.zero_()
+        head.linear[:, :, :directions] = linear * head.sketch_scale[:, None, None]
+        head.basis[:directions] = basis
+
+
+def _linearised(head: DeltaHead, base: Base, probes: ProbeSet) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """What modules read (tokens, in) and write (1, tokens, out), and the mean states (layers, hidden).
+
+    The last two carry the graph.
+    """
+    if base.model.training:
+        raise ConfigError("the base is in training mode; call base.model.eval() first")
+    require_gradients(base)
+    batch = pack([[Row(ids) for ids in encode_probes(base.tokenizer, probes)]])
+    names = [module.name for module in head.modules_read]
+    with (
+        torch.enable_grad(),
+        _traced(base.model, names) as (read, written),
+        keep_states(base.model, head.layers, batch.last_index) as kept,
+    ):
+        packed_hidden_states(base.model, batch)
+    states = torch.stack([kept[i].mean(0) for i in head.layers])
+    return [read[name] for name in names], [written[name] for name in names], states
+
+
+def _find_factors(
+    head: DeltaHead, read: list[Tensor], written: list[Tensor], values: Tensor, generator: torch.Generator
+) -> list[tuple[Tensor, Tensor]]:
+    """(right, left) of each module, (in, k) and (out, k), with orthonormal columns.
+
+    What is read counts by the size of the answers at its token, and answers by the size of what is read
+    there.
+    """
+    k = head.config.sketch_size
+    rows: list[list[Tensor]] = [[] for _ in read]
+    weights = [torch.zeros(len(x)) for x in read]
+    for grads in _answers(values, written):
+        for i, grad in enumerate(grads):
+            mixing = torch.randn(_KEPT_ROWS * k, len(grad), generator=generator)
+            rows[i].append((mixing * read[i].norm(dim=1)) @ grad)
+            weights[i] += grad.square().sum(1)
+    return [
+        (
+            _main_directions(weight.sqrt()[:, None] * x, k, generator).t(),
+            _main_directions(torch.cat(gathered), k, generator).t(),
+        )
+        for x, weight, gathered in zip(read, weights, rows, strict=True)
+    ]
+
+
+def _cores(factors: list[tuple[Tensor, Tensor]], read: list[Tensor], grads: list[Tensor]) -> Tensor:
+    """(modules, k * k): what one unit of each entry of each sketch adds along one direction."""
+    entries = [(grad @ left).t() @ (x @ right) for (right, left), x, grad in zip(factors, read, grads, strict=True)]
+    return torch.stack(entries).flatten(1)
+
+
+def _answers(values: Tensor, written: list[Tensor]) -> Iterator[list[Tensor]]:
+    """For each value, its gradients with respect to what the modules write, (tokens, out) each."""
+    for value in values:
+        grads = torch.autograd.grad(value, written, retain_graph=True, materialize_grads=True)
+        yield [grad[0] for grad in grads]
+
+
+def _main_directions(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Orthonormal directions (count, size): a basis of the principal ones of `rows` (n, size), then random ones.
+
+    Found by subspace iteration. Most rows of a last layer are zero, and eigensolvers may fail on such matrices.
+    """
+    rows = rows[rows.abs().amax(dim=1) > 0]
+    known = min(count, len(rows))
+    basis = torch.randn(rows.shape[1], known, generator=generator)
+    if known:
+        rows = rows / rows.abs().max()
+    for _ in range(_ITERATIONS if known else 0):
+        basis = torch.linalg.qr(rows.t() @ (rows @ basis))[0]
+    filling = torch.randn(rows.shape[1], count - known, generator=generator)
+    directions: Tensor = torch.linalg.qr(torch.cat([basis, filling], dim=1))[0].t()
+    return directions.contiguous()
+
+
+@contextmanager
+def _traced(model: nn.Module, names: Sequence[str]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """Collects what the named modules read, without graph, and what they write, with it.
+
+    The base is frozen, so the graph is made to start at the embeddings.
+    """
+    read: dict[str, Tensor] = {}
+    written: dict[str, Tensor] = {}
+
+    def trace(name: str) -> RemovableHandle:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            read[name], written[name] = args[0].detach()[0], output
+
+        return model.get_submodule(name).register_forward_hook(hook)
+
+    def start(module: nn.Module, args: object, output: Tensor) -> Tensor:
+        return output.detach().requires_grad_()
+
+    handles = [trace(name) for name in names]
+    handles.append(model.get_submodule("model.embed_tokens").register_forward_hook(start))
+    try:
+        yield read, written
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,1 @@
+"""The frozen weights: where they are found, fetched and converted."""

@@ -1,0 +1,13 @@
+"""The form of an adapter's id, which the store, the engines and the routes share."""
+
+from __future__ import annotations
+
+import re
+
+ADAPTER_ID = re.compile(r"lora-[0-9a-f]{24}")
+"""`llgbm.prompting.adapter_id` makes that of a generated adapter, from the request and the generator."""
+
+
+def id_of_content(digest: str) -> str:
+    """The id of an adapter that was loaded or combined: the start of its content's sha256 in hexadecimal."""
+    return f"lora-{digest[:24]}"

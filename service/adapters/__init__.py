@@ -1,0 +1,1 @@
+"""The adapters: files, memory, names, and making them."""

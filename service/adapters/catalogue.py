@@ -1,0 +1,122 @@
+"""Which adapters there are and what they are called. Knows HTTP's errors but not its requests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from service.adapters.errors import AdapterDamagedError, NameTakenError, UnknownAdapterError, UnusableAdapterError
+from service.adapters.records import AdapterRecord, require_name
+from service.adapters.store import AdapterStore
+from service.errors import ApiError
+from service.observability.metrics import Metrics
+
+
+class AdapterCatalogue:
+    """Finds, lists, names and deletes the adapters of the store.
+
+    Args:
+        base_id: the base's name, which no adapter may have.
+    """
+
+    def __init__(self, store: AdapterStore, base_id: str, metrics: Metrics) -> None:
+        self._store, self._files, self._base_id, self._metrics = store, store.files, base_id, metrics
+
+    async def resolve(self, name_or_id: str) -> str:
+        """The id of an adapter.
+
+        Raises:
+            ApiError: 404.
+        """
+        identity = await asyncio.to_thread(self._files.resolve, name_or_id)
+        if identity is None:
+            raise UnknownAdapterError(name_or_id)
+        return identity
+
+    async def record(self, name_or_id: str) -> AdapterRecord:
+        """What is known of an adapter. Raises ApiError 404."""
+        identity = await self.resolve(name_or_id)
+        record = await asyncio.to_thread(self._files.record, identity)
+        if record is None:
+            raise UnknownAdapterError(name_or_id)
+        return record
+
+    async def page(self, limit: int, after: str | None) -> tuple[list[AdapterRecord], bool]:
+        """Up to `limit` adapters, the newest first, after the one with id `after`; and whether there are more."""
+        records = await asyncio.to_thread(self._files.records)
+        start = 0
+        if after is not None:
+            start = next((i + 1 for i, record in enumerate(records) if record.id == after), -1)
+            if start < 0:
+                raise ApiError(
+                    404, f"there is no adapter {after!r} to go on after; start again without it", param="after"
+                )
+        return records[start : start + limit], len(records) > start + limit
+
+    async def all_records(self) -> tuple[list[AdapterRecord], dict[str, list[str]]]:
+        """All adapters, the newest first, and their names by id."""
+        return await asyncio.to_thread(self._files.records), await self.names()
+
+    async def names(self) -> dict[str, list[str]]:
+        """Id -> names."""
+        return await asyncio.to_thread(self._files.names)
+
+    async def folder(self, identity: str) -> Path:
+        """The adapter's PEFT folder on this machine. Raises ApiError: 404, or 500 for a damaged one."""
+        try:
+            return await asyncio.to_thread(self._files.local, identity)
+        except FileNotFoundError:
+            raise UnknownAdapterError(identity) from None
+        except AdapterDamagedError as error:
+            raise UnusableAdapterError(identity) from error
+
+    async def name(self, name: str, identity: str, *, taken_status: int = 409) -> None:
+        """Give an adapter a name. Raises ApiError: it is taken, or means something else."""
+        if name == self._base_id:
+            raise ApiError(taken_status, f"{name!r} is the name of the base", param="name")
+        try:
+            await asyncio.to_thread(self._files.name, name, identity)
+        except NameTakenError as error:
+            raise ApiError(taken_status, f"{error}; choose another", code="name_taken", param="name") from error
+        except ValueError as error:
+            raise ApiError(422, str(error), param="name") from error
+
+    async def require_free(self, name: str | None, identity: str | None, *, taken_status: int = 409) -> None:
+        """Refuse early a name that belongs to another adapter than `identity`, or that none may have."""
+        if name is None:
+            return
+        try:
+            require_name(name)
+        except ValueError as error:
+            raise ApiError(422, str(error), param="name") from error
+        holder = await asyncio.to_thread(self._files.resolve, name)
+        if holder is not None and holder != identity:
+            raise ApiError(
+                taken_status, f"the name {name!r} belongs to {holder}; choose another", code="name_taken", param="name"
+            )
+
+    async def composed_as(self, name: str | None, identities: Sequence[str], factors: Sequence[float]) -> str | None:
+        """The id of the adapter `name` if it is the weighted sum of these; ids may be names."""
+        if name is None or (holder := await asyncio.to_thread(self._files.resolve, name)) is None:
+            return None
+        parts = tuple(zip([await self.resolve(identity) for identity in identities], factors, strict=True))
+        record = await asyncio.to_thread(self._files.record, holder)
+        return holder if record is not None and record.parts == parts else None
+
+    async def unload(self, name: str) -> None:
+        """Take a name away, and delete its adapter if it was loaded and has no other name. Raises ApiError 404."""
+        identity = await self.resolve(name)
+        if identity == name or not await asyncio.to_thread(self._files.unname, name):
+            raise UnknownAdapterError(name)
+        record = await asyncio.to_thread(self._files.record, identity)
+        if record is not None and record.source == "loaded" and not (await self.names()).get(identity):
+            await self.delete(identity)
+
+    async def delete(self, name_or_id: str) -> str:
+        """Remove an adapter with its names; its id. Answers that use it are finished. Raises ApiError 404."""
+        identity = await self.resolve(name_or_id)
+        if not await asyncio.to_thread(self._store.delete, identity):
+            raise UnknownAdapterError(name_or_id)
+        self._metrics.adapters.labels("deleted").inc()
+        return identity

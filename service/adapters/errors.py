@@ -1,0 +1,52 @@
+"""What can be wrong with an adapter, its name or the store."""
+
+from __future__ import annotations
+
+from service.errors import ApiError
+
+
+class AdapterDamagedError(Exception):
+    """An adapter's files are not what was written. It may be made again: a client need not know."""
+
+
+class UnknownAdapterError(ApiError):
+    """There is no adapter of this id or name."""
+
+    def __init__(self, given: str) -> None:
+        super().__init__(
+            404,
+            f"there is no adapter {given!r}; GET /adapters lists those there are, POST /generate-adapter makes one",
+            code="adapter_not_found",
+        )
+
+
+class UnusableAdapterError(ApiError):
+    """An adapter's files are damaged, and it cannot be made again here."""
+
+    def __init__(self, identity: str) -> None:
+        super().__init__(
+            500,
+            f"the files of {identity} are damaged; DELETE /adapters/{identity} and make or load it again",
+            code="adapter_damaged",
+        )
+
+
+class NameTakenError(ApiError):
+    """The name belongs to another adapter."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(409, message, code="name_taken", param="name")
+
+
+class StoreFullError(ApiError):
+    """The disk has no room for an adapter; nothing of it was kept."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(507, message)
+
+
+class StoreUnavailableError(ApiError, OSError):
+    """The store behind an address does not answer, or refuses."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(503, f"{message}; try again later", code="store_unavailable", retry_after=5)

@@ -1,0 +1,119 @@
+"""The record of an adapter: everything that is known about it without reading its tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from llgbm.config import ModelSpec
+from llgbm.lora import LoRAWeights
+
+CONFIG_FILE, WEIGHTS_FILE, RECORD_FILE = "adapter_config.json", "adapter_model.safetensors", "llgbm.json"
+ADAPTER_NAME = re.compile(r"(?!lora-[0-9a-f]{24}$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class FileInfo(BaseModel):
+    """Size and hash of one file of an adapter."""
+
+    model_config = ConfigDict(frozen=True)
+    bytes: int
+    sha256: str
+
+
+class AdapterRecord(BaseModel):
+    """What is known about an adapter without reading its tensors; the content of `llgbm.json`."""
+
+    model_config = ConfigDict(frozen=True)
+    id: str
+    digest: str
+    base: str
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    num_parameters: int
+    created: float
+    source: Literal["generated", "loaded", "composed"]
+    descriptions: tuple[str, ...] = ()
+    examples: tuple[tuple[str, str], ...] = ()
+    scale: float = 1.0
+    generator: str | None = None
+    parts: tuple[tuple[str, float], ...] = ()
+    nearest: tuple[tuple[str, float], ...] = ()
+    confidence: float | None = None
+    scale_in_context: float | None = None
+    warning: str | None = None
+    norms: Mapping[str, tuple[float | None, ...]] = {}
+    files: Mapping[str, FileInfo] = {}
+
+    def content(self) -> bytes:
+        """What stands in its `llgbm.json`."""
+        return self.model_dump_json(indent=1).encode() + b"\n"
+
+
+def new_record(
+    identity: str,
+    weights: LoRAWeights,
+    *,
+    digest: str,
+    norms: Mapping[str, float],
+    base: ModelSpec,
+    base_id: str,
+    **known: Any,
+) -> AdapterRecord:
+    """The record of an adapter that was just made, without the facts of its files, which writing it adds.
+
+    Args:
+        digest: `llgbm.adapters.peft_io.content_digest` of the weights.
+        norms: Frobenius norm of each module's product BA, by the module's name.
+        base: shape of the base that this service has loaded.
+        base_id: name of the base that the adapter was made for.
+        known: the other fields of the record.
+    """
+    spec = weights.spec
+    return AdapterRecord(
+        id=identity,
+        digest=digest,
+        base=base_id,
+        rank=spec.rank,
+        alpha=spec.alpha,
+        target_modules=spec.target_modules,
+        num_parameters=spec.num_parameters,
+        created=time.time(),
+        norms=_by_target(norms, base),
+        **known,
+    )
+
+
+def _by_target(norms: Mapping[str, float], base: ModelSpec) -> dict[str, tuple[float | None, ...]]:
+    """Norms by module kind, with one place for each layer of the base."""
+    layers = range(base.num_layers)
+    targets = dict.fromkeys(name.rpartition(".")[2] for name in norms)
+    return {target: tuple(norms.get(base.module_shape(layer, target).name) for layer in layers) for target in targets}
+
+
+def parse_record(data: bytes, identity: str) -> AdapterRecord | None:
+    """The record of an adapter from the content of its `llgbm.json`; None if it is not one, or another's."""
+    try:
+        record = AdapterRecord.model_validate_json(data)
+    except ValidationError:
+        return None
+    return record if record.id == identity else None
+
+
+def file_info(path: Path) -> FileInfo:
+    """Size and hash of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileInfo(bytes=path.stat().st_size, sha256=digest)
+
+
+def require_name(name: str) -> None:
+    """Raise ValueError if `name` is not one that an adapter may have."""
+    if ADAPTER_NAME.fullmatch(name) is None:
+        raise ValueError(f"{name!r} is not a valid name: 1 to 64 letters, digits, dots, dashes and underscores")

@@ -1,0 +1,315 @@
+"""The store behind an address of fsspec (S3, GCS, ...), for replicas on several machines, with a folder of copies here.
+
+    {url}/{id}/adapter_config.json, adapter_model.safetensors    as in a folder, so the prefix can be copied to one
+    {url}/{id}/llgbm.json                                        the record: written last and removed first
+    {url}/.names/{name}                                          its content is the id that the name means
+
+Object stores have no rename and no links, so an adapter is there if its record is, and a name is an object of its own,
+made with the store's exclusive creation (S3 and GCS have it; on a plain folder, LLGBM_STORE_DIR alone is the better
+store). Copies here are checked against the record's hashes. What another machine deletes is noticed here within
+`FRESH_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fsspec.core import url_to_fs
+
+from llgbm.errors import ConfigError
+from llgbm.lora import LoRAWeights
+from service.adapter_id import ADAPTER_ID
+from service.adapters.errors import AdapterDamagedError, NameTakenError, StoreUnavailableError
+from service.adapters.files import AdapterFiles, is_full, room_for
+from service.adapters.records import (
+    ADAPTER_NAME,
+    CONFIG_FILE,
+    RECORD_FILE,
+    WEIGHTS_FILE,
+    AdapterRecord,
+    file_info,
+    parse_record,
+    require_name,
+)
+from service.adapters.work_folder import work_folder
+from service.settings import without_password
+
+FRESH_SECONDS = 2.0
+_NAMES = ".names"
+
+
+class _CheckedFilesystem:
+    """A filesystem of fsspec whose faults are `StoreUnavailableError`, but for those that say what is there or no room.
+
+    Backends have exceptions of their own for an outage, credentials that ran out, and the like.
+    """
+
+    def __init__(self, fs: Any) -> None:
+        self._fs = fs
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return partial(_called, getattr(self._fs, name))
+
+
+def _called(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    try:
+        return method(*args, **kwargs)
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and is_full(error):
+            raise
+        raise StoreUnavailableError(f"the store of adapters does not answer: {type(error).__name__}") from error
+
+
+class SharedFiles(AdapterFiles):
+    """`AdapterFiles` whose truth is behind `url`; `folder` holds copies and may be emptied at any time.
+
+    Raises:
+        ConfigError: fsspec does not know such an address, or lacks the package for it.
+    """
+
+    def __init__(self, folder: Path, url: str) -> None:
+        super().__init__(folder)
+        try:
+            fs, root = url_to_fs(url, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"LLGBM_STORE_URL {without_password(url)!r} cannot be opened: {error}") from error
+        self._fs: Any = _CheckedFilesystem(fs)
+        self._root = str(root).rstrip("/")
+        self._seen: dict[str, float] = {}
+        self._names: tuple[float, Mapping[str, list[str]]] = (-math.inf, {})
+
+    def _at(self, *parts: str) -> str:
+        return "/".join((self._root, *parts))
+
+    # adapters
+
+    def exists(self, identity: str) -> bool:
+        """Whether the store has such an adapter; an answer may be `FRESH_SECONDS` old."""
+        if ADAPTER_ID.fullmatch(identity) is None:
+            return False
+        if time.monotonic() - self._seen.get(identity, -math.inf) < FRESH_SECONDS:
+            return True
+        try:
+            self._fs.info(self._at(identity, RECORD_FILE))  # not `exists`, which takes an outage for an absence
+        except FileNotFoundError:
+            self._forget(identity)
+            return False
+        self._seen[identity] = time.monotonic()
+        return True
+
+    def _forget(self, identity: str) -> None:
+        self._seen.pop(identity, None)
+        self._records.pop(identity, None)
+        self._remove_folder(self.folder / identity)
+
+    def _read_record(self, identity: str) -> AdapterRecord | None:
+        try:
+            data = self._fs.cat_file(self._at(identity, RECORD_FILE))
+        except FileNotFoundError:
+            return None
+        return parse_record(data, identity)
+
+    def records(self) -> list[AdapterRecord]:
+        """All adapters, the newest first: one listing, and one read for each that is new here."""
+        found = []
+        for identity in self._listed(self._root):
+            if ADAPTER_ID.fullmatch(identity):
+                record = self._records.get(identity) or self._read_record(identity)
+                if record is not None:
+                    self._records[identity] = record
+                    found.append(record)
+        return sorted(found, key=lambda record: (-record.created, record.id))
+
+    def _listed(self, folder: str) -> list[str]:
+        try:
+            return [str(path).rstrip("/").rpartition("/")[2] for path in self._fs.ls(folder, detail=False)]
+        except FileNotFoundError:
+            return []
+
+    def local(self, identity: str) -> Path:
+        """The adapter's folder on this machine, fetched if it is not here or another one.
+
+        Raises:
+            FileNotFoundError: the store has no such adapter.
+            AdapterDamagedError: its files are not those of its record.
+            StoreFullError: no room for the copy.
+        """
+        record, final = self.record(identity), self.folder / identity
+        if record is not None and self._record_here(identity) == record:
+            return final
+        record = self._read_record(identity)  # it may have been made anew since that one was read
+        if record is None:
+            raise FileNotFoundError(errno.ENOENT, "no such adapter", self._at(identity))
+        self._records[identity] = record
+        if self._record_here(identity) == record:
+            return final
+        with room_for(f"a copy of {identity}"):
+            self._fetch(identity, record)
+        return final
+
+    def _fetch(self, identity: str, record: AdapterRecord) -> None:
+        final = self.folder / identity
+        with work_folder(self.folder) as work:
+            inner = work / identity
+            inner.mkdir()
+            for name in (CONFIG_FILE, WEIGHTS_FILE, RECORD_FILE):
+                self._fs.get_file(self._at(identity, name), str(inner / name))
+            for name, fact in record.files.items():
+                if file_info(inner / name) != fact:
+                    raise AdapterDamagedError(f"{name} of {identity} in the store is not the one of its record")
+            if self._record_here(identity) != record:  # another process may have fetched it, and be reading it
+                self._remove_folder(final)
+                self._publish(inner, final)
+
+    def write(self, weights: LoRAWeights, record: AdapterRecord) -> tuple[AdapterRecord, bool]:
+        """Store an adapter: its files, then its record.
+
+        Returns:
+            The record with its file facts, and whether the adapter is new; one that another machine wrote first stays.
+
+        Raises:
+            StoreFullError: no room, here or in the store; no record was written.
+        """
+        there = self.record(record.id)
+        if there is not None:
+            return there, False
+        with (
+            room_for(f"an adapter of {weights.num_bytes} bytes"),
+            self._written(weights, record) as (inner, mine),
+        ):
+            self._fs.makedirs(self._at(record.id), exist_ok=True)
+            for name in (CONFIG_FILE, WEIGHTS_FILE):
+                self._fs.put_file(str(inner / name), self._at(record.id, name))
+            made = self._put_record(mine)
+            if made:  # only now: until the record is there, nobody may take this for the store's
+                self._remove_folder(self.folder / record.id)
+                self._publish(inner, self.folder / record.id)
+            else:
+                self._settle(mine, inner.parent)
+        return (mine if made else self.record(record.id) or mine), made
+
+    def _settle(self, mine: AdapterRecord, work: Path) -> None:
+        """Leave a record that says what the store holds, though another machine was quicker with its own.
+
+        Two processors may round differently, and whichever put its files last has left them there.
+        """
+        there = self._read_record(mine.id)
+        if there is None or there.files == mine.files:
+            return
+        copy = work / "there"
+        self._fs.get_file(self._at(mine.id, WEIGHTS_FILE), str(copy))
+        if file_info(copy) == mine.files[WEIGHTS_FILE]:
+            self._fs.pipe_file(self._at(mine.id, RECORD_FILE), mine.content())
+            self._records.pop(mine.id, None)
+
+    def _put_record(self, record: AdapterRecord) -> bool:
+        path, data = self._at(record.id, RECORD_FILE), record.content()
+        try:
+            self._fs.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            if self._read_record(record.id) is not None:
+                return False
+            self._fs.pipe_file(path, data)  # torn: its writer was cut off
+        self._seen[record.id] = time.monotonic()
+        return True
+
+    def delete(self, identity: str) -> bool:
+        """Remove an adapter and all its names; False if it was not there."""
+        self._seen.pop(identity, None)
+        if not self.exists(identity):
+            return False
+        names = self.names().get(identity, ())
+        self.discard(identity)
+        for name in names:
+            self.unname(name)
+        return True
+
+    def discard(self, identity: str) -> None:
+        """Remove an adapter but keep its names, for one that is about to be written again."""
+        self._forget(identity)
+        for name in (RECORD_FILE, WEIGHTS_FILE, CONFIG_FILE):
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.rm_file(self._at(identity, name))
+        with contextlib.suppress(OSError):  # object stores have no folders
+            self._fs.rmdir(self._at(identity))
+
+    # names
+
+    def resolve(self, name_or_id: str) -> str | None:
+        """The id of an adapter by its id or one of its names; None if there is none."""
+        if ADAPTER_ID.fullmatch(name_or_id):
+            return name_or_id if self.exists(name_or_id) else None
+        if ADAPTER_NAME.fullmatch(name_or_id) is None:
+            return None
+        identity = self._meaning(name_or_id)
+        return identity if identity is not None and self.exists(identity) else None
+
+    def _meaning(self, name: str) -> str | None:
+        try:
+            return str(self._fs.cat_file(self._at(_NAMES, name)).decode("ascii", "replace")).strip()
+        except FileNotFoundError:
+            return None
+
+    def name(self, name: str, identity: str) -> None:
+        """Give an adapter a name. A name whose adapter is gone is free again.
+
+        Raises:
+            NameTakenError: it is the name of another adapter.
+            ValueError: it is not a valid name.
+            StoreFullError: no room for it.
+        """
+        require_name(name)
+        self._fs.makedirs(self._at(_NAMES), exist_ok=True)
+        for _ in range(3):
+            self._names = (-math.inf, {})
+            try:
+                with room_for(f"the name {name!r}"):
+                    self._fs.pipe_file(self._at(_NAMES, name), identity.encode(), mode="create")
+            except FileExistsError:
+                held_by = self.resolve(name)
+                if held_by == identity:
+                    return
+                if held_by is not None:
+                    raise NameTakenError(f"the name {name!r} belongs to {held_by}; choose another") from None
+                self.unname(name)
+            else:
+                return
+        raise NameTakenError(f"the name {name!r} is being changed by others; try again")
+
+    def unname(self, name: str) -> bool:
+        """Take a name away; False if it was not there."""
+        if ADAPTER_NAME.fullmatch(name) is None:
+            return False
+        self._names = (-math.inf, {})
+        try:
+            self._fs.rm_file(self._at(_NAMES, name))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def names(self) -> dict[str, list[str]]:
+        """Id -> its names, sorted; those that other machines gave may be missing for `FRESH_SECONDS`."""
+        read, known = self._names
+        if time.monotonic() - read >= FRESH_SECONDS:
+            found: dict[str, list[str]] = {}
+            for name in sorted(self._listed(self._at(_NAMES))):
+                identity = self._meaning(name)
+                if identity is not None:
+                    found.setdefault(identity, []).append(name)
+            known = found
+            self._names = (time.monotonic(), known)
+        return {identity: list(names) for identity, names in known.items()}
+
+
+def open_files(folder: Path, url: str) -> AdapterFiles:
+    """The store that the settings ask for."""
+    return SharedFiles(folder, url) if url else AdapterFiles(folder)

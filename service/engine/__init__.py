@@ -1,0 +1,1 @@
+"""The engines that decode: torch in this process, or vLLM servers."""

@@ -1,0 +1,1 @@
+"""What is HTTP and nothing else: errors, middleware, files and streams. Knows no adapters."""

@@ -1,0 +1,137 @@
+"""From an error to its answer, in one envelope: `{"error": {"message", "type", "code", "param"}, "request_id"}`.
+
+The inner object is OpenAI's, so that their client raises its usual exceptions. `answer_to` is the only way from an
+exception to an HTTP answer: exception handlers, middleware and event streams all use it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from llgbm.errors import AdapterFormatError, AdapterMismatchError, ConfigError
+from service.errors import ApiError
+from service.http.request_id import REQUEST_ID
+
+_log = structlog.get_logger("service.errors")
+
+_TYPES = {
+    400: ("invalid_request_error", "bad_request"),
+    401: ("authentication_error", "invalid_api_key"),
+    403: ("permission_error", "forbidden"),
+    404: ("invalid_request_error", "not_found"),
+    405: ("invalid_request_error", "method_not_allowed"),
+    406: ("invalid_request_error", "not_acceptable"),
+    409: ("conflict_error", "conflict"),
+    413: ("invalid_request_error", "too_large"),
+    416: ("invalid_request_error", "range_not_satisfiable"),
+    422: ("invalid_request_error", "invalid_value"),
+    429: ("rate_limit_error", "rate_limited"),
+    500: ("server_error", "internal_error"),
+    502: ("server_error", "engine_error"),
+    503: ("server_error", "unavailable"),
+    504: ("server_error", "deadline_exceeded"),
+    507: ("server_error", "insufficient_storage"),
+}
+_FALLBACK = ("server_error", "error")
+_LIBRARY = {
+    AdapterMismatchError: "adapter_mismatch",
+    AdapterFormatError: "adapter_invalid",
+    ConfigError: "adapter_invalid",
+}
+"""Errors of the library that a request causes, and their codes; each is a 422."""
+
+
+class ErrorAnswer:
+    """An error as it goes out, with the id of the current request."""
+
+    def __init__(self, error: ApiError) -> None:
+        kind, code = _TYPES.get(error.status_code, _FALLBACK)
+        self.status_code, self.headers = error.status_code, dict(error.headers)
+        if error.retry_after is not None:
+            self.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+        self.body: dict[str, Any] = {
+            "error": {"message": error.message, "type": kind, "code": error.code or code, "param": error.param},
+            "request_id": REQUEST_ID.get(),
+        }
+
+    def response(self) -> JSONResponse:
+        """The envelope as an answer."""
+        return JSONResponse(self.body, self.status_code, self.headers)
+
+    def event(self) -> str:
+        """The envelope as one server-sent event, for a stream that fails after its head was sent."""
+        return f"data: {json.dumps(self.body, ensure_ascii=False)}\n\n"
+
+
+def answer_to(error: Exception) -> ErrorAnswer:
+    """The answer to any exception. A fault of this service is logged, and the client gets nothing but its id."""
+    told = _api_error(error)
+    if told.status_code == 500:
+        _log.error("internal_error", code=told.code, exc_info=error)
+        if told.code is None:
+            told = ApiError(
+                500, "an error inside the service; its log holds the cause under the request_id of this answer"
+            )
+    elif told.status_code == 503 and error.__cause__ is not None:  # something behind this service is down
+        _log.warning(told.code or "unavailable", error=told.message, cause=str(error.__cause__))
+    return ErrorAnswer(told)
+
+
+def _api_error(error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RequestValidationError):
+        return _invalid(error)
+    if isinstance(error, HTTPException):
+        return _of_framework(error)
+    code = next((code for kind, code in _LIBRARY.items() if isinstance(error, kind)), None)
+    return ApiError(500, str(error)) if code is None else ApiError(422, str(error), code=code)
+
+
+def _of_framework(error: HTTPException) -> ApiError:
+    """An error that FastAPI or Starlette raises, in our words."""
+    if isinstance(error.__cause__, ApiError):  # raised while the body was read
+        return error.__cause__
+    if isinstance(error.__cause__, ClientDisconnect):
+        return ApiError(499, "the client hung up while it sent its request", code="client_closed_request")
+    if error.status_code == 400:  # what FastAPI makes of a body that is no text
+        return ApiError(422, "the body is not JSON in UTF-8")
+    message = {
+        404: "there is no such path; GET /openapi.json lists all of them",
+        405: "this path does not take that method; the Allow header lists those that it takes",
+    }.get(error.status_code, str(error.detail))
+    return ApiError(error.status_code, message, headers=error.headers)
+
+
+def _invalid(error: RequestValidationError) -> ApiError:
+    """All that is wrong with the request in one message, and the first field as `param`.
+
+    The values themselves are left out: they may be prompts, and clients print errors into logs.
+    """
+    problems = []
+    for item in error.errors():
+        if item["type"] == "json_invalid":
+            return ApiError(422, "the body is not JSON")
+        place = ".".join(str(part) for part in item["loc"] if part not in ("body", "query", "path", "header"))
+        problems.append((place, item["msg"]))
+    message = "; ".join(f"{place or 'body'}: {text}" for place, text in problems[:8])
+    return ApiError(422, message, param=problems[0][0] or None if problems else None)
+
+
+async def _handle(_: Request, error: Exception) -> JSONResponse:
+    return answer_to(error).response()
+
+
+def install(app: FastAPI) -> None:
+    """Make `app` answer every error in the envelope."""
+    for kind in (ApiError, HTTPException, RequestValidationError, *_LIBRARY):
+        app.add_exception_handler(kind, _handle)

@@ -1,0 +1,8 @@
+"""The id of the request that is being answered."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+
+REQUEST_ID: ContextVar[str] = ContextVar("llgbm_request_id", default="")
+"""Set by `service.http.request_context`; empty outside of a request."""

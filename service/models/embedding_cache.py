@@ -1,0 +1,213 @@
+"""Text embeddings in Redis, so that several processes share them; and what keeps a failing cache from failing requests.
+
+Redis may be slow, down, restarted or full of rubbish, a file may be torn or its disk full: a look-up then simply finds
+nothing, the request goes on, and a metric, a log line and `problem` say so. After a failure Redis is left alone for a
+moment, so that no request waits for a server that is not there.
+
+Both block, for at most the timeout, and run where the encoder runs. The keys and the content are the encoder's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+import zlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, InvalidResponse, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from llgbm.conditioning.embedding_cache import EmbeddingCache, MemoryEmbeddingCache
+from llgbm.errors import EmbeddingCacheError
+from service.observability.metrics import Metrics
+
+_T = TypeVar("_T")
+_MAGIC = b"LGE1"
+_log = structlog.get_logger("service.embedding_cache")
+
+
+class RedisEmbeddingCache:
+    """Implements `llgbm.conditioning.embedding_cache.EmbeddingCache` over Redis.
+
+    A value is a magic word, the CRC32 of the content, and the content; whatever is not of this form is rubbish. The
+    exchanges run in an event loop of their own, in a thread of its own: so a look-up ends when its time is over,
+    whatever it waits for, the name of the host among it.
+
+    Args:
+        url: redis://[:password@]host:port/db; rediss:// and unix:// work too.
+        ttl: seconds that Redis keeps an entry.
+        timeout: seconds for one call, connecting included.
+    """
+
+    def __init__(self, url: str, *, ttl: int, timeout: float, metrics: Metrics) -> None:
+        self._redis = Redis.from_url(url, retry=Retry(NoBackoff(), 0))
+        self._ttl, self._timeout, self._metrics = ttl, timeout, metrics
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="llgbm-redis", daemon=True)
+        self._thread.start()
+
+    def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        """The content of each key, None where there is none; one exchange for all."""
+        if not keys:
+            return []
+        values: list[Any] = self._result(self._redis.mget(list(keys)))
+        return [self._unpack(value) for value in values]
+
+    def set_many(self, items: Mapping[str, bytes]) -> None:
+        """Keep the contents, each with the time to live; one exchange for all."""
+
+        async def keep() -> None:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for key, content in items.items():
+                    pipe.set(key, _pack(content), ex=self._ttl)
+                await pipe.execute()
+
+        self._result(keep())
+
+    def ping(self) -> None:
+        """Raise what is wrong with the server."""
+        self._result(self._redis.ping())
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._loop.is_closed():
+            return
+        with contextlib.suppress(Exception):  # a server that is gone needs no goodbye
+            self._result(self._redis.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _result(self, exchange: Awaitable[_T]) -> _T:
+        async def in_time() -> _T:
+            async with asyncio.timeout(self._timeout):
+                return await exchange
+
+        return asyncio.run_coroutine_threadsafe(in_time(), self._loop).result()
+
+    def _unpack(self, packed: bytes | None) -> bytes | None:
+        if packed is None:
+            return None
+        content = packed[8:]
+        if packed[:4] == _MAGIC and packed[4:8] == zlib.crc32(content).to_bytes(4, "big"):
+            return content
+        self._metrics.embedding_errors.labels("rubbish").inc()
+        _log.warning("embedding_rubbish", bytes=len(packed))
+        return None
+
+
+class PersistentCache(EmbeddingCache, Protocol):
+    """A cache that holds something open."""
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
+class ResilientCache:
+    """Memory in front of a persistent cache whose failures stay without effect. Implements `EmbeddingCache`.
+
+    Args:
+        open_persistent: makes the persistent cache, at its first use and again if that failed.
+        max_items: entries of the memory.
+        retry_after: seconds without the persistent cache after it failed.
+        check: raises if the persistent cache cannot be reached; None if there is nothing to ask.
+
+    Attributes:
+        problem: the kind of failure that the persistent cache suffers from, None when it works.
+    """
+
+    def __init__(
+        self,
+        open_persistent: Callable[[], PersistentCache],
+        *,
+        max_items: int,
+        retry_after: float,
+        metrics: Metrics,
+        check: Callable[[], None] | None = None,
+    ) -> None:
+        self._open_persistent, self._retry_after, self._check = open_persistent, retry_after, check
+        self._memory, self._metrics = MemoryEmbeddingCache(max_items), metrics
+        self._persistent: PersistentCache | None = None
+        self._closed_until = 0.0
+        self.problem: str | None = None
+
+    def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        """The content of each key, None where there is none or the persistent cache fails. Never raises."""
+        found = self._memory.get_many(keys)
+        missing = [key for key, value in zip(keys, found, strict=True) if value is None]
+        kept: dict[str, bytes] = {}
+        if missing:
+            values = self._try(lambda persistent: persistent.get_many(missing)) or [None] * len(missing)
+            kept = {key: value for key, value in zip(missing, values, strict=True) if value is not None}
+            self._memory.set_many(kept)
+        outcomes = {"memory": len(keys) - len(missing), "kept": len(kept), "miss": len(missing) - len(kept)}
+        for outcome, count in outcomes.items():
+            self._metrics.embedding_cache.labels(outcome).inc(count)
+        return [kept.get(key) if value is None else value for key, value in zip(keys, found, strict=True)]
+
+    def set_many(self, items: Mapping[str, bytes]) -> None:
+        """Keep the contents, in memory at least. Never raises."""
+        self._memory.set_many(items)
+        if items:
+            self._try(lambda persistent: persistent.set_many(items))
+
+    def current_problem(self) -> str | None:
+        """`problem`, after asking the persistent cache. Blocks for at most its timeout."""
+        check = self._check
+        if check is not None and time.monotonic() >= self._closed_until:
+            self._try(lambda _: check())
+        return self.problem
+
+    def close(self) -> None:
+        """Close the persistent cache."""
+        if self._persistent is not None:
+            self._persistent.close()
+
+    def _try(self, action: Callable[[EmbeddingCache], _T]) -> _T | None:
+        if time.monotonic() < self._closed_until:
+            self._metrics.embedding_errors.labels("skipped").inc()
+            return None
+        try:
+            if self._persistent is None:
+                self._persistent = self._open_persistent()
+            result = action(self._persistent)
+        except Exception as error:  # whatever it is: a cache must not fail a request
+            self._failed(error)
+            return None
+        if self.problem is not None:
+            _log.info("embedding_cache_back")
+        self.problem = None
+        return result
+
+    def _failed(self, error: Exception) -> None:
+        kind = _kind(error)
+        self._metrics.embedding_errors.labels(kind).inc()
+        self._closed_until = time.monotonic() + self._retry_after
+        if self.problem is None:  # once per outage; the metric counts all of them
+            _log.warning("embedding_cache_failed", kind=kind, error=type(error).__name__, again_in=self._retry_after)
+        self.problem = kind
+
+
+def _pack(content: bytes) -> bytes:
+    return _MAGIC + zlib.crc32(content).to_bytes(4, "big") + content
+
+
+def _kind(error: Exception) -> str:
+    if isinstance(error, (RedisTimeoutError, TimeoutError)):
+        return "timeout"
+    if isinstance(error, (ResponseError, AuthenticationError)):
+        return "refused"
+    if isinstance(error, EmbeddingCacheError):
+        return "file"
+    if isinstance(error, (RedisConnectionError, OSError)) and not isinstance(error, InvalidResponse):
+        return "unreachable"
+    return "rubbish"

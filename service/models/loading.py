@@ -1,0 +1,169 @@
+"""Loads what answers are made with: base, generator, text encoder and its cache. Runs in the torch thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+import torch
+
+from llgbm.base import BareBase, Base, load_bare_base, load_base
+from llgbm.checkpoint import load_generator
+from llgbm.conditioning.embedding_cache import SqliteEmbeddingCache
+from llgbm.decoding.decoder import Decoder, DecodeRequest
+from llgbm.decoding.sampling import SamplingParams
+from llgbm.errors import CheckpointError
+from llgbm.pretrained.find import resolve_pretrained
+from llgbm.prompting import AdapterMaker
+from llgbm.text_encoder import PretrainedTextEncoder
+from service.engine.interface import DecoderLike
+from service.models.embedding_cache import PersistentCache, RedisEmbeddingCache, ResilientCache
+from service.observability.metrics import Metrics
+from service.settings import Settings
+
+_log = structlog.get_logger("service.models")
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Models:
+    """Everything that is loaded.
+
+    Attributes:
+        new_decoder: None if the base is bare, since another engine decodes then.
+        max_context: tokens of a prompt and its answer together.
+        cache: of text embeddings.
+    """
+
+    base: Base | BareBase
+    maker: AdapterMaker
+    new_decoder: Callable[[], DecoderLike] | None
+    max_context: int
+    cache: ResilientCache
+
+    @property
+    def generator_digest(self) -> str:
+        """sha256 of the generator's tensors."""
+        return self.maker.checkpoint.manifest.digest
+
+
+class LoadModels(Protocol):
+    """`load_models`, or what a test puts in its place."""
+
+    def __call__(self, settings: Settings, metrics: Metrics, progress: Progress) -> Models:
+        """Load everything; called in the torch thread."""
+        ...
+
+
+def load_models(settings: Settings, metrics: Metrics, progress: Progress) -> Models:
+    """Find, fetch where needed, and load.
+
+    Raises:
+        CheckpointError: there is no readable generator, or it was made for another base or encoder.
+        PretrainedNotFoundError: no source has the base or the encoder.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+
+    def say(text: str) -> None:
+        progress(text)
+        _log.info("loading", step=text)
+
+    say("reading the generator")
+    manifest = (checkpoint := load_generator(settings.checkpoint)).manifest
+
+    base_name = settings.base or manifest.base_id
+    if not (settings.engine == "vllm" and Path(base_name).expanduser().is_dir()):
+        _fetch(base_name, progress)
+    say(f"loading {base_name}")
+    base: Base | BareBase
+    if settings.engine == "vllm":
+        base = load_bare_base(base_name)
+    else:
+        base = load_base(base_name, storage=settings.base_storage, device=settings.device)
+    try:
+        manifest.require_base(base.spec.base_id)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}: set LLGBM_BASE or LLGBM_CHECKPOINT so that they fit") from error
+    if isinstance(base, Base) and base.revision != manifest.base_revision:
+        _log.warning(
+            "other_base_weights",
+            trained_on=manifest.base_revision,
+            loaded=base.revision,
+            hint="the published quality was measured on the weights that the generator was trained on",
+        )
+
+    encoder_name = settings.text_encoder or manifest.encoder_id
+    _fetch(encoder_name, progress)
+    say(f"loading {encoder_name}")
+    cache = embedding_cache(settings, metrics)
+    encoder = PretrainedTextEncoder(encoder_name, cache=cache).load()
+    if encoder.dim != manifest.generator.condition_size:
+        raise CheckpointError(
+            f"the generator wants embeddings of {manifest.generator.condition_size} numbers, and {encoder_name} gives "
+            f"{encoder.dim}; leave LLGBM_TEXT_ENCODER unset to use {manifest.encoder_id}"
+        )
+
+    maker = AdapterMaker(checkpoint, encoder)
+    if isinstance(base, BareBase):
+        return Models(base, maker, None, min(settings.max_context, base.max_positions), cache)
+    model: Any = base.model
+    limit = min(settings.max_context, int(model.config.max_position_embeddings))
+
+    def new_decoder() -> Decoder:
+        return Decoder(base, max_context=limit, prefill_tokens=settings.prefill_tokens)
+
+    say("warming up")
+    # weights are read from the disk when they are first used: better now than in the first request
+    hello = base.tokenizer("Hello", add_special_tokens=False)["input_ids"]
+    new_decoder().add([DecodeRequest(hello, None, SamplingParams(max_tokens=1))])
+    return Models(base, maker, new_decoder, limit, cache)
+
+
+def _fetch(name_or_path: str, progress: Progress) -> None:
+    """Bring weights onto this machine, with progress in the log and in /readyz, if they are not here."""
+    last = time.monotonic()
+
+    def report(stage: str, done: int, total: int | None) -> None:
+        nonlocal last
+        share = f" {100 * done // total} %" if total else ""
+        progress(f"{name_or_path}: {stage}{share}")
+        if time.monotonic() - last > 2:
+            last = time.monotonic()
+            _log.info("fetching", what=name_or_path, stage=stage, done=done, total=total)
+
+    progress(f"looking for {name_or_path}")
+    resolve_pretrained(name_or_path, progress=report)
+
+
+def embedding_cache(settings: Settings, metrics: Metrics) -> ResilientCache:
+    """The cache that the settings ask for: memory over Redis, or over a file."""
+    check = None
+    if settings.redis_url is None:
+        path = settings.cache_dir / "embeddings.sqlite"
+
+        def open_persistent() -> PersistentCache:
+            return SqliteEmbeddingCache(path)
+    else:
+        redis = RedisEmbeddingCache(
+            settings.redis_url.get_secret_value(),
+            ttl=settings.redis_ttl,
+            timeout=settings.redis_timeout,
+            metrics=metrics,
+        )
+        check = redis.ping
+
+        def open_persistent() -> PersistentCache:
+            return redis
+
+    return ResilientCache(
+        open_persistent,
+        max_items=settings.embedding_memory,
+        retry_after=settings.redis_retry_after,
+        metrics=metrics,
+        check=check,
+    )

@@ -1,0 +1,63 @@
+"""Records as the models that clients see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from service.adapters.records import CONFIG_FILE, WEIGHTS_FILE, AdapterRecord
+from service.schemas.adapters import (
+    Adapter,
+    AdapterDetail,
+    Example,
+    GeneratedAdapter,
+    Links,
+    NearestTask,
+    TimingsMs,
+)
+
+
+def adapter(record: AdapterRecord, names: Sequence[str]) -> Adapter:
+    """An adapter without its norms."""
+    return Adapter(**_fields(record, names))
+
+
+def detail(record: AdapterRecord, names: Sequence[str]) -> AdapterDetail:
+    """An adapter with its norms."""
+    return AdapterDetail(**_fields(record, names), norms={k: list(v) for k, v in record.norms.items()})
+
+
+def generated(record: AdapterRecord, names: Sequence[str], seconds: dict[str, float], total: float) -> GeneratedAdapter:
+    """An adapter with what making it took; `total` in seconds."""
+    stages = {stage: round(1000 * seconds.get(stage, 0.0), 3) for stage in ("encode", "generate", "store")}
+    return GeneratedAdapter(**_fields(record, names), timings_ms=TimingsMs(**stages, total=round(1000 * total, 3)))
+
+
+def _fields(record: AdapterRecord, names: Sequence[str]) -> dict[str, Any]:
+    path = f"/adapters/{record.id}"
+    return {
+        "id": record.id,
+        "names": list(names),
+        "digest": record.digest,
+        "base": record.base,
+        "rank": record.rank,
+        "alpha": record.alpha,
+        "target_modules": list(record.target_modules),
+        "num_parameters": record.num_parameters,
+        "bytes": record.files[WEIGHTS_FILE].bytes,
+        "created": record.created,
+        "source": record.source,
+        "prompts": list(record.descriptions),
+        "examples": [Example(input=given, output=wanted) for given, wanted in record.examples],
+        "scale": record.scale,
+        "nearest_tasks": [NearestTask(task_id=task, similarity=round(cos, 4)) for task, cos in record.nearest],
+        "confidence": record.confidence,
+        "scale_in_context": record.scale_in_context,
+        "warning": record.warning,
+        "links": Links(
+            adapter=path,
+            weights=f"{path}/{WEIGHTS_FILE}",
+            config=f"{path}/{CONFIG_FILE}",
+            archive=f"{path}/archive",
+        ),
+    }

@@ -1,0 +1,67 @@
+/** One streamed answer from /v1/chat/completions. */
+
+import { ApiError, call } from "../base/api.js";
+import { events } from "../base/sse.js";
+
+/**
+ * @import {Message, Usage} from "../base/types.js"
+ *
+ * @typedef {{temperature: number, maxTokens: number, seed: number}} Sampling
+ * @typedef {object} Finished
+ * @property {string} text
+ * @property {string | null} reason  "stop", or "length" when max_tokens were used up
+ * @property {Usage | null} usage
+ * @property {number} firstMs  from the request to the first piece of text
+ * @property {number} totalMs
+ */
+
+/**
+ * @param {string} model
+ * @param {Message[]} messages
+ * @param {Sampling} sampling
+ * @param {AbortSignal} signal
+ * @param {(piece: string) => void} onText
+ * @returns {Promise<Finished>}
+ * @throws {ApiError} also when the error comes in the middle of the answer, or the connection is cut
+ */
+export async function complete(model, messages, sampling, signal, onText) {
+  const start = performance.now();
+  const body = {
+    model,
+    messages,
+    stream: true,
+    stream_options: { include_usage: true },
+    temperature: sampling.temperature,
+    max_tokens: sampling.maxTokens,
+    seed: sampling.seed,
+  };
+  const response = await call("/v1/chat/completions", { method: "POST", body, signal });
+  /** @type {Finished} */
+  const result = { text: "", reason: null, usage: null, firstMs: 0, totalMs: 0 };
+  let done = false;
+  try {
+    for await (const data of events(response)) {
+      if (data === "[DONE]") {
+        done = true; // and read to the end, so that the connection closes in order
+        result.totalMs = performance.now() - start;
+        continue;
+      }
+      const chunk = JSON.parse(data);
+      const error = ApiError.fromEnvelope(chunk);
+      if (error) throw error;
+      result.usage = chunk.usage ?? result.usage;
+      const choice = chunk.choices?.[0];
+      result.reason = choice?.finish_reason ?? result.reason;
+      const piece = choice?.delta?.content;
+      if (piece) {
+        result.firstMs ||= performance.now() - start;
+        result.text += piece;
+        onText(piece);
+      }
+    }
+  } catch (error) {
+    if (error instanceof ApiError || signal.aborted) throw error;
+  }
+  if (!done) throw new ApiError("The connection ended before the answer was complete; send it again.");
+  return result;
+}

@@ -1,0 +1,134 @@
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from torch import Tensor
+
+from llgbm.decoding.kv_cache import RowCache
+from tests.llgbm.decoding.decoder_runs import cache_bytes
+
+LAYERS, HEADS, SIZE = 2, 2, 3
+
+
+def states(tokens: list[int], layer: int) -> Tensor:
+    """Recognisable keys (heads, tokens, size) of a row with these tokens."""
+    values = torch.tensor(tokens, dtype=torch.float32) + 1000 * layer
+    return values[None, :, None] + torch.arange(HEADS)[:, None, None] / 10 + torch.arange(SIZE) / 100
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """Against a model that is a list of rows, each a list of tokens."""
+
+    @initialize()
+    def start(self) -> None:
+        self.cache = RowCache(LAYERS, HEADS, SIZE, torch.float32)
+        self.rows: list[list[int]] = []
+        self.number = 0
+
+    def fresh(self) -> int:
+        self.number += 1
+        return self.number
+
+    @rule(lengths=st.lists(st.integers(1, 9) | st.integers(120, 140), min_size=1, max_size=5))
+    def join(self, lengths: list[int]) -> None:
+        new = [[self.fresh() for _ in range(length)] for length in lengths]
+        self.cache.start_joining(lengths)
+        padded = [row + [-1] * (max(lengths) - len(row)) for row in new]
+        for layer in range(LAYERS):
+            keys = torch.stack([states(row, layer) for row in padded])
+            returned = self.cache.update(keys, -keys, layer)
+            assert torch.equal(returned[0], keys)
+            assert torch.equal(returned[1], -keys)
+        self.rows += new
+
+    @precondition(lambda self: self.rows)
+    @rule(finish=st.booleans())
+    def step(self, finish: bool) -> None:
+        mask = self.cache.start_step()
+        new = [[self.fresh()] for _ in self.rows]
+        after = [row + one for row, one in zip(self.rows, new, strict=True)]
+        longest = max(map(len, after))
+        assert mask.shape == (len(after), 1, 1, longest)
+        for layer in range(LAYERS):
+            keys = torch.stack([states(one, layer) for one in new])
+            all_keys, all_values = self.cache.update(keys, -keys, layer)
+            assert all_keys.shape == (len(after), HEADS, longest, SIZE)
+            assert all_keys.isfinite().all()
+            for i, row in enumerate(after):
+                assert torch.equal(all_keys[i, :, : len(row)], states(row, layer))
+                assert torch.equal(all_values[i, :, : len(row)], -states(row, layer))
+        for i, row in enumerate(after):
+            assert mask[i, 0, 0].tolist() == [0.0] * len(row) + [-torch.inf] * (longest - len(row))
+        if finish:  # else the pass failed after it wrote, and is forgotten
+            self.cache.finish_step()
+            self.rows = after
+
+    @precondition(lambda self: self.rows)
+    @rule(data=st.data(), wipe=st.booleans())
+    def leave(self, data: st.DataObject, wipe: bool) -> None:
+        slot = data.draw(st.integers(0, len(self.rows) - 1))
+        self.cache.leave(slot, wipe=wipe)
+        self.rows[slot] = self.rows[-1]
+        self.rows.pop()
+
+    @invariant()
+    def lengths_agree(self) -> None:
+        assert list(self.cache.lengths) == [len(row) for row in self.rows]
+        assert self.cache.get_seq_length() == max(map(len, self.rows), default=0)
+
+    @invariant()
+    def memory_is_bounded_by_what_is_used(self) -> None:
+        rows, tokens = len(self.rows) + 3, max(map(len, self.rows), default=0) + 127
+        used = 2 * LAYERS * rows * tokens * HEADS * SIZE * 4
+        assert cache_bytes(self.cache) <= 4 * used + 4
+        if not self.rows:
+            assert cache_bytes(self.cache) == 0
+
+
+TestCache = CacheMachine.TestCase
+TestCache.settings = settings(max_examples=40, stateful_step_count=20)
+
+
+def test_numbers_that_are_not_finite_do_not_reach_the_next_row() -> None:
+    cache = RowCache(1, HEADS, SIZE, torch.float32)
+    cache.start_joining([3, 3])
+    bad = torch.full((2, HEADS, 3, SIZE), torch.nan)
+    bad[0] = 1
+    cache.update(bad, bad, 0)
+    cache.leave(1, wipe=True)
+    cache.start_joining([1])
+    cache.update(torch.ones(1, HEADS, 1, SIZE), torch.ones(1, HEADS, 1, SIZE), 0)
+    cache.start_step()
+    keys, values = cache.update(torch.ones(2, HEADS, 1, SIZE), torch.ones(2, HEADS, 1, SIZE), 0)
+    assert keys.isfinite().all()
+    assert values.isfinite().all()
+
+
+def test_a_resize_that_fails_half_way_is_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = RowCache(2, HEADS, SIZE, torch.float32)
+    cache.start_joining([2])
+    ones = torch.ones(1, HEADS, 2, SIZE)
+    for layer in range(2):
+        cache.update(ones, ones, layer)
+    calls, make = [0], Tensor.new_zeros
+
+    def sometimes(self: Tensor, *size: int) -> Tensor:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise RuntimeError("not enough memory")
+        return make(self, *size)
+
+    monkeypatch.setattr(Tensor, "new_zeros", sometimes)
+    with pytest.raises(RuntimeError, match="not enough memory"):
+        cache.start_joining([200])
+    assert list(cache.lengths) == [2]
+    cache.start_joining([200])
+    twos = torch.full((1, HEADS, 200, SIZE), 2.0)
+    for layer in range(2):
+        cache.update(twos, twos, layer)
+    cache.start_step()
+    for layer in range(2):
+        keys, _ = cache.update(torch.ones(2, HEADS, 1, SIZE), torch.ones(2, HEADS, 1, SIZE), layer)
+        assert torch.equal(keys[0, :, :2], ones[0])
+        assert torch.equal(keys[1, :, :200], twos[0])

@@ -1,0 +1,235 @@
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from llgbm.decoding.decoder import DecodeRequest
+from llgbm.decoding.sampling import SamplingParams
+from service.engine.interface import DeadlineError, EngineError, EngineLimits, QueueFullError, StoppedError
+from service.engine.torch_engine import Engine
+from service.observability.metrics import Metrics
+from tests.service.support.dummy_decoder import DummyDecoder
+from tests.service.support.harness import until
+
+
+def row(length: int = 5, prompt: int = 3) -> DecodeRequest:
+    return DecodeRequest((1,) * prompt, None, SamplingParams(max_tokens=length))
+
+
+def endless(_: DecodeRequest) -> Sequence[int]:
+    return range(100_000)
+
+
+@asynccontextmanager
+async def engine_with(
+    decoder: DummyDecoder, *, max_batch: int = 4, max_queue: int = 4, prefill_tokens: int = 1000
+) -> AsyncIterator[tuple[Engine, Metrics]]:
+    metrics = Metrics()
+    engine = Engine(EngineLimits(max_batch, max_queue, max_jobs=2, prefill_tokens=prefill_tokens), metrics)
+    engine.start()
+    engine.attach(lambda: decoder)
+    try:
+        yield engine, metrics
+    finally:
+        decoder.hold.set()
+        await engine.stop()
+        assert not engine.alive
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float:
+    return metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+async def test_a_row_gets_its_tokens_in_order_and_leaves() -> None:
+    decoder = DummyDecoder(endless)
+    async with engine_with(decoder) as (engine, metrics):
+        (stream,) = await engine.submit([row(length=5)], [None], timeout=10)
+        tokens = [token async for token in stream]
+        assert [t.token for t in tokens] == [0, 1, 2, 3, 4]
+        assert [t.finish_reason for t in tokens] == [None] * 4 + ["length"]
+        assert (engine.rows, len(decoder.rows)) == (0, 0)
+        assert value(metrics, "llgbm_completion_tokens_total") == 5
+        assert value(metrics, "llgbm_prompt_tokens_total") == 3
+        assert value(metrics, "llgbm_rows_finished_total", reason="length") == 1
+
+
+async def test_rows_join_a_running_batch_and_never_more_than_fit() -> None:
+    decoder = DummyDecoder(endless)
+    decoder.hold.clear()
+    async with engine_with(decoder, max_batch=3, max_queue=10) as (engine, _):
+        first = await engine.submit([row(length=8)], [None], timeout=10)
+        await until(lambda: len(decoder.rows) == 1)
+        others = await engine.submit([row(length=4) for _ in range(5)], [None] * 5, timeout=10)
+        decoder.hold.set()
+
+        async def count(stream) -> int:  # type: ignore[no-untyped-def]
+            return len([t async for t in stream])
+
+        assert await asyncio.gather(*map(count, [*first, *others])) == [8, 4, 4, 4, 4, 4]
+        assert max(decoder.sizes) == 3
+
+
+async def test_long_prompts_join_one_at_a_time() -> None:
+    decoder = DummyDecoder(endless)
+    async with engine_with(decoder, prefill_tokens=10) as (engine, _):
+        decoder.hold.clear()
+        streams = await engine.submit([row(length=4, prompt=8) for _ in range(3)], [None] * 3, timeout=10)
+        await until(lambda: len(decoder.rows) == 1)
+        decoder.hold.set()
+        for stream in streams:
+            assert len([t async for t in stream]) == 4
+        assert decoder.sizes[:3] == [1, 2, 3]
+
+
+async def test_past_the_queue_all_rows_of_a_request_are_refused_with_a_time_to_come_back() -> None:
+    decoder = DummyDecoder(endless)
+    decoder.hold.clear()
+    async with engine_with(decoder, max_batch=2, max_queue=1) as (engine, metrics):
+        await engine.submit([row() for _ in range(2)], [None] * 2, timeout=10)
+        await until(lambda: value(metrics, "llgbm_batch_rows") == 2)
+        with pytest.raises(QueueFullError) as caught:
+            await engine.submit([row() for _ in range(2)], [None] * 2, timeout=10)
+        assert caught.value.retry_after >= 1
+        assert value(metrics, "llgbm_queue_depth") == 0
+        await engine.submit([row()], [None], timeout=10)
+        assert value(metrics, "llgbm_queue_depth") == 1
+        assert value(metrics, "llgbm_rejected_total", reason="queue") == 1
+
+
+async def test_a_cancelled_row_is_gone_before_its_next_token() -> None:
+    decoder = DummyDecoder(endless)
+    decoder.hold.clear()
+    async with engine_with(decoder) as (engine, metrics):
+        (stream, other) = await engine.submit([row(length=1000), row(length=4)], [None] * 2, timeout=10)
+        await until(lambda: len(decoder.rows) == 2)
+        stream.cancel()
+        decoder.hold.set()
+        assert len([t async for t in other]) == 4
+        assert decoder.sizes == [2, 1, 1]
+        assert len(decoder.removed) == 1
+        assert [t async for t in stream] == []
+        assert value(metrics, "llgbm_rows_finished_total", reason="cancelled") == 1
+
+
+async def test_a_waiting_row_that_is_cancelled_never_joins() -> None:
+    decoder = DummyDecoder(endless)
+    decoder.hold.clear()
+    async with engine_with(decoder, max_batch=1) as (engine, _):
+        (running,) = await engine.submit([row(length=3)], [None], timeout=10)
+        await until(lambda: len(decoder.rows) == 1)
+        (waiting,) = await engine.submit([row(length=3)], [None], timeout=10)
+        waiting.cancel()
+        decoder.hold.set()
+        assert len([t async for t in running]) == 3
+        await until(lambda: engine.rows == 0)
+        assert len(decoder.added) == 1
+
+
+async def test_a_row_past_its_deadline_ends_with_an_error_running_or_waiting() -> None:
+    decoder = DummyDecoder(endless)
+    decoder.step_seconds = 0.02
+    async with engine_with(decoder, max_batch=1) as (engine, _):
+        (running,) = await engine.submit([row(length=10_000)], [None], timeout=0.1)
+        (waiting,) = await engine.submit([row(length=3)], [None], timeout=0.05)
+        with pytest.raises(DeadlineError):
+            _ = [t async for t in running]
+        with pytest.raises(DeadlineError):
+            _ = [t async for t in waiting]
+        assert (engine.rows, len(decoder.rows)) == (0, 0)
+
+
+async def test_a_failed_step_ends_its_rows_and_the_next_ones_get_a_new_decoder() -> None:
+    made: list[DummyDecoder] = []
+
+    def new_decoder() -> DummyDecoder:
+        made.append(DummyDecoder(endless))
+        if len(made) == 1:
+            made[0].fail_step = RuntimeError("broken")
+        return made[-1]
+
+    async with engine_with(DummyDecoder(endless)) as (engine, metrics):
+        engine.attach(new_decoder)
+        streams = await engine.submit([row() for _ in range(2)], [None] * 2, timeout=10)
+        for stream in streams:
+            with pytest.raises(EngineError):
+                _ = [t async for t in stream]
+        (after,) = await engine.submit([row(length=2)], [None], timeout=10)
+        assert len([t async for t in after]) == 2
+        assert len(made) == 2
+        assert value(metrics, "llgbm_rows_finished_total", reason="failed") == 2
+
+
+async def test_a_row_that_cannot_start_harms_no_other() -> None:
+    decoder = DummyDecoder(endless)
+    decoder.fail_add = lambda row: len(row.prompt) == 7
+    async with engine_with(decoder) as (engine, _):
+        bad, good = await engine.submit([row(prompt=7), row(length=2)], [None] * 2, timeout=10)
+        with pytest.raises(EngineError):
+            _ = [t async for t in bad]
+        assert len([t async for t in good]) == 2
+
+
+async def test_jobs_run_in_the_torch_thread_between_tokens_and_are_bounded() -> None:
+    decoder = DummyDecoder(endless)
+    decoder.step_seconds = 0.02  # the row is still there when it is held below
+    async with engine_with(decoder) as (engine, _):
+        (stream,) = await engine.submit([row(length=400)], [None], timeout=30)
+        name = await engine.run(lambda: threading.current_thread().name)
+        assert name == "llgbm-torch"
+        with pytest.raises(ZeroDivisionError):
+            await engine.run(lambda: 1 // 0)
+        decoder.hold.clear()
+        decoder.step_seconds = 0
+        await until(decoder.held.is_set)
+        jobs = [asyncio.ensure_future(engine.run(lambda: None)) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFullError):
+            await engine.run(lambda: None)
+        decoder.hold.set()
+        await asyncio.gather(*jobs)
+        assert len([t async for t in stream]) == 400
+
+
+async def test_stopping_ends_everything_with_an_error() -> None:
+    decoder = DummyDecoder(endless)
+    decoder.step_seconds = 0.01
+    async with engine_with(decoder, max_batch=1) as (engine, _):
+        streams = await engine.submit([row(length=10_000) for _ in range(2)], [None] * 2, timeout=60)
+        await until(lambda: len(decoder.rows) == 1)
+        await engine.stop()
+        for stream in streams:
+            with pytest.raises(StoppedError):
+                _ = [t async for t in stream]
+        with pytest.raises(StoppedError):
+            await engine.submit([row()], [None], timeout=1)
+        with pytest.raises(StoppedError):
+            await engine.run(lambda: None)
+
+
+async def test_ending_the_rows_leaves_the_engine_working() -> None:
+    decoder = DummyDecoder(endless)
+    decoder.step_seconds = 0.005
+    async with engine_with(decoder, max_batch=1) as (engine, _):
+        streams = await engine.submit([row(length=10_000) for _ in range(2)], [None] * 2, timeout=60)
+        await until(lambda: len(decoder.rows) == 1)
+        engine.end_rows(StoppedError("draining"))
+        for stream in streams:
+            with pytest.raises(StoppedError):
+                _ = [t async for t in stream]
+        (after,) = await engine.submit([row(length=2)], [None], timeout=10)
+        assert len([t async for t in after]) == 2
+
+
+async def test_the_gateway_metric_names_the_adapters_that_run_and_wait() -> None:
+    decoder = DummyDecoder(endless)
+    decoder.hold.clear()
+    async with engine_with(decoder, max_batch=2) as (engine, metrics):
+        await engine.submit([row() for _ in range(2)], ["lora-b", "lora-a"], timeout=10)
+        await until(lambda: len(decoder.rows) == 2)
+        await engine.submit([row() for _ in range(2)], ["lora-c", None], timeout=10)
+        labels = {"max_lora": "2", "running_lora_adapters": "lora-a,lora-b", "waiting_lora_adapters": "lora-c"}
+        before = time.time() - 1
+        await until(lambda: value(metrics, "llgbm_lora_requests_info", **labels) > before)

@@ -1,0 +1,54 @@
+"""A real redis-server for tests, on a free port, that can be stopped and started again."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from pathlib import Path
+
+import redis
+
+from tests.service.support.harness import free_port, wait_until
+
+
+class RedisServer:
+    """One redis-server, without persistence."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.url = f"redis://:secret@127.0.0.1:{self.port}/0"
+        self.socket_url = f"unix://:secret@{folder}/redis.sock?db=0"
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        options = f"--port {self.port} --bind 127.0.0.1 --requirepass secret --appendonly no --dir {self._folder}"
+        options += f" --unixsocket {self._folder}/redis.sock"
+        self._process = subprocess.Popen(["redis-server", *options.split(), "--save", ""], stdout=subprocess.DEVNULL)
+        wait_until(self._answers)
+
+    def _answers(self) -> bool:
+        try:
+            with self.client() as client:
+                return bool(client.ping())
+        except redis.exceptions.ConnectionError:
+            return False
+
+    def client(self) -> redis.Redis:
+        return redis.Redis.from_url(self.url)
+
+    def stop(self) -> None:
+        """As a crash: no goodbye to clients."""
+        if self._process is not None:
+            self._process.kill()  # ends a frozen one too
+            self._process.wait()
+            self._process = None
+
+    def freeze(self) -> None:
+        """Connections are taken but nothing is answered."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)

@@ -1,0 +1,1 @@
+"""Folders of teachers, and the deltas that are measured of them."""

@@ -1,0 +1,1 @@
+"""The command line: configurations, their help, and commands that run several others."""

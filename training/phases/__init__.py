@@ -1,0 +1,1 @@
+"""The phases of the founding document: teachers, deltas, matching, ablations, scale."""

@@ -1,0 +1,100 @@
+"""`python -m training pipeline`: runs every command that a plan has a section for, in the order of the method.
+
+A plan is a configuration file with one section for each command. Commands go on where they stopped, so the pipeline
+can be stopped and started again at any time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from llgbm.errors import ConfigError
+from training.cli.command_line import Command
+from training.cli.commands import COMMANDS
+from training.cli.config import config_fields, load_config
+from training.cli.config_values import read_yaml
+from training.runs.log import set_up_logging
+
+PHASES = ("teachers", "deltas", "fit", "match", "ablate", "compose", "calibrate", "evaluate", "scale", "report")
+"""Commands that a plan may have, in the order in which they are run."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which plan, and which part of it."""
+
+    plan: Path = Path("training/configs/qwen-0.5b.yaml")
+    """Configuration file with a section for each command to run."""
+    phases: tuple[str, ...] = ()
+    """Only these commands; empty for all that the plan has."""
+    shared: tuple[str, ...] = ()
+    """Values for every command that has them, as NAME=VALUE; they win over the plan."""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.phases if name not in PHASES]
+        if unknown:
+            raise ConfigError(f"phases: {unknown[0]!r} is none of {', '.join(PHASES)}")
+
+
+def run(config: Config) -> None:
+    """Run the plan's commands one after the other."""
+    run_plan(config.plan, config.phases, config.shared)
+
+
+def run_plan(plan: Path, phases: Sequence[str] = (), shared: Sequence[str] = ()) -> dict[str, float]:
+    """Run the commands of a plan; gives the seconds that each took.
+
+    All configurations are read before the first command is run.
+
+    Raises:
+        ConfigError: the plan has no section for a command that is asked for, one for a command that no pipeline runs,
+            an error in any section, or a shared value that no command has.
+    """
+    sections = read_yaml(plan)
+    missing = [name for name in phases if name not in sections]
+    if missing:
+        raise ConfigError(f"{plan} has no section {missing[0]!r}; it has {', '.join(sections)}")
+    others = [name for name in sections if name in _commands() and name not in PHASES]
+    if others and not phases:
+        raise ConfigError(
+            f"{plan} is no plan for the pipeline, which does not run {', '.join(others)}; run its commands one by one, "
+            "or name those to run with phases=[...]"
+        )
+    commands = [_commands()[name] for name in PHASES if name in sections and (not phases or name in phases)]
+    if not commands:
+        raise ConfigError(f"{plan} has no section for any of {', '.join(PHASES)}")
+    configs = [_load(command, plan, shared) for command in commands]
+    for value in shared:
+        if not any(_has(command, value) for command in commands):
+            raise ConfigError(
+                f"shared: none of {', '.join(c.name for c in commands)} has a value {value.partition('=')[0]!r}"
+            )
+    set_up_logging()
+    seconds: dict[str, float] = {}
+    for command, settings in zip(commands, configs, strict=True):
+        began = time.monotonic()
+        command.run_function()(settings)
+        seconds[command.name] = round(time.monotonic() - began, 1)
+        structlog.get_logger().info("phase done", phase=command.name, seconds=seconds[command.name])
+    return seconds
+
+
+def _load(command: Command, plan: Path, shared: Sequence[str]) -> Any:
+    others = {name: other.config_class for name, other in _commands().items()}
+    values = [value for value in shared if _has(command, value)]
+    return load_config(command.config_class(), [plan], values, section=command.name, other_sections=others)
+
+
+def _has(command: Command, value: str) -> bool:
+    """Whether a command's configuration has the value that an override names."""
+    return value.partition("=")[0].partition(".")[0] in config_fields(command.config_class())
+
+
+def _commands() -> dict[str, Command]:
+    return {command.name: command for command in COMMANDS}

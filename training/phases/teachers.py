@@ -1,0 +1,320 @@
+"""`python -m training teachers`: one LoRA for each task, trained by PEFT, resumable task by task.
+
+All teachers of a working folder start from one adapter: PEFT's own initialisation with a fixed seed, or the shared
+adapter of a generator artefact, from where a task needs few steps. Layout: `{workdir}/{task}/{task}_{idx}/` with
+PEFT's two files and `prompts.json`, the descriptions to train on and some examples; `{workdir}/manifest.json` is the
+index.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+
+from llgbm.adapters.index import (
+    INDEX_FILE,
+    PROMPTS_FILE,
+    AdapterEntry,
+    AdapterPrompts,
+    load_index,
+    save_index,
+    save_prompts,
+)
+from llgbm.adapters.peft_io import CONFIG_FILE, content_digest, save_peft
+from llgbm.base import Base, load_base
+from llgbm.chat import answer_ids, prompt_ids, task_messages
+from llgbm.config import TARGET_MODULES, LoRASpec
+from llgbm.errors import ConfigError
+from llgbm.fitting.task_losses import sft_loss
+from llgbm.linears.frozen_linear import Storage
+from llgbm.lora import LoRAWeights
+from llgbm.packing import Row, pack, packed_hidden_states
+from llgbm.pretrained.find import BASE_0_5B
+from training.adapters.teacher_folder import adapter_folder
+from training.recipe.generator_base import shared_adapter_for
+from training.runs.artefacts import read_manifest, relative_name
+from training.runs.fan_out import open_workers
+from training.runs.fingerprint import Fingerprint, flat
+from training.runs.log import RunLog
+from training.runs.workers import RayTask
+from training.tasks.format import Task, load_tasks, tasks_digest
+
+_CHOICE = ("workdir", "folder", "tasks", "ray", "ray_task")
+"""Values that say which teachers there are, and who trains them; all others decide what a teacher becomes."""
+_LAST_STEPS = 10
+"""Steps over which the loss is averaged for the log."""
+_NUM_EXAMPLES = 16
+"""Short training rows that prompts.json lists, for conditions made from examples."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the teachers."""
+
+    workdir: Path = Path("runs/teachers")
+    """Folder of the adapters, with the documented layout."""
+    folder: Path = Path("tasks/train")
+    """Folder of task files."""
+    tasks: tuple[str, ...] = ()
+    """Only these tasks; empty for all in the folder."""
+    base: str = BASE_0_5B
+    """Hub id or folder of the frozen base."""
+    base_storage: Storage = "float32"
+    """How the base's Linear weights are stored while training; bfloat16 is faster where the processor has it."""
+    start: Path | None = None
+    """A generator artefact whose shared adapter every teacher starts from; none for PEFT's initialisation."""
+    lora_rank: int = 8
+    """Rank, that of the 0.5B preset; the 1.5B one has 16. A start adapter must have the same."""
+    lora_alpha: float = 16.0
+    """Alpha, that of the 0.5B preset; the 1.5B one has 32. A start adapter must have the same."""
+    freeze_a: bool = False
+    """Train B alone: then all teachers share A, BA is linear in B, and averages of teachers are exact."""
+    steps: int = 60
+    """Optimiser steps for each teacher."""
+    rows_per_step: int = 8
+    """Rows in a step."""
+    max_row_tokens: int = 200
+    """Longer rows are left out."""
+    learning_rate: float = 5e-4
+    """Peak learning rate; a tenth of the steps warms up, then it falls linearly to zero."""
+    label_smoothing: float = 0.0
+    """Label smoothing of the loss."""
+    seed: int = 0
+    """Seed of initialisation and row order."""
+    index: int = 0
+    """Number of the teacher within its task: the `idx` of its folder."""
+    ray: str | None = None
+    """Train on a Ray cluster: local, auto or its address, see `docs/SCALING.md`; none: in this process."""
+    ray_task: RayTask = field(default_factory=RayTask)
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A teacher that is not in its folder yet.
+
+    Attributes:
+        losses: of every step, nats.
+        seconds: that it took.
+    """
+
+    weights: LoRAWeights
+    losses: list[float]
+    seconds: float
+
+
+def run(config: Config) -> None:
+    """Train every teacher that is not there yet."""
+    tasks = load_tasks(config.folder, config.tasks or None)
+    with RunLog(config.workdir, "teachers", config) as log:
+        base = load_base(config.base, storage=config.base_storage)
+        start = Start.of(config, base)
+        present = [t for t in tasks if (adapter_folder(config.workdir, t.task_id, config.index) / CONFIG_FILE).exists()]
+        for task in present:
+            require_same_settings(config, task, base, start)
+            list_teacher(config, task)
+        missing = [t for t in tasks if t not in present]
+        log.logger.info("teachers", wanted=len(tasks), missing=len(missing))
+        if not missing:
+            return
+        with (
+            open_workers(config.ray, config.ray_task, base, config.base, config.base_storage) as workers,
+            log.progress("teachers", total=len(missing)) as progress,
+        ):
+            work = partial(_trained, config=config, start=start.weights)
+            for done, (task, trained) in enumerate(workers.map(work, missing), 1):
+                loss = _keep(log, base, task, config, trained, start)
+                progress.update(done, f"{task.task_id}: loss {loss:.3f}")
+
+
+def make_teacher(log: RunLog, base: Base, task: Task, config: Config) -> float:
+    """Train a teacher and put it into its workdir, listed in the index; gives the mean loss of its last steps, nats."""
+    start = Start.of(config, base)
+    return _keep(log, base, task, config, _trained(base, task, config, start.weights), start)
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where teachers start.
+
+    Attributes:
+        weights: None for PEFT's initialisation.
+        digest: of the weights' content; None with none.
+    """
+
+    weights: LoRAWeights | None
+    digest: str | None
+
+    @staticmethod
+    def of(config: Config, base: Base) -> Start:
+        """Load it.
+
+        Raises:
+            CheckpointError: the artefact to start from cannot be read, or is for another base.
+        """
+        if config.start is None:
+            return Start(None, None)
+        weights = shared_adapter_for(config.start, base.spec.base_id)
+        return Start(weights, content_digest(weights))
+
+
+def _trained(base: Base, task: Task, config: Config, start: LoRAWeights | None) -> Trained:
+    began = time.monotonic()
+    weights, losses = train_teacher(base, task, config, start)
+    return Trained(weights, losses, time.monotonic() - began)
+
+
+def _keep(log: RunLog, base: Base, task: Task, config: Config, trained: Trained, start: Start) -> float:
+    folder = adapter_folder(config.workdir, task.task_id, config.index)
+    save_peft(trained.weights, folder, base_id=base.spec.base_id)
+    loss = float(np.mean(trained.losses[-_LAST_STEPS:]))
+    for step, value in enumerate(trained.losses):
+        log.metrics(step=step, series=folder.name, loss=value)
+    log.record_artefact(
+        folder,
+        kind="adapter",
+        base_revision=base.revision,
+        data_digest=tasks_digest([task]),
+        seconds=trained.seconds,
+        loss=loss,
+        start_digest=start.digest,
+    )
+    list_teacher(config, task)
+    return loss
+
+
+def require_same_settings(config: Config, task: Task, base: Base, start: Start) -> None:
+    """Check that a teacher that is there was trained with these settings, start, rows and weights of the base.
+
+    One from elsewhere passes.
+
+    Raises:
+        ConfigError: names what differs.
+    """
+    folder = adapter_folder(config.workdir, task.task_id, config.index)
+    artefact = read_manifest(config.workdir).get(relative_name(config.workdir, folder))
+    if artefact is None or artefact.command != "teachers":
+        return
+    recorded = {name: value for name, value in flat(artefact.config).items() if name.partition(".")[0] not in _CHOICE}
+    recorded["task_digest"], recorded["base_revision"] = artefact.data_digest, artefact.base_revision
+    recorded["start_digest"] = artefact.details.get("start_digest")
+    made_with = Fingerprint.of(
+        config,
+        without=_CHOICE,
+        task_digest=tasks_digest([task]),
+        base_revision=base.revision,
+        start_digest=start.digest,
+    )
+    made_with.require_same(recorded, str(folder))
+
+
+def list_teacher(config: Config, task: Task) -> AdapterEntry:
+    """Put a teacher that is there into the workdir's index, with its prompts beside it."""
+    folder = adapter_folder(config.workdir, task.task_id, config.index)
+    if not (folder / PROMPTS_FILE).exists():
+        examples = sorted(task.train, key=lambda e: len(e.input) + len(e.output))[:_NUM_EXAMPLES]
+        save_prompts(folder, AdapterPrompts(task.seen_descriptions, tuple((e.input, e.output) for e in examples)))
+    entry = AdapterEntry(folder.name, task.task_id, folder)
+    known = load_index(config.workdir)
+    if not (config.workdir / INDEX_FILE).exists() or entry.adapter_id not in {e.adapter_id for e in known}:
+        # by id, and not as they were finished: with several workers that order is another one each time
+        save_index(config.workdir, sorted({e.adapter_id: e for e in [*known, entry]}.values(), key=_adapter_id))
+    return entry
+
+
+def _adapter_id(entry: AdapterEntry) -> str:
+    return entry.adapter_id
+
+
+def train_teacher(base: Base, task: Task, config: Config, start: LoRAWeights | None) -> tuple[LoRAWeights, list[float]]:
+    """Train one teacher with PEFT on the task's own rows, the input alone in the user's turn.
+
+    Returns:
+        The adapter and the loss of every step, nats.
+    """
+    rows = _rows(base, task, config.max_row_tokens)
+    rng = np.random.default_rng([config.seed, config.index])
+    order = np.concatenate(
+        [rng.permutation(len(rows)) for _ in range(1 + config.steps * config.rows_per_step // len(rows))]
+    )
+    losses: list[float] = []
+    with _peft_model(base, config, start) as model:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.0)
+        for step in range(config.steps):
+            batch = pack([[rows[i] for i in order[step * config.rows_per_step : (step + 1) * config.rows_per_step]]])
+            warm = min(1.0, (step + 1) / max(1.0, config.steps / 10))
+            for group in optimiser.param_groups:
+                group["lr"] = config.learning_rate * min(warm, (config.steps - step) / (0.9 * config.steps))
+            hidden = packed_hidden_states(model.get_base_model(), batch)
+            loss = sft_loss(
+                model.get_base_model().lm_head(hidden[batch.label_index]).float(),
+                batch,
+                label_smoothing=config.label_smoothing,
+            )
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimiser.step()
+            losses.append(float(loss.detach()))
+        return _weights_of(model, base, config), losses
+
+
+def _rows(base: Base, task: Task, max_row_tokens: int) -> list[Row]:
+    tokenizer = base.tokenizer
+    rows = [Row(prompt_ids(tokenizer, task_messages(e.input)), answer_ids(tokenizer, e.output)) for e in task.train]
+    short = [row for row in rows if len(row.prompt) + len(row.answer) <= max_row_tokens]
+    if not short:
+        raise ConfigError(f"{task.task_id} has no row of at most {max_row_tokens} tokens; raise max_row_tokens")
+    return short
+
+
+@contextmanager
+def _peft_model(base: Base, config: Config, start: LoRAWeights | None) -> Iterator[Any]:
+    """The base wrapped by PEFT; unwrapped again at the end, the base's own weights untouched."""
+    settings = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # PEFT takes floats too
+        target_modules=list(TARGET_MODULES),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = get_peft_model(base.model, settings)
+    try:
+        if start is not None:
+            if (start.spec.rank, start.spec.alpha) != (config.lora_rank, config.lora_alpha):
+                raise ConfigError(
+                    f"the start adapter has rank {start.spec.rank} and alpha {start.spec.alpha}, "
+                    f"the configuration {config.lora_rank} and {config.lora_alpha}; make them equal"
+                )
+            state = {f"base_model.model.{n}.lora_A.weight": a.detach().contiguous() for n, a, _ in start.pairs()}
+            state |= {f"base_model.model.{n}.lora_B.weight": b.detach().contiguous() for n, _, b in start.pairs()}
+            loaded: Any = set_peft_model_state_dict(model, state)
+            if loaded.unexpected_keys:
+                raise ConfigError(f"PEFT did not take {loaded.unexpected_keys[:2]} of the start adapter")
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_" in name and not (config.freeze_a and "lora_A" in name))
+        model.train()
+        yield model
+    finally:
+        model.unload()
+        base.model.eval().requires_grad_(False)
+
+
+def _weights_of(model: Any, base: Base, config: Config) -> LoRAWeights:
+    spec = LoRASpec.for_model(base.spec, rank=config.lora_rank, alpha=config.lora_alpha)
+    modules = dict(model.get_base_model().named_modules())
+    return LoRAWeights(
+        spec,
+        {n: modules[n].lora_A["default"].weight.detach().clone() for n in spec.names},
+        {n: modules[n].lora_B["default"].weight.detach().clone() for n in spec.names},
+    )

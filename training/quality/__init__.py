@@ -1,0 +1,1 @@
+"""The quality table: methods and tasks on the same rows."""

@@ -1,0 +1,133 @@
+"""Cells of the quality table: one method on one task, what decides it, and how it is measured.
+
+Finished cells are kept, one JSON line each, over stops; none is ever taken for another.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llgbm.adapters.peft_io import content_digest
+from llgbm.base import Base
+from llgbm.decoding.decoder import generate
+from llgbm.decoding.sampling import SamplingParams
+from llgbm.evaluation import score_rows
+from llgbm.linears.frozen_linear import Storage
+from llgbm.lora import LoRAWeights
+from training.quality.methods import MethodSetup
+from training.runs.artefacts import replace_text
+from training.runs.fingerprint import Fingerprint
+from training.tasks.format import Task
+from training.tasks.rows import eval_row
+
+
+class Cells:
+    """Cells by key, which names all that decides a cell: base, rows, adapter and what stands in the context.
+
+    So a cell is measured once, whatever else changes: another generator needs no new cells of the plain base.
+
+    Args:
+        path: the file; made with the first cell. A line that a crash has cut off is dropped.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._cells: dict[str, dict[str, Any]] = {}
+        if not path.exists():
+            return
+        text = path.read_text("utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            replace_text(path, whole)
+        for line in whole.splitlines():
+            cell = json.loads(line)
+            self._cells[cell["key"]] = cell
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The cell, or None if it was not computed."""
+        return self._cells.get(key)
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        """A cell that was computed."""
+        return self._cells[key]
+
+    def add(self, key: str, cell: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep a cell; gives it back as `get` will."""
+        full = {"key": key, **cell}
+        self._cells[key] = full
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(full) + "\n")
+        return full
+
+
+SHOWN = "generated"
+"""The method of which each task shows a failure."""
+_MAX_TOKENS = 32
+
+
+def first_failure(base: Base, task: Task, adapter: LoRAWeights | None, correct: Sequence[int]) -> dict[str, str]:
+    """Input, expected and given answer of a test row that is answered wrong, the input alone in the context.
+
+    Args:
+        correct: for each of the first test rows whether it is answered right; not all of them are.
+    """
+    row = task.test[list(correct).index(0)]
+    (answer,) = generate(base, [eval_row(base, row).prompt], adapter, SamplingParams(max_tokens=_MAX_TOKENS))
+    text = str(base.tokenizer.decode(answer, skip_special_tokens=True))
+    return {"input": row.input, "expected": row.output, "answer": text}
+
+
+def measured_cell(base: Base, work: Work, num_rows: int) -> dict[str, Any]:
+    """Score the rows of a cell; of the method `SHOWN`, with the first wrong answer."""
+    task, setup = work.task, work.setup
+    began = time.monotonic()
+    rows = [eval_row(base, e, description=setup.description, shots=setup.shots) for e in task.test[:num_rows]]
+    scores = score_rows(base, [(setup.adapter, rows)])[0]
+    cell: dict[str, Any] = {
+        "correct": [int(s.correct) for s in scores],
+        "log_likelihood": [round(s.log_likelihood, 4) for s in scores],
+        "seconds": round(time.monotonic() - began, 2),
+    }
+    if work.method == SHOWN and not all(cell["correct"]):
+        cell["failure"] = first_failure(base, task, setup.adapter, cell["correct"])
+    return cell
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """A cell that is to be computed."""
+
+    key: str
+    method: str
+    task: Task
+    setup: MethodSetup
+
+
+def cell_key(base: Base, storage: Storage, task: Task, num_rows: int, setup: MethodSetup) -> str:
+    """Digest of all that decides a cell."""
+    return Fingerprint.of(
+        base_revision=base.revision,
+        base_storage=storage,
+        rows=[(e.input, e.accepted) for e in task.test[:num_rows]],
+        adapter=None if setup.adapter is None else content_digest(setup.adapter),
+        description=setup.description,
+        shots=[(e.input, e.output) for e in setup.shots],
+    ).digest
+
+
+def mean_cell(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One cell of those of all seeds: the mean of each row, and the first one's failure."""
+    merged: dict[str, Any] = {
+        name: [float(np.mean(values)) for values in zip(*(cell[name] for cell in cells), strict=True)]
+        for name in ("correct", "log_likelihood")
+    }
+    merged["by_seed"] = [float(np.mean(cell["correct"])) for cell in cells]
+    return merged | ({"failure": cells[0]["failure"]} if "failure" in cells[0] else {})

@@ -1,0 +1,236 @@
+"""The methods that the quality table compares: what adapter a task gets, and what stands in the context of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from zlib import crc32
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llgbm.checkpoint import Checkpoint
+from llgbm.lora import LoRAWeights
+from llgbm.prompting import AdapterMaker, AdapterRequest, TextEncoder
+from training.recipe.cores import Cores
+from training.tasks.format import Example, Task
+
+GIBBERISH = (
+    "qwx zzgrv plomf",
+    "lorem vastu kreb nnop",
+    "0x7f zuh//ek ae",
+    "brimbly frotz ungle ungle",
+    "ttt %% yrp 93 skoo",
+)
+_NUM_SHOTS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class MethodSetup:
+    """One method on one task: the adapter (None: the plain base) and what is added to every row's context."""
+
+    adapter: LoRAWeights | None
+    description: str | None = None
+    shots: tuple[Example, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class MethodSources:
+    """What the methods draw from.
+
+    Attributes:
+        checkpoint: the generator under test.
+        encoder: its text encoder.
+        teachers: adapters trained by gradient descent on one task each, by task id.
+        cores: trained inside the generator's bases on one task each, by task id.
+        multitask: one adapter trained on all tasks with the description in the context, or None.
+        others: for each task id, the description of another task, for the control with a wrong prompt.
+        seed: picks wording, examples and gibberish.
+    """
+
+    checkpoint: Checkpoint
+    encoder: TextEncoder
+    teachers: Mapping[str, LoRAWeights]
+    cores: Mapping[str, Cores]
+    multitask: LoRAWeights | None
+    others: Mapping[str, str]
+    seed: int
+
+    def description(self, task: Task) -> str:
+        """The wording under test: one that training never saw.
+
+        Of a task that was trained on, one of those held back. Of any other no wording was seen, and the first ones say
+        what an answer looks like, as a user would who has nothing else to say it with.
+        """
+        wordings = task.unseen_descriptions if task.task_id in self._trained else task.descriptions
+        return wordings[self.seed % len(wordings)]
+
+    def seen_description(self, task: Task) -> str | None:
+        """A wording that training did see; None of a task that was not trained on."""
+        wordings = self._trained.get(task.task_id)
+        return wordings[self.seed % len(wordings)] if wordings else None
+
+    @cached_property
+    def _trained(self) -> Mapping[str, tuple[str, ...]]:
+        """The wordings trained on, by task id."""
+        return {task.task_id: task.descriptions for task in self.checkpoint.manifest.tasks}
+
+    def shots(self, task: Task) -> tuple[Example, ...]:
+        """Three short training rows, the same for every method."""
+        rng = np.random.default_rng(self.seed)
+        by_length = sorted(task.train, key=lambda e: len(e.input) + len(e.output))
+        short = by_length[: max(_NUM_SHOTS, len(task.train) // 2)]
+        return tuple(short[i] for i in rng.permutation(len(short))[:_NUM_SHOTS])
+
+    def generate(self, texts: Sequence[str] = (), shots: Sequence[Example] = (), *, scale: float = 1.0) -> LoRAWeights:
+        """The generator's adapter for descriptions, examples, or both."""
+        request = AdapterRequest(tuple(texts), tuple((shot.input, shot.output) for shot in shots), scale)
+        (made,) = AdapterMaker(self.checkpoint, self.encoder).make([request])
+        return made.weights
+
+    def scale_in_context(self, task: Task) -> float | None:
+        """The scale that calibration gives an adapter beside the task's description; None without calibration."""
+        request = AdapterRequest((self.description(task),))
+        return AdapterMaker(self.checkpoint, self.encoder).scale_in_context(request)
+
+    def retrieved(self, task: Task, *, count: int, temperature: float = 0.05, own: bool = False) -> LoRAWeights | None:
+        """Softmax over the `count` nearest training tasks that have a teacher, the task itself only if `own`.
+
+        None where no other training task has one.
+        """
+        tasks = self.checkpoint.manifest.tasks
+        query = self.encoder.encode([self.description(task)])[0]
+        ranked = [(tasks[i].task_id, cosine) for i, cosine in self.checkpoint.prompt_index.nearest(query, len(tasks))]
+        near = [(name, cos) for name, cos in ranked if name in self.teachers and (own or name != task.task_id)]
+        near = near[:count]
+        if not near:
+            return None
+        weights = (torch.tensor([cosine for _, cosine in near]) / temperature).softmax(0)
+        return mean_adapter([self.teachers[name] for name, _ in near], weights)
+
+    @cached_property
+    def mean_teacher(self) -> LoRAWeights | None:
+        """The mean of the training tasks' teachers; None without any."""
+        chosen = [self.teachers[t.task_id] for t in self.checkpoint.manifest.tasks if t.task_id in self.teachers]
+        return mean_adapter(chosen, torch.full((len(chosen),), 1 / len(chosen))) if chosen else None
+
+
+def mean_adapter(adapters: Sequence[LoRAWeights], weights: Tensor) -> LoRAWeights:
+    """Weighted mean of the A and of the B tensors, of adapters of one spec.
+
+    The rank stays what it is, as in the usual averaging of adapters; with a shared A the mean of the products is exact.
+    """
+    spec = adapters[0].spec
+    factors = [float(w) for w in weights]
+
+    def mean(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.stack([f * t for f, t in zip(factors, tensors, strict=True)]).sum(0)
+
+    return LoRAWeights(
+        spec,
+        {n: mean([w.a[n] for w in adapters]) for n in spec.names},
+        {n: mean([w.b[n] for w in adapters]) for n in spec.names},
+    )
+
+
+def _adapter(
+    adapter: LoRAWeights | None, description: str | None = None, shots: tuple[Example, ...] = ()
+) -> MethodSetup | None:
+    """The setup of an adapter that may not be there."""
+    return None if adapter is None else MethodSetup(adapter, description, shots)
+
+
+def _generated_from_seen(sources: MethodSources, task: Task) -> MethodSetup | None:
+    text = sources.seen_description(task)
+    return None if text is None else MethodSetup(sources.generate([text]))
+
+
+def _trained_cores(sources: MethodSources, task: Task) -> MethodSetup | None:
+    found = sources.cores.get(task.task_id)
+    return None if found is None else MethodSetup(found.adapter(sources.checkpoint.generator))
+
+
+def _scaled(sources: MethodSources, task: Task, text: str) -> MethodSetup | None:
+    """The adapter of `text` beside the task's description, at the scale that calibration gives to that description."""
+    scale = sources.scale_in_context(task)
+    if scale is None:
+        return None
+    return MethodSetup(sources.generate([text], scale=scale), sources.description(task))
+
+
+def _scaled_multitask(sources: MethodSources, task: Task) -> MethodSetup | None:
+    scale = sources.scale_in_context(task)
+    if scale is None or sources.multitask is None:
+        return None
+    return MethodSetup(sources.multitask.scaled(scale), sources.description(task))
+
+
+def _gibberish(sources: MethodSources, task: Task) -> MethodSetup:
+    return MethodSetup(sources.generate([GIBBERISH[(sources.seed + crc32(task.task_id.encode())) % len(GIBBERISH)]]))
+
+
+METHODS: dict[str, Callable[[MethodSources, Task], MethodSetup | None]] = {
+    "base": lambda sources, task: MethodSetup(None),
+    "base + description": lambda sources, task: MethodSetup(None, sources.description(task)),
+    "base + 3 examples": lambda sources, task: MethodSetup(None, None, sources.shots(task)),
+    "base + description + 3 examples": lambda sources, task: MethodSetup(
+        None, sources.description(task), sources.shots(task)
+    ),
+    "multi-task LoRA": lambda sources, task: _adapter(sources.multitask),
+    "multi-task LoRA + description": lambda sources, task: _adapter(sources.multitask, sources.description(task)),
+    "multi-task LoRA + description + 3 examples": lambda sources, task: _adapter(
+        sources.multitask, sources.description(task), sources.shots(task)
+    ),
+    "shared adapter": lambda sources, task: MethodSetup(sources.checkpoint.generator.shared_adapter()),
+    "shared adapter + description": lambda sources, task: MethodSetup(
+        sources.checkpoint.generator.shared_adapter(), sources.description(task)
+    ),
+    "mean of the teachers": lambda sources, task: _adapter(sources.mean_teacher),
+    "nearest task's teacher": lambda sources, task: _adapter(sources.retrieved(task, count=1)),
+    "nearest task's teacher, its own among them": lambda sources, task: _adapter(
+        sources.retrieved(task, count=1, own=True)
+    ),
+    "softmax over 5 nearest teachers": lambda sources, task: _adapter(sources.retrieved(task, count=5)),
+    "generated": lambda sources, task: MethodSetup(sources.generate([sources.description(task)])),
+    "generated, description trained on": _generated_from_seen,
+    "generated, wrong description": lambda sources, task: MethodSetup(sources.generate([sources.others[task.task_id]])),
+    "generated, gibberish": _gibberish,
+    "generated from 3 examples": lambda sources, task: MethodSetup(sources.generate(shots=sources.shots(task))),
+    "generated + description": lambda sources, task: MethodSetup(
+        sources.generate([sources.description(task)]), sources.description(task)
+    ),
+    "generated, wrong description + description": lambda sources, task: MethodSetup(
+        sources.generate([sources.others[task.task_id]]), sources.description(task)
+    ),
+    "generated + description + 3 examples": lambda sources, task: MethodSetup(
+        sources.generate([sources.description(task)], sources.shots(task)),
+        sources.description(task),
+        sources.shots(task),
+    ),
+    "generated, scaled + description": lambda sources, task: _scaled(sources, task, sources.description(task)),
+    "generated, wrong description, scaled + description": lambda sources, task: _scaled(
+        sources, task, sources.others[task.task_id]
+    ),
+    "multi-task LoRA, scaled + description": _scaled_multitask,
+    "cores trained on the task": _trained_cores,
+    "teacher": lambda sources, task: _adapter(sources.teachers.get(task.task_id)),
+}
+"""Every method, in the order of the table; one that lacks what it needs gives None and is reported as not run."""
+
+INDEPENDENT = (
+    "base",
+    "base + description",
+    "base + 3 examples",
+    "base + description + 3 examples",
+    "multi-task LoRA",
+    "multi-task LoRA + description",
+    "multi-task LoRA + description + 3 examples",
+    "mean of the teachers",
+    "nearest task's teacher",
+    "nearest task's teacher, its own among them",
+    "softmax over 5 nearest teachers",
+    "teacher",
+)
+"""The methods that the generator has no part in, but for the list of its training tasks."""

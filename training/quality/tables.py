@@ -1,0 +1,203 @@
+"""`python -m training tables`: puts the numbers of results into Markdown documents, at the places that these mark.
+
+A place is `<!-- table: NAME -->` and, further down, `<!-- end -->`; what stands between them is replaced, and nothing
+else is touched. Names are those of `TABLES` and `failures`; where a table is of one group of tasks, the
+group follows its name, and where it comes from another result than `quality`, `from` and its path follow.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llgbm.errors import ConfigError
+from training.runs.artefacts import replace_text
+from training.runs.results import read_result
+
+Result = Mapping[str, Any]
+
+COLUMNS = {"unseen_descriptions": "training tasks, unseen description", "heldout_kinds": "kinds never seen"}
+"""Groups of tasks in the quality table, and what a reader calls them."""
+BY_TASK = (
+    "base + description", "base + description + 3 examples", "multi-task LoRA + description", "teacher", "generated",
+    "generated, wrong description", "generated + description",
+)  # fmt: skip
+"""Methods of the tables by task, where they were run."""
+_SHORT = 60
+_OPENING = "<!-- table: "
+_PLACE = re.compile(
+    r"(<!-- table: (\w+)(?: (?!from )(\w+))?(?: from (\S+))? -->\n)(?:(?!<!-- table: ).)*?(<!-- end -->)", re.DOTALL
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which numbers, and where they go."""
+
+    quality: Path = Path("results/quality.json")
+    """The table that `evaluate` wrote."""
+    documents: tuple[Path, ...] = (Path("README.md"), Path("checkpoints/MODEL_CARD.md"))
+    """The documents."""
+
+
+def run(config: Config) -> None:
+    """Fill every place of every document.
+
+    Raises:
+        ConfigError: a document has no place, one without an end, or one of an unknown name.
+        TaskFormatError: a result is missing.
+    """
+    texts = {}
+    for path in config.documents:
+        before = path.read_text(encoding="utf-8")
+        texts[path], places = _PLACE.subn(lambda found: filled(found, config), before)
+        if not places:
+            raise ConfigError(f"{path} has no place for a table; write <!-- table: methods --> and <!-- end -->")
+        if places < before.count(_OPENING):
+            wrong = before.count(_OPENING) - places
+            raise ConfigError(f"{path} has {wrong} tables without a name, or without an <!-- end --> before the next")
+    for path, text in texts.items():
+        replace_text(path, text)
+        print(path)
+
+
+def filled(place: re.Match[str], config: Config) -> str:
+    """A place with its table in it."""
+    opening, name, group, path, closing = place.groups()
+    source = Path(path) if path else config.quality
+    if name == "failures" and group in COLUMNS:
+        lines = failures(read_result(source)["failures"][group])
+    elif name in TABLES and (group in COLUMNS or group is None):
+        columns = read_result(source)["columns"]
+        lines = TABLES[name](columns if group is None else {group: columns[group]})
+    else:
+        known = ", ".join((*TABLES, "failures"))
+        raise ConfigError(f"unknown table {name} {group or ''}; tables are {known}, groups {', '.join(COLUMNS)}")
+    return opening + "\n".join(["", *lines, "", closing])
+
+
+def methods(columns: Result) -> list[str]:
+    """Accuracy and interval of every method that was run; for one group log-likelihood and delta cosine too."""
+    names = dict.fromkeys(name for column in columns.values() for name in column["methods"])
+    one_group = len(columns) == 1
+    with_cosines = one_group and any("delta_cosine" in row for row in next(iter(columns.values()))["methods"].values())
+    header = ["method", *(COLUMNS[group] for group in columns)]
+    header += ["log-likelihood a token"] * one_group + ["delta cosine with the teacher"] * with_cosines
+    rows = []
+    for name in names:
+        found = [column["methods"].get(name, {"accuracy": None}) for column in columns.values()]
+        if any(one["accuracy"] is not None for one in found):
+            row = [name, *(_accuracy(one) for one in found)]
+            row += [f"{found[0]['log_likelihood']:.2f}"] if one_group else []
+            row += [_cosine(found[0])] if with_cosines else []
+            rows.append(row)
+    return table(header, rows)
+
+
+def differences(columns: Result) -> list[str]:
+    """Paired differences in points with their intervals, but for those to the plain base."""
+    pairs = dict.fromkeys(
+        (d["of"], d["minus"]) for column in columns.values() for d in column["differences"] if d["minus"] != "base"
+    )
+    rows = []
+    for pair in [("generated, gibberish", "base"), *pairs]:
+        found = [
+            next((d for d in column["differences"] if (d["of"], d["minus"]) == pair), None)
+            for column in columns.values()
+        ]
+        if any(found):
+            rows.append([f"{pair[0]} − {pair[1]}", *("–" if d is None else _points(d) for d in found)])
+    return table(["difference, in points", *(COLUMNS[group] for group in columns)], rows)
+
+
+def tasks(columns: Result) -> list[str]:
+    """Accuracy of some methods by task."""
+    lines: list[str] = []
+    for column in columns.values():
+        shown = [name for name in BY_TASK if column["methods"].get(name, {}).get("tasks")]
+        by_method = [column["methods"][name]["tasks"] for name in shown]
+        rows = [
+            [task, *(_percent(scores[task]["accuracy"]) if task in scores else "–" for scores in by_method)]
+            for task in sorted({task for scores in by_method for task in scores})
+        ]
+        lines += table(["task", *shown], rows)
+    return lines
+
+
+def kinds(columns: Result) -> list[str]:
+    """Mean accuracy of `generated` and what else was run by category of tasks, the best first."""
+    lines: list[str] = []
+    for column in columns.values():
+        methods = [name for name in column["methods"] if column["methods"][name].get("tasks")]
+        members: dict[str, list[str]] = {}
+        for task, category in column["categories"].items():
+            members.setdefault(category, []).append(task)
+        means = {
+            category: [_mean(column["methods"][name]["tasks"], tasks) for name in methods]
+            for category, tasks in members.items()
+        }
+        rows = [
+            [
+                category.replace("_", " "),
+                str(len(members[category])),
+                *("–" if m is None else _percent(m) for m in mean),
+            ]
+            for category, mean in sorted(means.items(), key=lambda kind: (-(kind[1][0] or 0), kind[0]))
+        ]
+        lines += table(["kind", "tasks", *methods], rows)
+    return lines
+
+
+def failures(found: Sequence[Result]) -> list[str]:
+    """What was asked, what was expected and what came, where all of it is short; one row a task."""
+    rows = []
+    for one in found:
+        cells = [" ".join(one[key].split()).replace("|", "\\|") for key in ("input", "expected", "answer")]
+        if all(len(cell) <= _SHORT for cell in cells):
+            rows.append([one["task"], *cells])
+    return table(["task", "input", "expected", "answer"], rows)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+def _mean(scores: Result, tasks: Sequence[str]) -> float | None:
+    found = [scores[task]["accuracy"] for task in tasks if task in scores]
+    return sum(found) / len(found) if found else None
+
+
+def _accuracy(method: Result) -> str:
+    if method["accuracy"] is None:
+        return "–"
+    low, high = method["interval"]
+    return f"{_percent(method['accuracy'])} ({_percent(low)} to {_percent(high)})"
+
+
+def _cosine(method: Result) -> str:
+    if "delta_cosine" not in method:
+        return "–"
+    low, high = method["delta_cosine_interval"]
+    return f"{method['delta_cosine']:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _points(difference: Result) -> str:
+    low, high = difference["interval"]
+    return f"{100 * difference['mean']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+TABLES: Mapping[str, Callable[[Result], list[str]]] = {
+    "methods": methods,
+    "differences": differences,
+    "tasks": tasks,
+    "kinds": kinds,
+}
+"""Tables of the quality result by name."""

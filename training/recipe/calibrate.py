@@ -1,0 +1,169 @@
+"""`python -m training calibrate`: gives a generator its notion of what it does not know.
+
+First a detector of texts that ask for no task, fitted on prompts alone, see `training.recipe.task_detector`: their
+adapters become near none. Then a confidence, from how well it does near and far from training, and the scale at which
+its adapters do best in conversations that have the description too.
+Near are training tasks with wordings never trained on; far are procedural tasks of families that the fit kept back.
+Rows are those that neither training nor `evaluate` reads. The held-out kinds of `evaluate` are not touched.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from llgbm.base import Base
+from llgbm.checkpoint import GeneratorManifest, load_generator, write_calibration
+from llgbm.errors import ConfigError
+from llgbm.evaluation import score_rows
+from llgbm.linears.frozen_linear import Storage
+from llgbm.prompting import AdapterMaker, AdapterRequest
+from llgbm.text_encoder import PretrainedTextEncoder
+from training.recipe.confidence import Point, confidence_curve, reliability
+from training.recipe.context_scale import ContextPoint, choose_scale, scale_table
+from training.recipe.generator_base import base_of
+from training.recipe.task_detector import detector_quality, fit_detector, gibberish
+from training.runs.log import RunLog
+from training.runs.results import write_result
+from training.tasks.format import Task, evenly, load_tasks, tasks_digest
+from training.tasks.procedural_tasks import synthetic_tasks
+from training.tasks.rows import eval_row
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the confidence is measured on."""
+
+    workdir: Path = Path("runs/calibrate")
+    """Folder for the log and the result."""
+    checkpoint: Path = Path("checkpoints/qwen2.5-0.5b")
+    """The generator's artefact; it gets the detector and the curve."""
+    tasks: Path = Path("tasks/train")
+    """Folder of the training tasks' files."""
+    task_ids: tuple[str, ...] = ()
+    """Only these of them; empty for all."""
+    hidden_families: tuple[str, ...] = ()
+    """Families of procedural tasks that the fit kept back."""
+    hidden_tasks: int = 80
+    """Tasks of these families, taken from them in turn."""
+    wordings: int = 2
+    """Wordings of each task, such as training never saw."""
+    num_rows: int = 8
+    """Test rows of each task."""
+    skip_rows: int = 50
+    """First test rows, which are left to `evaluate`."""
+    threshold: float = 0.25
+    """Confidence below which the service warns."""
+    context_tasks: int = 60
+    """Tasks that the scale in context is chosen on: so many of the folder, evenly, and so many hidden ones."""
+    context_scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    """What that scale may be."""
+    base: str = ""
+    """Hub id or folder of the base; by default the one that the checkpoint names."""
+    base_storage: Storage = "float32"
+    """How the base's Linear weights are stored."""
+    text_encoder: str = ""
+    """Hub id or folder of the text encoder; by default the one that the checkpoint names."""
+
+    def __post_init__(self) -> None:
+        if min(self.wordings, self.num_rows, self.hidden_tasks, self.context_tasks) < 1 or self.skip_rows < 0:
+            raise ConfigError(
+                "wordings, num_rows, hidden_tasks and context_tasks must be at least 1, and skip_rows not negative"
+            )
+        if not self.context_scales or not all(0 < scale <= 1 for scale in self.context_scales):
+            raise ConfigError("context_scales lie above 0 and up to 1, and there is one at least")
+        if not 0 <= self.threshold <= 1:
+            raise ConfigError("threshold lies between 0 and 1")
+
+
+def run(config: Config) -> None:
+    """Fit the detector, measure, and write both into the artefact.
+
+    Raises:
+        ConfigError: a hidden task was trained on, or there is too little to measure on.
+    """
+    checkpoint = load_generator(config.checkpoint)
+    near = load_tasks(config.tasks, config.task_ids or None)
+    far = synthetic_tasks(families=config.hidden_families, limit=config.hidden_tasks) if config.hidden_families else []
+    trained = {task.task_id for task in checkpoint.manifest.tasks}
+    if known := [task.task_id for task in far if task.task_id in trained]:
+        raise ConfigError(f"{config.checkpoint} was trained on {known[0]}; name families that its fit kept back")
+    base = base_of(checkpoint, config.base, config.base_storage)
+    encoder = PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id)
+    detector = fit_detector(checkpoint, encoder)
+    maker = AdapterMaker(replace(checkpoint, detector=detector), encoder)
+    wordings = never_seen([*near, *far], checkpoint.manifest)
+    tasks = [task for task in [*near, *far] if len(task.test) > config.skip_rows and wordings[task.task_id]]
+    sides = [[task for task in tasks if (task.task_id in trained) == known] for known in (True, False)]
+    beside = [task for side in sides for task in evenly(side, config.context_tasks)]
+    with RunLog(config.workdir, "calibrate", config) as log:
+        points: list[Point] = []
+        with log.progress("calibrate", total=len(tasks)) as progress:
+            for done, task in enumerate(tasks, 1):
+                points += measured(task, wordings[task.task_id], maker, base, config)
+                progress.update(done, task.task_id)
+        curve, found = confidence_curve(points, config.threshold), reliability(points)
+        expected = np.interp([p.similarity for p in points], curve["similarity"], curve["confidence"])
+        in_context: list[ContextPoint] = []
+        with log.progress("scale in context", total=len(beside)) as progress:
+            for done, task in enumerate(beside, 1):
+                in_context.append(
+                    measured_in_context(task, wordings[task.task_id][0], task.task_id in trained, maker, base, config)
+                )
+                progress.update(done, task.task_id)
+        scale = choose_scale(in_context, config.context_scales)
+        manifest = write_calibration(config.checkpoint, detector, curve, scale)
+        result = {
+            "generator": manifest.digest,
+            "detector": detector_quality(detector, detected(near, far), encoder),
+            "curve": curve,
+            "reliability": found,
+            "context_scale": asdict(scale),
+            "accuracy_in_context": scale_table(in_context, config.context_scales, scale),
+            "warned": round(float((expected < config.threshold).mean()), 4),
+            "points_in_context": [[p.trained, round(p.similarity, 4), *p.accuracies] for p in in_context],
+            "points": [[p.category, round(p.similarity, 4), round(p.accuracy, 4)] for p in points],
+        }
+        write_result(log, "confidence", config, result, base_revision=base.revision, data_digest=tasks_digest(tasks))
+
+
+def detected(near: Sequence[Task], far: Sequence[Task]) -> dict[str, Sequence[str]]:
+    """The texts on which the detector is measured; it has seen none of them."""
+    rng = random.Random(1)
+    groups = {
+        "training tasks, unseen wordings": [text for task in near for text in task.unseen_descriptions],
+        "kinds kept back": [text for task in far for text in task.descriptions],
+        "gibberish": [gibberish(rng) for _ in range(300)],
+    }
+    return {name: texts for name, texts in groups.items() if texts}
+
+
+def never_seen(tasks: Sequence[Task], manifest: GeneratorManifest) -> dict[str, list[str]]:
+    """By task id, the wordings that a task holds back and that the generator was not trained on for any task."""
+    seen = {text for trained in manifest.tasks for text in trained.descriptions}
+    return {task.task_id: [text for text in task.unseen_descriptions if text not in seen] for task in tasks}
+
+
+def measured(task: Task, unseen: Sequence[str], maker: AdapterMaker, base: Base, config: Config) -> Iterator[Point]:
+    """The points of one task: one for each of its first wordings never seen, all measured on the same rows."""
+    wordings = unseen[: config.wordings]
+    made = maker.make([AdapterRequest((text,)) for text in wordings])
+    rows = [eval_row(base, example) for example in task.test[config.skip_rows :][: config.num_rows]]
+    for adapter, scores in zip(made, score_rows(base, [(a.weights, rows) for a in made]), strict=True):
+        yield Point(task.category, adapter.nearest[0][1], float(np.mean([s.correct for s in scores])))
+
+
+def measured_in_context(
+    task: Task, wording: str, trained: bool, maker: AdapterMaker, base: Base, config: Config
+) -> ContextPoint:
+    """The point of one task: a wording never seen, in the context and as an adapter at every scale."""
+    made = maker.make([AdapterRequest((wording,), scale=scale) for scale in config.context_scales])
+    examples = task.test[config.skip_rows :][: config.num_rows]
+    rows = [eval_row(base, example, description=wording) for example in examples]
+    scores = score_rows(base, [(adapter.weights, rows) for adapter in made])
+    accuracies = tuple(float(np.mean([s.correct for s in at_scale])) for at_scale in scores)
+    return ContextPoint(trained, made[0].nearest[0][1], accuracies)

@@ -1,0 +1,92 @@
+"""Conditions of tasks as a fit draws them: of a seen description, of examples or of both, with noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llgbm.errors import ConfigError
+from llgbm.prompting import TextEncoder, condition_of, example_lines, noisy
+from llgbm.text_encoder import PretrainedTextEncoder, SqliteEmbeddingCache
+from training.tasks.format import Task
+
+TEXTS_FILE = "embeddings.sqlite"
+"""In the working directory of a command that trains: what the encoder has made of tens of thousands of texts."""
+
+
+@dataclass(frozen=True)
+class ConditionConfig:
+    """What a condition is made of."""
+
+    example_fraction: float = 0.2
+    """Share of conditions that come from examples instead of a description."""
+    mixed_fraction: float = 0.1
+    """Share of conditions that come from a description and examples together."""
+    num_examples: int = 3
+    """Examples in such a condition."""
+    example_pool: int = 16
+    """Training rows of a task that examples are drawn from."""
+    noise: float = 0.1
+    """Length of the random vector that is added to a condition, whose own length is 1."""
+
+    def __post_init__(self) -> None:
+        if self.num_examples < 1 or self.noise < 0:
+            raise ConfigError("num_examples must be at least 1, and noise must not be negative")
+        if self.example_pool < self.num_examples:
+            raise ConfigError("example_pool must not be smaller than num_examples")
+        if min(self.example_fraction, self.mixed_fraction) < 0 or self.example_fraction + self.mixed_fraction > 1:
+            raise ConfigError("fractions lie between 0 and 1, and so does example_fraction + mixed_fraction")
+
+
+@contextmanager
+def lasting_encoder(name_or_path: str, file: Path) -> Iterator[PretrainedTextEncoder]:
+    """A text encoder that keeps what it makes of texts in `file`, so that no run encodes them again."""
+    with closing(SqliteEmbeddingCache(file)) as cache:
+        yield PretrainedTextEncoder(name_or_path, cache=cache)
+
+
+class ConditionSampler:
+    """Draws conditions of tasks. Texts are encoded when they are drawn, so that a short run encodes few.
+
+    Args:
+        encoder: should have a cache, since the same texts are drawn again and again.
+        seed: picks the training rows of which the examples are drawn.
+
+    Raises:
+        ConfigError: a task has no description to train on.
+    """
+
+    def __init__(self, tasks: Sequence[Task], encoder: TextEncoder, config: ConditionConfig, seed: int) -> None:
+        self._tasks, self._encoder, self._config = tasks, encoder, config
+        self._lines: list[list[str]] = []
+        rng = np.random.default_rng(seed)
+        for task in tasks:
+            if not task.seen_descriptions:
+                raise ConfigError(f"{task.task_id} has no description to train on; leave it out or write more wordings")
+            chosen = rng.permutation(len(task.train))[: config.example_pool]
+            self._lines.append(example_lines([(task.train[i].input, task.train[i].output) for i in chosen]))
+
+    def descriptions(self, index: int) -> Tensor:
+        """Embeddings (seen descriptions, condition_size) of the task at `index`."""
+        return self._encoder.encode(self._tasks[index].seen_descriptions)
+
+    def draw(self, index: int, wording: int, rng: np.random.Generator) -> Tensor:
+        """A condition (condition_size,) of the task at `index`; its description, if it reads one, has the number
+        `wording` among those seen.
+        """
+        config, lines = self._config, self._lines[index]
+        examples = [lines[i] for i in rng.permutation(len(lines))[: config.num_examples]]
+        kind = rng.random()
+        with_examples = kind < config.example_fraction + config.mixed_fraction
+        with_description = kind >= config.example_fraction
+        texts = [self._tasks[index].seen_descriptions[wording]] if with_description else []
+        embeddings = self._encoder.encode([*texts, *(examples if with_examples else [])])
+        condition = condition_of(embeddings[: len(texts)], embeddings[len(texts) :])
+        normal = torch.from_numpy(rng.standard_normal(len(condition)).astype(np.float32))
+        return noisy(condition, normal, self._config.noise)

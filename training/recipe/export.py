@@ -1,0 +1,147 @@
+"""`python -m training export`: an adapter from a prompt, or the artefact of a generator from the state of a fit.
+
+    python -m training export prompt="Translate the English word to French." out=french
+    python -m training export state=runs/fit/state.pt fit=training/configs/shipped.yaml out=checkpoints/mine
+
+The first writes a PEFT folder. The second takes the state that a fit saves as it goes, so that a run can be tried, or
+kept, before it ends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llgbm.adapters.peft_io import save_peft
+from llgbm.base import load_base
+from llgbm.checkpoint import GeneratorManifest, load_generator, save_generator
+from llgbm.config import default_lora
+from llgbm.errors import CheckpointError, ConfigError
+from llgbm.generator import create_generator
+from llgbm.prompting import AdapterMaker, AdapterRequest, MadeAdapter
+from llgbm.text_encoder import PretrainedTextEncoder
+from training.adapters.teacher_folder import load_teachers
+from training.cli.commands import COMMANDS
+from training.cli.config import load_config
+from training.recipe.fit import Config as FitConfig
+from training.recipe.fit import fingerprint_of, manifest_of, started_from, training_tasks
+from training.runs.log import set_up_logging
+
+ARROW = "=>"
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to export."""
+
+    prompt: tuple[str, ...] = ()
+    """What the adapter shall do, in one wording or several."""
+    example: tuple[str, ...] = ()
+    """Examples, each as "INPUT => OUTPUT"."""
+    scale: float = 1.0
+    """Factor on what the adapter does."""
+    checkpoint: Path = Path("checkpoints/qwen2.5-0.5b")
+    """The generator that makes the adapter."""
+    text_encoder: str = ""
+    """Hub id or folder of its text encoder; by default the one that the checkpoint names."""
+    state: Path | None = None
+    """The state of a fit, to export its generator in place of an adapter."""
+    fit: tuple[Path, ...] = ()
+    """The configuration files of that fit, in the order in which it was given them."""
+    out: Path = Path("exported")
+    """Folder to write."""
+
+
+def run(config: Config) -> None:
+    """Write the folder, and print what it is.
+
+    Raises:
+        ConfigError: neither a prompt nor a state is given, or both.
+    """
+    set_up_logging()
+    asked = bool(config.prompt or config.example)
+    if asked == (config.state is not None):
+        raise ConfigError("give either a prompt (or examples), for an adapter, or a state, for a generator")
+    if asked:
+        made = export_adapter(config)
+        near = ", ".join(f"{name} {cosine:.2f}" for name, cosine in made.nearest)
+        print(f"{config.out}: adapter {made.id}; nearest training tasks: {near or 'none'}")
+        if made.warning:
+            print(f"warning: {made.warning}")
+    else:
+        manifest = export_state(config)
+        print(f"{config.out}: generator {manifest.digest[:12]} for {manifest.base_id}, {len(manifest.tasks)} tasks")
+
+
+def export_adapter(config: Config) -> MadeAdapter:
+    """Make an adapter and write it to `out` as PEFT does.
+
+    Raises:
+        ConfigError: an example without an arrow, or one of its sides is empty.
+        CheckpointError: there is no generator.
+    """
+    checkpoint = load_generator(config.checkpoint)
+    encoder = PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id)
+    request = AdapterRequest(config.prompt, tuple(map(parse_example, config.example)), config.scale)
+    made = AdapterMaker(checkpoint, encoder).make([request])[0]
+    save_peft(made.weights, config.out, base_id=checkpoint.manifest.base_id)
+    return made
+
+
+def parse_example(text: str) -> tuple[str, str]:
+    """Input and output of "INPUT => OUTPUT"; the last arrow counts, so an input may have some.
+
+    Raises:
+        ConfigError: there is no arrow.
+    """
+    given, arrow, wanted = text.rpartition(ARROW)
+    if not arrow:
+        raise ConfigError(f'example {text!r} has no arrow; write it as "INPUT {ARROW} OUTPUT"')
+    return given.strip(), wanted.strip()
+
+
+def export_state(config: Config) -> GeneratorManifest:
+    """Write the generator of a fit's state to `out` as an artefact.
+
+    Raises:
+        ConfigError: the fit's configuration is not given, or is another one than that of the state.
+        CheckpointError: the state is torn.
+    """
+    if config.state is None or not config.fit:
+        raise ConfigError(
+            "a state alone does not say all of its settings: name the fit's configuration file too, with fit=FILE"
+        )
+    settings = load_config(FitConfig, config.fit, section="fit", other_sections=_other_sections())
+    state = _read_state(config.state)
+    base = load_base(settings.base, storage=settings.base_storage)
+    tasks = training_tasks(settings).all
+    generator = create_generator(base.spec, default_lora(base.spec), settings.generator)
+    start = None if settings.start is None else started_from(settings.start, generator)
+    names = [task.task_id for task in tasks]
+    teachers = load_teachers(settings.teachers, names, base.spec.base_id) if settings.teachers else {}
+    made_with = fingerprint_of(settings, tasks, base, start, teachers)
+    made_with.require_same_run(config.state.parent, [config.state.name])
+    own = {name.removeprefix("0."): tensor for name, tensor in state["model"].items() if name.startswith("0.")}
+    generator.load_state_dict(own)
+    encoder = PretrainedTextEncoder(settings.text_encoder)
+    made = {"steps": state["step"]}
+    manifest, prompts = manifest_of(settings, generator.eval(), base, tasks, encoder, made, start=start)
+    return save_generator(config.out, generator, manifest, prompts)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path, weights_only=True, mmap=True)
+    except Exception as error:  # a torn file raises whatever the unpickler meets
+        raise CheckpointError(f"{path} cannot be read as the state of a fit: {error}") from error
+    if not isinstance(state, dict) or not {"step", "model", "settings"} <= state.keys():
+        raise CheckpointError(f"{path} is not the state of a fit")
+    return state
+
+
+def _other_sections() -> dict[str, Any]:
+    """The other commands' sections, which the fit's file may have."""
+    return {command.name: command.config_class for command in COMMANDS if command.name != "fit"}

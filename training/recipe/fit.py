@@ -1,0 +1,380 @@
+"""`python -m training fit`: trains a generator on tasks and writes the artefact that the service loads.
+
+One command, one configuration, resumable: the state is written every few minutes, and the same command goes on from it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llgbm.base import Base, load_base
+from llgbm.checkpoint import GeneratorManifest, TrainingTask, load_generator, save_generator, saved_in
+from llgbm.config import GeneratorConfig, default_lora
+from llgbm.delta import DeltaMeter
+from llgbm.errors import ConfigError
+from llgbm.fitting.context_teacher import Teacher
+from llgbm.fitting.objectives import TaskObjective
+from llgbm.fitting.task_cores import TaskCores
+from llgbm.generator import LoRAGenerator, create_generator
+from llgbm.linears.frozen_linear import Storage
+from llgbm.lora import LoRAWeights
+from llgbm.pretrained.find import BASE_0_5B, TEXT_ENCODER
+from llgbm.prompting import TextEncoder
+from llgbm.text_encoder import PretrainedTextEncoder
+from llgbm.training import TrainingConfig, TrainingState, train
+from training.adapters.delta_store import ProbeConfig, cached_delta, open_deltas
+from training.adapters.teacher_folder import adapter_folder, load_teachers, teachers_digest
+from training.recipe.conditions import TEXTS_FILE, lasting_encoder
+from training.recipe.cores import Cores, belonging, core_file, generated_cores, write_cores
+from training.recipe.progress_check import CheckConfig, ProgressCheck
+from training.recipe.rounds import RoundConfig, Rounds, run_rounds
+from training.recipe.sampler import SamplerConfig, TaskSampler
+from training.runs.fingerprint import RESUMABLE, Fingerprint
+from training.runs.log import RunLog
+from training.runs.parallel import process_group
+from training.runs.results import command_of
+from training.tasks.format import Task, tasks_digest
+from training.tasks.procedural_tasks import SYNTHETIC_CATEGORY, synthetic_tasks
+from training.tasks.training_set import TrainingSet, load_training_set
+
+STATE_FILE = "state.pt"
+_INDEXED_WORDINGS = 2
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a fit."""
+
+    workdir: Path = Path("runs/fit")
+    """Folder for the state, the log and the artefact."""
+    tasks: Path | None = Path("tasks/train")
+    """Folder of task files; none for families and procedural tasks alone."""
+    wordings: Path | None = None
+    """File of more wordings of these tasks to train on, see `training.tasks.format.with_more_wordings`."""
+    task_ids: tuple[str, ...] = ()
+    """Only these tasks; empty for all in the folder."""
+    families: Path | None = None
+    """Folder of family files, see `training.tasks.families`; `sampler.family_groups` says how often these are drawn."""
+    synthetic_tasks: int = 0
+    """Procedural tasks beside them; `sampler.synthetic_groups` says how often these are drawn."""
+    hidden_families: tuple[str, ...] = ()
+    """Families of procedural tasks that are kept from training; the check reports them apart, as kinds never seen."""
+    start: Path | None = None
+    """A generator artefact to go on from, with a new schedule and maybe other tasks; none for a fresh generator."""
+    base: str = BASE_0_5B
+    """Hub id or folder of the frozen base."""
+    base_storage: Storage = "float32"
+    """How the base's Linear weights are stored while training; bfloat16 is faster where the processor has it."""
+    text_encoder: str = TEXT_ENCODER
+    """Hub id or folder of the frozen text encoder."""
+    label_smoothing: float = 0.05
+    """Label smoothing of the task loss."""
+    distillation: float = 0.0
+    """Share that the KL to what a teacher says has in the task loss, 0 to 1."""
+    context_teacher: Teacher = "shared"
+    """That teacher: the generator's shared adapter with the description in the context, or the task's own adapter out
+    of `teachers`, without it."""
+    matching: float = 0.0
+    """Weight of the delta loss beside the task loss, for tasks that have a teacher in `teachers`; the command `deltas`
+    measures these first."""
+    probes: ProbeConfig = field(default_factory=ProbeConfig)
+    deltas: str = "deltas"
+    """Folder of the teachers' deltas in `teachers`."""
+    teachers: Path | None = None
+    """Folder of teachers for `context_teacher: adapter` and `matching`; tasks without one have no KL and no delta
+    loss."""
+    task_cores_from: int | None = None
+    """From this step on, each task of the folder has cores of its own beside what the trunk makes, see
+    `llgbm.fitting.task_cores`; the first of the rounds starts from the sum. None for never."""
+    recompute: bool = False
+    """Activation checkpointing: less memory, one more forward pass of each layer in a step."""
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    check: CheckConfig = field(default_factory=CheckConfig)
+    rounds: int = 0
+    """Rounds of amortised inference after the steps by the task loss."""
+    round: RoundConfig = field(default_factory=RoundConfig)
+
+    def __post_init__(self) -> None:
+        if self.matching < 0 or self.rounds < 0:
+            raise ConfigError("matching and rounds must not be negative")
+        if self.task_cores_from is not None and (self.task_cores_from < 0 or not self.rounds):
+            raise ConfigError(
+                "task_cores_from is a step from 0 on, and goes with rounds, which teach these cores to the trunk"
+            )
+        wanted = self.context_teacher == "adapter" or self.matching > 0
+        if wanted != (self.teachers is not None):
+            raise ConfigError("context_teacher: adapter and matching go with teachers, the folder that has them")
+
+    @property
+    def artefact(self) -> Path:
+        """Folder of the generator that the fit makes."""
+        return self.workdir / "generator"
+
+    @property
+    def fitted(self) -> Path:
+        """Folder of the generator that the steps by the task loss make."""
+        return self.workdir / "fitted" if self.rounds else self.artefact
+
+    @property
+    def task_cores(self) -> Path:
+        """Folder of the cores that the tasks have come to by the end of these steps."""
+        return self.workdir / "task_cores"
+
+
+def run(config: Config) -> None:
+    """Train, check as it goes, and write `{workdir}/generator/`; if it is there already, it keeps its calibration.
+
+    Raises:
+        ConfigError: the working directory has the state of a run with other settings or tasks, or the artefact to
+            start from has another base or size.
+    """
+    pools = training_tasks(config)
+    kept_back = hidden_tasks(config)
+    file = config.workdir / TEXTS_FILE
+    with lasting_encoder(config.text_encoder, file) as encoder:
+        made_here = _fit(config, encoder, pools, kept_back)
+    if config.rounds and made_here:
+        run_rounds(_rounds(config, pools.own), file)
+
+
+def _rounds(config: Config, tasks: Sequence[Task]) -> Rounds:
+    return Rounds(
+        count=config.rounds,
+        settings=config.round,
+        workdir=config.workdir,
+        fitted=config.fitted,
+        artefact=config.artefact,
+        task_cores=None if config.task_cores_from is None else config.task_cores,
+        shared={
+            "tasks": config.tasks,
+            "task_ids": tuple(task.task_id for task in tasks),
+            "base": config.base,
+            "base_storage": config.base_storage,
+            "text_encoder": config.text_encoder,
+        },
+        of_amortise={"wordings": config.wordings, "hidden_families": config.hidden_families},
+    )
+
+
+def _fit(
+    config: Config,
+    encoder: PretrainedTextEncoder,
+    pools: TrainingSet,
+    kept_back: Sequence[Task],
+) -> bool:
+    """The steps by the task loss; whether this process is the one that has written what they made."""
+    tasks = pools.own
+    base = load_base(config.base, storage=config.base_storage)
+    teachers = load_teachers(config.teachers, [t.task_id for t in tasks], base.spec.base_id) if config.teachers else {}
+    meter, deltas = _teacher_deltas(config, base, teachers)
+    sampler = TaskSampler(
+        tasks,
+        base,
+        encoder,
+        config.sampler,
+        config.training.seed,
+        pools.synthetic,
+        pools.relatives,
+        with_context_rows=config.distillation > 0,
+        teachers=teachers if config.context_teacher == "adapter" else None,
+        deltas=deltas,
+    )
+    generator = create_generator(base.spec, default_lora(base.spec), config.generator, seed=config.training.seed)
+    start = None if config.start is None else started_from(config.start, generator)
+    own = config.task_cores_from
+    task_cores = None if own is None else TaskCores([task.task_id for task in tasks], generator, first_step=own)
+    objective = TaskObjective(
+        base,
+        label_smoothing=config.label_smoothing,
+        distillation=config.distillation,
+        context_teacher=config.context_teacher,
+        matching=config.matching,
+        meter=meter,
+        task_cores=task_cores,
+        recompute=config.recompute,
+    )
+    state_path, group = config.workdir / STATE_FILE, process_group()
+    if group is not None and group.rank > 0:  # takes its share of the work; the first process writes and checks
+        train(generator, objective, sampler, config.training, state_path=state_path, group=group)
+        group.close()
+        return False
+    all_tasks = pools.all
+    with RunLog(config.workdir, "fit", config) as log:
+        fingerprint_of(config, all_tasks, base, start, teachers).require_same_run(config.workdir, [STATE_FILE])
+        check = ProgressCheck(config.check, tasks, base, encoder)
+        hidden = ProgressCheck(config.check, kept_back, base, encoder, name="hidden")
+        started = time.monotonic()
+        with log.progress("fit", total=config.training.steps) as progress:
+
+            def on_step(state: TrainingState) -> None:
+                values = {"loss": state.loss, "lr": state.learning_rate, "grad_norm": state.grad_norm}
+                log.metrics(step=state.step, series="", seconds=state.seconds, **values, **state.parts)
+                progress.update(state.step + 1, f"loss {state.loss:.3f}")
+                if check.due(state.step + 1, config.training.steps):
+                    log.metrics(step=state.step, series="", **check.run(generator), **hidden.run(generator))
+
+            train(generator, objective, sampler, config.training, state_path=state_path, on_step=on_step, group=group)
+        seconds = time.monotonic() - started
+        made = {"steps": config.training.steps, "last_run_seconds": round(seconds)}
+        manifest, prompts = manifest_of(config, generator, base, all_tasks, encoder, made, start=start)
+        if not config.rounds and saved_in(config.artefact, generator, manifest):
+            log.logger.info("already made", artefact=str(config.artefact))
+        else:  # rounds know their start by its digest, so that one is written anew without what calibration adds
+            manifest = save_generator(config.fitted, generator, manifest, prompts)
+            log.record_artefact(
+                config.fitted,
+                base_revision=base.revision,
+                data_digest=tasks_digest(all_tasks),
+                digest=manifest.digest,
+            )
+        if task_cores is not None:
+            _write_task_cores(config, generator, task_cores, tasks, sampler)
+    if group is not None:
+        group.close()
+    return True
+
+
+def fingerprint_of(
+    config: Config,
+    tasks: Sequence[Task],
+    base: Base,
+    start: GeneratorManifest | None,
+    teachers: Mapping[str, LoRAWeights],
+) -> Fingerprint:
+    """What the state of a fit depends on."""
+    without = (
+        "workdir",
+        "tasks",
+        "families",
+        "wordings",
+        "task_ids",
+        "base",
+        "check",
+        "recompute",
+        "rounds",
+        "round",
+        *RESUMABLE,
+    )
+    return Fingerprint.of(
+        config,
+        without=without,
+        tasks_digest=tasks_digest(tasks),
+        base_revision=base.revision,
+        start_digest=start and start.digest,
+        teachers_digest=teachers_digest(teachers) if teachers else None,
+    )
+
+
+@torch.no_grad()
+def _write_task_cores(
+    config: Config,
+    generator: LoRAGenerator,
+    task_cores: TaskCores,
+    tasks: Sequence[Task],
+    sampler: TaskSampler,
+) -> None:
+    """Write, for each task, its own cores added to what the generator makes of its descriptions."""
+    owner = belonging(load_generator(config.fitted))
+    for index, task in enumerate(tasks):
+        made = generated_cores(generator, sampler.description_embeddings(index))
+        q, p = task_cores.added(made.q[None], made.p[None], [task.task_id], config.training.steps)
+        write_cores(core_file(config.task_cores, task.task_id), Cores(q[0], p[0]), owner)
+
+
+def _teacher_deltas(
+    config: Config, base: Base, teachers: Mapping[str, LoRAWeights]
+) -> tuple[DeltaMeter | None, dict[str, Tensor]]:
+    """For `matching`, the meter and the deltas by task id, (probes, layers, hidden) each; otherwise nothing."""
+    if config.teachers is None or not config.matching:
+        return None, {}
+    meter, cache = open_deltas(config.teachers / config.deltas, base, config.probes)
+    names = {task: adapter_folder(config.teachers, task, 0).name for task in teachers}
+    return meter, {task: cached_delta(cache, names[task], weights).values for task, weights in teachers.items()}
+
+
+def training_tasks(config: Config) -> TrainingSet:
+    """The tasks that `config` names."""
+    return load_training_set(
+        config.tasks,
+        config.task_ids,
+        wordings=config.wordings,
+        num_synthetic=config.synthetic_tasks,
+        hidden_families=config.hidden_families,
+        families=config.families,
+    )
+
+
+def hidden_tasks(config: Config) -> list[Task]:
+    """The procedural tasks that `config` keeps from training.
+
+    Raises:
+        ConfigError: an unknown family.
+    """
+    return synthetic_tasks(families=config.hidden_families) if config.hidden_families else []
+
+
+def started_from(folder: Path, generator: LoRAGenerator) -> GeneratorManifest:
+    """Give `generator` the parameters of an artefact.
+
+    Raises:
+        CheckpointError: there is no readable artefact.
+        ConfigError: it has another base, LoRASpec or size.
+    """
+    start = load_generator(folder)
+    theirs = (start.generator.model, start.generator.lora, start.generator.config)
+    if theirs != (generator.model, generator.lora, generator.config):
+        raise ConfigError(f"the generator in {folder} is of another base, LoRASpec or size than this fit")
+    generator.load_state_dict(start.generator.state_dict())
+    return start.manifest
+
+
+def manifest_of(
+    config: Config,
+    generator: LoRAGenerator,
+    base: Base,
+    tasks: Sequence[Task],
+    encoder: TextEncoder,
+    made: Mapping[str, Any],
+    *,
+    start: GeneratorManifest | None = None,
+) -> tuple[GeneratorManifest, list[Tensor]]:
+    """What the artefact of a generator that was fitted with `config` says of it, and its block of prompts of each task.
+
+    Args:
+        encoder: of the prompt index. Of a procedural task and of a task of a family only the first wordings go into
+            it, since there are many such tasks, and of any other task those of its file.
+        made: what else the manifest says of how it was made.
+        start: of the generator that this one went on from. Its other tasks are listed too, but no prompt is reported
+            as near to them, since what was learnt of them may be lost.
+    """
+    trained = [TrainingTask(t.task_id, t.category, t.source, t.licence, t.seen_descriptions) for t in tasks]
+    many = [t.family is not None or t.category.startswith(SYNTHETIC_CATEGORY) for t in tasks]
+    own = [_INDEXED_WORDINGS if few else len(t.seen_in_file) for t, few in zip(tasks, many, strict=True)]
+    indexed = [task.seen_descriptions[:count] for task, count in zip(tasks, own, strict=True)]
+    embeddings = encoder.encode([text for texts in indexed for text in texts])
+    blocks = list(embeddings.split([len(texts) for texts in indexed]))
+    made_by = {"command": command_of("fit", config), "seed": config.training.seed, **made}
+    if start is not None:
+        earlier = [t for t in start.tasks if t.task_id not in {task.task_id for task in tasks}]
+        trained += earlier
+        blocks += [torch.zeros(0, generator.config.condition_size)] * len(earlier)
+        made_by["started_from"] = {"digest": start.digest, "made_by": start.made_by}
+    return GeneratorManifest(
+        base_id=base.spec.base_id,
+        base_revision=base.revision,
+        encoder_id=config.text_encoder,
+        model=base.spec,
+        lora=generator.lora,
+        generator=generator.config,
+        tasks=tuple(trained),
+        made_by=made_by,
+    ), blocks

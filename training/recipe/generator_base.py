@@ -1,0 +1,35 @@
+"""The base that a generator belongs to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llgbm.base import Base, load_base
+from llgbm.checkpoint import Checkpoint, load_generator
+from llgbm.linears.frozen_linear import Storage
+from llgbm.lora import LoRAWeights
+
+
+def base_of(checkpoint: Checkpoint, name: str, storage: Storage) -> Base:
+    """Load the base that a generator makes adapters for.
+
+    Args:
+        name: hub id or folder; empty for the one that the manifest names.
+
+    Raises:
+        CheckpointError: `name` is another base.
+    """
+    base = load_base(name or checkpoint.manifest.base_id, storage=storage)
+    checkpoint.manifest.require_base(base.spec.base_id)
+    return base
+
+
+def shared_adapter_for(folder: Path, base_id: str) -> LoRAWeights:
+    """The shared adapter of the artefact in `folder`.
+
+    Raises:
+        CheckpointError: there is no readable artefact, or it is for another base.
+    """
+    checkpoint = load_generator(folder)
+    checkpoint.manifest.require_base(base_id)
+    return checkpoint.generator.shared_adapter()

@@ -1,0 +1,1 @@
+"""One page with the figures of a working directory."""

@@ -1,0 +1,99 @@
+"""The report's sections on a generator that is done: how well it does tasks, and how well it knows.
+
+As in `training.report.sections`, each function turns one kind of result into its section.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from training.report.figures import bar_chart, line_chart
+from training.report.page import Picture, Section, Table, number
+from training.report.sections import Result
+
+
+def quality(result: Result) -> list[Section]:
+    """All methods in one picture; then the table and accuracies by task, one section for each group of tasks."""
+    sections = [_methods(result)]
+    for name, column in result["columns"].items():
+        rows = [
+            (method, m["accuracy"], *(m["interval"] or (None, None)), m.get("log_likelihood"), m.get("delta_cosine"))
+            for method, m in column["methods"].items()
+        ]
+        shown = [m for m in ("base", "generated", "teacher") if column["methods"].get(m, {}).get("tasks")]
+        by_task: dict[str, dict[str, float]] = {}
+        for method in shown:
+            for task, score in column["methods"][method]["tasks"].items():
+                by_task.setdefault(task, {})[method] = score["accuracy"]
+        names = ("method", "accuracy", "low", "high", "log-likelihood", "delta cosine with the teacher")
+        content: list[Table | Picture] = [Table(names, rows)]
+        differences = [(d["of"], d["minus"], d["mean"], *d["interval"], d["num_tasks"]) for d in column["differences"]]
+        header = ("method", "minus", "difference", "low", "high", "tasks")
+        taken = result.get("baselines", {}).get("methods", [])
+        paired = "Paired differences, task by task and row by row"
+        if taken:
+            paired += f"; those to methods of the earlier table ({', '.join(taken)}) by the means of tasks alone"
+        content.append(Table(header, differences, paired))
+        if by_task:
+            drawing = bar_chart(by_task, x="accuracy", limits=(0.0, 1.0))
+            content.append(Picture(f"accuracy-{name}", drawing, f"Accuracy by task: {', '.join(shown)}"))
+        text = f"{column['num_tasks']} tasks, {result['metric']}; 95 % intervals over tasks and rows."
+        sections.append(Section(f"Quality: {name.replace('_', ' ')}", text, (result["command"],), content))
+    return sections
+
+
+def _methods(result: Result) -> Section:
+    means: dict[str, dict[str, float]] = {}
+    spread: dict[str, dict[str, float | None]] = {}
+    for name, column in result["columns"].items():
+        for method, row in column["methods"].items():
+            if row["accuracy"] is not None:
+                low, high = row["interval"]
+                means.setdefault(method, {})[name.replace("_", " ")] = row["accuracy"]
+                spread.setdefault(method, {})[name.replace("_", " ")] = (high - low) / 2
+    drawing = bar_chart(means, spread, x="accuracy", limits=(0.0, 1.0))
+    picture = Picture("methods", drawing, "Accuracy of every method; bars are half of the 95 % interval to each side")
+    return Section("Quality of all methods", result["metric"].capitalize() + ".", (result["command"],), [picture])
+
+
+def confidence(result: Result) -> Section:
+    """The reliability diagram: what was promised against what was measured."""
+    found = result["reliability"]
+    series = {
+        "measured": [(b["confidence"], b["accuracy"]) for b in found["bins"]],
+        "as promised": [(0.0, 0.0), (1.0, 1.0)],
+    }
+    drawing = line_chart(series, x="confidence", y="accuracy", markers=True)
+    curve = zip(result["curve"]["similarity"], result["curve"]["confidence"], strict=True)
+    content: list[Table | Picture] = [
+        Picture("confidence", drawing, f"Reliability over {len(result['points'])} prompts"),
+        Table(("confidence", "accuracy", "prompts"), [(b["confidence"], b["accuracy"], b["n"]) for b in found["bins"]]),
+        Table(("similarity to the nearest training prompt", "confidence"), list(curve), "The curve"),
+        Table(
+            ("texts", "number", "mean probability", "taken for a task"),
+            [(name, one["n"], one["mean"], one["taken_for_a_task"]) for name, one in result["detector"].items()],
+            "Do they ask for a task? What the detector says of texts that it has not seen",
+        ),
+        _scales(result["accuracy_in_context"], result["context_scale"]),
+    ]
+    text = (
+        "Each category is predicted by a curve that was fitted without it. "
+        f"Expected calibration error {number(found['error'])}; {100 * result['warned']:.0f} % of the prompts lie below "
+        f"the threshold of {result['curve']['threshold']}."
+    )
+    return Section("Confidence", text, (result["command"],), content)
+
+
+def _scales(measured: Mapping[str, Any], chosen: Mapping[str, float]) -> Picture:
+    """What adapters do beside the description in the context, over their scale."""
+    series = {
+        f"{name} (n = {row['n']})": [(float(s), value) for s, value in row["accuracy"].items()]
+        for name, row in measured.items()
+    }
+    text = (
+        f"Adapter and description in the context. Chosen: {chosen['near']:g} from a similarity of "
+        f"{chosen['similarity']:.2f} on, {chosen['far']:g} below; with it "
+        + ", ".join(f"{100 * row['chosen']:.1f} % ({name})" for name, row in measured.items())
+    )
+    return Picture("scale_in_context", line_chart(series, x="scale of the adapter", y="accuracy", markers=True), text)

@@ -1,0 +1,1 @@
+"""Records of a run: log, metrics, results, artefacts; and how work is spread over processes."""

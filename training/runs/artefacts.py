@@ -1,0 +1,136 @@
+"""`artefacts.json` of a working directory: what made each artefact in it.
+
+    {"version": 1, "artefacts": {"boolq/boolq_000": {"kind": "adapter", "command": "teachers", ...}, ...}}
+
+Keys are paths relative to the working directory. An artefact that is made again replaces its entry. Two
+processes may write at the same time: each waits for the lock, reads, changes its entry and swaps the whole
+file in.
+
+The index of adapters, `manifest.json`, is another file: `llgbm.adapters.index` reads and writes it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from safetensors.torch import save
+from torch import Tensor
+
+from llgbm.errors import CacheMismatchError
+
+MANIFEST_FILE = "artefacts.json"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What made one file or folder.
+
+    Attributes:
+        kind: what it is, such as `adapter`, `generator`, `report`.
+        command: the command that made it.
+        config: the full effective configuration of that command.
+        config_digest: its digest.
+        made_at: when, in UTC, as ISO 8601.
+        seconds: how long it took.
+        code_version: version of the package.
+        git_commit: commit of the working tree, with `+changes` where the tree had some; None outside of a
+            clone.
+        base_revision: which weights of the base; None where none was used.
+        data_digest: digest of the data it was made from; None where none was used.
+        details: what else the command says of it.
+    """
+
+    kind: str
+    command: str
+    config: Mapping[str, Any]
+    config_digest: str
+    made_at: str
+    seconds: float
+    code_version: str
+    git_commit: str | None = None
+    base_revision: str | None = None
+    data_digest: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_manifest(workdir: Path | str) -> dict[str, Artefact]:
+    """The artefacts of a working directory by path, in order of path; none where there is no manifest yet.
+
+    Raises:
+        CacheMismatchError: the file is not a manifest of this version.
+    """
+    path = Path(workdir) / MANIFEST_FILE
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["version"] != VERSION:
+            raise CacheMismatchError(f"{path}: has version {data['version']}, this code reads {VERSION}")
+        return {name: Artefact(**entry) for name, entry in sorted(data["artefacts"].items())}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CacheMismatchError(
+            f"{path}: is not a manifest of artefacts ({error}); move it away and run the command again"
+        ) from error
+
+
+def write_artefact(workdir: Path | str, path: Path | str, artefact: Artefact) -> None:
+    """Put the entry of an artefact into the manifest of its working directory.
+
+    Args:
+        workdir: the working directory; made if needed.
+        path: the artefact, inside of the working directory or elsewhere.
+        artefact: what made it.
+
+    Raises:
+        CacheMismatchError: there is an `artefacts.json` that is not one of this version.
+    """
+    workdir = Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    manifest = workdir / MANIFEST_FILE
+    with FileLock(manifest.with_suffix(".json.lock")):
+        entries = read_manifest(workdir)
+        entries[relative_name(workdir, path)] = artefact
+        data = {"version": VERSION, "artefacts": {name: asdict(entries[name]) for name in sorted(entries)}}
+        replace_text(manifest, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+
+def relative_name(workdir: Path, path: Path | str) -> str:
+    """The path as the manifest names it: relative to the working directory where it lies inside."""
+    full = Path(path).resolve()
+    root = workdir.resolve()
+    return (full.relative_to(root) if full.is_relative_to(root) else full).as_posix()
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file or a folder to the first of `NAME.1`, `NAME.2`, ... that is free, before a file's suffix."""
+    number = 1
+    while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        number += 1
+    return path.rename(aside)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old text or the new one, even after a power cut."""
+    _replace(path, text.encode())
+
+
+def replace_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file as `replace_text` does a text; folders that are missing are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=dict(metadata)))
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,247 @@
+"""Families `name_category`, `is_category`, `count_category`, `pick_category`, `odd_one`: what kind of thing words name.
+
+Every third word of a category stands in test rows only, so these tasks ask for what the base knows of a word.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from training.tasks.procedural.recipes import Family, Inputs, bind
+from training.tasks.procedural.words import ANIMAL_KINDS, CATEGORIES, plural, split_words, with_article
+
+TOPICS: dict[str, tuple[str, ...]] = {
+    name: words for name, words in CATEGORIES.items() if name not in ANIMAL_KINDS and name != "colour"
+} | {"animal": tuple(word for kind in ANIMAL_KINDS for word in CATEGORIES[kind])}
+"""Words by category, animals in one; without the colours, since plums and roses are of colours too."""
+
+_PAIRS = (
+    ("fruit", "vegetable"), ("animal", "vehicle"), ("tool", "kitchen item"), ("drink", "dish"), ("job", "sport"),
+    ("tree", "flower"), ("building", "room"), ("metal", "shape"), ("feeling", "weather word"),
+    ("piece of clothing", "body part"), ("piece of furniture", "musical instrument"), ("animal", "fruit"),
+    ("vehicle", "building"), ("job", "tool"), ("vegetable", "tree"), ("sport", "feeling"),
+)  # fmt: skip
+_CODED = (
+    ("fruit", "animal", "1", "2"), ("vegetable", "metal", "A", "B"), ("vehicle", "animal", "M", "L"),
+    ("sport", "job", "left", "right"), ("tool", "drink", "X", "Y"), ("tree", "vehicle", "0", "1"),
+    ("dish", "building", "eat", "visit"), ("drink", "flower", "glass", "vase"), ("job", "animal", "who", "what"),
+    ("piece of clothing", "kitchen item", "wardrobe", "kitchen"), ("body part", "tool", "human", "machine"),
+    ("shape", "feeling", "geometry", "heart"),
+)  # fmt: skip
+_GROUPS = (
+    ("mammal", "bird", "fish", "insect"),
+    ("fruit", "vegetable", "drink", "dish"),
+    ("tool", "vehicle", "building", "musical instrument"),
+    ("job", "sport", "feeling"),
+    ("tree", "flower", "animal"),
+    ("metal", "shape", "weather word"),
+)
+
+
+def _words_of(category: str, test: bool) -> tuple[str, ...]:
+    return split_words(TOPICS.get(category) or CATEGORIES[category], test=test)
+
+
+def _same_kind(categories: tuple[str, ...]) -> Inputs:
+    """One to three words of one of the categories; the value is that category."""
+
+    def draw(rng: random.Random, test: bool) -> tuple[str, str]:
+        category = rng.choice(categories)
+        known = _words_of(category, test)
+        words = rng.sample(known, min(rng.choice((1, 2, 2, 3)), len(known)))
+        return ", ".join(words), category
+
+    return Inputs(
+        "/".join(categories),
+        "one to three words of one kind|one or more words of the same kind",
+        draw,
+        keeps_words=True,
+    )
+
+
+def _mixed(category: str) -> Inputs:
+    """Three to five words, about half of them of the category; the value says for each whether it is."""
+
+    def draw(rng: random.Random, test: bool) -> tuple[str, list[tuple[str, bool]]]:
+        others = [name for name in TOPICS if name != category]
+        size = rng.randint(3, 5)
+        mine = rng.sample(_words_of(category, test), min(rng.randint(0, size), 3))
+        rest: list[str] = []
+        while len(mine) + len(rest) < size:
+            word = rng.choice(_words_of(rng.choice(others), test))
+            if word not in rest:
+                rest.append(word)
+        words = [(word, True) for word in mine] + [(word, False) for word in rest]
+        rng.shuffle(words)
+        return ", ".join(word for word, _ in words), words
+
+    return Inputs(f"mixed/{category}", "a list of words|some words of different kinds", draw, keeps_words=True)
+
+
+def _draw_odd(rng: random.Random, test: bool) -> tuple[str, dict[str, Any]]:
+    most, odd = rng.sample(sorted(TOPICS), 2)
+    words = rng.sample(_words_of(most, test), rng.choice((2, 3)))
+    stranger = rng.choice(_words_of(odd, test))
+    place = rng.randrange(len(words) + 1)
+    words.insert(place, stranger)
+    return ", ".join(words), {"words": words, "place": place, "most": most, "odd": odd}
+
+
+ODD = Inputs(
+    "odd_one",
+    "words of one kind and one that does not fit|a list of words with one outsider",
+    _draw_odd,
+    keeps_words=True,
+)
+
+
+def name_category() -> Family:
+    """Words of one kind in, the kind out, under its own name or another."""
+    family = Family("name_category")
+    for first, second in _PAIRS:
+        family.either(
+            f"{first}_or_{second}".replace(" ", "_"),
+            _same_kind((first, second)),
+            bind(first, lambda value, first: value == first),
+            f"the input names {plural(first)}",
+            f"the input names {plural(second)}",
+            (first, second),
+        )
+    for first, second, one, two in _CODED:
+        family.either(
+            f"{first}_{one}_{second}_{two}".replace(" ", "_"),
+            _same_kind((first, second)),
+            bind(first, lambda value, first: value == first),
+            f"the words are {plural(first)}|{with_article(first)} is named",
+            f"the words are {plural(second)}|{with_article(second)} is named",
+            (one, two),
+        )
+    for group in _GROUPS:
+        family.labelled(
+            "which_" + "_".join(name.replace(" ", "_") for name in group),
+            _same_kind(group),
+            str,
+            "say what kind of thing the words name|put the words into a category",
+            "the kind of thing that is named|the category of the words",
+            group,
+        )
+    return family
+
+
+def is_category() -> Family:
+    """Words of one kind in, whether it is the kind that is asked for out."""
+    family = Family("is_category")
+    for category in TOPICS:
+        others = tuple(name for name in TOPICS if name != category)
+        family.asks(
+            category.replace(" ", "_"),
+            _half(category, others),
+            bind(category, lambda value, category: value == category),
+            f"the input names {plural(category)}|what is named is {with_article(category)}",
+            f"Does the input name {plural(category)}?|Is what is named {with_article(category)}?",
+        )
+    return family
+
+
+def _half(category: str, others: tuple[str, ...]) -> Inputs:
+    """Words of the category half of the time, of some other one the other half."""
+    one, many = _same_kind((category,)), _same_kind(others)
+
+    def draw(rng: random.Random, test: bool) -> tuple[str, str]:
+        text, value = (one if rng.random() < 0.5 else many).draw(rng, test)
+        return text, str(value)
+
+    return Inputs(f"half/{category}", many.given, draw, keeps_words=True)
+
+
+def count_category() -> Family:
+    """A mixed list in, how many of its words are of a kind out."""
+    family = Family("count_category")
+    for category in TOPICS:
+        many = plural(category)
+        family.open(
+            category.replace(" ", "_"),
+            _mixed(category),
+            lambda words: str(sum(fits for _, fits in words)),
+            f"count the {many} in the list|say how many {many} the list names",
+            f"the number of {many} in the list|how many of the words are {many}, in digits",
+        )
+    return family
+
+
+def pick_category() -> Family:
+    """A mixed list in, its words of a kind, or the other ones, out."""
+    family = Family("pick_category")
+
+    def add(name: str, category: str, rule: Callable[[Any], str | None], do: str, give: str) -> None:
+        family.open(f"{name}_{category.replace(' ', '_')}", _mixed(category), rule, do, give)
+
+    for category in TOPICS:
+        many = plural(category)
+        add(
+            "only",
+            category,
+            lambda words: ", ".join(word for word, fits in words if fits) or None,
+            f"list only the {many} from the input|filter the list and keep the {many}",
+            f"the {many} in the list, separated by commas|those words of the list that are {many}",
+        )
+    for category in ("animal", "fruit", "tool", "vehicle", "job", "body part", "drink", "sport"):
+        many = plural(category)
+        add(
+            "without",
+            category,
+            lambda words: ", ".join(word for word, fits in words if not fits) or None,
+            f"remove all {many} from the list|drop the {many} and keep the rest of the list",
+            f"the list without its {many}|the words of the list that are not {many}",
+        )
+        add(
+            "first",
+            category,
+            lambda words: next((word for word, fits in words if fits), None),
+            f"find the first of the {many} in the list|go through the list and stop at {with_article(category)}",
+            f"the earliest word of the list that is {with_article(category)}",
+        )
+    return family
+
+
+def odd_one() -> Family:
+    """Words of one kind and an outsider in, an answer about either out."""
+    family = Family("odd_one")
+    family.open(
+        "word",
+        ODD,
+        lambda v: str(v["words"][v["place"]]),
+        "find the word that does not belong to the others|pick the odd one out",
+        "the word that is of another kind than the rest|the outsider among the words",
+    )
+    family.open(
+        "place",
+        ODD,
+        lambda v: str(v["place"] + 1),
+        "say at which place the word stands that does not fit|give the position of the odd one out as a number",
+        "the position of the outsider, counted from 1|the place number of the word that does not belong",
+    )
+    family.open(
+        "removed",
+        ODD,
+        lambda v: ", ".join(w for i, w in enumerate(v["words"]) if i != v["place"]),
+        "remove the word that does not belong to the others|drop the outsider from the list",
+        "the list without the word that does not fit|only the words that are of one kind",
+    )
+    family.open(
+        "common_kind",
+        ODD,
+        lambda v: str(v["most"]),
+        "name the category of all words but one|say what most of the words are, in the singular",
+        "the kind of thing that most of the words name|the category that all but one belong to, as a singular",
+    )
+    family.open(
+        "odd_kind",
+        ODD,
+        lambda v: str(v["odd"]),
+        "name the category of the word that does not fit|say what kind of thing the odd one out is",
+        "the category of the outsider alone|the kind of thing that the word which does not belong names",
+    )
+    return family

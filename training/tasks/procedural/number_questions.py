@@ -1,0 +1,243 @@
+"""Families `number_questions` and `two_numbers`: labels for one number, and answers about two."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from training.tasks.procedural.arithmetic import NUMBER
+from training.tasks.procedural.recipes import Family, Inputs, bind
+
+
+def _draw_two(rng: random.Random, test: bool) -> tuple[str, tuple[int, int]]:
+    first, second = rng.randint(2, 60), rng.randint(2, 60)
+    if rng.random() < 0.15:  # so that divisibility and equal halves occur
+        first = second * rng.randint(1, 5)
+    return f"{first} {second}", (first, second)
+
+
+TWO = Inputs("two_numbers", "two numbers|two numbers with a space between them|a pair of numbers", _draw_two)
+
+
+def number_questions() -> Family:
+    """A number in, a label out."""
+    family = Family("number_questions")
+    for k in (3, 4, 5):
+        family.asks(
+            f"divisible_by_{k}",
+            NUMBER,
+            bind(k, lambda n, k: n % k == 0),
+            f"the number can be divided by {k} without remainder|{k} divides the number",
+            f"Can the number be divided by {k} without remainder?|Is the number a multiple of {k}?",
+        )
+    for k in (200, 350, 500, 750):
+        family.either(
+            f"above_{k}",
+            NUMBER,
+            bind(k, lambda n, k: n > k),
+            f"the number is above {k}|the number is larger than {k}",
+            f"the number is {k} or less",
+            {200: ("yes", "no"), 350: ("large", "small"), 500: ("high", "low"), 750: ("pass", "fail")}[k],
+        )
+    for low, high in ((100, 600), (300, 700)):
+        family.asks(
+            f"between_{low}_and_{high}",
+            NUMBER,
+            bind((low, high), lambda n, ends: ends[0] <= n <= ends[1]),
+            f"the number lies between {low} and {high}|the number is at least {low} and at most {high}",
+            f"Does the number lie between {low} and {high}?|Is the number in the range {low} to {high}?",
+        )
+    for name, labels in (("even", ("even", "odd")), ("even_ab", ("A", "B")), ("even_sides", ("left", "right"))):
+        family.either(name, NUMBER, lambda n: n % 2 == 0, "the number is even", "the number is odd", labels)
+    for digit in "137":
+        family.asks(
+            f"has_digit_{digit}",
+            NUMBER,
+            bind(digit, lambda n, d: d in str(n)),
+            f"the number contains the digit {digit}|the digit {digit} occurs in the number",
+            f"Does the number contain the digit {digit}?|Is there a {digit} among the number's digits?",
+        )
+    family.asks(
+        "repeated_digit",
+        NUMBER,
+        lambda n: len(set(str(n))) < len(str(n)),
+        "some digit occurs twice or more in the number|the number repeats a digit",
+        "Does some digit occur twice or more in the number?|Does the number repeat a digit?",
+    )
+    family.asks(
+        "rising_digits",
+        NUMBER,
+        lambda n: list(str(n)) == sorted(set(str(n))),
+        "each digit of the number is larger than the one before it|the digits of the number rise",
+        "Is each digit of the number larger than the one before it?|Do the digits of the number rise?",
+    )
+    family.either(
+        "first_or_last_digit",
+        NUMBER,
+        lambda n: int(str(n)[0]) > int(str(n)[-1]) if str(n)[0] != str(n)[-1] else None,
+        "the first digit of the number is larger than its last digit",
+        "the last digit of the number is larger than its first digit",
+        ("first", "last"),
+    )
+    family.labelled(
+        "thirds",
+        NUMBER,
+        lambda n: "low" if n < 300 else "medium" if n < 700 else "high",
+        "say low for numbers below 300, medium from 300 to 699, and high from 700 on"
+        "|grade the number: under 300 is low, 300 to 699 is medium, the rest is high",
+        "low below 300, high from 700 on and medium between",
+        ("low", "medium", "high"),
+    )
+    family.labelled(
+        "traffic_light",
+        NUMBER,
+        lambda n: ("green", "yellow", "red")[n % 3],
+        "write green if the number is a multiple of 3, yellow if one more than that, red if two more"
+        "|divide by 3 and name the remainder: 0 is green, 1 is yellow, 2 is red",
+        "green, yellow or red for a remainder of 0, 1 or 2 after division of the number by 3",
+        ("green", "yellow", "red"),
+    )
+    return family
+
+
+def two_numbers() -> Family:
+    """Two numbers in, an answer about both out."""
+    family = Family("two_numbers")
+
+    def add(name: str, rule: Callable[[int, int], object], do: str, give: str) -> None:
+        def answer(pair: tuple[int, int]) -> str | None:
+            result = rule(*pair)
+            return None if result is None else str(result)
+
+        family.open(name, TWO, answer, do, give)
+
+    add("sum", lambda a, b: a + b, "add the two numbers", "the sum of the two numbers")
+    add(
+        "difference",
+        lambda a, b: a - b,
+        "subtract the second number from the first",
+        "the first minus the second number",
+    )
+    add("distance", lambda a, b: abs(a - b), "say how far apart the two numbers are", "the absolute difference of both")
+    add("product", lambda a, b: a * b, "multiply the two numbers", "the product of the two numbers")
+    add("larger", max, "pick the larger of the two numbers", "the larger number of the pair")
+    add("smaller", min, "pick the smaller of the two numbers", "the smaller number of the pair")
+    add(
+        "remainder",
+        lambda a, b: a % b,
+        "divide the first number by the second and give the remainder",
+        "the first number modulo the second",
+    )
+    add(
+        "average",
+        lambda a, b: (a + b) // 2 if (a + b) % 2 == 0 else None,
+        "find the number halfway between the two",
+        "the average of the two numbers",
+    )
+    add(
+        "sum_plus_ten",
+        lambda a, b: a + b + 10,
+        "add the two numbers and then 10 more",
+        "the sum of the two numbers plus 10",
+    )
+    add(
+        "twice_sum",
+        lambda a, b: 2 * (a + b),
+        "add the two numbers and double the result",
+        "twice the sum of the two numbers",
+    )
+    add(
+        "first_plus_double",
+        lambda a, b: a + 2 * b,
+        "add the double of the second number to the first",
+        "the first number plus twice the second",
+    )
+    add(
+        "joined",
+        lambda a, b: f"{a}{b}",
+        "write both numbers right after each other, without the space",
+        "the digits of both numbers run together",
+    )
+    add("swapped", lambda a, b: f"{b} {a}", "swap the two numbers", "the two numbers in the other order")
+    add(
+        "sorted",
+        lambda a, b: f"{min(a, b)} {max(a, b)}",
+        "write the smaller number first, then the larger one",
+        "both numbers in ascending order",
+    )
+    add(
+        "ratio",
+        lambda a, b: f"{a}:{b}",
+        "write the two numbers as a ratio with a colon",
+        "the two numbers with a colon between them",
+    )
+    add(
+        "fraction",
+        lambda a, b: f"{a}/{b}",
+        "write the two numbers as a fraction with a slash",
+        "the first number over the second, with a slash",
+    )
+    add(
+        "range",
+        lambda a, b: f"{min(a, b)}-{max(a, b)}",
+        "write the range from the smaller to the larger number with a hyphen",
+        "the range of the two numbers, such as 3-8",
+    )
+    add(
+        "point",
+        lambda a, b: f"({a}, {b})",
+        "write the two numbers as the coordinates of a point",
+        "the two numbers as a point, such as (3, 8)",
+    )
+    add(
+        "sum_term",
+        lambda a, b: f"{a} + {b} = {a + b}",
+        "write out the addition of the two numbers with its result",
+        "the full sum, such as 3 + 8 = 11",
+    )
+    family.labelled(
+        "sign",
+        TWO,
+        lambda p: "<" if p[0] < p[1] else ">" if p[0] > p[1] else "=",
+        "write the sign that belongs between the two numbers|compare the two numbers by a sign",
+        "the comparison sign between the first and the second number",
+        ("<", ">", "="),
+    )
+    family.either(
+        "which_is_larger",
+        TWO,
+        lambda p: p[0] > p[1] if p[0] != p[1] else None,
+        "the first number is larger",
+        "the second number is larger",
+        ("first", "second"),
+    )
+    family.asks(
+        "even_sum",
+        TWO,
+        lambda p: sum(p) % 2 == 0,
+        "the sum of the two numbers is even",
+        "Is the sum of the two numbers even?",
+    )
+    family.asks(
+        "far_apart",
+        TWO,
+        lambda p: abs(p[0] - p[1]) > 20,
+        "the two numbers are more than 20 apart",
+        "Are the two numbers more than 20 apart?",
+    )
+    family.asks(
+        "sum_over_60",
+        TWO,
+        lambda p: sum(p) > 60,
+        "the two numbers add up to more than 60",
+        "Do the two numbers add up to more than 60?",
+        ("over", "under"),
+    )
+    family.asks(
+        "divides",
+        TWO,
+        lambda p: p[0] % p[1] == 0,
+        "the second number divides the first without remainder",
+        "Does the second number divide the first without remainder?",
+    )
+    return family

@@ -1,0 +1,16 @@
+"""Rows of a task as token ids, as the base is measured on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llgbm.base import Base
+from llgbm.chat import answer_ids, prompt_ids, task_messages
+from llgbm.evaluation import EvalRow
+from training.tasks.format import Example
+
+
+def eval_row(base: Base, example: Example, *, description: str | None = None, shots: Sequence[Example] = ()) -> EvalRow:
+    """A test row as token ids, with a description and examples in the context if given."""
+    messages = task_messages(example.input, description=description, examples=[(s.input, s.output) for s in shots])
+    return EvalRow(prompt_ids(base.tokenizer, messages), tuple(answer_ids(base.tokenizer, a) for a in example.accepted))
