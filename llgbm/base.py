@@ -56,8 +56,8 @@ def load_base(name_or_path: str | Path, *, storage: Storage = "float32", device:
         name_or_path: a hub id, or a folder in Hugging Face layout. A hub id becomes the base id; the base id of a
             folder is that of the preset with its shape, or the folder's name where there is none.
         storage: how the Linear weights are stored. On a processor activations stay float32, except with
-            "bfloat16_activations"; on a GPU "bfloat16" is for the whole model, since its Linears multiply in bfloat16 by
-            themselves.
+            "bfloat16_activations"; on a GPU "bfloat16" is for the whole model, since its Linears multiply in bfloat16
+            by themselves.
         device: as torch names it, "cpu" or "cuda".
 
     Raises:

@@ -77,8 +77,12 @@ class ConditionSampler:
         return self._encoder.encode(self._tasks[index].seen_descriptions)
 
     def draw(self, index: int, wording: int, rng: np.random.Generator) -> Tensor:
-        """A condition (condition_size,) of the task at `index`; its description, if it reads one, has the number
-        `wording` among those seen.
+        """A condition (condition_size,) of the task at `index`.
+
+        Args:
+            index: of the task.
+            wording: of the seen descriptions, the one that the condition reads, if it reads any.
+            rng: decides what the condition is made of.
         """
         config, lines = self._config, self._lines[index]
         examples = [lines[i] for i in rng.permutation(len(lines))[: config.num_examples]]

@@ -1,4 +1,4 @@
-"""Family files: several tasks on the same inputs, so that only the description tells the answers apart.
+r"""Family files: several tasks on the same inputs, so that only the description tells the answers apart.
 
 A family file is text named `{family}.txt`, a head and rows, parted by a line `---`:
 
@@ -14,7 +14,7 @@ A family file is text named `{family}.txt`, a head and rows, parted by a line `-
     ---
     input || answer of the first task || answer of the second ...
 
-A `-` in place of an answer leaves the row out of that task; `\\n` is a line break. The last `TEST_ROWS` rows are test
+A `-` in place of an answer leaves the row out of that task; `\n` is a line break. The last `TEST_ROWS` rows are test
 rows. Each task becomes a `Task` with the id `{family}.{task}`.
 """
 
