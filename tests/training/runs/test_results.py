@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llgbm.errors import TaskFormatError
-from training.cli.command_line import Command, flag_override, main, parse_words
-from training.cli.config import config_paths, from_dict, load_config, to_dict
+from training.cli.command_line import Command, main, parse_words
+from training.cli.config import from_dict, load_config, to_dict
 from training.runs.artefacts import read_manifest
 from training.runs.log import RunLog
 from training.runs.results import command_of, read_result, read_results, write_result
@@ -45,10 +45,7 @@ CONFIGS = st.builds(
 def test_the_recorded_command_line_gives_the_same_configuration(config: Config) -> None:
     words = shlex.split(command_of("fit", config))
     assert words[:4] == ["python", "-m", "training", "fit"]
-    arguments = parse_words(words[4:])
-    paths = config_paths(Config)
-    overrides = arguments.overrides + [flag_override(name, values, paths) for name, values in arguments.flags]
-    assert load_config(Config, overrides=overrides) == config
+    assert load_config(Config, overrides=parse_words(words[4:]).overrides) == config
 
 
 @given(CONFIGS)
