@@ -39,7 +39,8 @@ class SamplerConfig(ConditionConfig):
     """Tasks of one family that are drawn together, on the same inputs, so that only the prompt can tell their answers
     apart; 1 draws every task on its own."""
     tokens_per_group: int = 110
-    """Token budget of a group; its rows share the chat template's head, which is counted once."""
+    """Token budget of a group. Its rows share the chat template's head, and maybe a description, which are counted
+    once; examples in the context come on top."""
     max_row_tokens: int = 130
     """Rows whose input and answer are longer, the template's tokens around them included, are never drawn."""
     warm_start_steps: int = 0
@@ -211,7 +212,7 @@ class TaskSampler:
         examples: list[Example] = []
         rows: list[Row] = []
         spent = head = self._head_length(description, shots)
-        budget = head + self._config.tokens_per_group - len(self._head())
+        budget = self._config.tokens_per_group + head - self._head_length(description, ())
         for i in order:
             if task.train[i] in shots:
                 continue
