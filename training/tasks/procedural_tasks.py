@@ -18,9 +18,15 @@ from typing import Any, TypeAlias
 
 from llgbm.errors import ConfigError
 from training.tasks.format import Example, Task
-from training.tasks.procedural.animals import animals
 from training.tasks.procedural.arithmetic import arithmetic
-from training.tasks.procedural.categories import count_category, is_category, name_category, odd_one, pick_category
+from training.tasks.procedural.categories import (
+    animals,
+    count_category,
+    is_category,
+    name_category,
+    odd_one,
+    pick_category,
+)
 from training.tasks.procedural.files import addresses, files
 from training.tasks.procedural.formats import case_style, identifiers, markup
 from training.tasks.procedural.letters import letter_questions, letters

@@ -304,10 +304,6 @@ def folder(path: Path) -> Path:
     return path
 
 
-def ignore(*_: object) -> None:
-    """A progress that nobody looks at."""
-
-
 @pytest.fixture
 def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that is the only index pip knows."""

@@ -154,7 +154,7 @@ def test_a_stopped_evaluation_computes_only_what_is_missing(
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(lines[:2]) + lines[2][:25])  # the third was cut off by a crash
     computed: list[str] = []
-    real = evaluate.measured_cell
+    real = cells.measured_cell
 
     def counted(base: Any, item: Any, num_rows: int) -> Any:
         computed.append(item.task.task_id)
