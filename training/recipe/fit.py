@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llgbm.adapters.peft_io import content_digest
 from llgbm.base import Base, load_base
 from llgbm.checkpoint import GeneratorManifest, TrainingTask, load_generator, save_generator, saved_in
 from llgbm.config import GeneratorConfig, default_lora
@@ -25,6 +26,7 @@ from llgbm.fitting.task_cores import TaskCores
 from llgbm.generator import LoRAGenerator, create_generator
 from llgbm.linears.frozen_linear import Storage
 from llgbm.lora import LoRAWeights
+from llgbm.measuring.probe_encoding import spread_layers
 from llgbm.pretrained.find import BASE_0_5B, TEXT_ENCODER
 from llgbm.prompting import TextEncoder
 from llgbm.text_encoder import PretrainedTextEncoder
@@ -33,6 +35,7 @@ from training.adapters.delta_store import ProbeConfig, cached_delta, open_deltas
 from training.adapters.teacher_folder import adapter_folder, load_teachers, teachers_digest
 from training.recipe.conditions import TEXTS_FILE, lasting_encoder
 from training.recipe.cores import Cores, belonging, core_file, generated_cores, write_cores
+from training.recipe.generator_base import shared_adapter_for
 from training.recipe.progress_check import CheckConfig, ProgressCheck
 from training.recipe.rounds import RoundConfig, Rounds, run_rounds
 from training.recipe.sampler import SamplerConfig, TaskSampler
@@ -81,6 +84,13 @@ class Config:
     context_teacher: Teacher = "shared"
     """That teacher: the generator's shared adapter with the description in the context, or the task's own adapter out
     of `teachers`, without it."""
+    context_teacher_from: Path | None = None
+    """Artefact whose shared adapter is that teacher, held still; none for the shared adapter of the fit as it is."""
+    state_matching: float = 0.0
+    """Weight of behavioural matching: the distance of the hidden states at the answers from that teacher's, which has
+    the description in its context."""
+    state_layers: int = 3
+    """Layers whose states are matched, at equal distances, the last one among them."""
     matching: float = 0.0
     """Weight of the delta loss beside the task loss, for tasks that have a teacher in `teachers`; the command `deltas`
     measures these first."""
@@ -104,8 +114,12 @@ class Config:
     round: RoundConfig = field(default_factory=RoundConfig)
 
     def __post_init__(self) -> None:
-        if self.matching < 0 or self.rounds < 0:
-            raise ConfigError("matching and rounds must not be negative")
+        if min(self.matching, self.rounds, self.state_matching) < 0 or self.state_layers < 1:
+            raise ConfigError("matching, state_matching and rounds must not be negative, state_layers at least 1")
+        if self.context_teacher_from and self.context_teacher != "shared":
+            raise ConfigError("context_teacher_from names a shared adapter; leave context_teacher at shared")
+        if self.context_teacher == "adapter" and self.state_matching:
+            raise ConfigError("state_matching needs a teacher that reads descriptions; leave context_teacher at shared")
         if self.task_cores_from is not None and (self.task_cores_from < 0 or not self.rounds):
             raise ConfigError(
                 "task_cores_from is a step from 0 on, and goes with rounds, which teach these cores to the trunk"
@@ -184,7 +198,7 @@ def _fit(
         config.training.seed,
         pools.synthetic,
         pools.relatives,
-        with_context_rows=config.distillation > 0,
+        with_context_rows=config.distillation > 0 or config.state_matching > 0,
         teachers=teachers if config.context_teacher == "adapter" else None,
         deltas=deltas,
     )
@@ -196,7 +210,9 @@ def _fit(
         base,
         label_smoothing=config.label_smoothing,
         distillation=config.distillation,
-        context_teacher=config.context_teacher,
+        context_teacher=_context_teacher(config, base),
+        state_matching=config.state_matching,
+        state_layers=spread_layers(base.spec, config.state_layers) if config.state_matching else (),
         matching=config.matching,
         meter=meter,
         task_cores=task_cores,
@@ -212,19 +228,23 @@ def _fit(
         fingerprint_of(config, all_tasks, base, start, teachers).require_same_run(config.workdir, [STATE_FILE])
         check = ProgressCheck(config.check, tasks, base, encoder)
         hidden = ProgressCheck(config.check, kept_back, base, encoder, name="hidden")
-        started = time.monotonic()
+        started, steps = time.monotonic(), 0
         with log.progress("fit", total=config.training.steps) as progress:
 
             def on_step(state: TrainingState) -> None:
+                nonlocal steps
+                steps = state.step + 1
                 values = {"loss": state.loss, "lr": state.learning_rate, "grad_norm": state.grad_norm}
                 log.metrics(step=state.step, series="", seconds=state.seconds, **values, **state.parts)
-                progress.update(state.step + 1, f"loss {state.loss:.3f}")
-                if check.due(state.step + 1, config.training.steps):
+                progress.update(steps, f"loss {state.loss:.3f}")
+                if check.due(steps, config.training.steps):
                     log.metrics(step=state.step, series="", **check.run(generator), **hidden.run(generator))
 
-            train(generator, objective, sampler, config.training, state_path=state_path, on_step=on_step, group=group)
+            first = train(
+                generator, objective, sampler, config.training, state_path=state_path, on_step=on_step, group=group
+            )
         seconds = time.monotonic() - started
-        made = {"steps": config.training.steps, "last_run_seconds": round(seconds)}
+        made = {"steps": max(first, steps), "last_run_seconds": round(seconds)}
         manifest, prompts = manifest_of(config, generator, base, all_tasks, encoder, made, start=start)
         if not config.rounds and saved_in(config.artefact, generator, manifest):
             log.logger.info("already made", artefact=str(config.artefact))
@@ -251,19 +271,9 @@ def fingerprint_of(
     teachers: Mapping[str, LoRAWeights],
 ) -> Fingerprint:
     """What the state of a fit depends on."""
-    without = (
-        "workdir",
-        "tasks",
-        "families",
-        "wordings",
-        "task_ids",
-        "base",
-        "check",
-        "recompute",
-        "rounds",
-        "round",
-        *RESUMABLE,
-    )
+    teacher = _context_teacher(config, base)
+    places = ("workdir", "tasks", "families", "wordings", "task_ids", "base", "context_teacher_from")
+    without = (*places, "check", "recompute", "rounds", "round", *RESUMABLE)
     return Fingerprint.of(
         config,
         without=without,
@@ -271,7 +281,15 @@ def fingerprint_of(
         base_revision=base.revision,
         start_digest=start and start.digest,
         teachers_digest=teachers_digest(teachers) if teachers else None,
+        context_teacher_digest=content_digest(teacher) if isinstance(teacher, LoRAWeights) else None,
     )
+
+
+def _context_teacher(config: Config, base: Base) -> Teacher | LoRAWeights:
+    """The teacher that `config` names; an adapter if it is held still."""
+    if config.context_teacher_from is None:
+        return config.context_teacher
+    return shared_adapter_for(config.context_teacher_from, base.spec.base_id)
 
 
 @torch.no_grad()
