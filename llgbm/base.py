@@ -55,8 +55,9 @@ def load_base(name_or_path: str | Path, *, storage: Storage = "float32", device:
     Args:
         name_or_path: a hub id, or a folder in Hugging Face layout. A hub id becomes the base id; the base id of a
             folder is that of the preset with its shape, or the folder's name where there is none.
-        storage: how the Linear weights are stored. On a processor activations stay float32; on a GPU "bfloat16" is
-            for the whole model, since its Linears multiply in bfloat16 by themselves.
+        storage: how the Linear weights are stored. On a processor activations stay float32, except with
+            "bfloat16_activations"; on a GPU "bfloat16" is for the whole model, since its Linears multiply in bfloat16
+            by themselves.
         device: as torch names it, "cpu" or "cuda".
 
     Raises:
@@ -72,11 +73,12 @@ def load_base(name_or_path: str | Path, *, storage: Storage = "float32", device:
         raise ConfigError("int8 is for processors; on a GPU choose bfloat16 or float32")
     if on_gpu and not torch.cuda.is_available():
         raise ConfigError(f"torch finds no GPU for {device}; install a build of torch for it, or choose cpu")
-    dtype = torch.bfloat16 if on_gpu and storage == "bfloat16" else torch.float32
+    whole = storage == "bfloat16_activations" or (on_gpu and storage == "bfloat16")
+    dtype = torch.bfloat16 if whole else torch.float32
     with no_progress_bars():
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
     model.eval().requires_grad_(False).to(device)
-    store_linears(model, "float32" if on_gpu and storage == "bfloat16" else storage)
+    store_linears(model, "float32" if on_gpu and whole else storage)
     spec = _spec(config, name_or_path)
     return Base(model, AutoTokenizer.from_pretrained(path), spec, pretrained_revision(path))
 

@@ -29,7 +29,7 @@ from llgbm.packing import TrainingBatch
 __all__ = ["DeltaOnlyLoss", "MultiTaskLoss", "Objective", "TrainingConfig", "TrainingState", "train"]
 
 
-FREE = ("steps", "checkpoint_seconds", "accumulation", "trunk_dtype")
+FREE = ("steps", "seconds", "checkpoint_seconds", "accumulation", "trunk_dtype")
 """Settings that may change when a run goes on: it may be made longer, saved more often and computed in other pieces or
 in another precision."""
 
@@ -39,7 +39,11 @@ class TrainingConfig:
     """Optimisation settings of `train`."""
 
     steps: int = 1000
-    """Optimiser steps in all."""
+    """Optimiser steps in all, at most."""
+    seconds: float = 0.0
+    """Budget of wall time of the steps, over all resumptions; 0 for none. The run ends with the first of the two
+    budgets that is spent, and the learning rate follows that one. A run with a budget of time does not repeat exactly.
+    """
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
     shared_rate: float = 1.0
@@ -84,15 +88,21 @@ class TrainingConfig:
             raise ConfigError("task_rate must be finite and must not be negative")
         if self.accumulation < 1:
             raise ConfigError("accumulation must be at least 1")
+        if not 0 <= self.seconds < math.inf:
+            raise ConfigError("seconds must be finite and must not be negative; 0 sets no budget of time")
 
-    def learning_rate_at(self, step: int) -> float:
-        """Learning rate of `step`, counted from 0: warm-up, plateau, linear decay.
+    def learning_rate_at(self, step: int, spent: float = 0.0) -> float:
+        """Learning rate of `step`, counted from 0, after `spent` seconds of steps: warm-up, plateau, linear decay.
 
         The plateau lets a run be made longer without a new schedule.
         """
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
-        decay = self.decay_fraction * self.steps
-        return self.learning_rate * min(warm, (self.steps - step) / decay if decay else 1.0)
+        left = min(1 - step / self.steps, 1 - spent / self.seconds if self.seconds else 1.0)
+        return self.learning_rate * min(warm, max(0.0, left) / self.decay_fraction if self.decay_fraction else 1.0)
+
+    def is_over(self, done: int, spent: float) -> bool:
+        """Whether `done` steps and `spent` seconds use up a budget."""
+        return done >= self.steps or (self.seconds > 0 and spent >= self.seconds)
 
 
 class Objective(Protocol):
@@ -152,16 +162,20 @@ def train(
         ConfigError: the loss or its gradient became NaN or infinite, or a batch has fewer groups than there are
             processes.
     """
+    if config.seconds and group is not None:
+        raise ConfigError("processes that train together need a number of steps; seconds is for one process")
     trained = nn.ModuleList([generator, *objective.modules()]).train()
     generator.trunk_dtype = getattr(torch, config.trunk_dtype)
     optimisers = _optimisers(trained, generator, config)
-    first = _restore(state_path, trained, optimisers, config)
+    first, spent = _restore(state_path, trained, optimisers, config)
     own_state = state_path if group is None or group.rank == 0 else None
     saved = time.monotonic()
-    for step in range(first, config.steps):
+    step = first
+    while not config.is_over(step, spent):
         started = time.monotonic()
+        rate = config.learning_rate_at(step, spent)
         for settings in (group for optimiser in optimisers for group in optimiser.param_groups):
-            settings["lr"] = settings["rate"] * config.learning_rate_at(step)
+            settings["lr"] = settings["rate"] * rate
         share = share_of(batches(step), group or Alone())
         pieces = [share[i :: config.accumulation] for i in range(min(config.accumulation, len(share)))]
         for optimiser in optimisers:
@@ -181,13 +195,14 @@ def train(
             )
         for optimiser in optimisers:
             optimiser.step()
-        last = step + 1 == config.steps
-        if own_state and (last or time.monotonic() - saved > config.checkpoint_seconds):
-            _save(own_state, step + 1, trained, optimisers, config)
+        now = time.monotonic()
+        spent += now - started
+        if own_state and (config.is_over(step + 1, spent) or now - saved > config.checkpoint_seconds):
+            _save(own_state, step + 1, spent, trained, optimisers, config)
             saved = time.monotonic()
         if on_step:
-            rate = config.learning_rate_at(step)
-            on_step(TrainingState(step, float(loss.detach()), parts, rate, norm, time.monotonic() - started))
+            on_step(TrainingState(step, float(loss.detach()), parts, rate, norm, now - started))
+        step += 1
     generator.trunk_dtype = torch.float32
     generator.eval()
     return first
@@ -222,10 +237,15 @@ def _settings(config: TrainingConfig) -> dict[str, object]:
 
 
 def _save(
-    path: Path, step: int, trained: nn.Module, optimisers: Sequence[torch.optim.Optimizer], config: TrainingConfig
+    path: Path,
+    step: int,
+    spent: float,
+    trained: nn.Module,
+    optimisers: Sequence[torch.optim.Optimizer],
+    config: TrainingConfig,
 ) -> None:
     parts = {"model": trained.state_dict(), "optimisers": [o.state_dict() for o in optimisers]}
-    state = {"step": step, **parts, "settings": _settings(config)}
+    state = {"step": step, "seconds": spent, **parts, "settings": _settings(config)}
     temporary = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     with temporary.open("wb") as file:
@@ -237,12 +257,13 @@ def _save(
 
 def _restore(
     path: Path | None, trained: nn.Module, optimisers: Sequence[torch.optim.Optimizer], config: TrainingConfig
-) -> int:
+) -> tuple[int, float]:
+    """Steps and seconds of the run so far."""
     if path is None or not path.exists():
-        return 0
+        return 0, 0.0
     try:
         state = torch.load(path, weights_only=True)
-        settings, step = dict(state["settings"]), int(state["step"])
+        settings, step, spent = dict(state["settings"]), int(state["step"]), float(state["seconds"])
         model, moments = state["model"], state["optimisers"]
     except Exception as error:  # what a foreign file makes the reader raise is not documented
         raise CheckpointError(f"{path} is not the state of a training run; use another workdir: {error!r}") from error
@@ -263,4 +284,4 @@ def _restore(
             optimiser.load_state_dict(its_moments)
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path} is the state of another model: {error}") from error
-    return step
+    return step, spent

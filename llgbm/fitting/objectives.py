@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from llgbm.base import Base, require_gradients
-from llgbm.delta import DeltaMeter
+from llgbm.delta import DeltaMeter, keep_states
 from llgbm.errors import ConfigError
-from llgbm.fitting.context_teacher import ContextTeacher, Teacher
+from llgbm.fitting.context_teacher import ContextTeacher, Teacher, stacked_states
 from llgbm.fitting.task_cores import TaskCores
 from llgbm.fitting.task_losses import kl_by_label, label_logits, mean_by_row, sft_by_label
 from llgbm.functional import FunctionalLoRA
@@ -27,8 +27,11 @@ class TaskObjective:
     Args:
         distillation: share, 0 to 1, that the KL to a teacher has in the loss of rows that come as it reads them too
             (`TaskGroup.context_rows`); the rest of their loss, and all of the others', is the cross entropy.
-        context_teacher: who that teacher is, see `llgbm.fitting.context_teacher`.
-        matching: weight of the delta loss beside that of the task: how far the adapter of a group with a teacher's
+        state_matching: weight of the distance between the hidden states of student and teacher at the answers of these
+            rows, added to their loss (behavioural matching in the fit).
+        state_layers: decoder layers of these states, ascending.
+        context_teacher: the teacher, see `llgbm.fitting.context_teacher`.
+        matching: weight of the delta loss, added to that of the task: how far the adapter of a group with a teacher's
             delta (`TaskGroup.delta`) moves the base from where that teacher does.
         meter: measures those adapters as the teachers were measured; needed for `matching`.
         task_cores: what tasks of the batch add to the generated cores; trained with the generator.
@@ -44,7 +47,9 @@ class TaskObjective:
         *,
         label_smoothing: float = 0.05,
         distillation: float = 0.0,
-        context_teacher: Teacher = "shared",
+        state_matching: float = 0.0,
+        state_layers: Sequence[int] = (),
+        context_teacher: Teacher | LoRAWeights = "shared",
         matching: float = 0.0,
         meter: DeltaMeter | None = None,
         task_cores: TaskCores | None = None,
@@ -54,7 +59,10 @@ class TaskObjective:
         self._base, self._functional = base, FunctionalLoRA(base.model)
         self._label_smoothing, self._distillation = label_smoothing, distillation
         self._recompute, self._task_cores = recompute, task_cores
-        self._context_teacher = ContextTeacher(base, self._functional, context_teacher)
+        if state_matching and not state_layers:
+            raise ConfigError("state_matching needs state_layers, the layers whose states are matched")
+        self._state_matching, self._state_layers = state_matching, state_layers if state_matching else ()
+        self._context_teacher = ContextTeacher(base, self._functional, context_teacher, layers=self._state_layers)
         if matching and meter is None:
             raise ConfigError("matching needs a DeltaMeter, of the measurement that the teachers' deltas have")
         self._matching, self._meter = matching, meter if matching else None
@@ -73,21 +81,29 @@ class TaskObjective:
         added = None if self._task_cores is None else partial(self._task_cores.added, step=step)
         weights, rows = generated_groups(generator, batch, added)
         packed = pack(rows)
-        logits = label_logits(self._base, self._functional, packed, weights, recompute=self._recompute)
+        with keep_states(self._base.model, self._state_layers, packed.label_index) as kept:
+            logits = label_logits(self._base, self._functional, packed, weights, recompute=self._recompute)
         losses = sft_by_label(logits, packed, label_smoothing=self._label_smoothing)
         parts: dict[str, float] = {
             "sft": float(mean_by_row(losses.detach(), packed)),
             "rows": len(packed.last_index),
             "tokens": packed.num_tokens,
             "kl": 0.0,  # these are always there: processes that share a batch add parts up by their places
+            "states": 0.0,
             "delta": 0.0,
         }
-        taught = self._context_teacher(generator, batch) if self._distillation else None
-        if taught is not None:
-            labels, values, indices = taught
-            divergence = kl_by_label(logits[labels], values, indices)
+        lesson = self._context_teacher(generator, batch) if self._distillation or self._state_matching else None
+        if lesson is not None:
+            labels = lesson.labels
+            divergence = kl_by_label(logits[labels], lesson.values, lesson.indices)
             parts["kl"] = float(divergence.detach().mean())
-            losses = losses.index_copy(0, labels, losses[labels].lerp(divergence, self._distillation))
+            taught = losses[labels].lerp(divergence, self._distillation)
+            if self._state_matching:
+                states = stacked_states(kept, self._state_layers, logits)[:, labels]
+                distances = lesson.state_distances(states)
+                parts["states"] = float(distances.detach().mean())
+                taught = taught + self._state_matching * distances
+            losses = losses.index_copy(0, labels, taught)
         loss = mean_by_row(losses, packed)
         if self._meter is not None:
             distance = _distance(self._meter, batch, weights)

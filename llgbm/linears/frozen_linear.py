@@ -23,7 +23,7 @@ from llgbm.errors import ConfigError
 from llgbm.linears.int8 import FbgemmProduct, Int8TrainingLinear
 from llgbm.linears.shared_input import SharedInput, input_groups
 
-Storage = Literal["float32", "bfloat16", "int8", "int8_training"]
+Storage = Literal["float32", "bfloat16", "bfloat16_activations", "int8", "int8_training"]
 _HEAD = "lm_head"
 _FEW_ROWS = 8
 """Up to so many, a bfloat16 product costs the bytes of its weight, whatever the processor multiplies in."""
@@ -109,6 +109,11 @@ def store_linears(model: nn.Module, storage: Storage, *, skip: tuple[str, ...] =
     if storage not in get_args(Storage):
         raise ConfigError(f"unknown storage {storage!r}; known are {', '.join(get_args(Storage))}")
     if storage == "float32":
+        return
+    if storage == "bfloat16_activations":
+        if not _multiplies_bfloat16():
+            raise ConfigError("this processor has no bfloat16 products; choose int8_training or float32")
+        model.to(torch.bfloat16)
         return
     linears = {
         name: module

@@ -125,7 +125,7 @@ def run(config: Config, *, texts: Path | None = None) -> None:
         ConfigError: no task has cores.
     """
     checkpoint = load_generator(config.checkpoint)
-    tasks, made_up = load_training_set(
+    tasks, made_up, _ = load_training_set(
         config.tasks,
         config.task_ids,
         wordings=config.wordings,
@@ -326,15 +326,15 @@ def find_targets(
     cores: dict[str, Cores] = {}
     steps: dict[str, float] = {}
     read: list[tuple[PackedBatch, LoRAWeights | None]] = []
-    for done, (task, descriptions) in enumerate(zip(tasks, conditions.descriptions, strict=True), 1):
-        target = generated_cores(generator, descriptions)
+    for index, task in enumerate(tasks):
+        target = generated_cores(generator, conditions.descriptions(index))
         if task.task_id in trained:
             sampler = TaskSampler([task], base, encoder, config.rows, config.training.seed + 1, with_context_rows=False)
             batch = pack([sampler(0)[0].rows])
             target, step = chosen_target(base, functional, batch, generator, target, trained[task.task_id])
             steps[task.task_id] = step
             read.append((batch, target.adapter(generator)))
-            progress.update(done, f"{task.task_id}: {step:g} of the way")
+            progress.update(index + 1, f"{task.task_id}: {step:g} of the way")
         cores[task.task_id] = target
     moments = input_moments(base, functional, generator, read)
     return Targets({task: (found.q, found.p) for task, found in cores.items()}, steps, moments, base.revision)
@@ -360,7 +360,7 @@ def distances(
 @torch.no_grad()
 def outputs(generator: LoRAGenerator, objective: CoreObjective, conditions: ConditionSampler, count: int) -> Tensor:
     """What the generator makes of the first `count` tasks, (count, modules, R, R), means over seen descriptions."""
-    return torch.stack([objective.outputs(generator, seen).mean(0) for seen in conditions.descriptions[:count]])
+    return torch.stack([objective.outputs(generator, conditions.descriptions(i)).mean(0) for i in range(count)])
 
 
 def directions_of(tasks: Tensor) -> dict[str, float]:

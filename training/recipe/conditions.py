@@ -52,44 +52,45 @@ def lasting_encoder(name_or_path: str, file: Path) -> Iterator[PretrainedTextEnc
 
 
 class ConditionSampler:
-    """Draws conditions of tasks; all their texts are encoded now.
+    """Draws conditions of tasks. Texts are encoded when they are drawn, so that a short run encodes few.
 
     Args:
+        encoder: should have a cache, since the same texts are drawn again and again.
         seed: picks the training rows of which the examples are drawn.
-
-    Attributes:
-        descriptions: for each task, embeddings (seen descriptions, condition_size).
 
     Raises:
         ConfigError: a task has no description to train on.
     """
 
     def __init__(self, tasks: Sequence[Task], encoder: TextEncoder, config: ConditionConfig, seed: int) -> None:
-        self._config = config
-        self.descriptions: list[Tensor] = []
-        self._examples: list[Tensor] = []
+        self._tasks, self._encoder, self._config = tasks, encoder, config
+        self._lines: list[list[str]] = []
         rng = np.random.default_rng(seed)
         for task in tasks:
             if not task.seen_descriptions:
                 raise ConfigError(f"{task.task_id} has no description to train on; leave it out or write more wordings")
             chosen = rng.permutation(len(task.train))[: config.example_pool]
-            lines = example_lines([(task.train[i].input, task.train[i].output) for i in chosen])
-            embeddings = encoder.encode([*task.seen_descriptions, *lines])
-            self.descriptions.append(embeddings[: len(task.seen_descriptions)])
-            self._examples.append(embeddings[len(task.seen_descriptions) :])
+            self._lines.append(example_lines([(task.train[i].input, task.train[i].output) for i in chosen]))
+
+    def descriptions(self, index: int) -> Tensor:
+        """Embeddings (seen descriptions, condition_size) of the task at `index`."""
+        return self._encoder.encode(self._tasks[index].seen_descriptions)
 
     def draw(self, index: int, wording: int, rng: np.random.Generator) -> Tensor:
-        """A condition (condition_size,) of the task `index`; its description, if it reads one, is number `wording`."""
-        config, none = self._config, self.descriptions[index][:0]
-        description = self.descriptions[index][wording : wording + 1]
-        lines = self._examples[index]
-        examples = lines[rng.permutation(len(lines))[: config.num_examples]]
+        """A condition (condition_size,) of the task at `index`.
+
+        Args:
+            index: of the task.
+            wording: of the seen descriptions, the one that the condition reads, if it reads any.
+            rng: decides what the condition is made of.
+        """
+        config, lines = self._config, self._lines[index]
+        examples = [lines[i] for i in rng.permutation(len(lines))[: config.num_examples]]
         kind = rng.random()
-        if kind < config.example_fraction:
-            condition = condition_of(none, examples)
-        elif kind < config.example_fraction + config.mixed_fraction:
-            condition = condition_of(description, examples)
-        else:
-            condition = condition_of(description, none)
+        with_examples = kind < config.example_fraction + config.mixed_fraction
+        with_description = kind >= config.example_fraction
+        texts = [self._tasks[index].seen_descriptions[wording]] if with_description else []
+        embeddings = self._encoder.encode([*texts, *(examples if with_examples else [])])
+        condition = condition_of(embeddings[: len(texts)], embeddings[len(texts) :])
         normal = torch.from_numpy(rng.standard_normal(len(condition)).astype(np.float32))
         return noisy(condition, normal, self._config.noise)

@@ -220,7 +220,7 @@ def train_cores(
     while True:
         for task in islice(waiting, config.side_by_side - len(active)):
             sampler = TaskSampler([task], base, encoder, config.sampler, config.seed, with_context_rows=False)
-            start = (starts or {}).get(task.task_id) or generated_cores(generator, sampler.description_embeddings[0])
+            start = (starts or {}).get(task.task_id) or generated_cores(generator, sampler.description_embeddings(0))
             active.append(_Descent(task, sampler, start))
         if not active:
             return

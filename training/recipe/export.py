@@ -117,7 +117,7 @@ def export_state(config: Config) -> GeneratorManifest:
     settings = load_config(FitConfig, config.fit, section="fit", other_sections=_other_sections())
     state = _read_state(config.state)
     base = load_base(settings.base, storage=settings.base_storage)
-    tasks = [task for pool in training_tasks(settings) for task in pool]
+    tasks = training_tasks(settings).all
     generator = create_generator(base.spec, default_lora(base.spec), settings.generator)
     start = None if settings.start is None else started_from(settings.start, generator)
     names = [task.task_id for task in tasks]
@@ -128,8 +128,7 @@ def export_state(config: Config) -> GeneratorManifest:
     generator.load_state_dict(own)
     encoder = PretrainedTextEncoder(settings.text_encoder)
     made = {"steps": state["step"]}
-    embeddings = [encoder.encode(task.seen_descriptions) for task in tasks]
-    manifest, prompts = manifest_of(settings, generator.eval(), base, tasks, embeddings, made, start=start)
+    manifest, prompts = manifest_of(settings, generator.eval(), base, tasks, encoder, made, start=start)
     return save_generator(config.out, generator, manifest, prompts)
 
 

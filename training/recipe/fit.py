@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llgbm.adapters.peft_io import content_digest
 from llgbm.base import Base, load_base
 from llgbm.checkpoint import GeneratorManifest, TrainingTask, load_generator, save_generator, saved_in
 from llgbm.config import GeneratorConfig, default_lora
@@ -25,13 +26,16 @@ from llgbm.fitting.task_cores import TaskCores
 from llgbm.generator import LoRAGenerator, create_generator
 from llgbm.linears.frozen_linear import Storage
 from llgbm.lora import LoRAWeights
+from llgbm.measuring.probe_encoding import spread_layers
 from llgbm.pretrained.find import BASE_0_5B, TEXT_ENCODER
+from llgbm.prompting import TextEncoder
 from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig, TrainingState, train
 from training.adapters.delta_store import ProbeConfig, cached_delta, open_deltas
 from training.adapters.teacher_folder import adapter_folder, load_teachers, teachers_digest
 from training.recipe.conditions import TEXTS_FILE, lasting_encoder
 from training.recipe.cores import Cores, belonging, core_file, generated_cores, write_cores
+from training.recipe.generator_base import shared_adapter_for
 from training.recipe.progress_check import CheckConfig, ProgressCheck
 from training.recipe.rounds import RoundConfig, Rounds, run_rounds
 from training.recipe.sampler import SamplerConfig, TaskSampler
@@ -41,7 +45,7 @@ from training.runs.parallel import process_group
 from training.runs.results import command_of
 from training.tasks.format import Task, tasks_digest
 from training.tasks.procedural_tasks import SYNTHETIC_CATEGORY, synthetic_tasks
-from training.tasks.training_set import load_training_set
+from training.tasks.training_set import TrainingSet, load_training_set
 
 STATE_FILE = "state.pt"
 _INDEXED_WORDINGS = 2
@@ -53,12 +57,14 @@ class Config:
 
     workdir: Path = Path("runs/fit")
     """Folder for the state, the log and the artefact."""
-    tasks: Path = Path("tasks/train")
-    """Folder of task files."""
+    tasks: Path | None = Path("tasks/train")
+    """Folder of task files; none for families and procedural tasks alone."""
     wordings: Path | None = None
     """File of more wordings of these tasks to train on, see `training.tasks.format.with_more_wordings`."""
     task_ids: tuple[str, ...] = ()
     """Only these tasks; empty for all in the folder."""
+    families: Path | None = None
+    """Folder of family files, see `training.tasks.families`; `sampler.family_groups` says how often these are drawn."""
     synthetic_tasks: int = 0
     """Procedural tasks beside them; `sampler.synthetic_groups` says how often these are drawn."""
     hidden_families: tuple[str, ...] = ()
@@ -78,6 +84,13 @@ class Config:
     context_teacher: Teacher = "shared"
     """That teacher: the generator's shared adapter with the description in the context, or the task's own adapter out
     of `teachers`, without it."""
+    context_teacher_from: Path | None = None
+    """Artefact whose shared adapter is that teacher, held still; none for the shared adapter of the fit as it is."""
+    state_matching: float = 0.0
+    """Weight of behavioural matching: the distance of the hidden states at the answers from that teacher's, which has
+    the description in its context."""
+    state_layers: int = 3
+    """Layers whose states are matched, at equal distances, the last one among them."""
     matching: float = 0.0
     """Weight of the delta loss beside the task loss, for tasks that have a teacher in `teachers`; the command `deltas`
     measures these first."""
@@ -101,8 +114,12 @@ class Config:
     round: RoundConfig = field(default_factory=RoundConfig)
 
     def __post_init__(self) -> None:
-        if self.matching < 0 or self.rounds < 0:
-            raise ConfigError("matching and rounds must not be negative")
+        if min(self.matching, self.rounds, self.state_matching) < 0 or self.state_layers < 1:
+            raise ConfigError("matching, state_matching and rounds must not be negative, state_layers at least 1")
+        if self.context_teacher_from and self.context_teacher != "shared":
+            raise ConfigError("context_teacher_from names a shared adapter; leave context_teacher at shared")
+        if self.context_teacher == "adapter" and self.state_matching:
+            raise ConfigError("state_matching needs a teacher that reads descriptions; leave context_teacher at shared")
         if self.task_cores_from is not None and (self.task_cores_from < 0 or not self.rounds):
             raise ConfigError(
                 "task_cores_from is a step from 0 on, and goes with rounds, which teach these cores to the trunk"
@@ -134,13 +151,13 @@ def run(config: Config) -> None:
         ConfigError: the working directory has the state of a run with other settings or tasks, or the artefact to
             start from has another base or size.
     """
-    tasks, synthetic = training_tasks(config)
+    pools = training_tasks(config)
     kept_back = hidden_tasks(config)
     file = config.workdir / TEXTS_FILE
     with lasting_encoder(config.text_encoder, file) as encoder:
-        made_here = _fit(config, encoder, tasks, synthetic, kept_back)
+        made_here = _fit(config, encoder, pools, kept_back)
     if config.rounds and made_here:
-        run_rounds(_rounds(config, tasks), file)
+        run_rounds(_rounds(config, pools.own), file)
 
 
 def _rounds(config: Config, tasks: Sequence[Task]) -> Rounds:
@@ -165,11 +182,11 @@ def _rounds(config: Config, tasks: Sequence[Task]) -> Rounds:
 def _fit(
     config: Config,
     encoder: PretrainedTextEncoder,
-    tasks: Sequence[Task],
-    synthetic: Sequence[Task],
+    pools: TrainingSet,
     kept_back: Sequence[Task],
 ) -> bool:
     """The steps by the task loss; whether this process is the one that has written what they made."""
+    tasks = pools.own
     base = load_base(config.base, storage=config.base_storage)
     teachers = load_teachers(config.teachers, [t.task_id for t in tasks], base.spec.base_id) if config.teachers else {}
     meter, deltas = _teacher_deltas(config, base, teachers)
@@ -179,8 +196,9 @@ def _fit(
         encoder,
         config.sampler,
         config.training.seed,
-        synthetic,
-        with_context_rows=config.distillation > 0,
+        pools.synthetic,
+        pools.relatives,
+        with_context_rows=config.distillation > 0 or config.state_matching > 0,
         teachers=teachers if config.context_teacher == "adapter" else None,
         deltas=deltas,
     )
@@ -192,7 +210,9 @@ def _fit(
         base,
         label_smoothing=config.label_smoothing,
         distillation=config.distillation,
-        context_teacher=config.context_teacher,
+        context_teacher=_context_teacher(config, base),
+        state_matching=config.state_matching,
+        state_layers=spread_layers(base.spec, config.state_layers) if config.state_matching else (),
         matching=config.matching,
         meter=meter,
         task_cores=task_cores,
@@ -203,27 +223,29 @@ def _fit(
         train(generator, objective, sampler, config.training, state_path=state_path, group=group)
         group.close()
         return False
-    all_tasks = [*tasks, *synthetic]
+    all_tasks = pools.all
     with RunLog(config.workdir, "fit", config) as log:
         fingerprint_of(config, all_tasks, base, start, teachers).require_same_run(config.workdir, [STATE_FILE])
         check = ProgressCheck(config.check, tasks, base, encoder)
         hidden = ProgressCheck(config.check, kept_back, base, encoder, name="hidden")
-        started = time.monotonic()
+        started, steps = time.monotonic(), 0
         with log.progress("fit", total=config.training.steps) as progress:
 
             def on_step(state: TrainingState) -> None:
+                nonlocal steps
+                steps = state.step + 1
                 values = {"loss": state.loss, "lr": state.learning_rate, "grad_norm": state.grad_norm}
                 log.metrics(step=state.step, series="", seconds=state.seconds, **values, **state.parts)
-                progress.update(state.step + 1, f"loss {state.loss:.3f}")
-                if check.due(state.step + 1, config.training.steps):
+                progress.update(steps, f"loss {state.loss:.3f}")
+                if check.due(steps, config.training.steps):
                     log.metrics(step=state.step, series="", **check.run(generator), **hidden.run(generator))
 
-            train(generator, objective, sampler, config.training, state_path=state_path, on_step=on_step, group=group)
+            first = train(
+                generator, objective, sampler, config.training, state_path=state_path, on_step=on_step, group=group
+            )
         seconds = time.monotonic() - started
-        made = {"steps": config.training.steps, "last_run_seconds": round(seconds)}
-        manifest, prompts = manifest_of(
-            config, generator, base, all_tasks, sampler.description_embeddings, made, start=start
-        )
+        made = {"steps": max(first, steps), "last_run_seconds": round(seconds)}
+        manifest, prompts = manifest_of(config, generator, base, all_tasks, encoder, made, start=start)
         if not config.rounds and saved_in(config.artefact, generator, manifest):
             log.logger.info("already made", artefact=str(config.artefact))
         else:  # rounds know their start by its digest, so that one is written anew without what calibration adds
@@ -249,7 +271,9 @@ def fingerprint_of(
     teachers: Mapping[str, LoRAWeights],
 ) -> Fingerprint:
     """What the state of a fit depends on."""
-    without = ("workdir", "tasks", "wordings", "task_ids", "base", "check", "recompute", "rounds", "round", *RESUMABLE)
+    teacher = _context_teacher(config, base)
+    places = ("workdir", "tasks", "families", "wordings", "task_ids", "base", "context_teacher_from")
+    without = (*places, "check", "recompute", "rounds", "round", *RESUMABLE)
     return Fingerprint.of(
         config,
         without=without,
@@ -257,7 +281,15 @@ def fingerprint_of(
         base_revision=base.revision,
         start_digest=start and start.digest,
         teachers_digest=teachers_digest(teachers) if teachers else None,
+        context_teacher_digest=content_digest(teacher) if isinstance(teacher, LoRAWeights) else None,
     )
+
+
+def _context_teacher(config: Config, base: Base) -> Teacher | LoRAWeights:
+    """The teacher that `config` names; an adapter if it is held still."""
+    if config.context_teacher_from is None:
+        return config.context_teacher
+    return shared_adapter_for(config.context_teacher_from, base.spec.base_id)
 
 
 @torch.no_grad()
@@ -270,8 +302,8 @@ def _write_task_cores(
 ) -> None:
     """Write, for each task, its own cores added to what the generator makes of its descriptions."""
     owner = belonging(load_generator(config.fitted))
-    for task, descriptions in zip(tasks, sampler.description_embeddings, strict=False):
-        made = generated_cores(generator, descriptions)
+    for index, task in enumerate(tasks):
+        made = generated_cores(generator, sampler.description_embeddings(index))
         q, p = task_cores.added(made.q[None], made.p[None], [task.task_id], config.training.steps)
         write_cores(core_file(config.task_cores, task.task_id), Cores(q[0], p[0]), owner)
 
@@ -287,14 +319,15 @@ def _teacher_deltas(
     return meter, {task: cached_delta(cache, names[task], weights).values for task, weights in teachers.items()}
 
 
-def training_tasks(config: Config) -> tuple[list[Task], list[Task]]:
-    """The tasks of the folder that `config` names, and the procedural ones beside them."""
+def training_tasks(config: Config) -> TrainingSet:
+    """The tasks that `config` names."""
     return load_training_set(
         config.tasks,
         config.task_ids,
         wordings=config.wordings,
         num_synthetic=config.synthetic_tasks,
         hidden_families=config.hidden_families,
+        families=config.families,
     )
 
 
@@ -327,7 +360,7 @@ def manifest_of(
     generator: LoRAGenerator,
     base: Base,
     tasks: Sequence[Task],
-    embeddings: Sequence[Tensor],
+    encoder: TextEncoder,
     made: Mapping[str, Any],
     *,
     start: GeneratorManifest | None = None,
@@ -335,17 +368,18 @@ def manifest_of(
     """What the artefact of a generator that was fitted with `config` says of it, and its block of prompts of each task.
 
     Args:
-        embeddings: for each task, those of its seen descriptions, (descriptions, condition_size). Of a procedural
-            task only the first wordings go into the prompt index, since there are many such tasks, and of any other
-            task those of its file.
+        encoder: of the prompt index. Of a procedural task and of a task of a family only the first wordings go into
+            it, since there are many such tasks, and of any other task those of its file.
         made: what else the manifest says of how it was made.
         start: of the generator that this one went on from. Its other tasks are listed too, but no prompt is reported
             as near to them, since what was learnt of them may be lost.
     """
     trained = [TrainingTask(t.task_id, t.category, t.source, t.licence, t.seen_descriptions) for t in tasks]
-    made_up = [t.category.startswith(SYNTHETIC_CATEGORY) for t in tasks]
-    own = [_INDEXED_WORDINGS if made else len(t.seen_in_file) for t, made in zip(tasks, made_up, strict=True)]
-    blocks = [e[:count] for e, count in zip(embeddings, own, strict=True)]
+    many = [t.family is not None or t.category.startswith(SYNTHETIC_CATEGORY) for t in tasks]
+    own = [_INDEXED_WORDINGS if few else len(t.seen_in_file) for t, few in zip(tasks, many, strict=True)]
+    indexed = [task.seen_descriptions[:count] for task, count in zip(tasks, own, strict=True)]
+    embeddings = encoder.encode([text for texts in indexed for text in texts])
+    blocks = list(embeddings.split([len(texts) for texts in indexed]))
     made_by = {"command": command_of("fit", config), "seed": config.training.seed, **made}
     if start is not None:
         earlier = [t for t in start.tasks if t.task_id not in {task.task_id for task in tasks}]

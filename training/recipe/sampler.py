@@ -1,4 +1,4 @@
-"""Batches of tasks for `fit`: which tasks, which rows, which wording, whether the description stands in the context.
+"""Batches of tasks for `fit`: the tasks, their rows and wordings, and the context of each row.
 
 The batch of a step depends on the seed and the step alone. Only `train` rows and seen descriptions are ever read.
 Groups are filled up to a token budget, so that every step costs about the same whatever the length of its inputs.
@@ -21,17 +21,26 @@ from llgbm.prompting import TextEncoder
 from training.recipe.conditions import ConditionConfig, ConditionSampler
 from training.tasks.format import Example, Task
 
+MAX_SHOTS = 5
+"""Examples that may stand in the context of a group, at most."""
+
 
 @dataclass(frozen=True)
 class SamplerConfig(ConditionConfig):
-    """What a batch is made of, the conditions of its groups among that."""
+    """The make-up of a batch, the conditions of its groups included."""
 
     groups: int = 8
     """Tasks in a step; each has one adapter."""
     synthetic_groups: int = 0
-    """How many of these are procedural tasks; the others come from the folder."""
+    """Number of these groups that are procedural tasks."""
+    family_groups: int = 0
+    """Number of these groups that are tasks of families. The rest come from the folder of task files."""
+    sisters: int = 2
+    """Tasks of one family that are drawn together, on the same inputs, so that only the prompt can tell their answers
+    apart; 1 draws every task on its own."""
     tokens_per_group: int = 110
-    """Token budget of a group; its rows share the chat template's head, which is counted once."""
+    """Token budget of a group. Its rows share the chat template's head, and maybe a description, which are counted
+    once; examples in the context come on top."""
     max_row_tokens: int = 130
     """Rows whose input and answer are longer, the template's tokens around them included, are never drawn."""
     warm_start_steps: int = 0
@@ -40,17 +49,30 @@ class SamplerConfig(ConditionConfig):
     """Share of groups that go on training the shared part so."""
     context_fraction: float = 0.2
     """Share of conditioned groups whose rows also carry the description in their context."""
+    shots_fraction: float = 0.0
+    """Share of the groups with a description in the context that carry 1 to 5 examples there too, as earlier turns
+    (in-context learning is trained, as in MetaICL, arXiv 2110.15943)."""
+    shots_tokens: int = 160
+    """Token budget of these examples."""
+    taught_fraction: float = 1.0
+    """Share of conditioned groups of bare rows that a teacher, if there is one, teaches in addition to the answers."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.groups, self.tokens_per_group, self.max_row_tokens) < 1:
-            raise ConfigError("groups, tokens_per_group and max_row_tokens must be at least 1")
-        if self.warm_start_steps < 0:
-            raise ConfigError("warm_start_steps must not be negative")
-        if not 0 <= self.synthetic_groups <= self.groups:
-            raise ConfigError("synthetic_groups lies between 0 and groups")
-        if not (0 <= self.shared_fraction <= 1 and 0 <= self.context_fraction <= 1):
+        if min(self.groups, self.tokens_per_group, self.max_row_tokens, self.sisters, self.shots_tokens) < 1:
+            raise ConfigError("groups, sisters, tokens_per_group, shots_tokens and max_row_tokens must be at least 1")
+        if min(self.warm_start_steps, self.synthetic_groups, self.family_groups) < 0:
+            raise ConfigError("warm_start_steps, synthetic_groups and family_groups must not be negative")
+        if self.synthetic_groups + self.family_groups > self.groups:
+            raise ConfigError("synthetic_groups and family_groups together must not be more than groups")
+        fractions = (self.shared_fraction, self.context_fraction, self.taught_fraction, self.shots_fraction)
+        if not all(0 <= fraction <= 1 for fraction in fractions):
             raise ConfigError("fractions lie between 0 and 1")
+
+    @property
+    def own_groups(self) -> int:
+        """Groups whose tasks come from the folder of task files."""
+        return self.groups - self.synthetic_groups - self.family_groups
 
 
 def drawn_in_epochs(count: int, step: int, groups: int, seed: int, *, stream: int) -> list[int]:
@@ -60,18 +82,19 @@ def drawn_in_epochs(count: int, step: int, groups: int, seed: int, *, stream: in
 
 
 class TaskSampler:
-    """Draws batches for `llgbm.training.train`. In an epoch, every task is drawn once.
+    """Draws batches for `llgbm.training.train`. In an epoch, every task (of families: every family) is drawn once.
 
     Args:
         tasks: those of the folder.
         synthetic: procedural tasks, which have epochs of their own.
+        relatives: tasks of families, in the order of their families.
         with_context_rows: also give rows of conditioned groups with the description in the context, for distillation.
         teachers: adapters by task id, to distil from in place of these; their rows are the bare ones.
         deltas: of teachers by task id, (probes, layers, hidden) each, for conditioned groups of these tasks.
 
     Raises:
         ConfigError: there is no task, or one has no description to train on, or no row short enough; or groups are
-            wanted of tasks that there are none of.
+            wanted of a kind of task that there is none of, or the other way round.
     """
 
     def __init__(
@@ -82,73 +105,122 @@ class TaskSampler:
         config: SamplerConfig,
         seed: int,
         synthetic: Sequence[Task] = (),
+        relatives: Sequence[Task] = (),
         *,
         with_context_rows: bool = True,
         teachers: Mapping[str, LoRAWeights] | None = None,
         deltas: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self._tasks, self._base, self._config, self._seed = [*tasks, *synthetic], base, config, seed
-        self._num_own, self._with_context_rows, self._teachers = len(tasks), with_context_rows, teachers
+        self._base, self._config, self._seed = base, config, seed
+        self._tasks = [*tasks, *synthetic, *relatives]
+        self._num_own, self._num_synthetic = len(tasks), len(synthetic)
+        self._with_context_rows, self._teachers = with_context_rows, teachers
         self._deltas = deltas or {}
-        if not tasks and config.synthetic_groups < config.groups:
-            raise ConfigError("there is no task to train on")
-        if bool(synthetic) != bool(config.synthetic_groups):
-            raise ConfigError(
-                f"there are {len(synthetic)} procedural tasks and {config.synthetic_groups} groups of a step for them; "
-                "set synthetic_tasks and synthetic_groups, or neither"
-            )
+        for name, found, groups in (
+            ("tasks of the folder", tasks, config.own_groups),
+            ("procedural tasks", synthetic, config.synthetic_groups),
+            ("tasks of families", relatives, config.family_groups),
+        ):
+            if bool(found) != bool(groups):
+                raise ConfigError(
+                    f"there are {len(found)} {name} and {groups} groups of a step for them; give both or neither"
+                )
+        self._families = _by_family(relatives, first=len(tasks) + len(synthetic))
         self._conditions = ConditionSampler(self._tasks, encoder, config, seed)
         self._tail = len(self._prompt("", None)) - len(self._head())
         for task in self._tasks:
             self._require_short_row(task)
 
-    @property
-    def description_embeddings(self) -> list[Tensor]:
-        """For each task, those of the folder first, (seen descriptions, condition_size)."""
-        return self._conditions.descriptions
+    def description_embeddings(self, index: int) -> Tensor:
+        """(seen descriptions, condition_size) of a task; those of the folder come first, then procedural ones."""
+        return self._conditions.descriptions(index)
 
     def __call__(self, step: int) -> TrainingBatch:
         """The groups of `step`, counted from 0."""
-        config, num_own = self._config, self._num_own
+        config = self._config
         rng = np.random.default_rng([self._seed, step])
-        own = drawn_in_epochs(num_own, step, config.groups - config.synthetic_groups, self._seed, stream=1)
-        num_synthetic = len(self._tasks) - num_own
-        synthetic = drawn_in_epochs(num_synthetic, step, config.synthetic_groups, self._seed, stream=2)
+        own = drawn_in_epochs(self._num_own, step, config.own_groups, self._seed, stream=1)
+        synthetic = drawn_in_epochs(self._num_synthetic, step, config.synthetic_groups, self._seed, stream=2)
         shared_only = step < config.warm_start_steps
-        drawn = [*own, *(num_own + task for task in synthetic)]
-        return [self._group(task, rng, shared_only=shared_only) for task in drawn]
+        drawn = [*own, *(self._num_own + task for task in synthetic)]
+        groups = [self._group(task, rng, shared_only=shared_only) for task in drawn]
+        for sisters in self._drawn_sisters(step, rng):
+            inputs = _shuffled_inputs([self._tasks[i] for i in sisters], rng)
+            groups += [self._group(task, rng, shared_only=shared_only, inputs=inputs) for task in sisters]
+        return groups
 
-    def _group(self, index: int, rng: np.random.Generator, *, shared_only: bool) -> TaskGroup:
+    def _drawn_sisters(self, step: int, rng: np.random.Generator) -> list[list[int]]:
+        """Places of the tasks of families of a step, those of one family together."""
+        groups, sisters = self._config.family_groups, self._config.sisters
+        per_step = -(-groups // sisters)
+        families = drawn_in_epochs(len(self._families), step, per_step, self._seed, stream=3) if groups else []
+        drawn: list[list[int]] = []
+        for family in families:
+            members, left = self._families[family], groups - sum(len(found) for found in drawn)
+            chosen = rng.permutation(len(members))[: min(sisters, left)]
+            drawn.append([members[i] for i in chosen])
+        return drawn
+
+    def _group(
+        self, index: int, rng: np.random.Generator, *, shared_only: bool, inputs: Mapping[str, int] | None = None
+    ) -> TaskGroup:
+        """A group of the task at `index`; `inputs` says the order in which its rows are taken."""
         task, config = self._tasks[index], self._config
         wording = int(rng.integers(len(task.seen_descriptions)))
+        description = task.seen_descriptions[wording]
         if shared_only or rng.random() < config.shared_fraction:
-            _, rows = self._fitting(task, rng, task.seen_descriptions[wording])
-            return TaskGroup(task.task_id, None, rows)
+            return TaskGroup(task.task_id, None, self._in_context(task, description, rng, inputs))
         condition = self._conditions.draw(index, wording, rng)
-        in_context = task.seen_descriptions[wording] if rng.random() < config.context_fraction else None
-        examples, rows = self._fitting(task, rng, in_context)
-        group = TaskGroup(task.task_id, condition, rows, delta=self._deltas.get(task.task_id))
-        if not self._with_context_rows or in_context is not None:
+        delta = self._deltas.get(task.task_id)
+        if rng.random() < config.context_fraction:
+            return TaskGroup(task.task_id, condition, self._in_context(task, description, rng, inputs), delta=delta)
+        examples, rows = self._fitting(task, _order(task, rng, inputs), None, ())
+        group = TaskGroup(task.task_id, condition, rows, delta=delta)
+        # no draw where all are taught, so that the batches of a seed stay the same
+        taught = config.taught_fraction == 1 or rng.random() < config.taught_fraction
+        if not self._with_context_rows or not taught:
             return group
         if self._teachers is not None:
             teacher = self._teachers.get(task.task_id)
             return replace(group, context_rows=rows if teacher else (), teacher=teacher)
-        context_rows = [self._row(example, task.seen_descriptions[wording]) for example in examples]
-        return replace(group, context_rows=context_rows)
+        return replace(group, context_rows=[self._row(example, description, ()) for example in examples])
+
+    def _in_context(
+        self, task: Task, description: str, rng: np.random.Generator, inputs: Mapping[str, int] | None
+    ) -> list[Row]:
+        """Rows with the description in the context, those of some groups with examples there too."""
+        order = _order(task, rng, inputs)
+        with_shots = self._config.shots_fraction > 0 and rng.random() < self._config.shots_fraction
+        return self._fitting(task, order, description, self._shots(task, order, rng) if with_shots else ())[1]
+
+    def _shots(self, task: Task, order: Sequence[int], rng: np.random.Generator) -> tuple[Example, ...]:
+        """1 to 5 examples for the context, the last of `order`, as far as their token budget goes."""
+        wanted, spent = int(rng.integers(1, MAX_SHOTS + 1)), 0
+        chosen: list[Example] = []
+        for i in order[:0:-1]:  # never the first, which is left for a row
+            row = self._row(task.train[i], None, ())
+            spent += len(row.prompt) + len(row.answer) - len(self._head())
+            if len(chosen) == wanted or spent > self._config.shots_tokens:
+                break
+            chosen.append(task.train[i])
+        return tuple(chosen)
 
     def _fitting(
-        self, task: Task, rng: np.random.Generator, description: str | None
+        self, task: Task, order: Sequence[int], description: str | None, shots: Sequence[Example]
     ) -> tuple[list[Example], list[Row]]:
-        """Some of the task's training examples, as many as the token budget holds, and their rows."""
+        """The first of the task's training examples in `order` that the token budget holds, and their rows."""
         examples: list[Example] = []
         rows: list[Row] = []
-        spent = head = self._head_length(description)
-        for i in rng.permutation(len(task.train)):
-            row = self._row(task.train[i], description)
+        spent = head = self._head_length(description, shots)
+        budget = self._config.tokens_per_group + head - self._head_length(description, ())
+        for i in order:
+            if task.train[i] in shots:
+                continue
+            row = self._row(task.train[i], description, shots)
             cost = len(row.prompt) + len(row.answer) - head
             if cost > self._config.max_row_tokens:
                 continue
-            if rows and spent + cost > self._config.tokens_per_group:
+            if rows and spent + cost > budget:
                 break
             examples.append(task.train[i])
             rows.append(row)
@@ -159,8 +231,8 @@ class TaskSampler:
 
     def _require_short_row(self, task: Task) -> None:
         """Fail before the first step, and not at the one that happens to draw this task."""
-        head = self._head_length(None)
-        rows = (self._row(example, None) for example in task.train)
+        head = self._head_length(None, ())
+        rows = (self._row(example, None, ()) for example in task.train)
         if not any(len(row.prompt) + len(row.answer) - head <= self._config.max_row_tokens for row in rows):
             raise self._no_short_row(task)
 
@@ -170,17 +242,40 @@ class TaskSampler:
             "raise max_row_tokens"
         )
 
-    def _row(self, example: Example, description: str | None) -> Row:
-        return Row(self._prompt(example.input, description), answer_ids(self._base.tokenizer, example.output))
+    def _row(self, example: Example, description: str | None, shots: Sequence[Example]) -> Row:
+        answer = answer_ids(self._base.tokenizer, example.output)
+        return Row(self._prompt(example.input, description, shots), answer)
 
-    def _prompt(self, given: str, description: str | None) -> tuple[int, ...]:
-        return prompt_ids(self._base.tokenizer, task_messages(given, description=description))
+    def _prompt(self, given: str, description: str | None, shots: Sequence[Example] = ()) -> tuple[int, ...]:
+        pairs = [(shot.input, shot.output) for shot in shots]
+        return prompt_ids(self._base.tokenizer, task_messages(given, description=description, examples=pairs))
 
-    def _head_length(self, description: str | None) -> int:
+    def _head_length(self, description: str | None, shots: Sequence[Example]) -> int:
         """Tokens before the input, which the rows of a group share and `pack` stores once."""
-        return len(self._prompt("", description)) - self._tail
+        return len(self._prompt("", description, shots)) - self._tail
 
     def _head(self) -> tuple[int, ...]:
         """The tokens before the input, whatever the input is, where no description stands in the context."""
         one, other = self._prompt("a", None), self._prompt("b", None)
         return one[: next(i for i, (x, y) in enumerate(zip(one, other, strict=False)) if x != y)]
+
+
+def _order(task: Task, rng: np.random.Generator, inputs: Mapping[str, int] | None) -> list[int]:
+    """The task's training rows in random order, or in that of `inputs`."""
+    if inputs is not None:
+        return sorted(range(len(task.train)), key=lambda i: inputs[task.train[i].input])
+    return [int(i) for i in rng.permutation(len(task.train))]
+
+
+def _by_family(tasks: Sequence[Task], *, first: int) -> list[list[int]]:
+    """Places of the tasks of each family, the first task at `first`."""
+    families: dict[str, list[int]] = {}
+    for place, task in enumerate(tasks, start=first):
+        families.setdefault(task.family or task.task_id, []).append(place)
+    return list(families.values())
+
+
+def _shuffled_inputs(tasks: Sequence[Task], rng: np.random.Generator) -> dict[str, int]:
+    """A random place for each input of the tasks, the same for all tasks that have it."""
+    inputs = list(dict.fromkeys(row.input for task in tasks for row in task.train))
+    return {inputs[i]: place for place, i in enumerate(rng.permutation(len(inputs)))}

@@ -4,7 +4,7 @@ A task file is one JSON object named `{task_id}.json`:
 
     {"task_id", "category", "source", "licence",
      "descriptions": [...],                  what a user would write, the plainest first
-     "metric": "exact_match" | "exact_match_any",
+     "metric": "exact_match" | "exact_match_any" | "log_likelihood",
      "label_set": [...] or null,
      "train": [{"input", "output"}, ...], "test": [...]}     rows may carry "alternatives": [...]
 
@@ -27,7 +27,7 @@ from typing import Any
 from llgbm.errors import TaskFormatError
 from training.runs.artefacts import replace_text
 
-METRICS = ("exact_match", "exact_match_any")
+METRICS = ("exact_match", "exact_match_any", "log_likelihood")
 REQUIRED_KEYS = (
     "task_id", "category", "source", "licence", "descriptions", "metric", "label_set", "train", "test",
 )  # fmt: skip
@@ -62,7 +62,8 @@ class Task:
         source: where the rows come from.
         licence: the licence of the rows.
         descriptions: wordings of the task, at least one, none twice, whatever its case and white space.
-        metric: `exact_match`, or `exact_match_any` where many rows have alternatives.
+        metric: `exact_match`, or `exact_match_any` where many rows have alternatives; `log_likelihood` where more
+            answers are right than any row could list.
         label_set: every output there is, for a task with labels; None for a task with free answers.
         train: rows to train on.
         test: rows to measure on; no input of them stands in `train`.
@@ -70,6 +71,7 @@ class Task:
             is one of `descriptions`.
         held_back_by_others: wordings that are not trained on because another task holds them back, see
             `without_held_back`.
+        family: tasks of one family share their inputs; None for a task without sisters.
 
     Raises:
         TaskFormatError: one of these promises does not hold; the message starts with the key.
@@ -86,6 +88,7 @@ class Task:
     test: tuple[Example, ...]
     more_descriptions: tuple[str, ...] = ()
     held_back_by_others: tuple[str, ...] = ()
+    family: str | None = None
 
     def __post_init__(self) -> None:
         if not _ID.fullmatch(self.task_id):

@@ -1,38 +1,62 @@
-"""What a generator is trained on: tasks of a folder with all their wordings, and procedural tasks beside them."""
+"""The tasks that a generator is trained on: task files, procedural tasks and families."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import NamedTuple
 
+from training.tasks.families import load_families
 from training.tasks.format import Task, load_tasks, with_more_wordings, without_held_back
 from training.tasks.procedural_tasks import FAMILIES, synthetic_tasks
 
 
+class TrainingSet(NamedTuple):
+    """Tasks to train on, by where they come from."""
+
+    own: list[Task]
+    """Of a folder of task files."""
+    synthetic: list[Task]
+    """Procedural ones."""
+    relatives: list[Task]
+    """Of family files, in the order of their families."""
+
+    @property
+    def all(self) -> list[Task]:
+        """All of them, in this order."""
+        return [*self.own, *self.synthetic, *self.relatives]
+
+
 def load_training_set(
-    folder: Path,
+    folder: Path | None,
     task_ids: Sequence[str],
     *,
     wordings: Path | None,
     num_synthetic: int,
     hidden_families: Collection[str],
-) -> tuple[list[Task], list[Task]]:
-    """The tasks of a folder, and procedural ones. None is trained on a wording that one of the folder holds back.
+    families: Path | None = None,
+) -> TrainingSet:
+    """The tasks to train on. None is trained on a wording that another of them holds back.
 
     Args:
+        folder: of task files; None for none.
         task_ids: only these of the folder; empty for all.
         wordings: file of more wordings of them, see `training.tasks.format.with_more_wordings`.
-        num_synthetic: at most so many procedural tasks; 0 for none.
+        num_synthetic: at most this number of procedural tasks; 0 for none.
         hidden_families: families of procedural tasks that are kept from training.
+        families: folder of family files; None for none.
 
     Raises:
         ConfigError: a number of procedural tasks below 0.
-        TaskFormatError: a folder, a task or a file of wordings that is refused.
+        TaskFormatError: a folder, a task, a family or a file of wordings that is refused.
     """
-    tasks = load_tasks(folder, task_ids or None)
+    own = load_tasks(folder, task_ids or None) if folder else []
     if wordings:
-        tasks = with_more_wordings(tasks, wordings)
+        own = with_more_wordings(own, wordings)
     shown = [family for family in FAMILIES if family not in hidden_families]
-    made_up = synthetic_tasks(families=shown, limit=num_synthetic) if num_synthetic else []
-    everything = without_held_back([*tasks, *made_up])
-    return everything[: len(tasks)], everything[len(tasks) :]
+    synthetic = synthetic_tasks(families=shown, limit=num_synthetic) if num_synthetic else []
+    pools = [own, synthetic, load_families(families) if families else []]
+    everything = without_held_back([task for pool in pools for task in pool])
+    ends = accumulate((len(pool) for pool in pools), initial=0)
+    return TrainingSet(*(everything[start:end] for start, end in pairwise(ends)))

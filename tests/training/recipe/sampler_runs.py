@@ -81,9 +81,6 @@ def initials(base: Base, group: TaskGroup) -> str:
 
 def nearest(condition: Tensor, sampler: TaskSampler) -> tuple[str, float]:
     """The training description nearest to a condition: its task and the cosine."""
-    cosines = {
-        t.task_id: float((block @ condition).max())
-        for t, block in zip(TASKS, sampler.description_embeddings, strict=True)
-    }
+    cosines = {t.task_id: float((sampler.description_embeddings(i) @ condition).max()) for i, t in enumerate(TASKS)}
     best = max(cosines, key=cosines.__getitem__)
     return best, cosines[best]
