@@ -106,7 +106,7 @@ class Config:
     """Folder of the families trained on, for descriptions and rows never trained on."""
     heldout_families: Path | None = None
     """Folder of families never trained on."""
-    family_tasks: int = 128
+    family_tasks: int = 100
     """Tasks of each of these two folders, spread evenly over it."""
     methods: tuple[str, ...] = tuple(METHODS)
     """Rows of the table."""
