@@ -19,7 +19,12 @@ from training.runs.results import read_result
 
 Result = Mapping[str, Any]
 
-COLUMNS = {"unseen_descriptions": "training tasks, unseen description", "heldout_kinds": "kinds never seen"}
+COLUMNS = {
+    "unseen_descriptions": "training tasks, unseen description",
+    "heldout_kinds": "kinds never seen",
+    "trained_families": "families trained on, unseen description",
+    "heldout_families": "families never seen",
+}
 """Groups of tasks in the quality table, and what a reader calls them."""
 BY_TASK = (
     "base + description", "base + description + 3 examples", "multi-task LoRA + description", "teacher", "generated",
