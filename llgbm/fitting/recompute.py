@@ -1,8 +1,8 @@
 """Activation checkpointing under FunctionalLoRA: less memory for one more forward pass of each layer.
 
-A layer keeps its input alone and is run again when its gradient is due (Chen et al. 2016, arXiv 1604.06174). By then
-the adapter's context and the packed attention have been left, and a layer that is run without them would give the plain
-base's gradients. So the second run enters both again, for the one layer.
+A layer keeps only its input and runs again in the backward pass (Chen et al. 2016, arXiv 1604.06174). By then the
+contexts of adapter and packed attention have ended, and without them the layer would give the plain base's gradients.
+So the second run enters both contexts again, for that layer.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def recomputed_layers(model: nn.Module, functional: FunctionalLoRA, prepared: Pr
         yield
     finally:
         for layer in layers:
-            del layer.forward  # the class's own method shows again
+            del layer.forward  # restores the method of the class
 
 
 def _saving(

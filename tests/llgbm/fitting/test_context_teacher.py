@@ -141,7 +141,7 @@ def test_matching_states_adds_their_distance_to_the_loss_of_the_rows_taught(tiny
 
 
 def test_matching_states_brings_a_student_to_its_teacher(tiny_base: Base) -> None:
-    """The gradient reaches the generator: a few steps on the states alone bring the bare rows nearer to the teacher."""
+    """The gradient reaches the generator: a few steps on the states bring the bare rows closer to the teacher."""
     generator = active_generator()
     still = random_lora(generator.lora, 4)
     objective = TaskObjective(
