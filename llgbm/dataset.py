@@ -203,7 +203,7 @@ class DeltaAugmentedDataset:
         if missing:
             raise CacheMismatchError(
                 f"{cache.folder} has no delta of {len(missing)} of {len(adapters)} adapters, "
-                f"{min(missing)} the first; measure them under the same settings"
+                f"such as {min(missing)}; measure them with the same settings"
             )
         self.adapters, self.cache = adapters, cache
         self.normalizer = normalizer or TokenNormalizer.fit(adapters)
@@ -245,7 +245,7 @@ class DeltaAugmentedDataset:
         name = self.adapters.entries[index].adapter_id
         delta = self.cache.get(name, adapter_digest=content_digest(weights))
         if delta is None:
-            raise CacheMismatchError(f"the delta of {name} was taken out of {self.cache.folder}; measure it again")
+            raise CacheMismatchError(f"the delta of {name} is no longer in {self.cache.folder}; measure it again")
         return delta
 
     def condition(self, index: int) -> Tensor:

@@ -78,7 +78,7 @@ class TrainingConfig:
         if not (0 < self.learning_rate < math.inf and self.max_grad_norm > 0 and self.weight_decay >= 0):
             raise ConfigError("learning_rate and max_grad_norm must be positive, weight_decay not negative")
         if not 0 <= self.shared_rate < math.inf:
-            raise ConfigError("shared_rate must be finite and must not be negative; 0 holds the shared part still")
+            raise ConfigError("shared_rate must be finite and must not be negative; 0 freezes the shared part")
         if self.trunk_optimiser not in ("adamw", "muon") or not 0 <= self.trunk_rate < math.inf:
             raise ConfigError("trunk_optimiser is adamw or muon, and trunk_rate finite and not negative")
         if self.trunk_dtype not in ("float32", "bfloat16"):

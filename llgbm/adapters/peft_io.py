@@ -195,7 +195,7 @@ def _assemble(config: PeftConfig, tensors: Mapping[str, Tensor]) -> LoRAWeights:
     a, b = sides["A"], sides["B"]
     if not tensors or a.keys() != b.keys():
         raise AdapterFormatError(
-            f"{len(a)} modules have a lora_A and {len(b)} a lora_B; single are {sorted(a.keys() ^ b.keys())[:3]}"
+            f"{len(a)} modules have a lora_A and {len(b)} a lora_B; unpaired are {sorted(a.keys() ^ b.keys())[:3]}"
         )
     if len({tensor.dtype for tensor in tensors.values()}) > 1:
         raise AdapterFormatError("the tensors have several dtypes; convert them to one")

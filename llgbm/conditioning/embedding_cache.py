@@ -131,6 +131,6 @@ class SqliteEmbeddingCache:
             yield
         except (sqlite3.Error, OSError) as error:
             raise EmbeddingCacheError(
-                f"the embedding cache {self._path} failed: {error}; if it does not go away, delete that file: "
-                "it holds nothing that cannot be computed again"
+                f"the embedding cache {self._path} failed: {error}; if this persists, delete that file: "
+                "all its content can be computed again"
             ) from error

@@ -69,7 +69,7 @@ class RowCache(Cache):
         device = self._empty.device
         columns = torch.tensor(self._lengths, device=device)  # (rows,): each row's new token goes behind its last one
         # In the view (slots * heads * room, head_dim) that `update` writes to, head h of slot s starts at
-        # (s * heads + h) * room. One index_copy_ per tensor then stores all rows, whatever their lengths.
+        # (s * heads + h) * room. One index_copy_ per tensor then stores all rows, at any lengths.
         starts = torch.arange(rows * heads, device=device).view(rows, heads) * room
         self._new_places = (starts + columns[:, None]).flatten()
         # column c is hidden from a row whose new token is at column n < c

@@ -115,7 +115,7 @@ class ContextTeacher:
         if self._teacher == "shared":
             return [generator.shared_adapter()] * len(taught)
         if without := [group.task_id for group in taught if group.teacher is None]:
-            raise AdapterMismatchError(f"{without[0]} has no adapter to be taught by; give its group a teacher")
+            raise AdapterMismatchError(f"{without[0]} has no teacher adapter; give its group a teacher")
         return [group.teacher for group in taught]
 
 

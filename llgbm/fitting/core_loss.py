@@ -67,7 +67,7 @@ def input_moments(
         AdapterMismatchError: there is no batch.
     """
     if not batches:
-        raise AdapterMismatchError("there are no rows to take moments of")
+        raise AdapterMismatchError("the moments need inputs, and there are no rows")
     a0 = generator.input_bases()
     sums = [torch.zeros(len(a), len(a)) for a in a0]
     tokens = 0

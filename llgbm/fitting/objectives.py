@@ -61,11 +61,11 @@ class TaskObjective:
         self._label_smoothing, self._distillation = label_smoothing, distillation
         self._recompute, self._task_cores = recompute, task_cores
         if state_matching and not state_layers:
-            raise ConfigError("state_matching needs state_layers, the layers whose states are matched")
+            raise ConfigError("state_matching needs state_layers, the layers of the matched states")
         self._state_matching, self._state_layers = state_matching, state_layers if state_matching else ()
         self._context_teacher = ContextTeacher(base, self._functional, context_teacher, layers=self._state_layers)
         if matching and meter is None:
-            raise ConfigError("matching needs a DeltaMeter, of the measurement that the teachers' deltas have")
+            raise ConfigError("matching needs a DeltaMeter with the measurement of the teachers' deltas")
         self._matching, self._meter = matching, meter if matching else None
 
     def modules(self) -> Iterable[nn.Module]:

@@ -41,7 +41,7 @@ class TaskCores(nn.Module):
         super().__init__()
         self._places = {task: place for place, task in enumerate(task_ids)}
         if not task_ids or len(self._places) != len(task_ids):
-            raise ConfigError("tasks with cores of their own must be there, and each once")
+            raise ConfigError("at least one task with its own cores is needed, and each once")
         self._first_step = first_step
         self.q = nn.Parameter(torch.zeros(len(task_ids), *generator.q0.shape))
         self.p = nn.Parameter(torch.zeros(len(task_ids), *generator.p0.shape))

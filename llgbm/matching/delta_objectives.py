@@ -136,7 +136,5 @@ def conditions_of(batch: TrainingBatch) -> Tensor:
     """
     missing = [group.task_id for group in batch if group.condition is None]
     if missing or not batch:
-        raise ConfigError(
-            f"no condition for {missing[0]}; a teacher is matched from a prompt" if missing else "no groups"
-        )
+        raise ConfigError(f"no condition for {missing[0]}; every group needs one" if missing else "no groups")
     return torch.stack([group.condition for group in batch if group.condition is not None])

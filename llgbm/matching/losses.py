@@ -128,7 +128,7 @@ class DeltaOnlyLoss:
             _require_deltas(teacher, yardstick)
             energy = torch.maximum(energy, _SMALLEST_SHARE**2 * yardstick.detach().square().sum(over))
         if not bool((energy > 0).all()):
-            raise AdapterMismatchError("a teacher's delta is zero in some layer; a loss relative to it has no value")
+            raise AdapterMismatchError("a teacher's delta is zero in some layer, so the relative loss is undefined")
         error = ((delta - teacher).square().sum(over) / energy).mean()
         cosine = _cosine(delta, teacher).mean()  # of (adapters, layers) or (adapters, probes, layers) cosines
         loss = self.lambda_scale * error + self.lambda_direction * (1 - cosine)
@@ -266,7 +266,7 @@ def _product_error(student: LoRAWeights, teacher: LoRAWeights) -> Tensor:
         error = error + grams.sum()
         energy = energy + grams[rank:, rank:].detach().sum()  # the teacher's block alone is ||B'A'||^2
     if not float(energy) > 0:
-        raise AdapterMismatchError("a teacher's product BA is zero, so there is no error relative to it")
+        raise AdapterMismatchError("a teacher's product BA is zero, so the relative error is undefined")
     return (error.clamp_min(0) / energy).float()
 
 

@@ -90,7 +90,9 @@ def _frame(tokenizer: Any, probes: ProbeSet) -> tuple[str, str]:
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     head, found, tail = rendered.rpartition(_PLACEHOLDER)
     if not found:
-        raise ConfigError("the chat template does not show the user's text as it is, so probes cannot be placed in it")
+        raise ConfigError(
+            "the chat template does not contain the user's text unchanged, so probes cannot be placed in it"
+        )
     return head, tail
 
 

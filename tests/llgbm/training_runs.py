@@ -44,7 +44,7 @@ def batch_of(step: int) -> TrainingBatch:
 
 
 class StoppedError(Exception):
-    """Stands for the kill of a run."""
+    """Simulates the kill of a run."""
 
 
 def stop_at(step: int) -> Callable[[int], TrainingBatch]:

@@ -46,7 +46,7 @@ def test_the_target_may_be_what_the_groups_own_adapter_says_of_the_bare_input(ti
     with torch.no_grad():
         logits = label_logits(tiny_base, functional, pack([BARE]), [own])
     torch.testing.assert_close(found.values, logits.log_softmax(-1).topk(5).values)
-    with pytest.raises(AdapterMismatchError, match="taught has no adapter to be taught by"):
+    with pytest.raises(AdapterMismatchError, match="taught has no teacher adapter"):
         teacher(generator, [TAUGHT])
 
 
