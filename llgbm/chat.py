@@ -23,7 +23,7 @@ def task_messages(
 
     The description goes above the input in every user turn. Examples become earlier turns.
     """
-    head = _head(description)
+    head = _preamble(description)
     messages: list[dict[str, str]] = []
     for example_input, example_output in examples:
         messages.append({"role": "user", "content": head + example_input})
@@ -42,10 +42,10 @@ def with_description(messages: Sequence[tuple[str, str]], description: str) -> l
     if first is None:
         raise ConfigError("the description goes above the user's first turn, and there is none")
     role, text = messages[first]
-    return [*messages[:first], (role, _head(description) + text), *messages[first + 1 :]]
+    return [*messages[:first], (role, _preamble(description) + text), *messages[first + 1 :]]
 
 
-def _head(description: str | None) -> str:
+def _preamble(description: str | None) -> str:
     """The text above an input: the description and an empty line, or nothing."""
     return f"{description}\n\n" if description else ""
 

@@ -173,8 +173,8 @@ def saved_in(folder: Path, generator: LoRAGenerator, manifest: GeneratorManifest
         there = load_generator(folder)
     except CheckpointError:
         return None
-    aside: dict[str, Any] = {"made_by": {}, "confidence": {}, "context_scale": None, "digest": ""}
-    if replace(there.manifest, **aside) != replace(manifest, **aside):
+    ignored: dict[str, Any] = {"made_by": {}, "confidence": {}, "context_scale": None, "digest": ""}
+    if replace(there.manifest, **ignored) != replace(manifest, **ignored):
         return None
     mine, theirs = _read_back(_stored(generator)), there.generator.state_dict()
     same = mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)

@@ -209,7 +209,7 @@ class DeltaAugmentedDataset:
         self.normalizer = normalizer or TokenNormalizer.fit(adapters)
         self._token_size, self._conditioning, self._seed = token_size, conditioning or Conditioning(), seed
         prompts = [entry.read_prompts() for entry in adapters.entries]
-        self._prompts = _Embedded(prompts, encoder)
+        self._prompts = _PromptEmbeddings(prompts, encoder)
         self._epoch = 0
 
     def __len__(self) -> int:
@@ -267,7 +267,7 @@ class DeltaAugmentedDataset:
         return condition
 
 
-class _Embedded:
+class _PromptEmbeddings:
     """Embeddings of all prompts; a text of several adapters is encoded once."""
 
     def __init__(self, prompts: Sequence[AdapterPrompts], encoder: TextEncoder) -> None:

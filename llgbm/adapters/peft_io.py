@@ -125,7 +125,7 @@ def save_peft(weights: LoRAWeights, folder: Path, *, base_id: str) -> None:
         WEIGHTS_FILE: to_bytes(weights),
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(folder)
+    temporary = _temporary_path(folder)
     try:
         temporary.mkdir()
         for name, data in files.items():
@@ -247,7 +247,7 @@ def _read_plain_file(folder: int, name: str, limit: int) -> bytes:
         return file.read(status.st_size)  # bytes appended meanwhile are ignored
 
 
-def _beside(folder: Path) -> Path:
+def _temporary_path(folder: Path) -> Path:
     return folder.parent / f".{folder.name}.{secrets.token_hex(6)}.tmp"
 
 
@@ -270,7 +270,7 @@ def _holds(folder: Path, files: Mapping[str, bytes]) -> bool:
 
 
 def _move_away(folder: Path) -> None:
-    old = _beside(folder)
+    old = _temporary_path(folder)
     try:
         folder.rename(old)
     except FileNotFoundError:  # another writer was faster

@@ -25,7 +25,7 @@ from llgbm.lora import LoRAWeights
 
 FinishReason = Literal["stop", "length", "error"]
 
-_LEAST_FILLED = 0.75
+_MIN_FILL = 0.75
 """Rows share a prefill if none is shorter than this fraction of the longest: padding costs compute too."""
 
 
@@ -187,7 +187,7 @@ class Decoder:
             fits = (
                 groups
                 and (len(groups[-1]) + 1) * longest <= self._prefill_tokens
-                and len(row.prompt) >= _LEAST_FILLED * longest
+                and len(row.prompt) >= _MIN_FILL * longest
             )
             if fits:
                 groups[-1].append(row)

@@ -124,11 +124,11 @@ class RowCache(Cache):
         # after a resize that failed halfway layers differ, but a step writes to the same places in every layer
         uneven = len({tensor.shape for tensor in (*self._keys, *self._values)}) > 1
         if rows > has_rows or tokens > has_tokens or uneven:
-            self._resize(max(_up(rows, _ROW_BLOCK), has_rows), max(_up(tokens, _TOKEN_BLOCK), has_tokens))
+            self._resize(max(_round_up(rows, _ROW_BLOCK), has_rows), max(_round_up(tokens, _TOKEN_BLOCK), has_tokens))
 
     def _shrink(self) -> None:
-        rows = _up(len(self._lengths), _ROW_BLOCK)
-        tokens = _up(max(self._lengths, default=0), _TOKEN_BLOCK)
+        rows = _round_up(len(self._lengths), _ROW_BLOCK)
+        tokens = _round_up(max(self._lengths, default=0), _TOKEN_BLOCK)
         has_rows, has_tokens = self._size()
         if rows * tokens * _SHRINK_FACTOR <= has_rows * has_tokens:
             self._resize(rows, tokens)
@@ -149,5 +149,5 @@ class RowCache(Cache):
                 tensors[layer] = new
 
 
-def _up(number: int, block: int) -> int:
+def _round_up(number: int, block: int) -> int:
     return -(-number // block) * block

@@ -31,7 +31,7 @@ def recomputed_layers(model: nn.Module, functional: FunctionalLoRA, prepared: Pr
     for number, layer in enumerate(layers):
         prefix = f"model.layers.{number}."
         own = PreparedLoRA({name: hook for name, hook in prepared.hooks.items() if name.startswith(prefix)})
-        layer.forward = _saving(layer.forward, lambda own=own: _again(model, functional, own))  # type: ignore[misc]
+        layer.forward = _checkpointed(layer.forward, lambda own=own: _second_pass(model, functional, own))  # type: ignore[misc]
     try:
         yield
     finally:
@@ -39,7 +39,7 @@ def recomputed_layers(model: nn.Module, functional: FunctionalLoRA, prepared: Pr
             del layer.forward  # restores the method of the class
 
 
-def _saving(
+def _checkpointed(
     forward: Callable[..., Tensor], again: Callable[[], AbstractContextManager[object]]
 ) -> Callable[..., Tensor]:
     def run(*args: Any, **kwargs: Any) -> Tensor:
@@ -57,7 +57,7 @@ def _saving(
 
 
 @contextmanager
-def _again(model: nn.Module, functional: FunctionalLoRA, own: PreparedLoRA) -> Iterator[None]:
+def _second_pass(model: nn.Module, functional: FunctionalLoRA, own: PreparedLoRA) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(grouped_attention(model))
         stack.enter_context(functional.applied(own))

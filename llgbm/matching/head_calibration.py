@@ -72,7 +72,7 @@ def calibrate_delta_head(
     read, written, states = _linearised(head, base, probes)
     values = (states / scale[:, None]).flatten() @ basis.t()  # (directions,), each the start of a backward pass
     factors = _find_factors(head, read, written, values[:_PILOT_PASSES], generator)
-    linear = torch.stack([_cores(factors, read, grads) for grads in _answers(values, written)], dim=-1)
+    linear = torch.stack([_cores(factors, read, grads) for grads in _output_gradients(values, written)], dim=-1)
     with torch.no_grad():
         for (right, left), (new_right, new_left) in zip(head.factors(), factors, strict=True):
             right.copy_(new_right)
@@ -114,7 +114,7 @@ def _find_factors(
     k = head.config.sketch_size
     rows: list[list[Tensor]] = [[] for _ in read]
     weights = [torch.zeros(len(x)) for x in read]
-    for grads in _answers(values, written):
+    for grads in _output_gradients(values, written):
         for i, grad in enumerate(grads):
             # random mixtures of all tokens' gradients keep their span in few rows: (4 k, tokens) @ (tokens, out)
             mixing = torch.randn(_KEPT_ROWS * k, len(grad), generator=generator)
@@ -135,7 +135,7 @@ def _cores(factors: list[tuple[Tensor, Tensor]], read: list[Tensor], grads: list
     return torch.stack(entries).flatten(1)
 
 
-def _answers(values: Tensor, written: list[Tensor]) -> Iterator[list[Tensor]]:
+def _output_gradients(values: Tensor, written: list[Tensor]) -> Iterator[list[Tensor]]:
     """For each value, its gradients with respect to the module outputs, (tokens, out) each."""
     for value in values:
         grads = torch.autograd.grad(value, written, retain_graph=True, materialize_grads=True)

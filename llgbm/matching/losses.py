@@ -24,7 +24,7 @@ from llgbm.matching.weight_tokens import TokenLayout, TokenNormalizer, tokenize
 Loss = tuple[Tensor, dict[str, float]]
 WeightMode = Literal["product", "tokens"]
 
-_SMALLEST_SHARE = 0.1
+_MIN_NORM_RATIO = 0.1
 """Lower limit of a student's norm in a cosine, relative to the teacher's norm. The gradient of a cosine is unbounded
 near the zero vector, where a fresh generator starts, since its B is zero."""
 
@@ -126,7 +126,7 @@ class DeltaOnlyLoss:
         energy = teacher.square().sum(over)  # (adapters, layers)
         if yardstick is not None:
             _require_deltas(teacher, yardstick)
-            energy = torch.maximum(energy, _SMALLEST_SHARE**2 * yardstick.detach().square().sum(over))
+            energy = torch.maximum(energy, _MIN_NORM_RATIO**2 * yardstick.detach().square().sum(over))
         if not bool((energy > 0).all()):
             raise AdapterMismatchError("a teacher's delta is zero in some layer, so the relative loss is undefined")
         error = ((delta - teacher).square().sum(over) / energy).mean()
@@ -273,7 +273,7 @@ def _product_error(student: LoRAWeights, teacher: LoRAWeights) -> Tensor:
 def _cosine(delta: Tensor, teacher: Tensor) -> Tensor:
     """Cosine along the last dimension; 0 where the teacher is zero."""
     size: Tensor = torch.linalg.vector_norm(teacher, dim=-1)
-    norm = torch.maximum(torch.linalg.vector_norm(delta, dim=-1), _SMALLEST_SHARE * size)
+    norm = torch.maximum(torch.linalg.vector_norm(delta, dim=-1), _MIN_NORM_RATIO * size)
     return (delta * teacher).sum(-1) / (norm * size).clamp_min(torch.finfo(delta.dtype).tiny)
 
 

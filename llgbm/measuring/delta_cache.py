@@ -64,7 +64,7 @@ class DeltaCache:
 
     def digest_of(self, adapter_id: str) -> str | None:
         """Content digest of the adapter behind the delta of `adapter_id`; None without a delta."""
-        entry = _entry(self._manifest(), _checked(adapter_id))
+        entry = _entry(self._manifest(), _file_stem(adapter_id))
         return None if entry is None else entry["adapter"]
 
     def put(self, adapter_id: str, delta: Delta, *, adapter_digest: str) -> None:
@@ -78,7 +78,7 @@ class DeltaCache:
             ConfigError: the id cannot be a file name.
         """
         self.measurement.require_same(delta.measurement, what=f"the delta of {adapter_id}")
-        self._write(_checked(adapter_id), delta.values, adapter_digest)
+        self._write(_file_stem(adapter_id), delta.values, adapter_digest)
 
     def get(self, adapter_id: str, *, adapter_digest: str | None = None) -> Delta | None:
         """The delta of an adapter, or None if it was not measured.
@@ -89,7 +89,7 @@ class DeltaCache:
         Raises:
             CacheMismatchError: the file is damaged or foreign, or was measured on another adapter of this id.
         """
-        values = self._read(_checked(adapter_id), adapter_digest)
+        values = self._read(_file_stem(adapter_id), adapter_digest)
         return None if values is None else Delta(values, self.measurement)
 
     def put_base(self, activation: Activation) -> None:
@@ -112,7 +112,7 @@ class DeltaCache:
 
     def discard(self, adapter_id: str) -> None:
         """Remove an adapter's delta, or the base's activation by the id "base_activation", if it is here."""
-        name = adapter_id if adapter_id == _BASE_ID else _checked(adapter_id)
+        name = adapter_id if adapter_id == _BASE_ID else _file_stem(adapter_id)
         with self._lock:
             manifest = self._manifest()
             if _entry(manifest, name) is None:
@@ -227,7 +227,7 @@ def _well_formed(manifest: Mapping[str, Any]) -> bool:
     return all(isinstance(e, dict) and e.keys() >= {"adapter", "sha256"} for e in entries)
 
 
-def _checked(adapter_id: str) -> str:
+def _file_stem(adapter_id: str) -> str:
     if adapter_id == _BASE_ID or not _ADAPTER_ID.fullmatch(adapter_id):
         raise ConfigError(
             f"adapter id {adapter_id!r} cannot name a file: use up to 200 letters, digits, '.', '_' and '-', "

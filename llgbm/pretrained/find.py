@@ -108,7 +108,7 @@ def resolve_pretrained(
         )
 
     cache = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
-    report = progress if progress is not None else _to_nobody
+    report = progress if progress is not None else _ignore_progress
     steps: list[tuple[str, Callable[[], Path]]] = [
         ("folder", lambda: _no_folder(path)),
         ("hub-cache", lambda: _from_hub_cache(name)),
@@ -125,10 +125,10 @@ def resolve_pretrained(
             return find()
         except (LLGBMError, OSError) as error:
             tried.append((source, str(error)))
-    raise PretrainedNotFoundError(_what_was_tried(name, tried))
+    raise PretrainedNotFoundError(_failure_report(name, tried))
 
 
-def _to_nobody(stage: str, done: int, total: int | None) -> None:
+def _ignore_progress(stage: str, done: int, total: int | None) -> None:
     """Ignore the progress."""
 
 
@@ -175,7 +175,7 @@ def _from_hub(name: str, progress: Progress) -> Path:
     try:
         folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, tqdm_class=_progress_bar(progress)))
     except Exception as error:  # the client passes on errors of several HTTP libraries
-        raise SourceError(f"the download broke off: {_in_short(error)}") from error
+        raise SourceError(f"the download broke off: {_first_line(error)}") from error
     return _whole(folder)
 
 
@@ -210,7 +210,7 @@ def _require_hub_answer(name: str) -> None:
     if not outcome:
         raise SourceError(f"no answer within {_HUB_ANSWER_SECONDS + 1:.0f} seconds")
     if outcome[0] is not None:
-        raise SourceError(_in_short(outcome[0])) from outcome[0]
+        raise SourceError(_first_line(outcome[0])) from outcome[0]
 
 
 def _progress_bar(progress: Progress) -> type[Any]:
@@ -239,12 +239,12 @@ def _progress_bar(progress: Progress) -> type[Any]:
     return Bar
 
 
-def _in_short(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return ": ".join([type(error).__name__, *lines[:1]])
 
 
-def _what_was_tried(name: str, tried: list[tuple[str, str]]) -> str:
+def _failure_report(name: str, tried: list[tuple[str, str]]) -> str:
     reasons = "\n".join(f"  - {source}: {reason}" for source, reason in tried)
     return (
         f"The weights of {name} were not found. Tried, in this order:\n{reasons}\n"
