@@ -1,8 +1,8 @@
-"""`python -m training tables`: puts the numbers of results into Markdown documents, at the places that these mark.
+"""`python -m training tables`: updates the result tables in Markdown documents.
 
-A place is `<!-- table: NAME -->` and, further down, `<!-- end -->`; what stands between them is replaced, and nothing
-else is touched. Names are those of `TABLES` and `failures`; where a table is of one group of tasks, the
-group follows its name, and where it comes from another result than `quality`, `from` and its path follow.
+A table's place is marked by `<!-- table: NAME -->` and a later `<!-- end -->`; only the text between them is replaced.
+NAME is a key of `TABLES` or `failures`. It may be followed by a group of tasks, and by `from` and the path of another
+result than `quality`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ COLUMNS = {
     "trained_families": "families trained on, unseen description",
     "heldout_families": "families never seen",
 }
-"""Groups of tasks in the quality table, and what a reader calls them."""
+"""Groups of tasks in the quality table, with their readable names."""
 BY_TASK = (
     "base + description", "base + description + 3 examples", "multi-task LoRA + description", "teacher", "generated",
     "generated, wrong description", "generated + description",
 )  # fmt: skip
-"""Methods of the tables by task, where they were run."""
+"""Methods in the tables by task, if they were run."""
 _SHORT = 60
 _OPENING = "<!-- table: "
 _PLACE = re.compile(
@@ -40,19 +40,19 @@ _PLACE = re.compile(
 
 @dataclass(frozen=True)
 class Config:
-    """Which numbers, and where they go."""
+    """Settings of the command."""
 
     quality: Path = Path("results/quality.json")
-    """The table that `evaluate` wrote."""
+    """Quality table written by `evaluate`."""
     documents: tuple[Path, ...] = (Path("README.md"), Path("checkpoints/MODEL_CARD.md"))
-    """The documents."""
+    """Markdown documents to update."""
 
 
 def run(config: Config) -> None:
-    """Fill every place of every document.
+    """Update every table of every document.
 
     Raises:
-        ConfigError: a document has no place, one without an end, or one of an unknown name.
+        ConfigError: a document has no marked table, one without an end, or one with an unknown name.
         TaskFormatError: a result is missing.
     """
     texts = {}
@@ -70,7 +70,7 @@ def run(config: Config) -> None:
 
 
 def filled(place: re.Match[str], config: Config) -> str:
-    """A place with its table in it."""
+    """A marked place with its new table."""
     opening, name, group, path, closing = place.groups()
     source = Path(path) if path else config.quality
     if name == "failures" and group in COLUMNS:
@@ -85,7 +85,7 @@ def filled(place: re.Match[str], config: Config) -> str:
 
 
 def methods(columns: Result) -> list[str]:
-    """Accuracy and interval of every method that was run; for one group log-likelihood and delta cosine too."""
+    """Accuracy and interval of every method that was run; for a single group also log-likelihood and delta cosine."""
     names = dict.fromkeys(name for column in columns.values() for name in column["methods"])
     one_group = len(columns) == 1
     with_cosines = one_group and any("delta_cosine" in row for row in next(iter(columns.values()))["methods"].values())
@@ -103,7 +103,7 @@ def methods(columns: Result) -> list[str]:
 
 
 def differences(columns: Result) -> list[str]:
-    """Paired differences in points with their intervals, but for those to the plain base."""
+    """Paired differences in points with their intervals, without those to the plain base (except gibberish)."""
     pairs = dict.fromkeys(
         (d["of"], d["minus"]) for column in columns.values() for d in column["differences"] if d["minus"] != "base"
     )
@@ -119,7 +119,7 @@ def differences(columns: Result) -> list[str]:
 
 
 def tasks(columns: Result) -> list[str]:
-    """Accuracy of some methods by task."""
+    """Accuracy by task of the methods in `BY_TASK`."""
     lines: list[str] = []
     for column in columns.values():
         shown = [name for name in BY_TASK if column["methods"].get(name, {}).get("tasks")]
@@ -133,7 +133,7 @@ def tasks(columns: Result) -> list[str]:
 
 
 def kinds(columns: Result) -> list[str]:
-    """Mean accuracy of `generated` and what else was run by category of tasks, the best first."""
+    """Mean accuracy of every method by category of tasks, sorted by the first method, best first."""
     lines: list[str] = []
     for column in columns.values():
         methods = [name for name in column["methods"] if column["methods"][name].get("tasks")]
@@ -157,7 +157,7 @@ def kinds(columns: Result) -> list[str]:
 
 
 def failures(found: Sequence[Result]) -> list[str]:
-    """What was asked, what was expected and what came, where all of it is short; one row a task."""
+    """Input, expected and given answer, if all of them are short; one row per task."""
     rows = []
     for one in found:
         cells = [" ".join(one[key].split()).replace("|", "\\|") for key in ("input", "expected", "answer")]
