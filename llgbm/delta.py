@@ -112,7 +112,7 @@ def per_probe_states(
     Subtract the values of `compute_base_activation` for deltas. Differentiable with respect to the weights.
 
     Raises:
-        As `activations` and `llgbm.measuring.measurement.encode_probes`.
+        As `activations` and `llgbm.measuring.probe_encoding.encode_probes`.
     """
     return activations(base, encode_probes(base.tokenizer, probes), layers, functional=functional, weights=weights)
 
