@@ -1,4 +1,4 @@
-"""A real redis-server for tests, on a free port, that can be stopped and started again."""
+"""A real Redis, or its fork Valkey, for tests: on a free port, and it can be stopped and started again."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 
 import redis
 
+from tests.conftest import find_redis
 from tests.service.support.harness import free_port, wait_until
 
 
 class RedisServer:
-    """One redis-server, without persistence."""
+    """One server, without persistence."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
@@ -24,7 +25,9 @@ class RedisServer:
     def start(self) -> None:
         options = f"--port {self.port} --bind 127.0.0.1 --requirepass secret --appendonly no --dir {self._folder}"
         options += f" --unixsocket {self._folder}/redis.sock"
-        self._process = subprocess.Popen(["redis-server", *options.split(), "--save", ""], stdout=subprocess.DEVNULL)
+        program = find_redis()
+        assert program is not None
+        self._process = subprocess.Popen([program, *options.split(), "--save", ""], stdout=subprocess.DEVNULL)
         wait_until(self._answers)
 
     def _answers(self) -> bool:
