@@ -33,7 +33,7 @@ def over_redis(
     url: str, metrics: Metrics, *, timeout: float = 5.0, retry_after: float = 0.0
 ) -> tuple[ResilientCache, RedisEmbeddingCache]:
     redis = RedisEmbeddingCache(url, ttl=60, timeout=timeout, metrics=metrics)
-    cache = ResilientCache(lambda: redis, max_items=1, retry_after=retry_after, metrics=metrics, check=redis.ping)
+    cache = ResilientCache(lambda: redis, max_items=1, retry_after=retry_after, metrics=metrics, check=redis.probe)
     return cache, redis
 
 

@@ -13,9 +13,10 @@ from tests.service.support.harness import free_port, wait_until
 
 
 class RedisServer:
-    """One server, without persistence."""
+    """One server, without persistence; `options` are further arguments for it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
+        self._options = options
         self.port = free_port()
         self.url = f"redis://:secret@127.0.0.1:{self.port}/0"
         self.socket_url = f"unix://:secret@{folder}/redis.sock?db=0"
@@ -27,7 +28,9 @@ class RedisServer:
         options += f" --unixsocket {self._folder}/redis.sock"
         program = find_redis()
         assert program is not None
-        self._process = subprocess.Popen([program, *options.split(), "--save", ""], stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            [program, *options.split(), "--save", "", *self._options], stdout=subprocess.DEVNULL
+        )
         wait_until(self._answers)
 
     def _answers(self) -> bool:
