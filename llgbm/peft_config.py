@@ -17,6 +17,7 @@ from typing import Any
 
 from llgbm.config import MODEL_SPECS, TARGET_MODULES, LoRASpec
 from llgbm.errors import AdapterFormatError
+from llgbm.peft_files import refuse_other_kinds
 
 _LAYERS_PATTERN = "layers"
 _MODULE_NAME = re.compile(r"model\.layers\.(0|[1-9]\d{0,3})\.(self_attn|mlp)\.(\w+)", re.ASCII)
@@ -129,8 +130,9 @@ def parse_config_bytes(data: bytes) -> dict[str, Any]:
     Raises:
         AdapterFormatError: not a JSON object.
     """
+    refuse_other_kinds(data, "adapter_config.json")
     try:
-        config = json.loads(data.decode("utf-8"))
+        config = json.loads(data)  # UTF-8, -16 or -32, with a byte order mark or without, as editors leave it
     except (ValueError, RecursionError) as error:
         raise AdapterFormatError(f"adapter_config.json is not JSON: {error}") from error
     if not isinstance(config, dict):

@@ -17,7 +17,7 @@ from service.models.embedding_cache import RedisEmbeddingCache, ResilientCache
 from service.models.loading import LoadModels
 from service.observability.metrics import Metrics
 from service.settings import Settings
-from tests.service.support.harness import running, wait_until
+from tests.service.support.harness import free_port, running, wait_until
 from tests.service.support.redis_server import RedisServer
 
 Cache = tuple[ResilientCache, RedisEmbeddingCache]
@@ -104,7 +104,7 @@ def test_a_disk_that_takes_no_snapshot(tmp_path: Path, redis_server: RedisServer
 
 
 def test_a_cluster_that_has_no_slots(tmp_path: Path, redis_server: RedisServer) -> None:
-    server = RedisServer(tmp_path, "--cluster-enabled", "yes")
+    server = RedisServer(tmp_path, "--cluster-enabled", "yes", "--cluster-port", str(free_port()))
     server.start()
     try:
         cache, kept = cache_over(server.url)

@@ -31,7 +31,11 @@ class RedisServer:
         self._process = subprocess.Popen(
             [program, *options.split(), "--save", "", *self._options], stdout=subprocess.DEVNULL
         )
-        wait_until(self._answers)
+        wait_until(lambda: self._answers() or self._ended())
+        assert not self._ended(), "the server ended at its start"
+
+    def _ended(self) -> bool:
+        return self._process is not None and self._process.poll() is not None
 
     def _answers(self) -> bool:
         try:
