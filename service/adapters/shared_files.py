@@ -39,7 +39,7 @@ from service.adapters.records import (
     require_name,
 )
 from service.adapters.work_folder import work_folder
-from service.settings import without_password
+from service.setting_values import without_password
 
 FRESH_SECONDS = 2.0
 _NAMES = ".names"
