@@ -1,8 +1,11 @@
 """`python -m training tables`: updates the result tables in Markdown documents.
 
-A table's place is marked by `<!-- table: NAME -->` and a later `<!-- end -->`; only the text between them is replaced.
-NAME is a key of `TABLES` or `failures`. It may be followed by a group of tasks, and by `from` and the path of another
-result than `quality`.
+A place is `<!-- table: NAME -->` and, further down, `<!-- end -->`; the lines between them are replaced, and nothing
+else is touched. Names are those of `TABLES` and `failures`. After the name may follow, in this order: the group of
+tasks, for a table of one group; `from` and a path, for another result than `quality`; `only` and the methods to show,
+separated by semicolons, for a table that has some of them in an order of its own:
+
+    <!-- table: methods unseen_descriptions from results/quality.json only generated; teacher -->
 """
 
 from __future__ import annotations
@@ -19,7 +22,12 @@ from training.runs.results import read_result
 
 Result = Mapping[str, Any]
 
-COLUMNS = {"unseen_descriptions": "training tasks, unseen description", "heldout_kinds": "kinds never seen"}
+COLUMNS = {
+    "unseen_descriptions": "training tasks, unseen description",
+    "heldout_kinds": "kinds never seen",
+    "trained_families": "families trained on, unseen description",
+    "heldout_families": "families never seen",
+}
 """Groups of tasks in the quality table, with their readable names."""
 BY_TASK = (
     "base + description", "base + description + 3 examples", "multi-task LoRA + description", "teacher", "generated",
@@ -29,8 +37,12 @@ BY_TASK = (
 _SHORT = 60
 _OPENING = "<!-- table: "
 _PLACE = re.compile(
-    r"(<!-- table: (\w+)(?: (?!from )(\w+))?(?: from (\S+))? -->\n)(?:(?!<!-- table: ).)*?(<!-- end -->)", re.DOTALL
+    r"(<!-- table: (\w+)(?: (?!from |only )(\w+))?(?: from (\S+))?(?: only ([^\n]+?))? -->\n)"
+    r"(?:(?!<!-- table: ).)*?(<!-- end -->)",
+    re.DOTALL,
 )
+_BY_METHOD = ("methods", "tasks", "kinds")
+"""Tables with a row or a column for each method, of which a place may choose some."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +59,8 @@ def run(config: Config) -> None:
     """Update every table of every document.
 
     Raises:
-        ConfigError: a document has no marked table, one without an end, or one with an unknown name.
+        ConfigError: a document has no place, one without an end, one of an unknown name, or one that chooses a method
+            which the result does not have.
         TaskFormatError: a result is missing.
     """
     texts = {}
@@ -65,18 +78,36 @@ def run(config: Config) -> None:
 
 
 def filled(place: re.Match[str], config: Config) -> str:
-    """A marked place with its new table."""
-    opening, name, group, path, closing = place.groups()
+    """A place with its table in it."""
+    opening, name, group, path, only, closing = place.groups()
     source = Path(path) if path else config.quality
+    if only is not None and name not in _BY_METHOD:
+        raise ConfigError(f"the table {name} has no choice of methods; `only` goes with {', '.join(_BY_METHOD)}")
     if name == "failures" and group in COLUMNS:
         lines = failures(read_result(source)["failures"][group])
     elif name in TABLES and (group in COLUMNS or group is None):
         columns = read_result(source)["columns"]
-        lines = TABLES[name](columns if group is None else {group: columns[group]})
+        shown = columns if group is None else {group: columns[group]}
+        lines = TABLES[name](shown if only is None else chosen(shown, only.split("; "), source))
     else:
         known = ", ".join((*TABLES, "failures"))
         raise ConfigError(f"unknown table {name} {group or ''}; tables are {known}, groups {', '.join(COLUMNS)}")
     return opening + "\n".join(["", *lines, "", closing])
+
+
+def chosen(columns: Result, names: Sequence[str], source: Path) -> dict[str, Any]:
+    """The columns with these methods alone, in this order; a method that one of them lacks counts as not run there.
+
+    Raises:
+        ConfigError: no column has one of the methods; the message lists those of `source`.
+    """
+    known = dict.fromkeys(name for column in columns.values() for name in column["methods"])
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"{source} has no method {unknown[0]!r}; it has {'; '.join(known)}")
+    return {
+        group: column | {"methods": {name: column["methods"].get(name, {"accuracy": None}) for name in names}}
+        for group, column in columns.items()
+    }
 
 
 def methods(columns: Result) -> list[str]:

@@ -21,7 +21,7 @@ rows. Each task becomes a `Task` with the id `{family}.{task}`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,12 +49,15 @@ class _Head:
     descriptions: list[str] = field(default_factory=list)
 
 
-def load_families(folder: Path | str, names: Sequence[str] | None = None) -> list[Task]:
+def load_families(
+    folder: Path | str, names: Sequence[str] | None = None, *, without: Collection[str] = ()
+) -> list[Task]:
     """The tasks of all family files (`*.txt`) of a folder, sorted by family, in the order of each file.
 
     Args:
         folder: subfolders are not read.
         names: only these families; None for all.
+        without: families to leave out; those that are not there do not matter.
 
     Raises:
         TaskFormatError: the folder or a family does not exist, there are no family files, or a file is invalid.
@@ -68,7 +71,7 @@ def load_families(folder: Path | str, names: Sequence[str] | None = None) -> lis
     if unknown := [name for name in names or () if name not in paths]:
         raise TaskFormatError(f"{folder}: no family {unknown[0]!r}; it holds {len(paths)} others")
     wanted = paths if names is None else sorted(set(names))
-    return [task for name in wanted for task in load_family(paths[name])]
+    return [task for name in wanted if name not in without for task in load_family(paths[name])]
 
 
 def load_family(path: Path | str) -> list[Task]:

@@ -44,7 +44,7 @@ def load_training_set(
         task_ids: only these tasks of the folder; empty for all.
         wordings: file of additional wordings for them, see `training.tasks.format.with_more_wordings`.
         num_synthetic: maximum number of procedural tasks; 0 for none.
-        hidden_families: families of procedural tasks to exclude.
+        hidden_families: families to exclude, of files or of procedural tasks.
         families: folder of family files; None for no families.
 
     Raises:
@@ -56,7 +56,27 @@ def load_training_set(
         own = with_more_wordings(own, wordings)
     shown = [family for family in FAMILIES if family not in hidden_families]
     synthetic = synthetic_tasks(families=shown, limit=num_synthetic) if num_synthetic else []
-    pools = [own, synthetic, load_families(families) if families else []]
+    pools = [own, synthetic, load_families(families, without=hidden_families) if families else []]
     everything = without_held_back([task for pool in pools for task in pool])
     ends = accumulate((len(pool) for pool in pools), initial=0)
     return TrainingSet(*(everything[start:end] for start, end in pairwise(ends)))
+
+
+def hidden_tasks(hidden_families: Sequence[str], families: Path | None, limit: int | None = None) -> list[Task]:
+    """The tasks that are kept from training, of families of files and of procedural ones.
+
+    Args:
+        hidden_families: names of both kinds.
+        families: folder of family files; None for none.
+        limit: at most this number of procedural tasks.
+
+    Raises:
+        ConfigError: a name that is of neither kind.
+        TaskFormatError: a family file is refused.
+    """
+    procedural = [name for name in hidden_families if name in FAMILIES]
+    others = [name for name in hidden_families if name not in FAMILIES]
+    if others and families is None:
+        synthetic_tasks(families=others)  # refuses them, and names close ones
+    made_up = synthetic_tasks(families=procedural, limit=limit) if procedural else []
+    return [*made_up, *(load_families(families, others) if families and others else [])]

@@ -107,6 +107,29 @@ def test_methods_that_were_not_run_are_left_out_or_have_a_dash(tmp_path: Path) -
     assert "teacher" not in one
 
 
+def test_a_place_may_choose_methods_and_their_order(tmp_path: Path) -> None:
+    text = filled(tmp_path, "methods only teacher; base")
+    rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
+    assert rows == [
+        "| teacher | – | 50.0 % (40.0 % to 60.0 %) |",
+        "| base | 10.0 % (0.0 % to 20.0 %) | 20.0 % (10.0 % to 30.0 %) |",
+    ]
+    one_group = filled(tmp_path, f"tasks heldout_kinds from {tmp_path / 'quality.json'} only generated")
+    assert "| task | generated |\n| --- | --- |\n| three | 30.0 % |\n" in one_group
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("methods only base; guess", "has no method 'guess'; it has base; generated; teacher"),
+        ("differences only base", "differences has no choice of methods"),
+    ],
+)
+def test_a_choice_that_a_table_cannot_make_is_refused(tmp_path: Path, place: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        filled(tmp_path, place)
+
+
 def test_differences_are_in_points(tmp_path: Path) -> None:
     text = filled(tmp_path, "differences")
     assert "| generated − generated, wrong description | -5.0 (-10.0 to +0.0) | – |" in text
