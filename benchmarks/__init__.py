@@ -1,1 +1,1 @@
-"""Benchmarks: one file a question, arms interleaved in one run, results as ratios."""
+"""Benchmarks: one file per question, arms interleaved in one run, results mostly as ratios."""

@@ -1,4 +1,4 @@
-"""Decoding steps of 8 rows: without an adapter, with one for all, and with 8 different ones."""
+"""Decoding steps of 8 rows: without an adapter, with one for all rows, and with 4 and 8 different adapters."""
 
 from __future__ import annotations
 

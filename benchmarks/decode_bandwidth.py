@@ -1,7 +1,7 @@
-"""Decoding with the int8 base and one adapter, over what the memory allows.
+"""Decoding speed with the int8 base and one adapter, relative to the limit of memory bandwidth.
 
-Every token reads all weights once. The limit is the bytes of the int8 Linears and of the adapter over the rate at
-which the threads read memory, which is measured in the same rounds.
+Every token reads all weights once. The limit in tokens per second is the memory bandwidth of the threads, measured in
+the same rounds, divided by the bytes of the int8 Linears and the adapter.
 """
 
 from __future__ import annotations

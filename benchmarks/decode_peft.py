@@ -1,6 +1,6 @@
-"""One answer with one adapter: our decoding, int8 and float32, against transformers' `generate` with PEFT in float32.
+"""One answer with one adapter: our decoding in int8 and float32, against transformers' `generate` with PEFT in float32.
 
-All arms read the same prompt and make the same number of tokens, the prompt's pass included.
+All arms have the same prompt and generate the same number of tokens. Times include the prompt's pass.
 """
 
 from __future__ import annotations

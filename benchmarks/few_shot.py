@@ -1,9 +1,9 @@
-"""What an adapter saves against examples in the prompt: prompt tokens, and the time to a short answer.
+"""Compares an adapter with examples in the prompt: number of prompt tokens, and time to a short answer.
 
-The same base, int8, and the same inputs of procedural tasks. One side has a task's adapter and the bare input; the
-other has no adapter, and three of the task's training rows in the conversation, with and without its description in
-each turn. Nobody keeps the keys and values of a prompt for the next request; a server that does pays for its examples
-once and then for their keys and values only.
+All arms use the int8 base and the same inputs of procedural tasks. One arm has an adapter and the bare input. The other
+arms have no adapter, and three of the task's training rows in the conversation, with and without its description in
+each turn. No arm caches the keys and values of a prompt. A server with such a cache would compute the examples only
+once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Decoding with one adapter through hooks, over the same with the adapter merged into the weights."""
+"""Decoding speed with one adapter in hooks, relative to the adapter merged into the weights."""
 
 from __future__ import annotations
 

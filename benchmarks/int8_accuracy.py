@@ -1,8 +1,8 @@
-"""Does storing the base in int8 cost right answers? Greedy exact match on tasks, int8 against float32.
+"""Accuracy of the base in int8 and in float32: greedy exact match on tasks.
 
-`python -m benchmarks.int8_accuracy --tasks FOLDER` measures on a folder of task files (as `python -m training tasks`
-writes them); without it the procedural tasks are taken. Every task gets the shipped generator's shared adapter and
-its first description above the input. Both arms read the same rows in one run.
+`python -m benchmarks.int8_accuracy --tasks FOLDER` measures on a folder of task files; `python -m training tasks` can
+write some. By default procedural tasks are used. Every task uses the shipped generator's shared adapter, with its first
+description above the input. Both arms have the same rows in one run.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from training.tasks.procedural_tasks import synthetic_tasks
 from training.tasks.rows import eval_row
 
 _TARGET = -1.0
-"""Points of exact match that int8 may lose."""
+"""Lowest acceptable change of exact match, in percentage points."""
 
 
 def run(bench: Workbench, *, folder: Path | None = None, tasks: int = 60, rows: int = 12) -> list[Result]:
-    """Measure on at most so many tasks and test rows of each."""
+    """Measure on at most `tasks` tasks and `rows` test rows of each."""
     if bench.quick:
         tasks, rows = min(tasks, 12), min(rows, 5)
     found = synthetic_tasks() if folder is None else load_tasks(folder)
@@ -64,9 +64,9 @@ def run(bench: Workbench, *, folder: Path | None = None, tasks: int = 60, rows: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", type=Path, help="folder of task files; the procedural tasks without it")
-    parser.add_argument("--limit-tasks", type=int, default=60, help="how many tasks, drawn by chance")
-    parser.add_argument("--limit-rows", type=int, default=12, help="test rows of each")
+    parser.add_argument("--tasks", type=Path, help="folder of task files; by default the procedural tasks")
+    parser.add_argument("--limit-tasks", type=int, default=60, help="number of tasks, drawn at random")
+    parser.add_argument("--limit-rows", type=int, default=12, help="test rows per task")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

@@ -1,9 +1,9 @@
-"""The kernels that decoding could be built on: `python -m benchmarks.kernels` prints what each costs here.
+"""Candidate kernels for decoding and training: `python -m benchmarks.kernels` prints their times on this machine.
 
-First the product of a Linear of the 0.5B base for 1 to 64 rows, with weights that are cold in the caches as they are in
-decoding, the relative error of the product, and whether a row depends on the rows beside it. Then the products of LoRA
-in decoding, and last a frozen Linear in training, forward and for the gradient of its input, in each form of storage.
-It explains choices in docs/PERFORMANCE.md and is no part of `make bench`.
+First table: the product of a Linear of the 0.5B base for 1 to 64 rows. The weights are not in the caches, as in
+decoding. The table also has the relative error, and whether a row's result depends on the other rows. Second table: the
+products of LoRA in decoding. Third table: a frozen Linear in training, forward and gradient of its input, in each
+storage. The results explain choices in docs/PERFORMANCE.md. This is not a part of `make bench`.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ _ROWS = (1, 8, 16, 64)
 _TRAINED: tuple[Storage, ...] = ("float32", "bfloat16", "int8_training")
 _TRAINING_ROWS = 800
 _CACHE_BYTES = 100e6
-"""So many bytes of weights are gone through in turn, more than the caches hold."""
+"""Bytes of weights that are used in turn; more than fits in the caches."""
 _MEASUREMENTS = 9
 
 
 @dataclass(frozen=True)
 class _Kernel:
-    """A way to multiply: `store` makes what `run` takes in place of the weight."""
+    """A matrix product: `store` converts the weight to the form that `run` reads."""
 
     store: Callable[[Tensor], Any]
     run: Callable[[Tensor, Any], Tensor]
 
 
 def _quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
-    scale = weight.abs().amax(1) / 127
+    scale = weight.abs().amax(1) / 127  # (out,): one scale per output row, so that the largest weight becomes 127
     return (weight / scale[:, None]).round().to(torch.int8), scale
 
 
@@ -92,7 +92,7 @@ def _microseconds(run: Callable[[Any], object], copies: Sequence[Any]) -> float:
 
 
 def linears() -> None:
-    """Print the first table: a line for each shape and kernel."""
+    """Print the first table: one line per shape and kernel."""
     print("| Linear | kernel | " + " | ".join(f"{n} rows, us" for n in _ROWS) + " | error | rows independent |")
     print("|---|---|" + "---|" * (len(_ROWS) + 2))
     for inputs, outputs in _LINEARS:
@@ -107,6 +107,7 @@ def _linear_cells(kernel: _Kernel, weights: list[Tensor]) -> str:
     x = torch.randn(max(_ROWS), weights[0].shape[1])
     times = [_microseconds(partial(kernel.run, x[:rows]), stored) for rows in _ROWS]
     expected, actual = F.linear(x, weights[0]), kernel.run(x, stored[0])
+    # scale all other rows: with one scale for all rows (linear_dynamic), the result of row 0 changes
     louder = x.clone()
     louder[1:] *= 100
     cells = [f"{time:.0f}" for time in times]
@@ -116,7 +117,7 @@ def _linear_cells(kernel: _Kernel, weights: list[Tensor]) -> str:
 
 
 def lora_products() -> None:
-    """Print the second table: all A of a q, k, v group, and one B, for rows with an adapter each."""
+    """Print the second table: all A of a q, k, v group, and one B, for rows with one adapter each."""
     print("| rows, an adapter each | A: one product a row | A: batched | B: one product a row | B: batched |")
     print("|---|---|---|---|---|")
     for rows in (1, 8, 32):
@@ -137,7 +138,7 @@ def _lora_cells(rows: int) -> str:
 
 
 def training() -> None:
-    """Print the third table: a line for each shape and storage, for the rows of a whole batch."""
+    """Print the third table: one line per shape and storage, for the rows of a whole batch."""
     print(f"| Linear, {_TRAINING_ROWS} rows | storage | GFLOP/s | error of the output | error of the gradient |")
     print("|---|---|---|---|---|")
     for inputs, outputs in _LINEARS[:2]:
@@ -148,6 +149,7 @@ def training() -> None:
             parent = nn.Sequential(_linear(weight))
             store_linears(parent, storage)
             both = partial(_both_ways, x, upstream)
+            # 2 operations per weight and row, forward and for the gradient of the input; microseconds to GFLOP/s
             rate = 4 * _TRAINING_ROWS * weight.numel() / 1e3 / _microseconds(both, [parent])
             errors = " | ".join(_error(a, e) for a, e in zip(both(parent), expected, strict=True))
             print(f"| {inputs} -> {outputs} | {storage} | {rate:.0f} | {errors} |", flush=True)
@@ -169,11 +171,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--only", choices=_TABLES, nargs="+", default=list(_TABLES), help="these tables; all by default"
+        "--only", choices=_TABLES, nargs="+", default=list(_TABLES), help="tables to print; by default all"
     )
     arguments = parser.parse_args()
     pin(arguments.threads)
-    warnings.simplefilter("ignore")  # torch announces successors of its quantised tensors
+    warnings.simplefilter("ignore")  # torch's deprecation warnings of quantised tensors
     for name in arguments.only:
         with torch.inference_mode(name != "training"):
             _TABLES[name]()

@@ -1,7 +1,7 @@
-"""Runs in the environment of llama-cpp-python, not in this project's: decodes on request, one JSON line each way.
+"""A worker that runs in the environment of llama-cpp-python, and decodes on request; messages are JSON lines.
 
-Arguments: GGUF of the base, GGUF of one LoRA, threads. A request is {"prompt": token ids, "tokens": n}; the answer
-{"tokens": n, "seconds": s} counts the prompt's pass too.
+Arguments: GGUF of the base, GGUF of one LoRA, threads. A request is {"prompt": token ids, "tokens": n}; the answer is
+{"tokens": n, "seconds": s}, whose time includes the prompt's pass.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 
 
 def main(model: str, lora: str, threads: str) -> None:
-    library = importlib.import_module("llama_cpp")  # by name: it is no dependency of this project
+    library = importlib.import_module("llama_cpp")  # by name, because it is not a dependency of this project
     count = int(threads)
     llama = library.Llama(model, lora_path=lora, n_threads=count, n_threads_batch=count, n_ctx=1024, verbose=False)
     print(json.dumps({"ready": True}), flush=True)

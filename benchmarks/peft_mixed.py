@@ -1,6 +1,6 @@
 """A batch of 8 rows with 1 to 8 adapters: our decoding against PEFT's mixed batches (`adapter_names`).
 
-The same prompts of equal length, so that neither side pads, and the same number of new tokens.
+Both sides have the same prompts and the same number of new tokens. All prompts are equally long, so neither side pads.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a prompt to an adapter: encoder, generator and store, and how generators of other sizes compare."""
+"""Time from a prompt to an adapter: encoder, generator and writing, compared with generators of other sizes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def run(bench: Workbench) -> list[Result]:
     batch = interleaved({"32 prompts": lambda: maker.make(fresh(_BATCH))}, n=bench.times(18))
     ms = milliseconds(seconds) | {"32 prompts, each": [1e3 * s / _BATCH for s in batch["32 prompts"]]}
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in sized.items()}
-    sized.clear()  # gigabytes, which the last measurement needs
+    sized.clear()  # frees gigabytes that the last measurement needs
     note = (
         f"The other generators are stand-ins by size, with random weights: T2L's layout (task, layer and module "
         f"embeddings, residual MLP, one head a module) with {sizes['T2L-L'] / 1e6:.0f} M parameters, and "
@@ -82,7 +82,7 @@ def run(bench: Workbench) -> list[Result]:
 
 
 def _resident(bench: Workbench, maker: AdapterMaker, known: AdapterRequest) -> Result:
-    """Does making an adapter slow down as more of them stay in memory? In float16, for 1,000 to fit."""
+    """Time to make an adapter as more adapters stay in memory; float16, so that 1,000 fit."""
     kept = [made.weights.detach().to(torch.float16) for made in maker.make([known])]
     measured: dict[str, list[float]] = {}
     counts = (1, 10, 100) if bench.quick else (1, 100, 1000)
@@ -102,7 +102,7 @@ def _resident(bench: Workbench, maker: AdapterMaker, known: AdapterRequest) -> R
 
 
 class _T2LSized(nn.Module):
-    """A generator as Text-to-LoRA lays it out (arXiv 2506.06105, its largest form), for this base and all 7 targets."""
+    """A generator with the layout of Text-to-LoRA (arXiv 2506.06105, largest form), for this base and all 7 targets."""
 
     def __init__(self, spec: LoRASpec, condition_size: int) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class _T2LSized(nn.Module):
         self.heads = nn.ModuleDict({kind: nn.Linear(width, size) for kind, size in shapes.items()})
 
     def forward(self, condition: Tensor) -> list[Tensor]:
-        """One (layers, rank * (in + out)) for each kind of module."""
+        """A tensor (layers, rank * (in + out)) for each kind of module."""
         task = self.task(condition)
         out = []
         for number, (kind, indices) in enumerate(self._kinds.items()):
@@ -139,11 +139,11 @@ class _T2LSized(nn.Module):
 
 
 class _DnDSized(nn.Module):
-    """As many parameters as DnD's generator (arXiv 2506.16406), each read once: a lower bound of its time."""
+    """The number of parameters of DnD's generator (arXiv 2506.16406), each read once: a lower bound of its time."""
 
     def __init__(self) -> None:
         super().__init__()
-        matrix = torch.full((_DND_WIDTH, _DND_WIDTH), 1e-4)  # written, so that every page of a copy is real memory
+        matrix = torch.full((_DND_WIDTH, _DND_WIDTH), 1e-4)  # filled, so that every page is backed by memory
         self.wide = nn.ParameterList(matrix.clone() for _ in range(_DND_PARAMETERS // _DND_WIDTH**2))
 
     def forward(self, condition: Tensor) -> Tensor:

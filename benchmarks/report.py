@@ -14,11 +14,11 @@ HERE = Path(__file__).resolve().parent
 RESULTS, TABLE, PLOT = HERE / "results.json", HERE / "RESULTS.md", HERE / "results.svg"
 
 Results = dict[str, list[dict[str, Any]]]
-"""benchmark -> its results as JSON has them"""
+"""benchmark -> its results as JSON values"""
 
 
 def read_results(path: Path = RESULTS) -> Results:
-    """What was measured before; nothing if there is no file."""
+    """Earlier results; empty if there is no file."""
     if not path.exists():
         return {}
     results: Results = {}
@@ -28,7 +28,7 @@ def read_results(path: Path = RESULTS) -> Results:
 
 
 def write_results(results: Results, *, order: Sequence[str], folder: Path = HERE) -> None:
-    """Write all three files; benchmarks come in `order`."""
+    """Write all three files, with the benchmarks in `order`."""
     flat = [one for name in order for one in results.get(name, [])]
     (folder / RESULTS.name).write_text(json.dumps(flat, indent=1) + "\n", "utf-8")
     (folder / TABLE.name).write_text(as_markdown(flat), "utf-8")
@@ -36,12 +36,12 @@ def write_results(results: Results, *, order: Sequence[str], folder: Path = HERE
 
 
 def as_markdown(results: Sequence[dict[str, Any]]) -> str:
-    """The results as a page: what has a target first, then what explains it."""
-    lines = ["# Results", "", "Made by `make bench`; how each is measured stands at the top of its file.", ""]
+    """The results as a page: first those with a target, then the others."""
+    lines = ["# Results", "", "Made by `make bench`. The top of each benchmark's file describes the measurement.", ""]
     lines += [f"![Each value over its target]({PLOT.name})", "", "## Against the targets", ""]
     lines += ["| | value | target | | arms: median (smallest to largest) | n |", "|---|---|---|---|---|---|"]
     lines += [_row(one) for one in results if one["target"] is not None]
-    lines += ["", "## Beside them", "", "| | value | arms: median (smallest to largest) | n |", "|---|---|---|---|"]
+    lines += ["", "## Without targets", "", "| | value | arms: median (smallest to largest) | n |", "|---|---|---|---|"]
     lines += [_row(one) for one in results if one["target"] is None]
     lines += ["", "## Notes", ""]
     lines += [f"- **{one['name']}**: {one['note']}" for one in results if one["note"]]
@@ -78,7 +78,7 @@ def _verdict(one: dict[str, Any]) -> str:
 
 
 def draw(results: Sequence[dict[str, Any]]) -> Figure:
-    """A bar for each positive value: how far beyond its target it is, on a logarithmic axis."""
+    """A bar for each positive value: its ratio to the target, on a logarithmic axis."""
     shown = [one for one in results if one["value"] and one["target"] and one["value"] > 0 and one["target"] > 0]
     figure = Figure(figsize=(12, 0.9 + 0.34 * len(shown)), layout="constrained")
     FigureCanvasAgg(figure)

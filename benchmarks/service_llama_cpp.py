@@ -1,7 +1,7 @@
-"""One client of this project's service, over llama.cpp with the Q8_0 of the same model and one LoRA.
+"""One client of this project's service, compared with llama.cpp with the Q8_0 of the same model and one LoRA.
 
-llama.cpp is built from the source distribution of llama-cpp-python, for this processor; the converters in that source
-make its two files. It decodes in its own process without HTTP; the service is asked as a client asks it.
+llama.cpp is built for this processor from the source distribution of llama-cpp-python. The converters in that source
+make its two GGUF files. It decodes in its own process without HTTP; the service is measured through HTTP.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class _LlamaCpp:
 
 
 def _source(python: Path) -> Path:
-    """Folder of llama.cpp's own source, with its converters, from the source distribution that was built."""
+    """Folder of llama.cpp's source with its converters, from the source distribution."""
     folder = environment_folder(LLAMA_CPP) / "source"
     found = [path.parent for path in folder.glob("*/vendor/llama.cpp/convert_hf_to_gguf.py")]
     if not found:
@@ -131,7 +131,7 @@ def _source(python: Path) -> Path:
 
 
 def _converters_needs(python: Path) -> Path:
-    """A folder with what the converters import beside torch and transformers, even for a model that needs it not."""
+    """A folder with sentencepiece, which the converters import for every model besides torch and transformers."""
     folder = environment_folder(LLAMA_CPP) / "converter"
     if not (folder / "sentencepiece").exists():
         command = [str(python), "-m", "pip", "install", "--no-deps", "--target", str(folder), _SENTENCEPIECE]

@@ -1,4 +1,4 @@
-"""What a streamed token costs through the service, over the same token of the bare decoder in this process."""
+"""Time per streamed token of the service, compared with the bare decoder in this process."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """16 clients with 16 adapters: this project's service against vLLM-CPU with the same adapters loaded.
 
-Both servers run all the time and are asked in turns; the one that is not asked waits. Every client asks for the same
-number of tokens of the same prompt.
+Both servers run all the time and are measured in turns; the other one is idle. Every client has the same prompt and
+requests the same number of tokens.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def run(bench: Workbench) -> list[Result]:
                 for _ in range(bench.times(5) + 1):
                     for name, server in servers:
                         ask(name, server)
-                    servers.reverse()  # neither always comes after the other
+                    servers.reverse()  # so that the order alternates
         except PeerError as error:
             missing["vLLM"] = str(error)
             for _ in range(bench.times(5) + 1):

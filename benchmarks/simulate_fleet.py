@@ -1,11 +1,11 @@
-"""A fleet under a Zipf of prompts: hit rates, latencies, the busiest part and the price, as prompts become more.
+"""Simulates a fleet under a Zipf distribution of prompts: hit rates, latencies, bottleneck and price by prompt count.
 
     arrival -> store: is there an adapter? else a generator makes one -> its server: is it in memory? else it is loaded
             -> a place in the server's batch -> first token -> last token
 
 Requests are independent draws (the independent reference model), so the caches can start in their steady state: the
-time since an item's last request is exponential with its rate, and an LRU cache holds the items with the shortest.
-Each part serves first come, first served. `python -m benchmarks.simulate_fleet --write` writes
+time since an item's last request is exponentially distributed with the item's rate, and an LRU cache contains the items
+with the shortest times. Each part serves first come, first served. `python -m benchmarks.simulate_fleet --write` writes
 results/fleet_simulation.json and the tables of docs/SCALING.md; the same seed gives the same numbers.
 """
 
@@ -36,7 +36,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Fleet:
-    """What there is and how fast it is; docs/SCALING.md says of each number where it is from."""
+    """Sizes and speeds of the fleet; docs/SCALING.md gives the source of each number."""
 
     requests_per_second: float = 100.0
     generators: int = 8
@@ -58,7 +58,7 @@ class Fleet:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One row of the table. Shares are of requests; latencies in seconds; `busy` is demand over what there is."""
+    """One row of the table. Hits are fractions of requests, latencies are seconds, `busy` is demand over capacity."""
 
     prompts: int
     exponent: float
@@ -75,14 +75,14 @@ class Outcome:
 
 
 def popularity(prompts: int, exponent: float) -> Floats:
-    """Probability of each prompt, the most popular first: a Zipf law."""
+    """Probability of each prompt, the most popular first: a Zipf distribution."""
     weights: Floats = np.arange(1, prompts + 1, dtype=np.float64) ** -exponent
     share: Floats = weights / weights.sum()
     return share
 
 
 def simulate(fleet: Fleet, prompts: int, exponent: float, *, requests: int, seed: int) -> Outcome:
-    """Run `requests` requests through the fleet, its caches warm from the start."""
+    """Run `requests` requests through the fleet, with warm caches."""
     random = np.random.default_rng([seed, prompts, round(100 * exponent)])
     share = popularity(prompts, exponent)
     ages = random.standard_exponential(prompts) / share
@@ -103,14 +103,14 @@ def simulate(fleet: Fleet, prompts: int, exponent: float, *, requests: int, seed
 
 
 def _youngest(ages: Floats, among: Ints, count: int) -> OrderedDict[int, None]:
-    """An LRU cache in its steady state: of the items `among`, the `count` of the least age, the oldest first."""
+    """An LRU cache in its steady state: the `count` youngest of the items `among`, the oldest first."""
     if len(among) > count:
         among = among[np.argpartition(ages[among], count)[:count]]
     return OrderedDict.fromkeys(among[np.argsort(-ages[among])].tolist())
 
 
 def _touch(cache: OrderedDict[int, None], item: int, size: int) -> bool:
-    """Whether it was there; it is now, and the least recently used may have gone."""
+    """Request an item of an LRU cache; returns whether it was cached. May evict the least recently used item."""
     hit = item in cache
     cache[item] = None
     cache.move_to_end(item)
@@ -122,7 +122,7 @@ def _touch(cache: OrderedDict[int, None], item: int, size: int) -> bool:
 def _generate(
     fleet: Fleet, items: Ints, arrivals: Floats, store: OrderedDict[int, None]
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """When each request's adapter is in the store, and whether it had to be made for it (single flight)."""
+    """The time when each request's adapter is in the store, and whether the request made it (single flight)."""
     free = [0.0] * fleet.generators
     done: dict[int, float] = {}
     ready, made = arrivals.copy(), np.zeros(len(items), dtype=bool)
@@ -143,9 +143,9 @@ def _load(
     made: NDArray[np.bool_],
     memories: Sequence[OrderedDict[int, None]],
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """When each request's adapter is in its server's memory, and whether it was loaded for it (single flight).
+    """The time when each request's adapter is in its server's memory, and whether it was loaded for it (single flight).
 
-    What is written to and read from the store goes one after the other.
+    Writes to and reads from the store are sequential.
     """
     free, store_free = [0.0] * fleet.servers, 0.0
     moving = fleet.adapter_megabytes / fleet.store_megabytes_per_second
@@ -164,7 +164,7 @@ def _load(
 
 
 def _admit(fleet: Fleet, servers: Ints, present: Floats, tokens: Ints) -> Floats:
-    """When each request gets a place in its server's batch."""
+    """The time when each request gets a place in its server's batch."""
     seconds = _row_seconds(fleet, tokens)
     free = [[0.0] * fleet.slots for _ in range(fleet.servers)]
     begun = present.copy()
@@ -176,7 +176,7 @@ def _admit(fleet: Fleet, servers: Ints, present: Floats, tokens: Ints) -> Floats
 
 
 def _row_seconds(fleet: Fleet, tokens: Ints) -> Floats:
-    """How long rows are in a batch that is full: its tokens per second are shared by all places."""
+    """Seconds that rows spend in a full batch, whose places share its tokens per second equally."""
     seconds: Floats = fleet.prefill_seconds + tokens.astype(np.float64) * (fleet.slots / fleet.tokens_per_second)
     return seconds
 
@@ -192,7 +192,7 @@ def _outcome(
     total: Floats,
 ) -> Outcome:
     rate, makes, loads = fleet.requests_per_second, float(made.mean()), float(loaded.mean())
-    busiest = np.bincount(servers, minlength=fleet.servers).max() / len(servers)  # one server has the popular ones
+    busiest = np.bincount(servers, minlength=fleet.servers).max() / len(servers)  # the server with the popular prompts
     busiest_loads = np.bincount(servers[loaded], minlength=fleet.servers).max() / len(servers)
     row = fleet.prefill_seconds + fleet.mean_tokens * fleet.slots / fleet.tokens_per_second
     busy = {
@@ -252,17 +252,17 @@ def run(
 
 
 def with_table(document: str, report: dict[str, Any]) -> str:
-    """`document` with the report's table between its two marks."""
+    """`document` with the report's table between the two markers."""
     before, start, rest = document.partition(START)
     _, end, after = rest.partition(END)
     if not start or not end:
-        raise ValueError(f"the document must hold the lines {START} and {END}")
+        raise ValueError(f"the document must contain the lines {START} and {END}")
     return f"{before}{start}\n{as_markdown(report)}{end}{after}"
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=50_000, help="of each row")
+    parser.add_argument("--requests", type=int, default=50_000, help="number of requests per row")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true", help=f"update {RESULT.name} and {DOCUMENT.name}")
     args = parser.parse_args(arguments)

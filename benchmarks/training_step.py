@@ -1,8 +1,8 @@
-"""A training step of one LoRA on the same rows: ours, without padding, against PEFT's own with padding.
+"""A training step of one LoRA on the same rows: ours without padding, against PEFT's with padding.
 
-All arms start from the same adapter and minimise the same number, the mean cross entropy of the answer tokens, with
-AdamW. Ours packs the rows, stores the shared beginning of their prompts once and makes logits at label positions only;
-int8_training and bfloat16 are storages of the frozen Linears; the shipped generator was trained in both.
+All arms start from the same adapter and minimise the mean cross entropy of the answer tokens with AdamW. Our step packs
+the rows, stores the common prefix of their prompts once, and computes logits only at label positions. int8_training and
+bfloat16 are storages of the frozen Linears; the shipped generator was trained with both.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _rows(base: Base) -> list[Row]:
 
 
 def _gradient(bench: Workbench, base: Base, rows: list[Row]) -> Tensor:
-    """That of the loss by all A and B, in one vector of float64."""
+    """The gradient of the loss with respect to all A and B, one float64 vector."""
     weights = bench.adapters[0].map(lambda t: t.detach().clone().requires_grad_())
     loss = _loss(base, FunctionalLoRA(base.model), rows, weights)
     found = torch.autograd.grad(loss, [t for _, a, b in weights.pairs() for t in (a, b)])

@@ -1,6 +1,6 @@
-"""A step of `python -m training amortise`, which needs no base: in float32, or its matrix products in bfloat16.
+"""A step of `python -m training amortise`, which needs no base: in float32, and with matrix products in bfloat16.
 
-48 conditions, whose targets are the cores of others of them; the trunk is trained by Muon.
+There are 48 conditions; the target of each is the cores of another condition. The trunk is trained with Muon.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _problem(generator: LoRAGenerator) -> tuple[TrainingBatch, CoreObjective]:
 
 
 def _gradient(generator: LoRAGenerator, dtype: str, objective: CoreObjective, batch: TrainingBatch) -> Tensor:
-    """That of the loss by the trunk's matrices, in one vector of float64."""
+    """The gradient of the loss with respect to the trunk's matrices, one float64 vector."""
     generator.trunk_dtype = getattr(torch, dtype)
     loss, _ = objective(generator, batch, 0)
     return torch.cat([g.flatten().double() for g in torch.autograd.grad(loss, generator.trunk_matrices())])

@@ -1,4 +1,4 @@
-"""What benchmarks share: the models, adapters and prompts, each loaded when first asked for."""
+"""Models, adapters and prompts shared by the benchmarks; each is loaded on first use."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ STORY = "Tell me a long story about an old house by the sea and the people who l
 
 
 class Workbench:
-    """Models and adapters of one benchmark run; a context, at whose end its scratch folder is removed.
+    """Models and adapters of one benchmark run; a context manager that removes its scratch folder at the end.
 
     Args:
-        quick: a few repetitions only, to see that a benchmark works; its numbers are worth little.
+        quick: few repetitions, to check that a benchmark works; the numbers are not meaningful.
         checkpoint: folder of the generator.
-        base, text_encoder: hub ids or folders, in place of those that the generator names.
-        peers: name of a peer -> a Python interpreter that has it, in place of an environment made for it.
-        threads: that torch and the peers compute with.
+        base, text_encoder: hub ids or folders; by default those of the generator.
+        peers: name of a peer -> a Python interpreter with it; by default an environment is created.
+        threads: number of threads of torch and the peers.
     """
 
     def __init__(
@@ -82,21 +82,21 @@ class Workbench:
         self._scratch.cleanup()
 
     def times(self, n: int) -> int:
-        """How often to repeat what a full run repeats `n` times."""
+        """The number of repetitions, `n` in a full run."""
         return 1 if self.quick else n
 
     def tokens(self, n: int) -> int:
-        """How many tokens to decode where a full run decodes `n`."""
+        """The number of tokens to decode, `n` in a full run."""
         return max(4, n // 6) if self.quick else n
 
     @property
     def scratch(self) -> Path:
-        """A folder that is gone after the run."""
+        """A folder that is removed after the run."""
         return Path(self._scratch.name)
 
     @cached_property
     def float32(self) -> Base:
-        """The base as it came."""
+        """The base in float32."""
         return load_base(self.base_name)
 
     @cached_property
@@ -106,7 +106,7 @@ class Workbench:
 
     @cached_property
     def adapters(self) -> list[LoRAWeights]:
-        """16 different generated adapters, made so weak that the base still gives the long answer it is asked for."""
+        """16 different generated adapters, scaled down so that the base still gives the requested long answer."""
         maker = AdapterMaker(self.checkpoint, PretrainedTextEncoder(self.encoder_name))
         return [
             made.weights.detach().scaled(_SCALE) for made in maker.make([AdapterRequest((task,)) for task in TASKS])
@@ -123,11 +123,11 @@ class Workbench:
 
     @cached_property
     def prompt(self) -> list[int]:
-        """Token ids of a conversation that asks for a long answer."""
+        """Token ids of a conversation that requests a long answer."""
         return list(prompt_ids(self.float32.tokenizer, task_messages(STORY)))
 
     def peft_model(self, count: int) -> Any:
-        """A PEFT model in float32 with `count` of the adapters, named "0", "1", ..., and weights of its own."""
+        """A PEFT model in float32 with `count` of the adapters, named "0", "1", ..., on a copy of the base."""
         plain: Any = copy.deepcopy(self.float32.model)
         model: Any = PeftModel.from_pretrained(plain, str(self.adapter_folders[0]), adapter_name="0")
         for number in range(1, count):
@@ -135,7 +135,7 @@ class Workbench:
         return model.eval()
 
     def decoder(self, base: Base, adapters: Sequence[LoRAWeights | None], *, tokens: int) -> Decoder:
-        """A decoder that runs the prompt with each adapter and can step `tokens` times before a row ends."""
+        """A decoder that has read the prompt with each adapter and can make `tokens` steps before a row ends."""
         decoder = Decoder(base)
         params = SamplingParams(max_tokens=tokens + 1, stop_token_ids=())
         decoder.add([DecodeRequest(self.prompt, adapter, params) for adapter in adapters])
@@ -143,13 +143,13 @@ class Workbench:
 
 
 def steps(decoder: Decoder, count: int) -> None:
-    """Decode so many tokens of each row."""
+    """Decode `count` tokens of each row."""
     for _ in range(count):
         decoder.step()
 
 
 def transformers_generate(model: Any, prompt: Sequence[int], tokens: int) -> None:
-    """Greedy `generate` of transformers, or of a PEFT model over it: one row, exactly `tokens` new tokens."""
+    """Greedy `generate` of a transformers or PEFT model: one row, exactly `tokens` new tokens."""
     ids = torch.tensor([prompt])
     with torch.inference_mode():
         model.generate(
@@ -158,5 +158,5 @@ def transformers_generate(model: Any, prompt: Sequence[int], tokens: int) -> Non
             max_new_tokens=tokens,
             min_new_tokens=tokens,
             do_sample=False,
-            repetition_penalty=1.0,  # the hub's generation settings have one, and no other arm does
+            repetition_penalty=1.0,  # overrides the hub's generation settings; no other arm has a penalty
         )

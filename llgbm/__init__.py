@@ -7,7 +7,7 @@
     made = maker.make([AdapterRequest(("Translate the English word to French.",))])[0]
     save_peft(made.weights, Path("french"), base_id=checkpoint.manifest.base_id)
 
-Names are imported when they are first used, so that `import llgbm` alone loads neither torch nor transformers.
+Names are imported on first use, so `import llgbm` alone loads neither torch nor transformers.
 """
 
 from __future__ import annotations

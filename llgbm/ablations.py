@@ -1,7 +1,6 @@
-"""Ablations: the same fit with several kinds of loss and several seeds, and what of the difference is noise.
+"""Ablations: one fit for each kind of loss and each seed, with mean and spread over the seeds.
 
-This part knows nothing of how an arm is run; it is handed a callable for that. So arms can run in this process, in
-others, or have been run yesterday.
+A callable runs each arm. So an arm can run in this process or in another, or come from an earlier run.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ RunArm = Callable[[str, int], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class AblationConfig:
-    """Which arms an ablation has: every kind with every seed."""
+    """The arms of an ablation: every kind with every seed."""
 
     kinds: tuple[str, ...] = KINDS
-    """Kinds of loss; the names are handed to the callable that runs an arm."""
+    """Kinds of loss, as the callable that runs an arm names them."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of initialisation and of every batch."""
 
@@ -39,7 +38,7 @@ class AblationConfig:
 
 @dataclass(frozen=True)
 class Arm:
-    """One run: its kind of loss, its seed, and what it came to."""
+    """One run: its kind of loss, its seed and its metrics."""
 
     kind: str
     seed: int
@@ -52,7 +51,7 @@ class Spread:
 
     Attributes:
         mean: over the seeds.
-        deviation: sample standard deviation; None for a single seed, of which nothing is known.
+        deviation: sample standard deviation (n - 1); None for a single seed.
         count: number of seeds.
     """
 
@@ -68,7 +67,7 @@ class Ablation:
     arms: tuple[Arm, ...]
 
     def summary(self) -> dict[str, dict[str, Spread]]:
-        """For each kind and metric, mean and standard deviation over its seeds."""
+        """Mean and standard deviation over the seeds, for each kind and metric."""
         kinds = dict.fromkeys(arm.kind for arm in self.arms)
         return {kind: _summary([arm.metrics for arm in self.arms if arm.kind == kind]) for kind in kinds}
 
@@ -85,13 +84,13 @@ class Ablation:
 
 
 def run_ablations(config: AblationConfig, run_arm: RunArm) -> Ablation:
-    """Run every kind with every seed, seed by seed, so that a stopped ablation has compared all kinds on some.
+    """Run every kind with every seed. Seeds are the outer loop, so a stopped ablation has all kinds of its first seeds.
 
     Args:
-        run_arm: runs one arm; must give the same result whatever ran before it.
+        run_arm: runs one arm; the result must not depend on earlier arms.
 
     Raises:
-        ConfigError: an arm gives other metrics than the arms before it, or one that is not finite.
+        ConfigError: an arm returns other metrics than earlier arms, or a metric that is not finite.
     """
     done: dict[tuple[str, int], Arm] = {}
     names: set[str] | None = None
@@ -100,7 +99,7 @@ def run_ablations(config: AblationConfig, run_arm: RunArm) -> Ablation:
             arm = Arm(kind, seed, dict(run_arm(kind, seed)))
             if names is not None and set(arm.metrics) != names:
                 raise ConfigError(
-                    f"the arm ({kind}, seed {seed}) gives {sorted(arm.metrics)}, those before it {sorted(names)}"
+                    f"the arm ({kind}, seed {seed}) gives {sorted(arm.metrics)}, earlier arms {sorted(names)}"
                 )
             names = set(arm.metrics)
             broken = [name for name, value in arm.metrics.items() if not math.isfinite(value)]

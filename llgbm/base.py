@@ -1,4 +1,4 @@
-"""Loads a frozen base: its model, tokenizer and shape in one object, or without the model for who decodes elsewhere."""
+"""Loads a frozen base: model, tokenizer and shape in one object, or without the model if another engine decodes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Base:
         model: a transformers causal LM in eval mode; no parameter requires grad.
         tokenizer: its tokenizer, with the chat template.
         spec: the shape; `spec.base_id` is the id that exported adapters name.
-        revision: identifies the very weights, for cache keys and manifests.
+        revision: identifies the exact weights, for cache keys and manifests.
     """
 
     model: nn.Module
@@ -36,11 +36,11 @@ class Base:
 
 @dataclass(frozen=True, eq=False)
 class BareBase:
-    """A base without its model: enough to make adapters for it and to turn conversations into its tokens.
+    """A base without its model: enough to make adapters and to tokenise conversations.
 
     Attributes:
         tokenizer, spec, revision: as in `Base`.
-        max_positions: tokens that the model can take.
+        max_positions: maximum context of the model, in tokens.
     """
 
     tokenizer: Any
@@ -53,16 +53,15 @@ def load_base(name_or_path: str | Path, *, storage: Storage = "float32", device:
     """Resolve and load a Qwen2.5 base.
 
     Args:
-        name_or_path: a hub id, or a folder in Hugging Face layout. A hub id becomes the base id; the base id of a
-            folder is that of the preset with its shape, or the folder's name where there is none.
-        storage: how the Linear weights are stored. On a processor activations stay float32, except with
-            "bfloat16_activations"; on a GPU "bfloat16" is for the whole model, since its Linears multiply in bfloat16
-            by themselves.
-        device: as torch names it, "cpu" or "cuda".
+        name_or_path: a hub id, or a folder in Hugging Face layout. A hub id becomes the base id. A folder gets the
+            base id of the preset with the same shape, else the folder's name.
+        storage: how the Linear weights are stored. On a CPU activations stay float32, except with
+            "bfloat16_activations". On a GPU "bfloat16" applies to the whole model, since GPUs multiply in bfloat16.
+        device: a torch device, "cpu" or "cuda".
 
     Raises:
         PretrainedNotFoundError: no source has the weights, or the folder holds another architecture.
-        ConfigError: an unknown storage, or int8, whose kernel is one of processors, on a GPU; or there is no GPU.
+        ConfigError: an unknown storage, int8 on a GPU (its kernels are for CPUs), or no GPU where one is asked for.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -70,7 +69,7 @@ def load_base(name_or_path: str | Path, *, storage: Storage = "float32", device:
     config = _config(path)
     on_gpu = torch.device(device).type != "cpu"
     if on_gpu and storage in ("int8", "int8_training"):
-        raise ConfigError("int8 is for processors; on a GPU choose bfloat16 or float32")
+        raise ConfigError("int8 is for CPUs; on a GPU choose bfloat16 or float32")
     if on_gpu and not torch.cuda.is_available():
         raise ConfigError(f"torch finds no GPU for {device}; install a build of torch for it, or choose cpu")
     whole = storage == "bfloat16_activations" or (on_gpu and storage == "bfloat16")
@@ -84,7 +83,7 @@ def load_base(name_or_path: str | Path, *, storage: Storage = "float32", device:
 
 
 def load_bare_base(name_or_path: str | Path) -> BareBase:
-    """As `load_base`, but the weights are not read; a folder that the caller names need not hold any.
+    """As `load_base`, without reading the weights. A folder of the caller need not hold any.
 
     Raises:
         PretrainedNotFoundError: no source has the base, or the folder holds another architecture.
@@ -109,7 +108,7 @@ def storage_of(base: Base) -> str:
 
 
 def require_gradients(base: Base) -> None:
-    """Raise ConfigError if the base's Linears pass no gradients: int8 ones would drop them without a word."""
+    """Raise ConfigError if the base's Linears pass no gradients: int8 kernels would drop them silently."""
     if storage_of(base) == "int8":
         raise ConfigError(
             "a base in int8 passes no gradients; to train through it, load it with int8_training, bfloat16 or float32 "

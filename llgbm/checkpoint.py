@@ -1,8 +1,8 @@
 """The generator artefact: a folder with `generator.safetensors` and `manifest.json`, versioned and checked on load.
 
-The large shared bases are stored in int8 with one scale for each row, everything else in float16: the generator of
-the 0.5B base, 23 million parameters, takes 31 MB. The manifest binds it to one base, one LoRASpec and one text
-encoder, lists what it was trained on, and holds the sha256 of the tensors.
+The shared bases are stored in int8 with one scale per row, everything else in float16. The generator of the 0.5B base
+has 23 million parameters and takes 31 MB. The manifest names the base, the LoRASpec, the text encoder and the training
+tasks, and holds the sha256 of the tensors.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _INT8_PREFIXES = ("a0.", "b0.")
 
 @dataclass(frozen=True, eq=False)
 class PromptIndex:
-    """Embeddings of the training descriptions, to tell how far a new prompt is from what the generator knows.
+    """Embeddings of the training descriptions, to tell how far a new prompt is from the training data.
 
     Attributes:
         embeddings: (N, condition_size) float32, L2-normalised.
@@ -57,19 +57,20 @@ class PromptIndex:
         """The `count` nearest tasks of a normalised condition (condition_size,): (task index, cosine), best first."""
         if not len(self.task):
             return []
-        similarity = self.embeddings @ condition.to(self.embeddings)
+        similarity = self.embeddings @ condition.to(self.embeddings)  # (N,), cosines
+        # (tasks,): the best cosine of each task's descriptions
         best = torch.full((int(self.task.max()) + 1,), -1.0).scatter_reduce(0, self.task, similarity, "amax")
         values, indices = best.topk(min(count, len(self.task.unique())))
         return [(int(i), float(v)) for i, v in zip(indices, values, strict=True)]
 
     def blocks(self, count: int) -> list[Tensor]:
-        """For each of the `count` tasks its embeddings (n, condition_size), as `save_generator` takes them."""
+        """Embeddings (n, condition_size) of each of `count` tasks, in the form that `save_generator` takes."""
         return [self.embeddings[self.task == place] for place in range(count)]
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A loaded generator with its manifest, its prompt index and, once calibrated, its detector of tasks."""
+    """A loaded generator with its manifest, its prompt index and, once calibrated, its task detector."""
 
     generator: LoRAGenerator
     manifest: GeneratorManifest
@@ -80,19 +81,19 @@ class Checkpoint:
 def save_generator(
     folder: Path, generator: LoRAGenerator, manifest: GeneratorManifest, prompt_embeddings: Sequence[Tensor]
 ) -> GeneratorManifest:
-    """Write the artefact; what is in the folder stays until both new files are whole on the disk.
+    """Write the artefact. Existing files are replaced only when both new files are complete on disk.
 
     Args:
-        prompt_embeddings: for each task of the manifest, those of its descriptions that the prompt index is to hold,
-            (n, condition_size) float32, no more than it has; (0, condition_size) keeps a task out of the index.
+        prompt_embeddings: for each task of the manifest, the embeddings of some or all of its descriptions for the
+            prompt index, (n, condition_size) float32; (0, condition_size) keeps a task out of the index.
 
     Returns:
-        The manifest with its digest filled in.
+        The manifest with its digest.
 
     Raises:
-        CheckpointError: the manifest describes another generator, embeddings do not belong to its descriptions, or a
+        CheckpointError: the manifest describes another generator, the embeddings do not fit its descriptions, or a
             parameter is not finite.
-        OSError: the disk is full, or the place is not writable; the folder is as it was.
+        OSError: the disk is full, or the folder is not writable; the folder is unchanged.
     """
     if (generator.model, generator.lora, generator.config) != (manifest.model, manifest.lora, manifest.generator):
         raise CheckpointError(
@@ -116,10 +117,10 @@ def save_generator(
 
 
 def load_generator(folder: Path) -> Checkpoint:
-    """Read an artefact; the generator comes back in eval mode, float32, frozen.
+    """Read an artefact; the generator is in eval mode, float32 and frozen.
 
     Raises:
-        CheckpointError: a file is missing, torn, of another version, or does not match its digest.
+        CheckpointError: a file is missing, damaged, of another version, or does not match its digest.
     """
     try:
         manifest = GeneratorManifest.from_json((folder / MANIFEST_FILE).read_text("utf-8"))
@@ -160,10 +161,10 @@ def load_generator(folder: Path) -> Checkpoint:
 
 
 def saved_in(folder: Path, generator: LoRAGenerator, manifest: GeneratorManifest) -> GeneratorManifest | None:
-    """The manifest of the artefact in `folder` if it is this generator, calibrated since or not; None if it is not.
+    """The manifest of the artefact in `folder` if it holds this generator, calibrated or not; else None.
 
     Args:
-        manifest: what `save_generator` would be given; it may say otherwise how the generator was made.
+        manifest: as for `save_generator`; `made_by` and the calibration may differ.
 
     Raises:
         CheckpointError: a parameter is not finite.
@@ -172,8 +173,8 @@ def saved_in(folder: Path, generator: LoRAGenerator, manifest: GeneratorManifest
         there = load_generator(folder)
     except CheckpointError:
         return None
-    aside: dict[str, Any] = {"made_by": {}, "confidence": {}, "context_scale": None, "digest": ""}
-    if replace(there.manifest, **aside) != replace(manifest, **aside):
+    ignored: dict[str, Any] = {"made_by": {}, "confidence": {}, "context_scale": None, "digest": ""}
+    if replace(there.manifest, **ignored) != replace(manifest, **ignored):
         return None
     mine, theirs = _read_back(_stored(generator)), there.generator.state_dict()
     same = mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
@@ -183,14 +184,14 @@ def saved_in(folder: Path, generator: LoRAGenerator, manifest: GeneratorManifest
 def write_calibration(
     folder: Path, detector: TaskDetector, confidence: dict[str, Any], context_scale: ContextScale
 ) -> GeneratorManifest:
-    """Give the artefact in `folder` another detector, confidence curve and scale in context; all else stays as it is.
+    """Replace detector, confidence curve and context scale of the artefact in `folder`; all else is unchanged.
 
     Returns:
-        The new manifest: with another detector the tensors have another digest.
+        The new manifest. Its digest is new, since the detector belongs to the tensors.
 
     Raises:
-        CheckpointError: the artefact cannot be read, the detector is for conditions of another size, or the curve is
-            not of the manifest's form.
+        CheckpointError: the artefact cannot be read, the detector is for conditions of another size, or the curve has
+            another form than in the manifest.
     """
     manifest = replace(load_generator(folder).manifest, confidence=confidence, context_scale=context_scale)
     if len(detector.weight) != manifest.generator.condition_size:
@@ -204,12 +205,13 @@ def write_calibration(
 
 
 def _stored(generator: LoRAGenerator) -> dict[str, Tensor]:
-    """The parameters as they are stored: the shared bases in int8 with a scale for each row, the others in float16."""
+    """The parameters in storage form: the shared bases in int8 with one scale per row, the others in float16."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in generator.state_dict().items():
         if not bool(torch.isfinite(tensor.half()).all()):
             raise CheckpointError(f"{name} has values that float16 cannot hold, such as NaN; the training went wrong")
         if name.startswith(_INT8_PREFIXES):
+            # (modules, R, size) -> scales (modules, R, 1); 1e-12 keeps an all-zero row, as in a fresh B0, from 0 / 0
             scale = (tensor.abs().amax(dim=-1, keepdim=True) / 127).clamp_min(1e-12)
             tensors[name + ":int8"] = (tensor / scale).round().clamp(-127, 127).to(torch.int8)
             tensors[name + ":scale"] = scale.float()
@@ -219,7 +221,7 @@ def _stored(generator: LoRAGenerator) -> dict[str, Tensor]:
 
 
 def _read_back(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The parameters in float32 of what `_stored` gives."""
+    """Inverse of `_stored`: the parameters in float32."""
     state = {n: t.float() for n, t in tensors.items() if ":" not in n}
     for name in [n.removesuffix(":int8") for n in tensors if n.endswith(":int8")]:
         state[name] = tensors[name + ":int8"].float() * tensors[name + ":scale"]
@@ -227,7 +229,7 @@ def _read_back(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _write_both(folder: Path, tensors: dict[str, Tensor], manifest: GeneratorManifest) -> GeneratorManifest:
-    """Write tensors and manifest, with the digest in it; a write that fails leaves the folder as it was."""
+    """Write the tensors and the manifest with their digest. A failed write leaves the folder unchanged."""
     data = save_tensors({k: v.contiguous() for k, v in tensors.items()})
     manifest = replace(manifest, digest=hashlib.sha256(data).hexdigest())
     contents = {WEIGHTS_FILE: data, MANIFEST_FILE: manifest.to_json().encode()}
@@ -240,7 +242,7 @@ def _write_both(folder: Path, tensors: dict[str, Tensor], manifest: GeneratorMan
         for path in temporary.values():
             path.unlink(missing_ok=True)
         raise
-    # a pair cut short between the two is refused by its digest, with the other half of the new one beside it
+    # after a crash between the two renames the digest does not match, so the pair is refused on load
     for name, path in temporary.items():
         path.replace(folder / name)
     return manifest

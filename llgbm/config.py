@@ -1,4 +1,4 @@
-"""Shapes and settings that name a base, an adapter and a generator. Frozen, hashable, JSON in and out.
+"""Shapes of bases, adapters and generators: frozen, hashable, to and from JSON.
 
 `ModelSpec` is the shape of a frozen decoder, `LoRASpec` the exact list of modules that an adapter changes, and
 `GeneratorConfig` the size of the network that makes adapters. Presets: `qwen2.5-0.5b`, `qwen2.5-1.5b`, `tiny`.
@@ -20,7 +20,7 @@ _ATTENTION = frozenset(("q_proj", "k_proj", "v_proj", "o_proj"))
 
 @dataclass(frozen=True)
 class ModuleShape:
-    """One Linear of the base: its dotted name, and the sizes of its input and output."""
+    """One Linear of the base: dotted name, input size and output size."""
 
     name: str
     in_features: int
@@ -61,7 +61,7 @@ class ModelSpec:
         """The Linear `target` of decoder layer `layer`.
 
         Raises:
-            ConfigError: `target` is none of `TARGET_MODULES`, or there is no such layer.
+            ConfigError: `target` is not in `TARGET_MODULES`, or there is no such layer.
         """
         if target not in TARGET_MODULES:
             raise ConfigError(f"unknown target module {target!r}; known are {', '.join(TARGET_MODULES)}")
@@ -99,16 +99,16 @@ class ModelSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelSpec:
-        """What `to_dict` gave; raises ConfigError for a missing, unknown or impossible value."""
+        """Inverse of `to_dict`; raises ConfigError for a missing, unknown or impossible value."""
         return _build(cls, data)
 
 
 @dataclass(frozen=True)
 class LoRASpec:
-    """What an adapter is: its rank, its alpha, and every module that it changes, in layer order.
+    """Rank, alpha and modules of an adapter, in layer order.
 
-    The product that is added to a module's output is `scaling * B @ A @ x` (Hu et al. 2021, arXiv 2106.09685), with
-    `scaling = alpha / rank`, or `alpha / sqrt(rank)` for rank-stabilised LoRA.
+    A module's output gains `scaling * B @ A @ x` (Hu et al. 2021, arXiv 2106.09685), with `scaling = alpha / rank`, or
+    `alpha / sqrt(rank)` for rank-stabilised LoRA.
     """
 
     rank: int
@@ -145,7 +145,7 @@ class LoRASpec:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Names of the modules, in order."""
+        """Module names, in order."""
         return tuple(m.name for m in self.modules)
 
     @cached_property
@@ -155,14 +155,14 @@ class LoRASpec:
 
     @cached_property
     def num_parameters(self) -> int:
-        """Numbers in all A and B together."""
+        """Number of elements of all A and B."""
         return sum(self.rank * (m.in_features + m.out_features) for m in self.modules)
 
     def require_fits(self, model: ModelSpec) -> None:
         """Check that every module exists in `model` with the same sizes.
 
         Raises:
-            AdapterMismatchError: names the first module that does not.
+            AdapterMismatchError: names the first module that differs.
         """
         for module in self.modules:
             try:
@@ -196,7 +196,7 @@ class GeneratorConfig:
     hidden_size: int = 512
     """Width of the trunk."""
     num_blocks: int = 2
-    """Residual MLP blocks that read the condition before the modules are told apart."""
+    """Residual MLP blocks on the condition, before the layer and target embeddings are added."""
 
     def __post_init__(self) -> None:
         for field, value in asdict(self).items():
@@ -209,7 +209,7 @@ class GeneratorConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GeneratorConfig:
-        """What `to_dict` gave; raises ConfigError for a missing, unknown or impossible value."""
+        """Inverse of `to_dict`; raises ConfigError for a missing, unknown or impossible value."""
         return _build(cls, data)
 
 

@@ -1,9 +1,8 @@
 """Adapters as training data: RealAdapterDataset reads them, DeltaAugmentedDataset adds conditions and deltas.
 
-An item of the latter is (tokens, condition, delta): the adapter's weights as tokens, the embedding of a
-prompt that asks for it, and what it does to the base. Each epoch shows each adapter under another prompt:
-one of its descriptions, or some of its examples, drawn by (seed, epoch, index) alone, so any worker of any
-run that asks for an item gets the same one.
+An item of `DeltaAugmentedDataset` is (tokens, condition, delta): the adapter's weights as tokens, the embedding of a
+prompt for it, and its delta on the base. Each epoch draws a new prompt for each adapter: one of its descriptions, or
+some of its examples. The draw depends on (seed, epoch, index) only, so every worker gets the same item.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ from llgbm.prompting import TextEncoder, condition_of, example_lines, noisy
 
 
 class RealAdapterDataset:
-    """Adapters on disk, read when asked for.
+    """Adapters on disk, read on access.
 
     Args:
-        source: a workdir in the documented layout, or entries that name PEFT folders anywhere.
-        base_id: refuse adapters that name another base; None takes any.
+        source: a workdir (see `llgbm.adapters.index`), or entries that name PEFT folders.
+        base_id: refuse adapters of other bases; None accepts any.
 
     Attributes:
         entries: ids, tasks and folders, in the order of the items.
 
     Raises:
-        TaskFormatError: the workdir has no adapters or a torn index.
+        TaskFormatError: the workdir has no adapters or a damaged index.
         ConfigError: an empty list of entries.
     """
 
@@ -55,7 +54,7 @@ class RealAdapterDataset:
         """The adapter at `index`, float32.
 
         Raises:
-            AdapterFormatError: the files are torn or no LoRA adapter that is supported.
+            AdapterFormatError: the files are damaged or not a supported LoRA adapter.
             AdapterMismatchError: it names another base.
         """
         entry = self.entries[index]
@@ -67,25 +66,25 @@ class RealAdapterDataset:
 
 
 Measure = Callable[[Iterable[tuple[str, LoRAWeights]]], Iterable[tuple[str, Tensor]]]
-"""Gives, for each id and adapter it takes, the id and the delta (probes, layers, hidden), in any order."""
+"""(id, adapter) pairs -> (id, delta (probes, layers, hidden)) pairs, in any order."""
 
 
 def measure_deltas(
     adapters: RealAdapterDataset, meter: DeltaMeter, cache: DeltaCache, measure: Measure | None = None
 ) -> Iterator[str]:
-    """Fill a cache with the deltas of all adapters, one at each step; what is there is not measured again.
+    """Fill a cache with the deltas of all adapters, one per iteration.
 
-    An adapter that was trained again since is measured anew.
+    A cached delta is kept, unless the adapter's weights have changed since.
 
     Args:
-        measure: measures those that are missing, elsewhere say; by default the meter does, one after the other.
+        measure: measures the missing adapters, for example in other processes; the meter by default, one by one.
 
     Yields:
         The id of each adapter, when its delta is in the cache.
 
     Raises:
         CacheMismatchError: the cache is of another measurement than the meter's.
-        AdapterFormatError, AdapterMismatchError: an adapter is torn or does not fit the base.
+        AdapterFormatError, AdapterMismatchError: an adapter is damaged or does not fit the base.
     """
     cache.put_base(meter.base_activation)
     present: list[str] = []
@@ -117,7 +116,7 @@ def measure_deltas(
 
 
 class AdapterTokens(NamedTuple):
-    """Tokens of one adapter: `values` (T, D) float32, and `mask` (T, D), False where a chunk was filled up."""
+    """Tokens of one adapter: `values` (T, D) float32, and `mask` (T, D) bool, False at padding."""
 
     values: Tensor
     mask: Tensor
@@ -133,7 +132,7 @@ class AdapterItem(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class AdapterBatch:
-    """Items of one batch; adapters with fewer tokens are filled up with zeros.
+    """Items of one batch; adapters with fewer tokens are padded with zeros.
 
     Attributes:
         tokens: (N, T, D) float32.
@@ -150,13 +149,13 @@ class AdapterBatch:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """How an item's prompt is drawn.
+    """Distribution of an item's prompt.
 
     Attributes:
-        example_share: how often the prompt is examples in place of a description, 0 to 1; an adapter that
-            has only one of the two always gets that one.
-        max_examples: examples of such a prompt: 1 to this many.
-        null_share: how often the condition is zero, the prompt that says nothing.
+        example_share: probability, 0 to 1, of a prompt of examples in place of a description. An adapter that has only
+            one of the two always gets that one.
+        max_examples: such a prompt has 1 to this many examples.
+        null_share: probability of a zero condition, an empty prompt.
         noise: standard deviation of noise on the embedding, relative to its norm of 1.
     """
 
@@ -176,14 +175,13 @@ class DeltaAugmentedDataset:
     """(tokens, condition, delta) for every adapter of a `RealAdapterDataset`.
 
     Args:
-        adapters: ranks and modules may differ from one to the next.
-        cache: deltas of these adapters, all of one measurement. Open it with the measurement that the
-            student's deltas are measured under (`DeltaMeter.measurement`), and a foreign cache is refused
-            there.
-        encoder: embeds all prompts, once, now.
-        normalizer: scales of the tokens; fitted on all the adapters when None.
+        adapters: ranks and modules may differ.
+        cache: deltas of these adapters, all of one measurement. Open it with the student's measurement
+            (`DeltaMeter.measurement`), which refuses a cache of another one.
+        encoder: embeds all prompts, once, in the constructor.
+        normalizer: scales of the tokens; fitted on all adapters when None.
         token_size: D of the tokens.
-        seed: of the prompts that are drawn.
+        seed: of the prompts.
 
     Raises:
         CacheMismatchError: the cache lacks the delta of an adapter.
@@ -205,28 +203,28 @@ class DeltaAugmentedDataset:
         if missing:
             raise CacheMismatchError(
                 f"{cache.folder} has no delta of {len(missing)} of {len(adapters)} adapters, "
-                f"{min(missing)} the first; measure them under the same settings"
+                f"such as {min(missing)}; measure them with the same settings"
             )
         self.adapters, self.cache = adapters, cache
         self.normalizer = normalizer or TokenNormalizer.fit(adapters)
         self._token_size, self._conditioning, self._seed = token_size, conditioning or Conditioning(), seed
         prompts = [entry.read_prompts() for entry in adapters.entries]
-        self._prompts = _Embedded(prompts, encoder)
+        self._prompts = _PromptEmbeddings(prompts, encoder)
         self._epoch = 0
 
     def __len__(self) -> int:
         return len(self.adapters)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw other prompts: those of epoch `epoch`, whatever was drawn before."""
+        """Draw the prompts of this epoch, independently of earlier epochs."""
         self._epoch = epoch
 
     def __getitem__(self, index: int) -> AdapterItem:
         """The item at `index` of the current epoch.
 
         Raises:
-            CacheMismatchError: the cached delta is torn, or was measured on another adapter of this name.
-            AdapterFormatError: the adapter is torn.
+            CacheMismatchError: the cached delta is damaged, or was measured on another adapter of this id.
+            AdapterFormatError: the adapter is damaged.
         """
         weights = self.adapters[index]
         layout = TokenLayout(weights.spec, self._token_size)
@@ -237,7 +235,7 @@ class DeltaAugmentedDataset:
         return (self[i] for i in range(len(self)))
 
     def batches(self, size: int) -> Iterator[AdapterBatch]:
-        """Every adapter once, in an order drawn for the epoch, `size` at a time; the last batch may be smaller."""
+        """All adapters in the epoch's random order, `size` at a time; the last batch may be smaller."""
         order = list(range(len(self)))
         random.Random(f"{self._seed} order {self._epoch}").shuffle(order)
         for start in range(0, len(order), size):
@@ -247,11 +245,11 @@ class DeltaAugmentedDataset:
         name = self.adapters.entries[index].adapter_id
         delta = self.cache.get(name, adapter_digest=content_digest(weights))
         if delta is None:
-            raise CacheMismatchError(f"the delta of {name} was taken out of {self.cache.folder}; measure it again")
+            raise CacheMismatchError(f"the delta of {name} is no longer in {self.cache.folder}; measure it again")
         return delta
 
     def condition(self, index: int) -> Tensor:
-        """The condition of the item at `index` in the current epoch alone, (condition_size,) float32; reads no file."""
+        """Condition of the item at `index` in the current epoch, (condition_size,) float32; reads no file."""
         settings = self._conditioning
         rng = random.Random(f"{self._seed} prompt {self._epoch} {index}")
         descriptions, examples = self._prompts.of(index)
@@ -269,8 +267,8 @@ class DeltaAugmentedDataset:
         return condition
 
 
-class _Embedded:
-    """Embeddings of all prompts; texts that adapters share are encoded once."""
+class _PromptEmbeddings:
+    """Embeddings of all prompts; a text of several adapters is encoded once."""
 
     def __init__(self, prompts: Sequence[AdapterPrompts], encoder: TextEncoder) -> None:
         self._texts = [(p.descriptions, example_lines(p.examples)) for p in prompts]
@@ -291,7 +289,7 @@ def collate(items: Iterable[AdapterItem]) -> AdapterBatch:
     """One batch of items of one dataset.
 
     Raises:
-        AdapterMismatchError: no items, or items of different token sizes, conditions or measurements.
+        AdapterMismatchError: no items, or items with different token sizes, conditions or measurements.
     """
     listed = list(items)
     if not listed:
@@ -302,6 +300,7 @@ def collate(items: Iterable[AdapterItem]) -> AdapterBatch:
     longest = max(len(item.tokens.values) for item in listed)
 
     def padded(tensor: Tensor) -> Tensor:
+        # (tokens, D) -> (longest, D); the mask is padded with False
         return torch.nn.functional.pad(tensor, (0, 0, 0, longest - len(tensor)))
 
     return AdapterBatch(

@@ -1,15 +1,13 @@
 """Delta activations: how far an adapter moves the base's hidden states on a set of probes (arXiv 2509.04442).
 
-v(M) is the mean over probes of the residual stream at the last real token, and delta = v(base + LoRA) -
-v(base). The form kept here is the general one, one vector for each probe and layer, (probes, layers,
-hidden); `mean` gives v. A layer's vector is the output of that decoder layer; for the last one that is the
-stream before the final norm. No logits are computed.
+v(M) is the mean over probes of the residual stream at the last real token; delta = v(base + LoRA) - v(base). This
+module keeps one vector per probe and layer, (probes, layers, hidden); `mean` gives v. A layer's vector is the output
+of that decoder layer; for the last layer it is the stream before the final norm. No logits are computed.
 
-Probes are packed without padding, what they share at the start is stored once, and a mask keeps them apart,
-so a probe's vector does not depend on its neighbours: packed and alone agree up to rounding, which is 1e-5 on a base
-in float32. In bfloat16 and int8 an activation that lies between two values may be rounded to either, and differences
-are larger; so deltas on such a base are compared with deltas on that base alone, see `Measurement`.
-Gradients reach every A and B.
+Probes are packed without padding. Their common prefix is stored once, and a mask separates them, so a probe's vector
+does not depend on the others: packed and alone agree up to rounding, 1e-5 on a float32 base. In bfloat16 and int8 an
+activation between two representable values may be rounded to either, so differences are larger. Deltas on such a base
+are compared only with deltas on the same base, see `Measurement`. Gradients reach every A and B.
 """
 
 from __future__ import annotations
@@ -49,7 +47,7 @@ __all__ = [
 ]
 
 _PACK_TOKENS = 512
-"""Tokens that one adapter reads in one pass. Attention grows with the square, so more would gain nothing."""
+"""Tokens per adapter in one pass. The cost of attention grows with the square, so more would gain nothing."""
 
 
 def activations(
@@ -63,19 +61,19 @@ def activations(
     """Residual stream after `layers` at the last token of each sequence.
 
     Args:
-        input_ids: token ids of each sequence, all real: no padding.
-        layers: decoder layers, -1 being the last; None is the last alone. They come out ascending.
+        input_ids: token ids of each sequence, without padding.
+        layers: decoder layers, -1 for the last; None for the last only. Returned in ascending order.
         functional: the hooks on `base.model`; made for this call when None.
-        weights: the models to run, None being the plain base. All run in one pass.
+        weights: adapters to run in one pass, None for the plain base.
 
     Returns:
-        (len(weights), sequences, layers, hidden) float32, with gradients if the weights want them and grad
-        is enabled.
+        (len(weights), sequences, layers, hidden) float32, with gradients if the weights require them and grad is
+        enabled.
 
     Raises:
-        ConfigError: the base is in training mode (dropout would make deltas random), or in int8 and weights want
+        ConfigError: the base is in training mode (dropout would make deltas random), it is in int8 and weights require
             gradients, or there is no such layer.
-        AdapterMismatchError: no weights, no sequences or an empty one, or an adapter does not fit the base.
+        AdapterMismatchError: no weights, no sequences, an empty sequence, or an adapter does not fit the base.
     """
     if base.model.training:
         raise ConfigError(
@@ -89,13 +87,15 @@ def activations(
     chosen = resolve_layers(base.spec, layers)
     parts = []
     for members in _packs(input_ids):
+        # one packed row with a copy of the sequences for each adapter
         batch = pack([[Row(input_ids[i]) for i in members]] * len(weights))
         with (
             keep_states(base.model, chosen, batch.last_index) as kept,
             functional.applied(weights, lengths=batch.lengths),
         ):
             packed_hidden_states(base.model, batch)
-        states = torch.stack([kept[i] for i in chosen], dim=1).float()
+        # kept: layer -> (adapters * sequences, hidden), adapter by adapter
+        states = torch.stack([kept[i] for i in chosen], dim=1).float()  # (adapters * sequences, layers, hidden)
         parts.append(states.unflatten(0, (len(weights), len(members))))
     return torch.cat(parts, dim=1)
 
@@ -119,7 +119,7 @@ def per_probe_states(
 
 @torch.no_grad()
 def compute_base_activation(base: Base, probes: ProbeSet, layers: Sequence[int] | None = None) -> Activation:
-    """The plain base on `probes`; needed once for any number of adapters. No gradient."""
+    """Activation of the plain base on `probes`, for all adapters. No gradient."""
     values = activations(base, encode_probes(base.tokenizer, probes), layers)[0]
     return Activation(values, measurement_of(base, probes, layers))
 
@@ -139,7 +139,7 @@ def compute_adapter_delta(
         base_activation: of the same base and the same probes, from `compute_base_activation`.
 
     Raises:
-        CacheMismatchError: `base_activation` was measured in another way; the message says what differs.
+        CacheMismatchError: `base_activation` has another measurement; the message names the differences.
         AdapterMismatchError: the adapter does not fit the base.
     """
     meter = DeltaMeter(base, probes, base_activation.measurement.layers, base_activation, functional=functional)
@@ -148,14 +148,13 @@ def compute_adapter_delta(
 
 @torch.no_grad()
 def compute_context_delta(base: Base, description: str, probes: ProbeSet, base_activation: Activation) -> Delta:
-    """Shift that `description` causes from the context of each probe: a teacher without training.
+    """Delta caused by `description` in the context of each probe: a teacher without training.
 
-    The delta carries the measurement of `probes` without the description: an adapter is to cause the same
-    shift alone.
+    It carries the measurement of `probes` without the description, since an adapter must cause the shift without it.
 
     Raises:
-        CacheMismatchError: `base_activation` was measured in another way than on `probes`.
-        ConfigError: description and probe do not fit `probes.max_length` together, so text would be lost.
+        CacheMismatchError: `base_activation` has another measurement than `probes` on this base.
+        ConfigError: description and probe together exceed `probes.max_length`, so text would be cut.
     """
     meter = DeltaMeter(base, probes, base_activation.measurement.layers, base_activation)
     ids = encode_probes(base.tokenizer, probes.in_context(description))
@@ -170,17 +169,17 @@ def compute_context_delta(base: Base, description: str, probes: ProbeSet, base_a
 class DeltaMeter:
     """Measures deltas on one base with one set of probes: the student's side of a delta loss.
 
-    What it keeps is made once: token ids, hooks, and the activation of the plain base.
+    Token ids, hooks and the activation of the plain base are computed once.
 
     Args:
         base_activation: from a `DeltaCache` or `compute_base_activation`; measured now when None.
 
     Attributes:
-        measurement: what teachers' deltas must have been measured under; open the `DeltaCache` with it.
+        measurement: teachers' deltas must have the same; open the `DeltaCache` with it.
         base_activation: of the plain base.
 
     Raises:
-        CacheMismatchError: `base_activation` was measured in another way; the message says what differs.
+        CacheMismatchError: `base_activation` has another measurement; the message names the differences.
         ConfigError: there is no such layer, or the probes' `max_length` leaves no room for text.
     """
 
@@ -212,7 +211,7 @@ class DeltaMeter:
 
 
 def delta_cosine(delta: Tensor, teacher: Tensor) -> float:
-    """Cosine of two mean deltas (layers, hidden), a mean over layers; 0 where one is zero."""
+    """Cosine of two mean deltas (layers, hidden), averaged over layers; 0 where one is zero."""
     return float(torch.nn.functional.cosine_similarity(delta, teacher, dim=-1, eps=1e-12).mean())
 
 
@@ -221,7 +220,7 @@ def _wants_gradients(weights: LoRAWeights) -> bool:
 
 
 def _packs(input_ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Sequence numbers of each packed row; what all sequences share at the start counts once a row."""
+    """Indices of the sequences of each packed row; their common prefix counts once per row."""
     same = (len(set(tokens)) == 1 for tokens in zip(*input_ids, strict=False))
     shared = sum(1 for _ in takewhile(bool, same))
     members: list[int] = []
@@ -237,17 +236,17 @@ def _packs(input_ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
 
 @contextmanager
 def keep_states(model: nn.Module, layers: Sequence[int], positions: Tensor) -> Iterator[dict[int, Tensor]]:
-    """Collects what decoder layers put out at `positions` (n,) of a packed row, while the context lasts.
+    """Inside, collects the outputs of decoder layers at `positions` (n,) of a packed row.
 
     Yields:
-        Layer -> (n, hidden), filled by the forward pass. The other tokens' states are not held.
+        Layer -> (n, hidden), filled by the forward pass. States of other tokens are not kept.
     """
     kept: dict[int, Tensor] = {}
 
     def keep(layer: int) -> RemovableHandle:
         def hook(module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> None:
             states = output if isinstance(output, Tensor) else output[0]
-            kept[layer] = states[0, positions]
+            kept[layer] = states[0, positions]  # (1, T, hidden) -> (n, hidden)
 
         return model.get_submodule(f"model.layers.{layer}").register_forward_hook(hook)
 

@@ -1,11 +1,8 @@
-"""The exceptions that callers of the library catch.
-
-Every message says what was wrong, what was expected and what to do next.
-"""
+"""The exceptions of the library. Every message gives the problem, the expectation and the next step."""
 
 
 class LLGBMError(Exception):
-    """Base of every error that the library raises on purpose."""
+    """Base class of the library's errors."""
 
 
 class PretrainedNotFoundError(LLGBMError):
@@ -13,7 +10,7 @@ class PretrainedNotFoundError(LLGBMError):
 
 
 class AdapterFormatError(LLGBMError):
-    """An adapter's files or tensors are not a valid LoRA: torn, wrong type, wrong shape, not finite."""
+    """An adapter's files or tensors are not a valid LoRA: damaged, wrong type, wrong shape, not finite."""
 
 
 class AdapterMismatchError(LLGBMError):
@@ -21,15 +18,15 @@ class AdapterMismatchError(LLGBMError):
 
 
 class AdapterNotAppliedError(LLGBMError):
-    """A forward pass ran inside an adapter's context without reaching every module that it adapts."""
+    """A forward pass inside an adapter's context did not reach every adapted module."""
 
 
 class CheckpointError(LLGBMError):
-    """A generator artefact is torn, of an unknown version, or made for another base."""
+    """A generator artefact is damaged, of an unknown version, or made for another base."""
 
 
 class CacheMismatchError(LLGBMError):
-    """A cache was made with other probes, another template, model revision or dtype than asked for."""
+    """A cache was made with other probes, or another template, model revision or dtype."""
 
 
 class EmbeddingCacheError(LLGBMError):
@@ -37,7 +34,7 @@ class EmbeddingCacheError(LLGBMError):
 
 
 class ContextLengthError(LLGBMError):
-    """A prompt and the tokens asked for do not fit into the context of the model."""
+    """A prompt and the requested tokens do not fit into the model's context."""
 
 
 class TaskFormatError(LLGBMError):

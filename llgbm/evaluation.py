@@ -1,8 +1,7 @@
 """Scores of adapters on rows: exact match under greedy decoding, and length-normalised log-likelihood.
 
-Greedy exact match needs no decoding loop: greedy decoding gives a reference answer if and only if, with the reference
-fed in, the arg-max is right at every answer position, the end token included. A row counts as right if any accepted
-answer is.
+Greedy exact match needs no decoding loop: greedy decoding gives an answer if and only if, under teacher forcing, the
+argmax is right at every answer position, end token included. A row is correct if any accepted answer is.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from llgbm.packing import PackedBatch, Row, pack
 
 @dataclass(frozen=True)
 class EvalRow:
-    """A prompt and every answer that counts as right, the reference first; token ids, end token included.
+    """A prompt and its accepted answers, the reference first; token ids, end token included.
 
     Raises:
-        ConfigError: there is no answer, or one without a token: it would count as right whatever the model says.
+        ConfigError: no answer, or an empty one, which would always count as correct.
     """
 
     prompt: tuple[int, ...]
@@ -41,11 +40,11 @@ class EvalRow:
 
 @dataclass(frozen=True)
 class RowScore:
-    """How one row went.
+    """Score of one row.
 
     Attributes:
         correct: greedy decoding gives an accepted answer.
-        log_likelihood: of the reference, a mean over its tokens, nats.
+        log_likelihood: of the reference, mean over its tokens, in nats.
     """
 
     correct: bool
@@ -61,10 +60,10 @@ def score_rows(
     """Score groups of rows, each group with its own adapter (None: the plain base).
 
     Args:
-        max_tokens: about how many tokens one forward pass carries.
+        max_tokens: approximate number of tokens in one forward pass.
 
     Returns:
-        For each group, the score of each row, in order.
+        The scores of each group's rows, in order.
 
     Raises:
         AdapterMismatchError: an adapter does not fit the base, or a prompt is empty.
@@ -88,7 +87,7 @@ def score_rows(
 
 
 def compute_accuracy_with_lora(base: Base, weights: LoRAWeights | None, rows: Sequence[EvalRow]) -> float:
-    """Share of `rows` that greedy decoding answers right with the adapter applied; NaN where there are no rows.
+    """Share of `rows` that greedy decoding answers correctly with the adapter; NaN without rows.
 
     Args:
         weights: the adapter; None for the plain base.
@@ -103,11 +102,11 @@ def paired_bootstrap(
     """Macro mean and 95 % interval of paired row differences, resampling tasks and then rows within them.
 
     Args:
-        difference: for each task, one number for each row (a score, or a difference of two scores on the same row).
+        difference: for each task, one number per row (a score, or a difference of two scores on the same row).
 
     Returns:
-        (mean, low, high), all NaN where there are no rows; a task without rows does not count. Percentile interval of a
-        two-stage bootstrap (Efron and Tibshirani 1993), the same for the same seed.
+        (mean, low, high), all NaN without rows. Tasks without rows do not count. Percentile interval of a two-stage
+        bootstrap (Efron and Tibshirani 1993), deterministic for a given seed.
     """
     rng = np.random.default_rng(seed)
     tasks = [np.asarray(d, dtype=np.float64) for d in difference if len(d)]
@@ -146,10 +145,14 @@ def _chunks(
 
 
 def _score(logits: Tensor, packed: PackedBatch) -> tuple[Tensor, Tensor]:
-    """For each row: every arg-max right (bool), mean log-probability of its labels."""
+    """From logits (L, vocabulary): per row, whether every argmax is right, and the mean log-probability of its labels.
+
+    Both are (rows,).
+    """
     rows = len(packed.last_index)
-    wrong = (logits.argmax(-1) != packed.labels).float()
-    log = logits.log_softmax(-1).gather(1, packed.labels[:, None])[:, 0]
+    wrong = (logits.argmax(-1) != packed.labels).float()  # (L,)
+    log = logits.log_softmax(-1).gather(1, packed.labels[:, None])[:, 0]  # (L,)
+    # labels lie row by row in one flat list: sums per row by index_add over each label's row
     zeros = log.new_zeros(rows)
     counts = zeros.index_add(0, packed.label_row, torch.ones_like(log))
     return zeros.index_add(0, packed.label_row, wrong) == 0, zeros.index_add(0, packed.label_row, log) / counts

@@ -1,10 +1,9 @@
 """FunctionalLoRA: adds LoRA products to a frozen model's Linear outputs through forward hooks.
 
-The one path by which this project applies an adapter, in training, evaluation and chat alike. The adapter is
-state of one call: hooks exist only inside the context, so the plain base costs nothing and its numbers do not
-change. A batch carries one adapter for all rows, one for each row (None is the plain base), or one for each
-span of a packed row. Gradients reach every A and B. The frozen Linears may store their weights in any form,
-since only their output is added to.
+Training, evaluation and chat all apply adapters this way. Hooks exist only inside a context, so the plain base costs
+nothing extra and its numbers do not change. A batch has one adapter for all rows, one per row (None for the plain
+base), or one per span of a packed row. Gradients reach every A and B. The frozen Linears may store their weights in
+any form, since only their output is changed.
 """
 
 from __future__ import annotations
@@ -24,12 +23,11 @@ from llgbm.errors import AdapterMismatchError, AdapterNotAppliedError
 from llgbm.lora import LoRAWeights
 
 _MODELS_IN_USE: WeakSet[nn.Module] = WeakSet()
-"""Models inside a context. Of the models, not of FunctionalLoRA objects: two of these on one model would add
-up."""
+"""Models inside a context. Kept per model, not per FunctionalLoRA: two of these on one model would add up."""
 
 
 Hook = Callable[[Tensor, Tensor], Tensor]
-"""Input and output of a Linear -> its output with the products added, in place."""
+"""(input, output) of a Linear -> output, with the products added in place."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +41,10 @@ class _Span:
 
 @dataclass
 class AppliedLoRA:
-    """What is applied inside one context.
+    """The adapters applied inside one context.
 
     Attributes:
-        modules_hooked: number of distinct modules that add a product.
+        modules_hooked: number of modules with a hook.
     """
 
     modules_hooked: int
@@ -54,10 +52,10 @@ class AppliedLoRA:
 
 
 class PreparedLoRA:
-    """Adapters that are checked and laid out for one batch composition, to be applied again and again.
+    """Checked adapters, laid out for one batch composition, for repeated use.
 
     Args:
-        hooks: module name -> what adds the products of all adapters to the module's output.
+        hooks: module name -> hook that adds the products of all adapters to the module's output.
     """
 
     def __init__(self, hooks: Mapping[str, Hook]) -> None:
@@ -68,8 +66,8 @@ class FunctionalLoRA:
     """Applies LoRAWeights to `model` inside a context.
 
     Args:
-        model: a transformers causal LM, or any module whose Linears carry the names of the specs used with
-            it. A Linear is whatever has `in_features` and `out_features`.
+        model: a transformers causal LM, or any module whose Linears have the names in the specs. A Linear is any
+            module with `in_features` and `out_features`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -81,10 +79,10 @@ class FunctionalLoRA:
         }
 
     def require_fits(self, spec: LoRASpec) -> None:
-        """Check that every module of `spec` is a Linear of the model with the same sizes, and still in its place.
+        """Check that every module of `spec` is a Linear of the model, has the same sizes and was not replaced.
 
         Raises:
-            AdapterMismatchError: names the first module that is missing, has other sizes or was replaced.
+            AdapterMismatchError: names the first module that does not fit.
         """
         for module in spec.modules:
             linear = self._linears.get(module.name)
@@ -98,7 +96,7 @@ class FunctionalLoRA:
                     f"{module.name} is {module.in_features} -> {module.out_features} in the adapter "
                     f"but {sizes[0]} -> {sizes[1]} in the model; was it made for another base?"
                 )
-            if self._model.get_submodule(module.name) is not linear:  # a hook on the old one would do nothing
+            if self._model.get_submodule(module.name) is not linear:  # a hook on the old one would never run
                 raise AdapterMismatchError(
                     f"{module.name} was replaced in the model after this FunctionalLoRA was made; make another"
                 )
@@ -106,9 +104,9 @@ class FunctionalLoRA:
     def prepare(
         self, weights: LoRAWeights | Sequence[LoRAWeights | None], *, lengths: Sequence[int] | None = None
     ) -> PreparedLoRA:
-        """Do the work of `applied` that can be shared by many contexts of one batch composition.
+        """Prepare adapters once for many contexts of one batch composition.
 
-        Arguments and errors are those of `applied`. Decoding, token by token, has a faster form: `StackedLoRA`.
+        Arguments and errors as in `applied`. For decoding token by token, `StackedLoRA` is faster.
         """
         return PreparedLoRA(self._hooks(weights, lengths))
 
@@ -122,13 +120,12 @@ class FunctionalLoRA:
         """Add the adapters to every forward pass of the model inside the context.
 
         Args:
-            weights: one adapter for the whole batch, or one for each row, None for a row of the plain base;
-                or what `prepare` or `StackedLoRA.arrange` made of them.
-            lengths: for a packed batch of one row: the number of tokens of each span, one span for each of
-                `weights`.
+            weights: one adapter for the whole batch, one for each row (None for the plain base), or the result of
+                `prepare` or `StackedLoRA.arrange`.
+            lengths: for a packed batch of one row, the tokens of each span, one span for each of `weights`.
 
         Yields:
-            AppliedLoRA: how many modules are hooked.
+            AppliedLoRA: the number of hooked modules.
 
         Raises:
             AdapterMismatchError: an adapter does not fit the model, the batch has another number of rows or
@@ -170,6 +167,7 @@ class FunctionalLoRA:
             raise AdapterMismatchError(f"{len(weights)} adapters for {len(lengths)} spans: need one for each")
         sizes = [1] * len(weights) if lengths is None else list(lengths)
         spans, start = [], 0
+        # neighbours with the same adapter become one span, hence one product
         for _, run in groupby(zip(weights, sizes, strict=True), key=lambda pair: id(pair[0])):
             members = list(run)
             stop = start + sum(size for _, size in members)
@@ -186,7 +184,10 @@ class FunctionalLoRA:
 
 
 class _Hook:
-    """Adds the products of all spans to the output of one module."""
+    """Adds the products of all spans to the output (rows, tokens, out) of one module.
+
+    `total` is the expected number of rows, or of tokens if `packed`; None for one adapter on any batch.
+    """
 
     def __init__(self, name: str, spans: list[_Span], total: int | None, *, packed: bool) -> None:
         self.name, self.spans, self.total, self.packed = name, spans, total, packed
@@ -203,16 +204,18 @@ class _Hook:
                     f"but {self.name} sees an input of shape {tuple(x.shape)}"
                 )
             width = 1 if self.packed else x.shape[1]
+            # spans count rows, or tokens of a packed row; bounds always count tokens of the flat input
             bounds = [(s.start * width, s.stop * width) for s in self.spans]
-        flat = x.reshape(tokens, x.shape[-1])
+        flat = x.reshape(tokens, x.shape[-1])  # (tokens, in)
         a = [s.adapter.a[self.name].to(x.dtype) for s in self.spans]
         b = [s.adapter.b[self.name].to(x.dtype) for s in self.spans]
         scalings = [s.adapter.spec.scaling for s in self.spans]
         if torch.is_grad_enabled():
             result: Tensor = _AddLoRA.apply(output, flat, bounds, scalings, *a, *b)  # type: ignore[no-untyped-call]
             return result
-        flat_output = output.view(tokens, -1)
+        flat_output = output.view(tokens, -1)  # (tokens, out), the output's own memory
         for (start, stop), scaling, a_i, b_i in zip(bounds, scalings, a, b, strict=True):
+            # (n, in) @ (in, r) @ (r, out): rank-sized products first, never the dense B A
             flat_output[start:stop].addmm_(flat[start:stop] @ a_i.t(), b_i.t(), alpha=scaling)
         return output
 
@@ -220,7 +223,8 @@ class _Hook:
 class _AddLoRA(torch.autograd.Function):
     """output[span] += scaling * (x[span] @ A.T) @ B.T for every span, in place.
 
-    Saves only x and the rank-sized products for the backward pass.
+    The backward pass keeps x and the rank-sized products only. The output may change in place because the gradient of
+    a frozen Linear does not need it.
     """
 
     @staticmethod
@@ -231,7 +235,7 @@ class _AddLoRA(torch.autograd.Function):
         flat = output.view(x.shape[0], -1)
         hidden = []
         for (start, stop), scaling, a_i, b_i in zip(bounds, scalings, a, b, strict=True):
-            h = x[start:stop] @ a_i.t()
+            h = x[start:stop] @ a_i.t()  # (n, r)
             flat[start:stop].addmm_(h, b_i.t(), alpha=scaling)
             hidden.append(h)
         ctx.mark_dirty(output)
@@ -249,10 +253,11 @@ class _AddLoRA(torch.autograd.Function):
         grad_x = torch.zeros_like(x) if ctx.needs_input_grad[1] else None
         grad_a, grad_b = [], []
         for (start, stop), scaling, a_i, b_i, h in zip(ctx.bounds, ctx.scalings, a, b, hidden, strict=True):
-            g = flat[start:stop]
-            grad_h = (g @ b_i).mul_(scaling)
-            grad_a.append(grad_h.t() @ x[start:stop])
-            grad_b.append((h.t() @ g).mul_(scaling).t())
+            # y = s h B^T and h = x A^T, so dh = s g B, dA = dh^T x, dB = s g^T h, dx = dh A
+            g = flat[start:stop]  # (n, out)
+            grad_h = (g @ b_i).mul_(scaling)  # (n, r)
+            grad_a.append(grad_h.t() @ x[start:stop])  # (r, in)
+            grad_b.append((h.t() @ g).mul_(scaling).t())  # (out, r), from the contiguous (r, out) product
             if grad_x is not None:
                 torch.mm(grad_h, a_i, out=grad_x[start:stop])
         return grad, grad_x, None, None, *grad_a, *grad_b

@@ -1,10 +1,10 @@
 """LoRAGenerator: a condition vector in, a LoRA adapter out, in one forward pass.
 
 Every adapted module has two bases that all adapters share, A0 (R, in) and B0 (out, R). A trunk reads the condition and
-emits two small cores for each module, Q (r, R) and P (R, r), and one gate g for all, and the adapter is A = Q A0,
-B = g B0 P. So any LoRA of rank r inside the span of the bases can be made, the bases alone are a multi-task adapter,
-and the result is plain LoRA. The gate is one number for how strong the whole adapter is.
-The shared bases with a generated core follow Zhyper; the layer and module embeddings follow Text-to-LoRA (2506.06105).
+emits two small cores per module, Q (r, R) and P (R, r), and one gate g for the whole adapter: A = Q A0, B = g B0 P.
+The result is plain LoRA, and every LoRA of rank r in the span of the bases can be generated. Bases and constant cores
+alone are a multi-task adapter. The gate scales the whole adapter.
+Shared bases with generated cores follow Zhyper; layer and module embeddings follow Text-to-LoRA (2506.06105).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _K = TypeVar("_K")
 
 
 _CORE_STEP = 0.25
-"""Size of a unit output of the heads, as a share of a core's element. Adam moves every weight of a head by the learning
-rate, so a step moves an output by about that times the width of the trunk: at full size the cores would jump about."""
+"""Change of a core's element per unit of head output, relative to the element's size. An Adam step moves every weight
+of a head by the learning rate, hence an output by about that times the trunk's width: at full size cores would jump."""
 
 
 class _ResidualBlock(nn.Module):
@@ -48,10 +48,10 @@ class LoRAGenerator(nn.Module):
 
     Attributes:
         model: the base's shape.
-        lora: the spec of every adapter it makes.
-        config: its own size.
-        trunk_dtype: float32, or bfloat16 to compute the trunk's matrix products in it (autocast), which is faster where
-            the processor has instructions for it; parameters and cores stay float32.
+        lora: the spec of every adapter.
+        config: the generator's size.
+        trunk_dtype: dtype of the trunk's matrix products (autocast). bfloat16 is faster on CPUs with instructions for
+            it; parameters and cores stay float32.
     """
 
     trunk_dtype: torch.dtype = torch.float32
@@ -65,8 +65,9 @@ class LoRAGenerator(nn.Module):
         self._by_input = _group(m.in_features for m in lora.modules)
         self._by_output = _group(m.out_features for m in lora.modules)
         self._by_target = _group(m.target for m in lora.modules)
+        # one parameter for each distinct size n: (modules of that size, R, n), so that one bmm serves all of them
         self.a0 = nn.ParameterDict({str(n): torch.empty(len(m), basis, n) for n, m in self._by_input.items()})
-        # B0 is kept transposed: then B.T comes out contiguous, which is the form that every product reads fastest.
+        # B0 is stored transposed, (modules, R, out): then B^T comes out contiguous, the fastest layout for all products
         self.b0 = nn.ParameterDict({str(n): torch.empty(len(m), basis, n) for n, m in self._by_output.items()})
         self.q0 = nn.Parameter(torch.empty(count, rank, basis))
         self.p0 = nn.Parameter(torch.empty(count, basis, rank))
@@ -82,23 +83,25 @@ class LoRAGenerator(nn.Module):
         self.module_block = _ResidualBlock(hidden)
         self.norm = nn.LayerNorm(hidden)
         self.gate = nn.Linear(hidden, 1)
+        # one head per target, shared by all layers: hidden -> Q and P of one module, flattened and joined
         self.heads = nn.Parameter(torch.empty(len(targets), hidden, 2 * rank * basis))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """A0 as PEFT initialises A (Kaiming uniform), B0 zero, constant cores orthonormal, heads small, gates open."""
+        """A0 as PEFT initialises A (Kaiming uniform), B0 zero, constant cores orthonormal, heads small, gate 1."""
         for a0 in self.a0.values():
             bound = 1 / math.sqrt(a0.shape[-1])
             nn.init.uniform_(a0, -bound, bound)
         for b0 in self.b0.values():
-            nn.init.zeros_(b0)
+            nn.init.zeros_(b0)  # a fresh adapter changes nothing, as in PEFT
         for i in range(len(self.lora.modules)):
             nn.init.orthogonal_(self.q0.data[i])
             nn.init.orthogonal_(self.p0.data[i])
         nn.init.normal_(self.layer_embedding.weight, std=0.5)
         nn.init.normal_(self.target_embedding.weight, std=0.5)
+        # the heads read a LayerNorm's output, entries of size 1: their outputs get a standard deviation of 0.4
         nn.init.normal_(self.heads, std=0.4 / math.sqrt(self.config.hidden_size))
-        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.weight)  # gate = 2 sigmoid(0) = 1 for every condition
         nn.init.zeros_(self.gate.bias)
 
     def cores(self, condition: Tensor | None, count: int = 1) -> tuple[Tensor, Tensor]:
@@ -116,12 +119,12 @@ class LoRAGenerator(nn.Module):
         return self.q0 + dq, gate[:, None, None, None] * (self.p0 + dp)
 
     def changes(self, condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What a condition (n, condition_size) float32 makes of the constant cores.
+        """Changes to the constant cores for conditions (n, condition_size) float32.
 
         Returns:
-            gate: (n,) between 0 and 2, how strong the adapter is.
-            dq: (n, modules, r, R), what is added to the constant Q.
-            dp: (n, modules, R, r), what is added to the constant P before the gate.
+            gate: (n,) between 0 and 2, the scale of the adapter.
+            dq: (n, modules, r, R), added to the constant Q.
+            dp: (n, modules, R, r), added to the constant P before the gate.
 
         Raises:
             ConfigError: `condition` has another shape.
@@ -134,17 +137,19 @@ class LoRAGenerator(nn.Module):
         n, (count, rank, basis) = condition.shape[0], self.q0.shape
         low = self.trunk_dtype != torch.float32
         with torch.autocast(condition.device.type, self.trunk_dtype if low else None, enabled=low):
-            # A unit vector has entries of size 1/sqrt(d): scale them to size one for the first layer.
-            x = self.read(condition * math.sqrt(self.config.condition_size))
+            # a unit vector has entries of size 1 / sqrt(d): scale them to size 1 for the first layer
+            x = self.read(condition * math.sqrt(self.config.condition_size))  # (n, hidden)
             for block in self.blocks:
                 x = block(x)
+            # normalised first, so that the gate depends on the direction of x, not on its size
             gate = 2 * self.gate(nn.functional.layer_norm(x, x.shape[-1:]))[:, 0].sigmoid()
             layer_of, target_of = self.get_buffer("_layer_of"), self.get_buffer("_target_of")
-            place = self.layer_embedding(layer_of) + self.target_embedding(target_of)
-            y = self.norm(self.module_block(x[:, None] + place[None]))
+            place = self.layer_embedding(layer_of) + self.target_embedding(target_of)  # (modules, hidden)
+            y = self.norm(self.module_block(x[:, None] + place[None]))  # (n, modules, hidden)
             out = y.new_empty(n, count, 2 * rank * basis, dtype=self.trunk_dtype)
             for head, members in zip(self.heads, self._by_target.values(), strict=True):
-                out[:, members] = y[:, members] @ head
+                out[:, members] = y[:, members] @ head  # (n, layers, hidden) @ (hidden, 2 r R)
+        # rows of an orthonormal Q have R entries of size 1 / sqrt(R): _CORE_STEP is relative to that
         dq, dp = (out.float() * (_CORE_STEP / math.sqrt(basis))).split(rank * basis, dim=-1)
         return gate.float(), dq.view(n, count, rank, basis), dp.view(n, count, basis, rank)
 
@@ -162,18 +167,25 @@ class LoRAGenerator(nn.Module):
         names = self.lora.names
         a: list[dict[str, Tensor]] = [{} for _ in range(n)]
         b: list[dict[str, Tensor]] = [{} for _ in range(n)]
+        # Modules m of one size make one batched product: the n adapters of a module share its basis, so their cores are
+        # stacked to one tall matrix per module.
         for size, members in self._by_input.items():
+            # (n, m, r, R) -> (m, n, r, R) -> (m, n r, R)
             stacked = q[:, members].transpose(0, 1).reshape(len(members), n * rank, basis)
+            # (m, n r, R) @ (m, R, in) -> (m, n, r, in)
             product = torch.bmm(stacked, self.a0[str(size)]).view(len(members), n, rank, size)
+            # unbind, not indexing: its backward pass is one stack, not a zero tensor for every index
             for tensor, member in zip(product.unbind(), members, strict=True):
                 for i, row in enumerate(tensor.unbind()):
                     a[i][names[member]] = row
         for size, members in self._by_output.items():
+            # the same for B^T = P^T B0^T: (n, m, R, r) -> (m, n, r, R) -> (m, n r, R)
             stacked = p[:, members].permute(1, 0, 3, 2).reshape(len(members), n * rank, basis)
+            # (m, n r, R) @ (m, R, out) -> (m, n, r, out), which is B^T
             product = torch.bmm(stacked, self.b0[str(size)]).view(len(members), n, rank, size)
             for tensor, member in zip(product.unbind(), members, strict=True):
                 for i, row in enumerate(tensor.unbind()):
-                    b[i][names[member]] = row.t()
+                    b[i][names[member]] = row.t()  # (out, r), a view
         return [LoRAWeights(self.lora, a[i], b[i]) for i in range(n)]
 
     def forward(self, condition: Tensor) -> list[LoRAWeights]:
@@ -185,11 +197,11 @@ class LoRAGenerator(nn.Module):
         return self.materialise(*self.cores(condition))
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """The bases and the constant cores: what makes the shared adapter."""
+        """The bases and the constant cores: the parameters of the shared adapter."""
         return [*self.a0.values(), *self.b0.values(), self.q0, self.p0]
 
     def trunk_matrices(self) -> list[nn.Parameter]:
-        """The matrices between a condition and its cores; the heads are a stack of one for each target."""
+        """The matrices between a condition and its cores; the heads are a stack with one matrix per target."""
         layers = (self.read, self.blocks, self.module_block)
         return [p for layer in layers for p in layer.parameters() if p.dim() > 1] + [self.heads]
 
@@ -202,21 +214,21 @@ class LoRAGenerator(nn.Module):
         return _by_module(self.b0, self._by_output)
 
     def bases_digest(self) -> str:
-        """The first 16 hex digits of the sha256 of all bases: cores of generators that share it can be exchanged."""
+        """First 16 hex digits of the sha256 of all bases. Generators with equal digests can exchange cores."""
         digest = hashlib.sha256()
         for basis in (*self.input_bases(), *self.output_bases()):
             digest.update(basis.detach().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def shared_adapter(self) -> LoRAWeights:
-        """The adapter of the constant cores: what is left when the condition says nothing."""
+        """The adapter of the constant cores, without a condition."""
         return self.materialise(*self.cores(None))[0]
 
 
 def create_generator(
     model: ModelSpec, lora: LoRASpec, config: GeneratorConfig | None = None, *, seed: int = 0
 ) -> LoRAGenerator:
-    """A freshly initialised generator; the same seed gives the same parameters and leaves the global RNG alone."""
+    """A freshly initialised generator; the seed decides its parameters, and the global RNG is unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LoRAGenerator(model, lora, config)
@@ -228,7 +240,7 @@ def _by_module(bases: nn.ParameterDict, members_of: dict[int, list[int]]) -> lis
 
 
 def _group(keys: Iterable[_K]) -> dict[_K, list[int]]:
-    """The places at which each key stands, in order of first appearance."""
+    """The indices of each key, in order of first appearance."""
     places: dict[_K, list[int]] = {}
     for place, key in enumerate(keys):
         places.setdefault(key, []).append(place)

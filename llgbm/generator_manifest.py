@@ -1,6 +1,6 @@
-"""The manifest of a generator artefact: what the generator is, what it was trained on, and which base it fits.
+"""The manifest of a generator artefact: the generator's size, its training tasks and its base.
 
-Written as `manifest.json` beside the tensors, see `llgbm.checkpoint`.
+Written as `manifest.json` next to the tensors, see `llgbm.checkpoint`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MANIFEST_FILE = "manifest.json"
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """A task that the generator was trained on, and the descriptions that it saw."""
+    """A training task of the generator and its training descriptions."""
 
     task_id: str
     category: str
@@ -31,16 +31,16 @@ class TrainingTask:
 
 @dataclass(frozen=True)
 class ContextScale:
-    """At which scale an adapter does best in a conversation that has the task's description too.
+    """The best scale of an adapter in a conversation that also has the task's description.
 
-    There the adapter need not say what the task is, and one for a task far from all training tasks says it badly.
+    There the description names the task, and an adapter for a task far from all training tasks names it badly.
 
     Attributes:
-        similarity: cosine with the nearest training prompt from which on a request is near.
+        similarity: lowest cosine with the nearest training prompt at which a request is near.
         far, near: factors on the adapter's product BA.
 
     Raises:
-        CheckpointError: one of them is no finite number.
+        CheckpointError: a value is not a finite number.
     """
 
     similarity: float
@@ -58,21 +58,21 @@ class ContextScale:
 
 @dataclass(frozen=True)
 class GeneratorManifest:
-    """What a checkpoint says of itself.
+    """The description of a checkpoint.
 
     Attributes:
         base_id: hub id of the only base that its adapters fit.
-        base_revision: which weights of that base it was trained on.
+        base_revision: revision of that base in training.
         encoder_id: text encoder whose embeddings are the condition.
-        tasks: what it was trained on, with licences.
+        tasks: the training tasks, with licences.
         made_by: the command, configuration and cost of the training run.
-        confidence: empty when not calibrated, else `similarity`, rising cosines, `confidence` at each of them, 0 to 1,
-            and `threshold`, the confidence below which a request is warned about.
-        context_scale: None when not calibrated.
-        digest: sha256 of the tensors file; filled in on save.
+        confidence: empty before calibration; then `similarity` (rising cosines), `confidence` (0 to 1 at each of them)
+            and `threshold`, the confidence below which a request gets a warning.
+        context_scale: None before calibration.
+        digest: sha256 of the tensors file; set on save.
 
     Raises:
-        CheckpointError: `confidence` is not of this form.
+        CheckpointError: `confidence` has another form.
     """
 
     base_id: str
@@ -92,10 +92,10 @@ class GeneratorManifest:
             _require_curve(self.confidence)
 
     def require_base(self, base_id: str) -> None:
-        """Refuse another base than the generator's, even one of the same shape.
+        """Refuse any base but the generator's, even one of the same shape.
 
         Raises:
-            CheckpointError: names both.
+            CheckpointError: names both bases.
         """
         if base_id != self.base_id:
             raise CheckpointError(
@@ -107,7 +107,7 @@ class GeneratorManifest:
         """The content of `manifest.json`.
 
         Raises:
-            CheckpointError: the LoRASpec has other targets in one layer than in another, which the format cannot say.
+            CheckpointError: the layers of the LoRASpec differ in their targets, which the format cannot express.
         """
         data = {"format_version": FORMAT_VERSION, **asdict(self)}
         data |= {"model": self.model.to_dict(), "generator": self.generator.to_dict()}
@@ -160,7 +160,7 @@ def _lora_from_json(data: dict[str, Any], model: ModelSpec) -> LoRASpec:
 
 
 def _require_curve(curve: dict[str, Any]) -> None:
-    """Check the calibrated confidence when it is read, so that no request fails on it."""
+    """Check the confidence curve on load, so that no request fails on it."""
     try:
         similarity, confidence = [float(x) for x in curve["similarity"]], [float(y) for y in curve["confidence"]]
         threshold = float(curve["threshold"])

@@ -1,7 +1,7 @@
-"""LoRAWeights: the A and B tensors of one adapter, tied to the LoRASpec that says what they are.
+"""LoRAWeights: the A and B tensors of one adapter, with their LoRASpec.
 
-A has shape (rank, in_features), B (out_features, rank), one pair for every module of the spec, no more and no fewer.
-The tensors may require grad: a generator's output is a LoRAWeights too.
+A has shape (rank, in_features), B (out_features, rank); every module of the spec has exactly one pair. The tensors may
+require grad: a generator returns LoRAWeights too.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ class LoRAWeights:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of all A and B."""
+        """Dtype of all A and B."""
         return self.a[self.spec.names[0]].dtype
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all A and B."""
+        """Size of all A and B in bytes."""
         return self.spec.num_parameters * self.dtype.itemsize
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> LoRAWeights:
@@ -77,15 +77,15 @@ class LoRAWeights:
         return LoRAWeights(self.spec, {n: fn(t) for n, t in self.a.items()}, {n: fn(t) for n, t in self.b.items()})
 
     def to(self, dtype: torch.dtype) -> LoRAWeights:
-        """The adapter in another dtype; itself if it has it already."""
+        """The adapter in `dtype`; itself if it has that dtype."""
         return self if dtype == self.dtype else self.map(lambda t: t.to(dtype))
 
     def detach(self) -> LoRAWeights:
-        """The same numbers without gradient."""
+        """The adapter without gradients."""
         return self.map(lambda t: t.detach())
 
     def scaled(self, factor: float) -> LoRAWeights:
-        """The adapter whose product BA is `factor` times this one's. Only B is changed, so the scale stays linear."""
+        """The adapter with `factor` times the product BA. Only B is scaled, so the product is linear in `factor`."""
         return LoRAWeights(self.spec, self.a, {n: t * factor for n, t in self.b.items()})
 
     def require_finite(self) -> None:
@@ -100,16 +100,18 @@ class LoRAWeights:
         return self.spec.scaling * (self.b[name] @ self.a[name])
 
     def product_norms(self) -> dict[str, float]:
-        """Frobenius norm of `scaling * B @ A` by module, from the r x r Gram matrices: no dense product is made."""
+        """Frobenius norm of `scaling * B @ A` of each module, from r x r Gram matrices without the dense product."""
         norms = {}
         for name, a, b in self.pairs():
+            # ||BA||^2 = tr(A A^T B^T B), the sum of an elementwise product of symmetric (r, r) matrices;
+            # rounding may make it slightly negative
             gram = ((a @ a.T).double() * (b.T @ b).double()).sum().clamp_min(0)
             norms[name] = self.spec.scaling * float(gram.sqrt())
         return norms
 
 
 def combine(adapters: Sequence[LoRAWeights], weights: Sequence[float]) -> LoRAWeights:
-    """The adapter whose product is the exact weighted sum of the products of `adapters`.
+    """The adapter whose product BA is the exact weighted sum of the products of `adapters`.
 
     Ranks add up: [A1; A2] and [w1 s1 B1, w2 s2 B2] / s, the `cat` combination of PEFT's `add_weighted_adapter`.
 
@@ -122,7 +124,7 @@ def combine(adapters: Sequence[LoRAWeights], weights: Sequence[float]) -> LoRAWe
     if any(w.spec.modules != first.modules for w in adapters):
         raise AdapterMismatchError("only adapters of the same modules can be combined")
     rank = sum(w.spec.rank for w in adapters)
-    spec = LoRASpec(rank, float(rank), first.modules)
+    spec = LoRASpec(rank, float(rank), first.modules)  # alpha = rank, so s = 1
     factors = [weight * adapter.spec.scaling for adapter, weight in zip(adapters, weights, strict=True)]
     return LoRAWeights(
         spec,
@@ -132,7 +134,7 @@ def combine(adapters: Sequence[LoRAWeights], weights: Sequence[float]) -> LoRAWe
 
 
 def zeros(spec: LoRASpec, dtype: torch.dtype = torch.float32) -> LoRAWeights:
-    """The adapter that changes nothing."""
+    """The zero adapter, which changes nothing."""
     return LoRAWeights(
         spec,
         {m.name: torch.zeros(spec.rank, m.in_features, dtype=dtype) for m in spec.modules},

@@ -1,9 +1,9 @@
-"""Packs rows of many lengths into one row of tokens without padding, and without repeating what rows share.
+"""Packs rows of different lengths into one row of tokens, without padding and without repeated prefixes.
 
-Rows that start with the same tokens (a chat template's head, often a description) and carry the same adapter form a
-group: the shared prefix is stored once and each row's rest follows. A block mask lets every rest see its own prefix and
-itself, and positions count on from the prefix, so that by causality each token gets just what it gets in its row alone.
-A `TaskGroup` is such a group with the condition from which its adapter is made; a training step works on several.
+Rows with the same adapter form a group. Their common prefix (a chat template's head, often a description) is stored
+once, and the rest of each row follows. A block mask lets each rest attend to the prefix and to itself, and its
+positions continue from the prefix. So, by causality, every token has the state that it has in its row alone.
+A `TaskGroup` is a group with the condition of its adapter; a training step has several.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class PackedBatch:
 
     Attributes:
         input_ids: (1, T) int64.
-        position_ids: (1, T) int64, each token's place in its own row.
-        masks: for each group (length, length) float32, 0 where a token may look and -inf elsewhere.
+        position_ids: (1, T) int64, each token's position in its own row.
+        masks: for each group (length, length) float32, 0 where a token may attend and -inf elsewhere.
         lengths: tokens of each group, in order: the spans for `FunctionalLoRA.applied(..., lengths=...)`.
         label_index: (L,) int64, flat positions whose next token is a label, row by row.
         labels: (L,) int64, those next tokens.
-        label_row: (L,) int64, which row (in the order given) each label belongs to.
+        label_row: (L,) int64, the row (in the order given) of each label.
         last_index: (rows,) int64, flat position of each row's last token.
     """
 
@@ -48,13 +48,13 @@ class PackedBatch:
 
     @property
     def num_tokens(self) -> int:
-        """T, what the pass through the base costs."""
+        """T, the cost of a pass through the base."""
         return int(self.input_ids.shape[1])
 
 
 @dataclass(frozen=True)
 class Row:
-    """Token ids of one row: the prompt, then what is to be predicted (may be empty)."""
+    """Token ids of one row: the prompt, then the tokens to predict (may be empty)."""
 
     prompt: Sequence[int]
     answer: Sequence[int] = ()
@@ -79,6 +79,10 @@ def pack(groups: Sequence[Sequence[Row]]) -> PackedBatch:
     for rows in groups:
         if not rows or any(not row.prompt for row in rows):
             raise AdapterMismatchError("every group needs a row, and every row a prompt of at least one token")
+        # A group of rows p1 p2 a | p1 p2 b c, prefix p1 p2, becomes
+        #   ids        p1 p2 a b c
+        #   positions   0  1 2 2 3
+        #   owner      -1 -1 0 1 1
         start = len(ids)
         shared = _shared_prefix([row.prompt for row in rows])
         ids += rows[0].prompt[:shared]
@@ -92,7 +96,7 @@ def pack(groups: Sequence[Sequence[Row]]) -> PackedBatch:
             positions += range(shared, shared + len(rest))
             owner += [number] * len(rest)
             for place, token in enumerate(row.answer, start=len(row.prompt)):
-                label_index.append(offset + place - 1)
+                label_index.append(offset + place - 1)  # the logits of a position predict the next token
                 labels.append(token)
                 label_row.append(number)
             last_index.append(len(ids) - 1)
@@ -113,14 +117,14 @@ def pack(groups: Sequence[Sequence[Row]]) -> PackedBatch:
 def packed_hidden_states(model: nn.Module, batch: PackedBatch) -> Tensor:
     """Last hidden states (T, hidden) of a transformers causal LM on a packed batch, after the final norm.
 
-    Attention runs group by group, so that its cost grows with the groups and not with the square of the whole row.
+    Attention runs group by group: its cost is the sum of the groups' squares, not the square of the whole row.
     """
     decoder = model.get_submodule("model")
     with grouped_attention(model):
         out = decoder(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
-            attention_mask={"full_attention": None},
+            attention_mask={"full_attention": None},  # keeps transformers from making a (T, T) mask of its own
             use_cache=False,
             packed_masks=batch.masks,
         )
@@ -130,7 +134,7 @@ def packed_hidden_states(model: nn.Module, batch: PackedBatch) -> Tensor:
 
 @contextmanager
 def grouped_attention(model: nn.Module) -> Iterator[None]:
-    """Inside, `model` attends group by group, as a packed batch needs it."""
+    """Inside, `model` computes attention group by group, for packed batches."""
     config: Any = model.config
     before = config._attn_implementation
     config._attn_implementation = _ATTENTION
@@ -145,8 +149,8 @@ def _grouped_attention(
 ) -> tuple[Tensor, None]:
     """As transformers calls it: query (1, heads, T, d), key and value (1, kv_heads, T, d) -> (1, T, heads, d)."""
     masks = kwargs["packed_masks"]
-    lengths = [len(mask) for mask in masks]
-    parts = [
+    lengths = [len(mask) for mask in masks]  # they add up to T
+    parts = [  # (1, heads, length, d) each
         F.scaled_dot_product_attention(q, k, v, mask, scale=kwargs["scaling"], enable_gqa=True)
         for q, k, v, mask in zip(
             query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), masks, strict=True
@@ -160,7 +164,7 @@ ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, _grouped_attention)
 
 
 def _shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """Length of the common prefix, at least one token short of every prompt: each row makes its own predictions."""
+    """Length of the common prefix, at least one token shorter than every prompt, so that each row predicts its own."""
     if len(prompts) == 1:
         return 0
     limit = min(len(p) for p in prompts) - 1
@@ -173,6 +177,13 @@ def _shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
 
 def _mask(owner: Tensor) -> Tensor:
     """(n, n) additive mask of one group; a token's owner is its row, or -1 for the shared prefix, which comes first."""
+    # Token i may attend to token j of the same row or of the prefix, if j <= i. For owners -1 -1 0 1 1:
+    #   x . . . .
+    #   x x . . .
+    #   x x x . .
+    #   x x . x .
+    #   x x . x x
+    # Float, not bool: attention would convert a bool mask again in every layer.
     visible = (owner[:, None] == owner[None, :]) | (owner[None, :] < 0)
     allowed = visible.tril()
     return torch.zeros(allowed.shape).masked_fill_(~allowed, float("-inf"))
@@ -184,10 +195,10 @@ class TaskGroup:
 
     Attributes:
         task_id: for the log.
-        condition: (condition_size,) float32; None stands for the generator's shared adapter.
-        rows: tokenised prompts and answers; empty for losses that need none.
-        context_rows: the same rows as a teacher reads them, mostly with the description in the context, to distil from.
-        teacher: the task's own adapter, for weight losses and to distil from.
+        condition: (condition_size,) float32; None for the generator's shared adapter.
+        rows: tokenised prompts and answers; empty for losses without rows.
+        context_rows: the same rows as a teacher reads them, mostly with the description in context, for distillation.
+        teacher: the task's own adapter, for weight losses and distillation.
         delta: (probes, layers, hidden) float32, the delta of the task's own adapter, for delta losses.
     """
 

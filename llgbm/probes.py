@@ -1,10 +1,9 @@
-"""Probe texts: what a base and an adapted base are asked, to see how the adapter moves the hidden states.
+"""Probe texts: inputs for a base and an adapted base, to see how the adapter moves the hidden states.
 
-A `ProbeSet` is all that decides what the model reads: texts, their order, chat or raw form, system message,
-length limit. Generic probes say little about any task; domain probes are inputs of one kind of task; mixed
-probes draw from all of them. Most are bare inputs without an instruction, since that is where an adapter has
-to act on its own. Every function here is deterministic: the same arguments give the same probes, on any
-machine.
+A `ProbeSet` decides exactly which text the model reads: texts, their order, chat or raw form, system message, length
+limit. Generic probes belong to no task, domain probes to one kind of task, and mixed probes come from all of them.
+Most are bare inputs without an instruction, since there the adapter must act alone. Every function here is
+deterministic: the same arguments give the same probes on any machine.
 """
 
 from __future__ import annotations
@@ -141,7 +140,7 @@ _DOMAINS: dict[str, tuple[str, ...]] = {
 }
 
 DOMAINS: tuple[str, ...] = tuple(_DOMAINS)
-"""Names that `create_domain_probes` knows."""
+"""The domains of `create_domain_probes`."""
 
 
 @dataclass(frozen=True)
@@ -150,13 +149,13 @@ class ProbeSet:
 
     Attributes:
         texts: the probes, in order.
-        chat: True: each text is a user turn in the tokenizer's chat template, and the measured position is
-            the end of the assistant's header. False: the bare text, measured at its last token.
-        max_length: limit in tokens for a whole probe, template included. Longer texts lose their middle.
-        system: the system message of chat probes; None leaves it to the template.
+        chat: True: each text is a user turn in the chat template, measured at the end of the assistant's header.
+            False: the bare text, measured at its last token.
+        max_length: limit of a whole probe in tokens, template included. Longer texts lose their middle.
+        system: the system message of chat probes; None for the template's default.
 
     Raises:
-        ConfigError: no texts, an empty text, or a limit below 1.
+        ConfigError: no texts, an empty text, a limit below 1, or a system message for raw probes.
     """
 
     texts: tuple[str, ...]
@@ -177,11 +176,11 @@ class ProbeSet:
         return len(self.texts)
 
     def digest(self) -> str:
-        """sha256 in hex over everything in the set, order included."""
+        """Hex sha256 of all fields, order included."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
     def in_context(self, description: str) -> ProbeSet:
-        """The same probes with `description` before each text, for a model that is told the task in words."""
+        """The same probes with `description` above each text, for a model that gets the task in words."""
         return replace(self, texts=tuple(f"{description}\n\n{text}" for text in self.texts))
 
     def to_dict(self) -> dict[str, Any]:
@@ -195,7 +194,7 @@ def create_generic_probes(
     """The first `count` probes that belong to no task, or all of them.
 
     Raises:
-        ConfigError: `count` is below 1 or above what there is.
+        ConfigError: `count` is below 1 or above the number of texts.
     """
     return ProbeSet(_first(_GENERIC, count, "generic"), chat, max_length, system)
 
@@ -211,7 +210,7 @@ def create_domain_probes(
     """The first `count` probes of one of `DOMAINS`, or all of them.
 
     Raises:
-        ConfigError: there is no such domain, or `count` is below 1 or above what the domain has.
+        ConfigError: there is no such domain, or `count` is below 1 or above the domain's number of texts.
     """
     if domain not in _DOMAINS:
         raise ConfigError(f"unknown probe domain {domain!r}; known are {', '.join(DOMAINS)}")
@@ -231,7 +230,7 @@ def create_mixed_probes(
     """`count` different probes, drawn in turn from each domain and from the generic texts.
 
     Args:
-        seed: which texts are drawn.
+        seed: of the draw.
 
     Raises:
         ConfigError: an unknown domain, or fewer texts than `count`.

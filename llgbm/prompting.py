@@ -1,9 +1,8 @@
-"""From what a user writes to adapters: request -> condition -> LoRAWeights, with an id and a confidence.
+"""From a user's request to an adapter: request -> condition -> LoRAWeights, with an id and a confidence.
 
-A request is one or more descriptions, one or more examples, or both. Its condition is the normalised mean of the
-embeddings of the descriptions and of the "input -> output" lines, each side with equal weight. The id is a content
-hash, so that the same request to the same generator is one piece of work and one adapter. The order in which
-descriptions and examples are given changes neither.
+A request has descriptions, examples, or both. Its condition is the normalised mean of the embeddings of the
+descriptions and of the "input -> output" lines, each side with equal weight. The id is a content hash, so equal
+requests to one generator share one adapter. The order of descriptions and examples changes neither.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from llgbm.lora import LoRAWeights
 
 
 class TextEncoder(Protocol):
-    """What is needed of a text encoder; `llgbm.text_encoder.PretrainedTextEncoder` is one."""
+    """Interface of a text encoder, such as `llgbm.text_encoder.PretrainedTextEncoder`."""
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """(n, condition_size) float32, L2-normalised."""
@@ -36,17 +35,17 @@ class TextEncoder(Protocol):
 
 @dataclass(frozen=True)
 class AdapterRequest:
-    """What an adapter is asked to do.
+    """A request for an adapter.
 
     Attributes:
-        descriptions: the task in plain words, one or several wordings of it.
+        descriptions: the task in plain words, in one or several wordings.
         examples: (input, output) pairs.
         scale: factor on the adapter's product BA; 1 is as trained, 0 the plain base.
 
-    Texts are kept normalised: Unicode NFC, runs of white space as one blank, none at the ends.
+    Texts are normalised: Unicode NFC, white space collapsed to single blanks, none at the ends.
 
     Raises:
-        ConfigError: neither a description nor an example, one of them is empty or no valid Unicode, or the scale is not
+        ConfigError: neither a description nor an example, an empty text, invalid Unicode, or a scale that is not
             finite.
     """
 
@@ -63,21 +62,21 @@ class AdapterRequest:
             raise ConfigError("a description and both sides of an example must hold more than white space")
         if not math.isfinite(self.scale):
             raise ConfigError(f"scale must be a finite number, not {self.scale}")
-        object.__setattr__(self, "scale", float(self.scale) + 0.0)  # so that 1 is 1.0 and -0.0 is 0.0, in the id too
+        object.__setattr__(self, "scale", float(self.scale) + 0.0)  # 1 becomes 1.0 and -0.0 becomes 0.0, in the id too
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """All that the encoder reads, sorted: the descriptions, then the lines of the examples."""
+        """All texts for the encoder, sorted: the descriptions, then the lines of the examples."""
         return (*sorted(self.descriptions), *example_lines(sorted(self.examples)))
 
 
 def example_lines(examples: Sequence[tuple[str, str]]) -> tuple[str, ...]:
-    """How an example is shown to the text encoder, in training and in use."""
+    """Examples as lines for the text encoder, in training and in serving."""
     return tuple(f"{given} -> {wanted}" for given, wanted in examples)
 
 
 def condition_of(descriptions: Tensor, examples: Tensor) -> Tensor:
-    """Condition (d,) of embeddings (n, d) and (m, d), one of which may be empty: the normalised mean of both means.
+    """Condition (d,) of embeddings (n, d) and (m, d): the normalised mean of both means. One of them may be empty.
 
     Raises:
         ConfigError: both are empty.
@@ -92,14 +91,14 @@ def noisy(conditions: Tensor, normal: Tensor, length: float) -> Tensor:
     """Conditions (..., d) with a random vector of about `length` added to each, normalised again.
 
     Args:
-        normal: as many standard normal numbers.
+        normal: standard normal numbers of the same shape; d of them have a norm of about sqrt(d).
     """
     shifted = conditions + length * normal / conditions.shape[-1] ** 0.5
     return torch.nn.functional.normalize(shifted, dim=-1)
 
 
 def adapter_id(request: AdapterRequest, *, generator_digest: str, base_id: str, lora: LoRASpec) -> str:
-    """Content hash of a request to one generator: `lora-` and 24 hexadecimal digits."""
+    """Content hash of a request to one generator: `lora-` and 24 hex digits."""
     prompts = sorted(request.descriptions), sorted(request.examples)
     content = [*prompts, request.scale, generator_digest, base_id, lora.to_dict()]
     return "lora-" + hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:24]
@@ -107,18 +106,17 @@ def adapter_id(request: AdapterRequest, *, generator_digest: str, base_id: str, 
 
 @dataclass(frozen=True, eq=False)
 class MadeAdapter:
-    """An adapter and what is known about it.
+    """An adapter with its id and diagnostics.
 
     Attributes:
         nearest: (task_id, cosine) of the nearest training tasks, best first.
-        confidence: 0 to 1, how well requests this far from the training prompts did in calibration; None if the
-            checkpoint was not calibrated.
-        task_probability: 0 to 1, how likely the descriptions ask for a task at all; the adapter is scaled by it. 1 if
-            there are examples, which do, or if the checkpoint has no detector.
-        scale_in_context: the scale to ask for if the description is to stand in the conversation too; None if the
-            checkpoint was not calibrated.
+        confidence: 0 to 1, quality in calibration of requests at this distance from the training prompts; None without
+            calibration.
+        task_probability: 0 to 1, probability that the descriptions ask for a task; the adapter is scaled by it. 1 with
+            examples, or without a detector.
+        scale_in_context: the scale to request if the conversation has the description too; None without calibration.
         warning: set when the request does not read like a task, or the confidence is below the checkpoint's threshold.
-        seconds: wall time of `encode` and `generate`, for the whole call that made it.
+        seconds: wall time of `encode` and `generate`, for the whole call.
     """
 
     id: str
@@ -139,18 +137,17 @@ class AdapterMaker:
         self.checkpoint, self._encoder = checkpoint, encoder
 
     def id_of(self, request: AdapterRequest) -> str:
-        """The id that the adapter of `request` has or would have; nothing is made."""
+        """The id of the adapter for `request`, without making it."""
         manifest = self.checkpoint.manifest
         return adapter_id(request, generator_digest=manifest.digest, base_id=manifest.base_id, lora=manifest.lora)
 
     def make(self, requests: Sequence[AdapterRequest]) -> list[MadeAdapter]:
         """Adapters for `requests`, in order.
 
-        The same call gives the same tensors; with other requests beside it, a request's numbers differ by rounding
-        only.
+        The same call gives the same tensors. Other requests in the call change an adapter by rounding only.
 
         Raises:
-            ConfigError: the encoder's vectors have another length than those that the generator was trained with.
+            ConfigError: the encoder's vectors have another length than in the generator's training.
         """
         start = time.perf_counter()
         conditions = self._conditions(requests)
@@ -167,7 +164,7 @@ class AdapterMaker:
         ]
 
     def scale_in_context(self, request: AdapterRequest) -> float | None:
-        """What `MadeAdapter.scale_in_context` will be; nothing is made."""
+        """`MadeAdapter.scale_in_context` for `request`, without making the adapter."""
         (condition,) = self._conditions([request])
         return self._scale_in_context(self.checkpoint.prompt_index.nearest(condition, 1))
 
@@ -232,16 +229,16 @@ class AdapterMaker:
 
 
 def _normalise(text: str) -> str:
-    """Unicode NFC, runs of white space as one blank, none at the ends."""
+    """Unicode NFC, white space collapsed to single blanks, none at the ends."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ConfigError(f"a text holds half of a surrogate pair, which is no character: {error}") from error
+        raise ConfigError(f"a text has half of a surrogate pair, which is not a character: {error}") from error
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def _interpolate(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
-    """Linear between the points, whose `xs` rise, and constant beyond the first and the last."""
+    """Linear interpolation between points with ascending `xs`, constant beyond them."""
     if x <= xs[0]:
         return ys[0]
     for x0, x1, y0, y1 in zip(xs, xs[1:], ys, ys[1:], strict=False):

@@ -1,7 +1,7 @@
 """The frozen text encoder: texts -> L2-normalised vectors, with a cache.
 
-A sentence-transformers model in eval mode, on the CPU, in float32. A text's vector does not depend on the
-texts that it is encoded with, to 1e-6. Texts that the cache has do not need the model in memory.
+A sentence-transformers model in eval mode, on the CPU, in float32. A text's vector does not depend on the other texts
+of a call, to 1e-6. Cached texts do not load the model.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _UNIT_TOLERANCE = 1e-3
 class PretrainedTextEncoder:
     """Encodes texts with a frozen sentence-transformers model.
 
-    Nothing is read or fetched until it is needed: `load` does it at a moment of your choosing.
+    The model is read or fetched on first use, or by `load`.
 
     Args:
         name_or_path: a hub id, or a sentence-transformers folder.
@@ -57,7 +57,7 @@ class PretrainedTextEncoder:
 
     @property
     def encoder_id(self) -> str:
-        """The name that checkpoints record."""
+        """The encoder's name in checkpoints."""
         return str(self._name_or_path)
 
     @cached_property
@@ -71,17 +71,17 @@ class PretrainedTextEncoder:
         return self._model is not None
 
     def load(self) -> PretrainedTextEncoder:
-        """Bring the model into memory, if it is not there; returns itself.
+        """Load the model into memory, once; returns itself.
 
         Raises:
-            PretrainedNotFoundError: no source has the weights, or they are no sentence-transformers model.
+            PretrainedNotFoundError: no source has the weights, or they are not a sentence-transformers model.
         """
         with self._lock:
             self._loaded_model()
         return self
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """(n, dim) float32, rows of length 1, no gradient; a text beyond the model's limit is cut at its end.
+        """(n, dim) float32, rows of length 1, no gradient; texts beyond the model's limit are cut at the end.
 
         Raises:
             PretrainedNotFoundError: as `load`, when a text is not in the cache.
@@ -118,7 +118,7 @@ class PretrainedTextEncoder:
 
     @cached_property
     def _key_prefix(self) -> str:
-        """Says everything that a vector depends on but the text."""
+        """Identifies everything that a vector depends on, except the text."""
         digest = hashlib.sha256(f"{self.encoder_id}\0{pretrained_revision(self._folder)}\0l2\0".encode())
         for name in (*_RECIPE_FILES, *_TOKENIZER_FILES):
             if (self._folder / name).is_file():
@@ -130,19 +130,19 @@ class PretrainedTextEncoder:
         return self._key_prefix + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def _vector(self, value: bytes | None) -> Tensor | None:
-        """A vector from the cache. None for a value that is not one: it is computed and written anew."""
+        """A cached vector; None for an invalid value, which is then computed and stored again."""
         if value is None or len(value) != _NUMBER_BYTES * self.dim:
             return None
         vector = torch.frombuffer(bytearray(value), dtype=torch.float32)
-        # written so that a NaN counts as wrong
+        # a NaN fails the comparison, so it counts as invalid
         return vector if abs(float(vector.norm()) - 1) < _UNIT_TOLERANCE else None
 
     def _compute(self, texts: list[str]) -> Tensor:
-        # one thread at a time: the tokenizer keeps its padding settings in itself
+        # one thread at a time: the tokenizer's padding settings are its state
         with self._lock:
             model = self._loaded_model()
             embeddings = model.encode(texts, batch_size=_BATCH_SIZE, convert_to_tensor=True, show_progress_bar=False)
-        # a copy, since what is computed in inference mode cannot enter a graph
+        # a copy, since tensors made in inference mode cannot enter a graph
         return F.normalize(embeddings.detach().float().clone(), dim=-1)
 
     def _loaded_model(self) -> SentenceTransformer:

@@ -1,8 +1,8 @@
-"""train(): the one loop that fits a generator, whatever the loss. Read it from top to bottom.
+"""train(): the one loop that fits a generator, for every loss. Read it from top to bottom.
 
-A step takes a batch from a source that depends on the step number alone, asks an objective for a loss, and updates the
-generator with AdamW, its trunk with Muon if so wanted, and the cores that tasks have of their own. Nothing else is
-random, so a run that was stopped anywhere continues to the same result.
+A step takes the batch of its step number, gets a loss from the objective, and updates the generator with AdamW, its
+trunk optionally with Muon, and the cores of single tasks with a sparse Adam. Nothing else is random, so an interrupted
+run continues to the same result.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ __all__ = ["DeltaOnlyLoss", "MultiTaskLoss", "Objective", "TrainingConfig", "Tra
 
 
 FREE = ("steps", "seconds", "checkpoint_seconds", "accumulation", "trunk_dtype")
-"""Settings that may change when a run goes on: it may be made longer, saved more often and computed in other pieces or
-in another precision."""
+"""Settings that may change on resumption: a run may be made longer, saved more often, or computed in other pieces or in
+another precision."""
 
 
 @dataclass(frozen=True)
@@ -39,39 +39,38 @@ class TrainingConfig:
     """Optimisation settings of `train`."""
 
     steps: int = 1000
-    """Optimiser steps in all, at most."""
+    """Maximum number of optimiser steps."""
     seconds: float = 0.0
-    """Budget of wall time of the steps, over all resumptions; 0 for none. The run ends with the first of the two
-    budgets that is spent, and the learning rate follows that one. A run with a budget of time does not repeat exactly.
-    """
+    """Budget of the steps' wall time in seconds, over all resumptions; 0 for none. The run ends when the first of the
+    two budgets is spent, and the learning rate follows that one. A run with a time budget does not repeat exactly."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
     shared_rate: float = 1.0
-    """Learning rate of the generator's shared part, its bases and constant cores, over that of all else. A and B are
-    products of two trained matrices there, so a step moves them several times as far as `learning_rate` says."""
+    """Learning rate factor of the generator's shared part: bases and constant cores. A and B are products of two
+    trained matrices there, so a step moves them several times as far as `learning_rate` says."""
     trunk_optimiser: Literal["adamw", "muon"] = "adamw"
-    """What trains the matrices of the trunk and its heads, see `llgbm.fitting.muon`."""
+    """Optimiser of the matrices of the trunk and its heads, see `llgbm.fitting.muon`."""
     trunk_rate: float = 1.0
-    """Learning rate of these matrices over that of all else."""
+    """Learning rate factor of these matrices."""
     trunk_dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the products of the trunk's matrices, and those of Muon, are computed in; all that is stored is float32.
-    bfloat16 is the faster one on a processor that has instructions for it, and several times slower on another."""
+    """Dtype of the matrix products of the trunk and of Muon; parameters and states stay float32. bfloat16 is faster on
+    a CPU with instructions for it, and several times slower on others."""
     task_rate: float = 12.0
-    """Learning rate of the cores that tasks have of their own (`llgbm.fitting.task_cores`), over that of all else."""
+    """Learning rate factor of the cores of single tasks (`llgbm.fitting.task_cores`)."""
     warmup_steps: int = 20
     """Steps of linear warm-up."""
     decay_fraction: float = 0.3
-    """Last part of the run over which the learning rate falls linearly to zero."""
+    """Final fraction of the run over which the learning rate falls linearly to zero."""
     weight_decay: float = 0.0
-    """Decoupled weight decay on matrices, embeddings among them; vectors have none."""
+    """Decoupled weight decay on matrices, embeddings included; none on vectors."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this global norm."""
     accumulation: int = 1
-    """Pieces that a process computes its share of a step in, one after the other: less memory for the same step."""
+    """Gradient accumulation: number of pieces of a process's share of a step. More pieces need less memory."""
     seed: int = 0
     """Seed of initialisation and of every batch."""
     checkpoint_seconds: float = 180.0
-    """Wall time between two states written to disk."""
+    """Wall time in seconds between two states written to disk."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.warmup_steps < 0 or not 0 <= self.decay_fraction <= 1:
@@ -79,7 +78,7 @@ class TrainingConfig:
         if not (0 < self.learning_rate < math.inf and self.max_grad_norm > 0 and self.weight_decay >= 0):
             raise ConfigError("learning_rate and max_grad_norm must be positive, weight_decay not negative")
         if not 0 <= self.shared_rate < math.inf:
-            raise ConfigError("shared_rate must be finite and must not be negative; 0 holds the shared part still")
+            raise ConfigError("shared_rate must be finite and must not be negative; 0 freezes the shared part")
         if self.trunk_optimiser not in ("adamw", "muon") or not 0 <= self.trunk_rate < math.inf:
             raise ConfigError("trunk_optimiser is adamw or muon, and trunk_rate finite and not negative")
         if self.trunk_dtype not in ("float32", "bfloat16"):
@@ -94,7 +93,7 @@ class TrainingConfig:
     def learning_rate_at(self, step: int, spent: float = 0.0) -> float:
         """Learning rate of `step`, counted from 0, after `spent` seconds of steps: warm-up, plateau, linear decay.
 
-        The plateau lets a run be made longer without a new schedule.
+        With the plateau a run can be made longer without a new schedule.
         """
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
         left = min(1 - step / self.steps, 1 - spent / self.seconds if self.seconds else 1.0)
@@ -113,17 +112,17 @@ class Objective(Protocol):
         ...
 
     def modules(self) -> Iterable[nn.Module]:
-        """Modules besides the generator that are trained with it, such as a delta head."""
+        """Modules trained in addition to the generator, such as a delta head."""
         ...
 
     def weight(self, batch: TrainingBatch) -> float:
-        """How much a batch counts: the loss of two batches in one is the mean of their losses, weighted by this."""
+        """Weight of a batch: the loss of two merged batches is the mean of their losses with these weights."""
         ...
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Where a run stands after a step: what the log line shows."""
+    """State of a run after a step, for the log."""
 
     step: int
     loss: float
@@ -147,18 +146,18 @@ def train(
     """Fit `generator` in place.
 
     Args:
-        batches: gives the batch of a step; must depend on the step number alone.
+        batches: step number -> batch; must depend on the step number only.
         state_path: file for the run's state; if it exists, the run continues from it.
         on_step: called after every step.
-        group: the processes that train together, each calling this with the same arguments; each computes its
-            share of a batch, and the first one writes the state. None trains in this process alone.
+        group: processes that train together and call this with the same arguments. Each computes its share of a
+            batch, and the first one writes the state. None trains in this process alone.
 
     Returns:
-        The step the run started from: 0, or where it was resumed.
+        The first step of this call: 0, or the one after the resumed state.
 
     Raises:
-        CheckpointError: `state_path` belongs to a run with other settings or of another model, is beyond
-            `config.steps`, or is no state of a run.
+        CheckpointError: `state_path` is not a state of a run, is beyond `config.steps`, or belongs to a run with
+            other settings or of another model.
         ConfigError: the loss or its gradient became NaN or infinite, or a batch has fewer groups than there are
             processes.
     """
@@ -209,7 +208,7 @@ def train(
 
 
 def _optimisers(trained: nn.Module, generator: LoRAGenerator, config: TrainingConfig) -> list[torch.optim.Optimizer]:
-    """The optimisers; the `rate` of a parameter group is its learning rate over that of the schedule."""
+    """The optimisers; `rate` of a parameter group is its factor on the scheduled learning rate."""
     shared, trunk = generator.shared_parameters(), generator.trunk_matrices()
     of_tasks = [p for m in trained.modules() if isinstance(m, TaskCores) for p in m.parameters()]
     known = {id(p) for p in [*shared, *trunk, *of_tasks]}
@@ -232,7 +231,7 @@ def _optimisers(trained: nn.Module, generator: LoRAGenerator, config: TrainingCo
 
 
 def _settings(config: TrainingConfig) -> dict[str, object]:
-    """What must not change between a stop and its resumption, on this machine or another."""
+    """Settings that must not change on resumption, on any machine."""
     return {k: v for k, v in asdict(config).items() if k not in FREE}
 
 
@@ -258,14 +257,14 @@ def _save(
 def _restore(
     path: Path | None, trained: nn.Module, optimisers: Sequence[torch.optim.Optimizer], config: TrainingConfig
 ) -> tuple[int, float]:
-    """Steps and seconds of the run so far."""
+    """Load the state, if there is one; returns the steps and seconds of the run so far."""
     if path is None or not path.exists():
         return 0, 0.0
     try:
         state = torch.load(path, weights_only=True)
         settings, step, spent = dict(state["settings"]), int(state["step"]), float(state["seconds"])
         model, moments = state["model"], state["optimisers"]
-    except Exception as error:  # what a foreign file makes the reader raise is not documented
+    except Exception as error:  # torch does not document the exceptions for foreign files
         raise CheckpointError(f"{path} is not the state of a training run; use another workdir: {error!r}") from error
     here = _settings(config)
     if settings != here:

@@ -1,12 +1,12 @@
-"""The working folder of teacher adapters: where they are, what each does, and the prompts that ask for it.
+"""The workdir of teacher adapters: their folders, their tasks and the prompts for them.
 
     {workdir}/manifest.json                                  the index of all adapters
     {workdir}/{task}/{task}_{idx}/adapter_model.safetensors  as PEFT writes it
                                   adapter_config.json
                                   prompts.json               descriptions and examples of the task
 
-The index lists folders relative to the workdir. A workdir without an index is read by its folders. Adapters
-of any origin can be listed too: all that is needed is a folder in PEFT's format and words for what it does.
+The index lists folders relative to the workdir. Without an index the folders themselves are read. An index can list
+adapters of any origin: each needs a folder in PEFT's format and prompts.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class AdapterPrompts:
-    """What a user may say to get an adapter.
+    """The prompts for an adapter.
 
     Attributes:
-        descriptions: the task in words, several wordings.
+        descriptions: the task in words, in several wordings.
         examples: (input, output) pairs of the task.
 
     Raises:
-        TaskFormatError: there is neither, or one is empty.
+        TaskFormatError: neither a description nor an example, or an empty text.
     """
 
     descriptions: tuple[str, ...]
@@ -54,9 +54,9 @@ class AdapterEntry:
 
     Attributes:
         adapter_id: unique in the index; names the adapter's delta in a `DeltaCache`.
-        task: the task it does.
-        folder: where its PEFT files are.
-        prompts: what asks for it; None reads prompts.json in its folder.
+        task: name of its task.
+        folder: folder of its PEFT files.
+        prompts: None reads prompts.json in the folder.
     """
 
     adapter_id: str
@@ -74,7 +74,7 @@ class AdapterEntry:
 
 
 def save_prompts(folder: Path, prompts: AdapterPrompts) -> None:
-    """Write prompts.json beside an adapter."""
+    """Write prompts.json into an adapter's folder."""
     data = {
         "descriptions": list(prompts.descriptions),
         "examples": [{"input": given, "output": wanted} for given, wanted in prompts.examples],
@@ -83,10 +83,10 @@ def save_prompts(folder: Path, prompts: AdapterPrompts) -> None:
 
 
 def load_prompts(folder: Path) -> AdapterPrompts:
-    """Read prompts.json: what `save_prompts` writes, or a plain list of descriptions. Other keys are ignored.
+    """Read prompts.json in the form of `save_prompts`, or as a plain list of descriptions. Other keys are ignored.
 
     Raises:
-        TaskFormatError: the file is missing, torn or has another form.
+        TaskFormatError: the file is missing, damaged or has another form.
     """
     path = folder / PROMPTS_FILE
     data = _read_json(path, "save_prompts writes one")
@@ -106,14 +106,14 @@ def load_prompts(folder: Path) -> AdapterPrompts:
 
 
 def save_index(workdir: Path, entries: Sequence[AdapterEntry], *, extra: Mapping[str, Any] | None = None) -> None:
-    """Write the index of a workdir, whole or not at all.
+    """Write the index of a workdir atomically.
 
     Args:
         entries: adapters in folders below `workdir`.
-        extra: what else the manifest is to say, such as the command that made it.
+        extra: further entries of the manifest, such as the command that made it.
 
     Raises:
-        TaskFormatError: an id is there twice, or a folder is not below `workdir`.
+        TaskFormatError: an id occurs twice, or a folder is not below `workdir`.
     """
     _require_unique(entries)
     listed = []
@@ -126,11 +126,10 @@ def save_index(workdir: Path, entries: Sequence[AdapterEntry], *, extra: Mapping
 
 
 def load_index(workdir: Path) -> list[AdapterEntry]:
-    """The adapters of a workdir: those of its manifest, or those in folders {task}/{task}_{idx} without one.
+    """The adapters of a workdir: those of its manifest, or without one those in folders {task}/{task}_{idx}.
 
     Raises:
-        TaskFormatError: the manifest is torn or of another form, an id is there twice, or there is no
-            adapter at all.
+        TaskFormatError: the manifest is damaged or has another form, an id occurs twice, or there is no adapter.
     """
     path = workdir / INDEX_FILE
     if path.is_file():
@@ -161,7 +160,7 @@ def _require_unique(entries: Sequence[AdapterEntry]) -> None:
     seen: set[str] = set()
     for entry in entries:
         if entry.adapter_id in seen:
-            raise TaskFormatError(f"the adapter id {entry.adapter_id!r} is there twice; ids must be unique")
+            raise TaskFormatError(f"the adapter id {entry.adapter_id!r} occurs twice; ids must be unique")
         seen.add(entry.adapter_id)
 
 
@@ -171,7 +170,7 @@ def _read_json(path: Path, hint: str) -> Any:
     except FileNotFoundError:
         raise TaskFormatError(f"{path} is missing; {hint}") from None
     except ValueError as error:
-        raise TaskFormatError(f"{path} is torn or no JSON: {error}") from error
+        raise TaskFormatError(f"{path} is damaged or not JSON: {error}") from error
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:

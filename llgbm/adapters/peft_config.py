@@ -1,9 +1,8 @@
 """LoRASpec <-> PEFT's `adapter_config.json`: which options are written, read, ignored and refused.
 
-Only plain LoRA on a decoder's projections is read: `scaling * B @ A` on the names of `TARGET_MODULES`. An
-option that would change the numbers in any other way (DoRA, biases, patterns of ranks, replaced modules, ...)
-is refused, also one that this version has never heard of: an option that is set and not known is refused, not
-ignored.
+Only plain LoRA on a decoder's projections is read: `scaling * B @ A` on the names of `TARGET_MODULES`. Options that
+change the numbers in another way (DoRA, biases, rank patterns, replaced modules, ...) are refused. An unknown option
+that is set is refused too, not ignored.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _READ = frozenset(
 _WITHOUT_EFFECT = frozenset(
     (
         "auto_mapping",
-        # corda, eva, loftq and lora_ga prepare a start of training: see _PLAIN_STARTS
+        # corda, eva, loftq and lora_ga initialise a training: see _PLAIN_STARTS
         "corda_config",
         "eva_config",
         "inference_mode",
@@ -55,18 +54,18 @@ _WITHOUT_EFFECT = frozenset(
     )
 )
 _PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
-"""Values of `init_lora_weights` that leave the base as it is; PiSSA, OLoRA, CorDA and LoftQ change it."""
+"""Values of `init_lora_weights` that leave the base unchanged; PiSSA, OLoRA, CorDA and LoftQ change it."""
 
 _LAYERS_OF_BASE = {model.base_id: model.num_layers for model in MODEL_SPECS.values()}
 
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """What is read from an `adapter_config.json`.
+    """The supported content of an `adapter_config.json`.
 
     Attributes:
         base_id: `base_model_name_or_path`.
-        targets: `target_modules` as a list of names or name ends; None if the file gives a pattern.
+        targets: `target_modules` as a list of names or name suffixes; None for a pattern.
         excluded: `exclude_modules` in the same form.
         layers: `layers_to_transform`; None for all.
     """
@@ -83,8 +82,8 @@ class PeftConfig:
 def adapter_config(spec: LoRASpec, base_id: str) -> dict[str, Any]:
     """The content of `adapter_config.json` for adapters of `spec` on the base `base_id`.
 
-    Where the adapter does not change every layer of a base that this library knows, the layers are listed, so
-    that PEFT adds modules to no other layer.
+    The layers are listed unless the adapter changes every layer of a base known here, so that PEFT adds modules to no
+    other layer.
     """
     layers = tuple(dict.fromkeys(m.layer for m in spec.modules))
     full = {(layer, target) for layer in layers for target in spec.target_modules}
@@ -119,7 +118,7 @@ def adapter_config(spec: LoRASpec, base_id: str) -> dict[str, Any]:
 
 
 def config_bytes(config: Mapping[str, Any]) -> bytes:
-    """The bytes of the file, in PEFT's form: sorted keys, two spaces."""
+    """The bytes of the file as PEFT writes it: sorted keys, two spaces of indentation."""
     return json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"
 
 
@@ -142,8 +141,8 @@ def read_config(config: Mapping[str, Any]) -> PeftConfig:
     """Check the options of an adapter.
 
     Raises:
-        AdapterFormatError: an option is missing, has the wrong type, or is one that changes an adapter's
-            numbers in a way that is not supported.
+        AdapterFormatError: an option is missing, has the wrong type, or changes an adapter's numbers in an
+            unsupported way.
     """
     _refuse_unsupported(config)
     rank, alpha = config.get("r"), _finite_number(config.get("lora_alpha"))
@@ -191,7 +190,7 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
 
 
 def _read_names(config: Mapping[str, Any], option: str) -> tuple[str, ...] | None:
-    """A list of names or name ends; None for a pattern, which is not run: some take hours on a short name."""
+    """A list of names or name suffixes; None for a pattern. Patterns are not run: some take hours on a short name."""
     names = config.get(option)
     if isinstance(names, str) and names:
         return None
@@ -227,7 +226,7 @@ def _is_list_of(value: Any, kind: type) -> bool:
 
 
 def module_order(name: str) -> tuple[int, int] | None:
-    """Where a projection comes in a LoRASpec: (layer, position in TARGET_MODULES). None for other names."""
+    """Sort key of a projection in a LoRASpec: (layer, position in TARGET_MODULES). None for other names."""
     match = _MODULE_NAME.fullmatch(name)
     if match is None or match[3] not in TARGET_MODULES:
         return None
@@ -237,16 +236,16 @@ def module_order(name: str) -> tuple[int, int] | None:
 
 
 def require_coverage(config: PeftConfig, names: Iterable[str]) -> None:
-    """Check that the modules with tensors are those that the options announce, no more and no fewer.
+    """Check that the modules with tensors are exactly those of the options.
 
-    A name in a list means all modules that have it or end in a dot and it, as in PEFT. A pattern in `target_modules`
-    announces whatever there is, one in `exclude_modules` takes out whatever is missing.
+    As in PEFT, a listed name stands for all modules with that name or with that suffix after a dot. A pattern in
+    `target_modules` accepts all modules; a pattern in `exclude_modules` accepts all gaps.
 
-    How many layers the base has is not written in an adapter. Where neither `layers_to_transform` nor a base
-    that this library knows tells, layers must start at 0 and leave no gap.
+    An adapter does not record its base's number of layers. Without `layers_to_transform`, and for an unknown base,
+    layers must start at 0 and have no gap.
 
     Raises:
-        AdapterFormatError: names a module that is missing or not announced.
+        AdapterFormatError: names a missing or an extra module.
     """
     if config.targets is None:
         return
@@ -269,7 +268,7 @@ def require_coverage(config: PeftConfig, names: Iterable[str]) -> None:
 
 
 def _name_ends(layer: int, target: str) -> set[str]:
-    """What a list can call a projection by: its whole name, and that without what stands before any of its dots."""
+    """The names of a projection in a list: its full name, and every suffix of it after a dot."""
     parts = f"model.layers.{layer}.{'self_attn' if target in _ATTENTION else 'mlp'}.{target}".split(".")
     return {".".join(parts[place:]) for place in range(len(parts))}
 

@@ -1,9 +1,8 @@
 """LoRAWeights <-> a PEFT adapter, as a folder or as bytes, and its content digest.
 
-A folder holds `adapter_config.json` and `adapter_model.safetensors` as PEFT writes them, so PEFT, vLLM and
-LoRAX read it as it is. It appears whole or not at all. The reader takes nothing on trust: it opens two plain
-files by their fixed names, never a pickle, and refuses whatever is torn, oversized, not finite, of another
-shape or type than announced.
+A folder holds `adapter_config.json` and `adapter_model.safetensors` as PEFT writes them, so PEFT, vLLM and LoRAX can
+read it. It is written atomically. The reader trusts nothing: it opens two regular files by their fixed names, never a
+pickle, and refuses damaged or oversized files, values that are not finite, and unexpected shapes or types.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ _PICKLE_FILE = "adapter_model.bin"
 MAX_CONFIG_BYTES = 2**20
 MAX_HEADER_BYTES = 4 * 2**20
 MAX_WEIGHTS_BYTES = 2 * 2**30
-"""Far above any adapter of these bases; a reader that is given a disk image stops before it reads it."""
+"""Far above any adapter of these bases; a larger file, such as a disk image, is refused unread."""
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _TENSOR_NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight", re.ASCII)
@@ -68,7 +67,7 @@ def to_bytes(weights: LoRAWeights) -> bytes:
     """The content of `adapter_model.safetensors`, under PEFT's names and in the adapter's own dtype.
 
     Raises:
-        AdapterFormatError: a NaN or an infinity, or a dtype that adapters are not stored in.
+        AdapterFormatError: a NaN or an infinity, or an unsupported dtype.
     """
     weights.require_finite()
     if weights.dtype not in _DTYPES:
@@ -84,22 +83,22 @@ def from_bytes(data: bytes, config: Mapping[str, Any]) -> LoRAWeights:
     """Read an adapter from the contents of its two files.
 
     Args:
-        data: of `adapter_model.safetensors`.
-        config: of `adapter_config.json`.
+        data: bytes of `adapter_model.safetensors`.
+        config: content of `adapter_config.json`.
 
     Returns:
-        The adapter in the dtype it is stored in. Its modules are in the order of layers and `TARGET_MODULES`.
+        The adapter in its stored dtype. Its modules are in the order of layers and `TARGET_MODULES`.
 
     Raises:
-        AdapterFormatError: says what is wrong with it.
+        AdapterFormatError: the adapter is invalid; the message says why.
     """
     return _assemble(read_config(config), _read_tensors(data))
 
 
 def content_digest(weights: LoRAWeights) -> str:
-    """sha256 (hex) over alpha, scaling kind and the names, dtypes, shapes and bytes of all tensors.
+    """sha256 (hex) over rank, alpha, kind of scaling and the names, dtypes, shapes and bytes of all tensors.
 
-    The same for the same numbers, whatever the order of the modules and the file format.
+    It does not depend on the order of the modules or on the file format.
     """
     spec = weights.spec
     digest = hashlib.sha256(f"rank={spec.rank} alpha={float(spec.alpha)!r} rslora={spec.use_rslora}\n".encode())
@@ -112,14 +111,13 @@ def content_digest(weights: LoRAWeights) -> str:
 
 
 def save_peft(weights: LoRAWeights, folder: Path, *, base_id: str) -> None:
-    """Write an adapter to `folder` so that a reader, or a crash, sees all of it or nothing.
+    """Write an adapter to `folder` atomically.
 
-    The files are written and synced under another name beside `folder`, which is then renamed. An adapter
-    that is there already is left alone if it is the same, and replaced, with all that its folder holds, if it
-    is not.
+    The files are written and synced in a temporary folder next to `folder`, which is then renamed. An equal adapter
+    already there is kept; a different one is replaced with its whole folder.
 
     Raises:
-        AdapterFormatError: the adapter has a NaN or an infinity, or a dtype that is not stored.
+        AdapterFormatError: the adapter has a NaN or an infinity, or an unsupported dtype.
         OSError: the disk is full, or the place is not writable; nothing is left behind.
     """
     files = {
@@ -127,7 +125,7 @@ def save_peft(weights: LoRAWeights, folder: Path, *, base_id: str) -> None:
         WEIGHTS_FILE: to_bytes(weights),
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(folder)
+    temporary = _temporary_path(folder)
     try:
         temporary.mkdir()
         for name, data in files.items():
@@ -146,13 +144,13 @@ def load_peft(folder: Path) -> tuple[LoRAWeights, str]:
     """Read an adapter's folder, written by this library or by PEFT.
 
     Returns:
-        The adapter, and the id of the base that it names.
+        The adapter, and the base id in its config.
 
     Raises:
-        AdapterFormatError: there is no adapter, or what is wrong with it.
+        AdapterFormatError: there is no adapter, or it is invalid; the message says why.
     """
     try:
-        # both files through one handle: a folder that is replaced meanwhile cannot give one of each
+        # one handle for both files: a folder replaced meanwhile cannot mix two adapters
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise AdapterFormatError(f"no adapter in {folder}: {error.strerror}") from error
@@ -171,8 +169,8 @@ def load_peft_for(folder: Path, base_id: str) -> LoRAWeights:
     """Read an adapter's folder as `load_peft` does, if it names this base.
 
     Raises:
-        AdapterFormatError: there is no adapter, or what is wrong with it.
-        AdapterMismatchError: it names another base, which may be of the same shape.
+        AdapterFormatError: there is no adapter, or it is invalid; the message says why.
+        AdapterMismatchError: it names another base, even one of the same shape.
     """
     weights, named = load_peft(folder)
     if named != base_id:
@@ -197,7 +195,7 @@ def _assemble(config: PeftConfig, tensors: Mapping[str, Tensor]) -> LoRAWeights:
     a, b = sides["A"], sides["B"]
     if not tensors or a.keys() != b.keys():
         raise AdapterFormatError(
-            f"{len(a)} modules have a lora_A and {len(b)} a lora_B; single are {sorted(a.keys() ^ b.keys())[:3]}"
+            f"{len(a)} modules have a lora_A and {len(b)} a lora_B; unpaired are {sorted(a.keys() ^ b.keys())[:3]}"
         )
     if len({tensor.dtype for tensor in tensors.values()}) > 1:
         raise AdapterFormatError("the tensors have several dtypes; convert them to one")
@@ -221,15 +219,15 @@ def _read_tensors(data: bytes) -> dict[str, Tensor]:
     try:
         return load_tensors(data)
     except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError) as error:
-        raise AdapterFormatError(f"{WEIGHTS_FILE} is torn or not a safetensors file: {error}") from error
+        raise AdapterFormatError(f"{WEIGHTS_FILE} is damaged or not a safetensors file: {error}") from error
 
 
 def _read_plain_file(folder: int, name: str, limit: int) -> bytes:
     try:
-        # not through a link, and not waiting for the writer of a pipe
+        # do not follow a link, and do not wait for the writer of a pipe
         handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     except FileNotFoundError:
-        if name == WEIGHTS_FILE and _PICKLE_FILE in os.listdir(folder):  # a handle, not a path
+        if name == WEIGHTS_FILE and _PICKLE_FILE in os.listdir(folder):  # listed by handle, not by path
             raise AdapterFormatError(
                 f"{_PICKLE_FILE} is a pickle, which can run code when it is read, so it is not read; "
                 "save the adapter with safe_serialization=True"
@@ -246,15 +244,15 @@ def _read_plain_file(folder: int, name: str, limit: int) -> bytes:
     with os.fdopen(handle, "rb") as file:
         if status.st_size > limit:
             raise AdapterFormatError(f"{name} is larger than {limit} bytes")
-        return file.read(status.st_size)  # what is appended meanwhile is left
+        return file.read(status.st_size)  # bytes appended meanwhile are ignored
 
 
-def _beside(folder: Path) -> Path:
+def _temporary_path(folder: Path) -> Path:
     return folder.parent / f".{folder.name}.{secrets.token_hex(6)}.tmp"
 
 
 def _renamed(temporary: Path, folder: Path) -> bool:
-    """Whether `temporary` is now `folder`; False if something is in the way."""
+    """Rename `temporary` to `folder`; False if a folder with content is in the way."""
     try:
         temporary.rename(folder)
     except OSError as error:
@@ -272,7 +270,7 @@ def _holds(folder: Path, files: Mapping[str, bytes]) -> bool:
 
 
 def _move_away(folder: Path) -> None:
-    old = _beside(folder)
+    old = _temporary_path(folder)
     try:
         folder.rename(old)
     except FileNotFoundError:  # another writer was faster

@@ -1,1 +1,1 @@
-"""Around the condition vector: the cache of embeddings, and the detector of tasks."""
+"""The condition vector: cache of embeddings and task detector."""

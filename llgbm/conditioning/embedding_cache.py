@@ -1,7 +1,7 @@
-"""Where embeddings of texts are kept: the protocol, and its forms for one process and for one machine.
+"""Caches of text embeddings: the protocol, a cache in memory and one in sqlite.
 
-A cache maps text keys to bytes and knows nothing of what they mean. It may forget anything at any time. All
-forms here are bounded and safe to use from several threads; the sqlite form also from several processes.
+A cache maps string keys to bytes and may forget any of them at any time. Both caches are bounded and thread-safe;
+several processes may share the sqlite one.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _KEYS_PER_QUERY = 500
 
 
 class EmbeddingCache(Protocol):
-    """What `PretrainedTextEncoder` needs of a cache."""
+    """Interface of a cache for `PretrainedTextEncoder`."""
 
     def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
-        """The value of each key, None where there is none."""
+        """The value of each key, None where it is missing."""
         ...
 
     def set_many(self, items: Mapping[str, bytes]) -> None:
-        """Keep these values, over those of the same keys."""
+        """Store these values, and replace those of the same keys."""
         ...
 
 
 class MemoryEmbeddingCache:
-    """Keeps the `max_items` values that were used last, in this process."""
+    """Keeps the `max_items` most recently used values, in this process."""
 
     def __init__(self, max_items: int = 4096) -> None:
         self._max_items = max_items
@@ -43,7 +43,7 @@ class MemoryEmbeddingCache:
         return len(self._items)
 
     def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
-        """The value of each key, None where there is none."""
+        """The value of each key, None where it is missing."""
         with self._lock:
             for key in keys:
                 if key in self._items:
@@ -51,7 +51,7 @@ class MemoryEmbeddingCache:
             return [self._items.get(key) for key in keys]
 
     def set_many(self, items: Mapping[str, bytes]) -> None:
-        """Keep these values, and forget the ones that were not used for longest."""
+        """Store these values, and drop the least recently used ones."""
         with self._lock:
             for key, value in items.items():
                 self._items[key] = value
@@ -61,10 +61,9 @@ class MemoryEmbeddingCache:
 
 
 class SqliteEmbeddingCache:
-    """Keeps up to `max_items` values, the ones written last, in a sqlite file that processes may share.
+    """Keeps the `max_items` most recently written values, in a sqlite file that processes may share.
 
-    Write-ahead logging lets one write while others read; a process that is killed leaves a file that is
-    whole.
+    With write-ahead logging one process writes while others read, and a killed process leaves a valid file.
 
     Raises:
         EmbeddingCacheError: the file cannot be opened, or is not a sqlite database of this form.
@@ -93,7 +92,7 @@ class SqliteEmbeddingCache:
             return count
 
     def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
-        """The value of each key, None where there is none."""
+        """The value of each key, None where it is missing."""
         found: dict[str, bytes] = {}
         with self._lock, self._named_errors():
             for start in range(0, len(keys), _KEYS_PER_QUERY):
@@ -103,7 +102,7 @@ class SqliteEmbeddingCache:
         return [found.get(key) for key in keys]
 
     def set_many(self, items: Mapping[str, bytes]) -> None:
-        """Keep these values, and forget the ones that were written first."""
+        """Store these values, and drop the oldest ones."""
         with self._lock, self._named_errors():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -122,7 +121,7 @@ class SqliteEmbeddingCache:
             self._connection.execute("COMMIT")
 
     def close(self) -> None:
-        """Close the file; what was set is on the disk."""
+        """Close the file; all stored values are on disk."""
         with self._lock:
             self._connection.close()
 
@@ -132,6 +131,6 @@ class SqliteEmbeddingCache:
             yield
         except (sqlite3.Error, OSError) as error:
             raise EmbeddingCacheError(
-                f"the embedding cache {self._path} failed: {error}; if it does not go away, delete that file: "
-                "it holds nothing that cannot be computed again"
+                f"the embedding cache {self._path} failed: {error}; if this persists, delete that file: "
+                "all its content can be computed again"
             ) from error

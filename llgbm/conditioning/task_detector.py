@@ -1,7 +1,7 @@
-"""Does a text ask for a task at all? A linear detector on conditions, which belongs to a generator's artefact.
+"""TaskDetector: the probability that a text asks for a task, from its condition; part of a generator's artefact.
 
-A generator makes some adapter for any text, gibberish and greetings included. What asks for nothing is to leave the
-base nearly as it is, so adapters made from descriptions are scaled by what the detector says.
+A generator makes an adapter for any text, gibberish and greetings included. Such a text should leave the base nearly
+unchanged, so adapters made from descriptions are scaled by this probability.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class TaskDetector:
     """A logistic regression, fitted by `training.recipe.task_detector`.
 
     Attributes:
-        weight: (condition_size,) float32, for conditions scaled so that their entries have size one.
+        weight: (condition_size,) float32, for conditions scaled to entries of size 1.
         bias: scalar tensor, in logits.
 
     Raises:
-        ConfigError: a shape is another, or a number is not finite.
+        ConfigError: a wrong shape, or a value that is not finite.
     """
 
     weight: Tensor
@@ -39,11 +39,12 @@ class TaskDetector:
             raise ConfigError("the detector has values that are not finite; fit it again")
 
     def __call__(self, conditions: Tensor) -> Tensor:
-        """The probability (n,) that conditions (n, condition_size) float32 of length one ask for a task.
+        """Probability (n,) that conditions (n, condition_size), float32 unit vectors, ask for a task.
 
         Raises:
             ConfigError: the conditions have another size.
         """
         if conditions.dim() != 2 or conditions.shape[1] != len(self.weight):
             raise ConfigError(f"conditions of shape {tuple(conditions.shape)} for a detector of {len(self.weight)}")
+        # entries of a unit vector have size 1 / sqrt(d)
         return (conditions @ self.weight * math.sqrt(len(self.weight)) + self.bias).sigmoid()

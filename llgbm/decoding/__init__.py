@@ -1,1 +1,1 @@
-"""Decoding with one adapter for each row of a running batch."""
+"""Decoding with one adapter per row of a running batch."""

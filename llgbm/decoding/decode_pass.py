@@ -1,9 +1,9 @@
-"""DecodePass: one token of every row through a Qwen2 model, with what is around its Linears made lean.
+"""DecodePass: one token of every row through a Qwen2 model, with few operations around its Linears.
 
-A single token is so little work that most of the time of the model's own forward pass goes into small
-operations: keys and values repeated for every head, rotary embeddings in five steps, norms in Python. Here
-grouped heads attend as several queries of one head, and each step is the fewest operations. The Linears are
-called as modules, so hooks and every form of storage work as in the model's own pass.
+For a single token, most of the time of the model's own forward pass goes into small operations: keys and values
+repeated for every head, rotary embeddings in five steps, norms in Python. Here the query heads of a group attend as
+several queries of one head, and each step takes as few operations as possible. The Linears are called as modules, so
+hooks and all storages work as in the model's own pass.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from llgbm.errors import ConfigError
 
 
 class DecodePass:
-    """One step of a transformers Qwen2 causal LM. The numbers are those of its own forward pass, to rounding.
+    """One step of a transformers Qwen2 causal LM, equal to its own forward pass up to rounding.
 
     Args:
         model: the causal LM.
-        compiled: let torch.compile fuse the small operations. It pays on a GPU, where each is a kernel to launch.
+        compiled: fuse the small operations with torch.compile. It pays on a GPU, where each one is a kernel launch.
 
     Raises:
-        ConfigError: some layers attend to a sliding window, which the cache does not do.
+        ConfigError: some layers attend to a sliding window, which the cache does not support.
     """
 
     def __init__(self, model: nn.Module, *, compiled: bool = False) -> None:
@@ -42,12 +42,13 @@ class DecodePass:
 
         Args:
             ids: (rows,) int64, the new token of each row.
-            positions: (rows,) int64, its place in the row.
-            mask: from `cache.start_step`.
-            cache: gets the new keys and values.
+            positions: (rows,) int64, its position in the row.
+            mask: (rows, 1, 1, longest) from `cache.start_step`.
+            cache: receives the new keys and values.
         """
-        hidden: Tensor = self._decoder.embed_tokens(ids)
+        hidden: Tensor = self._decoder.embed_tokens(ids)  # (rows, hidden): no dimension of tokens anywhere
         cos, sin = self._decoder.rotary_emb(hidden, positions[:, None])  # (rows, 1, head_dim) each
+        # Rotation is x cos + [-x2, x1] sin for halves x1, x2. With the minus sign in sin it is x cos + roll(x) sin.
         half = sin.shape[-1] // 2
         signed_sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
         for layer in self._decoder.layers:
@@ -60,11 +61,13 @@ class DecodePass:
 
     def _attend(self, attention: Any, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: RowCache) -> Tensor:
         rows, size = x.shape[0], attention.head_dim
-        query = self._rotate(attention.q_proj(x).view(rows, -1, size), cos, sin)
-        key = self._rotate(attention.k_proj(x).view(rows, -1, size), cos, sin)
+        query = self._rotate(attention.q_proj(x).view(rows, -1, size), cos, sin)  # (rows, heads, head_dim)
+        key = self._rotate(attention.k_proj(x).view(rows, -1, size), cos, sin)  # (rows, kv_heads, head_dim)
         value = attention.v_proj(x).view(rows, -1, size)
+        # (rows, kv_heads, longest, head_dim) each
         keys, values = cache.update(key[:, :, None], value[:, :, None], attention.layer_idx)
-        grouped = query.view(rows, keys.shape[1], -1, size)  # the query heads of one key head, as its queries
+        # (rows, kv_heads, heads / kv_heads, head_dim): the query heads of one key head, as its queries
+        grouped = query.view(rows, keys.shape[1], -1, size)
         out = F.scaled_dot_product_attention(grouped, keys, values, mask, scale=attention.scaling)
         projected: Tensor = attention.o_proj(out.reshape(rows, -1))
         return projected
@@ -75,5 +78,5 @@ def _norm(x: Tensor, norm: Any) -> Tensor:
 
 
 def _rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """Rotary position embedding of (rows, heads, head_dim)."""
+    """Rotary position embedding of (rows, heads, head_dim); the sign of the first half is in `signed_sin`."""
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), signed_sin)

@@ -1,8 +1,8 @@
-"""Batched decoding with a key-value cache, one adapter for each row; rows join and leave between tokens.
+"""Continuous batching with a key-value cache and one adapter per row: rows join and leave between tokens.
 
-Tokens in, tokens out: no text, no HTTP, no threads of its own. A row's result is that of the row decoded
-alone, to the rounding of float32 sums, whatever joins, leaves or fails beside it; with bfloat16 storage on a
-processor without AVX512-BF16 or AMX, to that of bfloat16: see `Decoder`.
+Tokens in, tokens out: no text, no HTTP, no threads. A row's result does not depend on rows that join, leave or fail
+next to it, up to the rounding of float32 sums. With bfloat16 storage on a CPU without AVX512-BF16 or AMX it holds up
+to the rounding of bfloat16: see `Decoder`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from llgbm.lora import LoRAWeights
 
 FinishReason = Literal["stop", "length", "error"]
 
-_LEAST_FILLED = 0.75
-"""Rows share a prefill as long as none is shorter than this part of the longest: padding is computed too."""
+_MIN_FILL = 0.75
+"""Rows share a prefill if none is shorter than this fraction of the longest: padding costs compute too."""
 
 
 @dataclass(eq=False)
@@ -36,9 +36,9 @@ class DecodeRequest:
     Attributes:
         prompt: token ids, at least one.
         adapter: None for the plain base.
-        params: how to decode it.
-        output: the tokens so far, without the token that stopped it.
-        finish_reason: None while it can go on; "error" if the model's numbers were not finite any more.
+        params: its sampling parameters.
+        output: the tokens so far, without the stop token.
+        finish_reason: None while it runs; "error" if its logits are no longer finite.
     """
 
     prompt: Sequence[int]
@@ -52,11 +52,11 @@ class Step(NamedTuple):
     """One token of one row.
 
     Attributes:
-        row: the row that was given to `Decoder.add`.
-        token: its new token; with finish reason "stop" the token that stopped it, with "error" none: -1.
-        logprob: of the token, if `params.logprobs` asked for it.
-        top_logprobs: (token, log probability) of the likeliest, best first.
-        finish_reason: not None in the last step of a row, which has then left the decoder.
+        row: the request given to `Decoder.add`.
+        token: its new token; the stop token with finish reason "stop", -1 with "error".
+        logprob: of the token, if `params.logprobs` is set.
+        top_logprobs: (token, log probability) of the likeliest tokens, best first.
+        finish_reason: not None in the last step of a row; the row has then left the decoder.
     """
 
     row: DecodeRequest
@@ -73,18 +73,18 @@ class _Running(NamedTuple):
 
 
 class Decoder:
-    """Decodes a changing batch of rows on one base. Not for several threads at once.
+    """Decodes a changing batch of rows on one base. Not thread-safe.
 
     Hooks are on the model only during a forward pass, so between calls the base is plain.
 
-    With bfloat16 storage on a processor without AVX512-BF16 or AMX the ninth row changes the kernel: up to eight rows
-    are multiplied in bfloat16, more of them in float32 (`llgbm.linears.frozen_linear`). So the numbers of a row that
-    runs there depend, by the rounding of bfloat16, on how many run beside it.
+    With bfloat16 storage on a CPU without AVX512-BF16 or AMX, up to eight rows are multiplied in bfloat16, and more
+    rows in float32 (`llgbm.linears.frozen_linear`). There the numbers of a row depend on the number of running rows,
+    within the rounding of bfloat16.
 
     Args:
         base: the frozen model.
-        max_context: tokens of prompt and answer together; None for what the model was made for.
-        prefill_tokens: prompts are run in batches of at most so many tokens, padding included, or one prompt.
+        max_context: limit of prompt and answer together, in tokens; None for the model's own limit.
+        prefill_tokens: largest batch of prompts, in tokens with padding. A longer prompt runs alone.
     """
 
     def __init__(self, base: Base, *, max_context: int | None = None, prefill_tokens: int = 2048) -> None:
@@ -92,7 +92,7 @@ class Decoder:
         config: Any = model.config
         limit = int(config.max_position_embeddings)
         if max_context is not None and not 1 < max_context <= limit:
-            raise ConfigError(f"max_context must be 2 to {limit}, what the model was made for; not {max_context}")
+            raise ConfigError(f"max_context must be 2 to {limit}, the model's own limit, not {max_context}")
         self.max_context = limit if max_context is None else max_context
         self.stop_token_ids = _stop_token_ids(model.generation_config)
         self._model = model
@@ -117,9 +117,8 @@ class Decoder:
         """Check that a row can be decoded.
 
         Raises:
-            ConfigError: the prompt is empty or has a token that the model does not know, or the row ran
-                before.
-            ContextLengthError: prompt and answer may not fit into the context.
+            ConfigError: the prompt is empty or has an unknown token, or the row ran before.
+            ContextLengthError: prompt and requested tokens do not fit into the context.
             AdapterMismatchError: the adapter was made for another base.
         """
         if not row.prompt:
@@ -142,10 +141,10 @@ class Decoder:
         """Run the prompts of new rows; they then take part in every `step`.
 
         Returns:
-            The first token of each row, in the order given. A row may already end with it.
+            The first token of each row, in the given order. A row may already end with it.
 
         Raises:
-            ConfigError, ContextLengthError, AdapterMismatchError: as `require_valid`; then no row is added.
+            ConfigError, ContextLengthError, AdapterMismatchError: as `require_valid`; no row is added.
         """
         for row in rows:
             self.require_valid(row)
@@ -163,7 +162,7 @@ class Decoder:
         return sorted(steps, key=lambda step: order[id(step.row)])
 
     def step(self) -> list[Step]:
-        """Decode one token for every running row; an empty list when there is none."""
+        """Decode one token for every running row; an empty list without rows."""
         if not self._running:
             return []
         if self._prepared is None:
@@ -178,17 +177,17 @@ class Decoder:
         return self._choose(self._running, hidden)
 
     def remove(self, row: DecodeRequest) -> bool:
-        """Take a row out and free its memory; False if it is not running (any more)."""
+        """Take a row out and free its memory; False if it is not running."""
         return self._remove(row, wipe=False)
 
     def _prefill_groups(self, rows: Sequence[DecodeRequest]) -> list[list[DecodeRequest]]:
         groups: list[list[DecodeRequest]] = []
         for row in sorted(rows, key=lambda r: len(r.prompt), reverse=True):
-            longest = len(groups[-1][0].prompt) if groups else 0
+            longest = len(groups[-1][0].prompt) if groups else 0  # prompts come in descending length
             fits = (
                 groups
                 and (len(groups[-1]) + 1) * longest <= self._prefill_tokens
-                and len(row.prompt) >= _LEAST_FILLED * longest
+                and len(row.prompt) >= _MIN_FILL * longest
             )
             if fits:
                 groups[-1].append(row)
@@ -210,12 +209,12 @@ class Decoder:
             self._running += new
             self._prepared = None
             with self._functional.applied([running.adapter for running in new]):
-                # no mask: prompts are padded at the right, so causality alone keeps the padding out of them
+                # no mask: prompts are padded at the right, so causal attention never reads the padding
                 hidden = self._prompt_states(ids, positions)
         return self._choose(new, hidden[torch.arange(len(rows)), torch.tensor(lengths) - 1])
 
     def _adapters_of(self, rows: Sequence[DecodeRequest]) -> list[LoRAWeights | None]:
-        """The rows' adapters as the model is; one object for all rows that share one, those that run among them."""
+        """The adapters in the model's dtype and device; one object per adapter, for new and running rows together."""
         known = {id(running.row.adapter): running.adapter for running in self._running}
         for row in rows:
             if row.adapter is not None and id(row.adapter) not in known:
@@ -237,7 +236,7 @@ class Decoder:
     def _choose(self, running: Sequence[_Running], hidden: Tensor) -> list[Step]:
         """The next token of each row from its last hidden state (rows, hidden); rows that end are removed."""
         with torch.inference_mode():
-            # the head may have more rows than there are tokens, to round it up
+            # (rows, vocabulary); the head may be padded beyond the vocabulary
             logits: Tensor = self._model.lm_head(hidden)[:, : self._vocabulary].float().cpu()
             best = logits.max(dim=-1)
             finite = best.values.isfinite().tolist()
@@ -272,7 +271,7 @@ class Decoder:
             return False
         with torch.inference_mode():
             self._cache.leave(slot, wipe=wipe)
-        # as in the cache: the last row takes the free place
+        # as in the cache: the last row moves into the free slot
         self._running[slot] = self._running[-1]
         self._running.pop()
         self._prepared = None
@@ -294,14 +293,14 @@ def generate(
         prompts: token ids of each.
         adapters: one for all, or one for each prompt.
         params: the same for all; greedy by default.
-        max_rows: rows in the batch; as one ends, the next prompt joins.
+        max_rows: rows in the batch; when one ends, the next prompt joins.
 
     Returns:
-        The answer of each prompt, without the token that stopped it.
+        The answer of each prompt, without the stop token.
 
     Raises:
-        AdapterMismatchError: another number of adapters than prompts, an adapter for another base, or one
-            that drives the model's numbers out of range.
+        AdapterMismatchError: another number of adapters than prompts, an adapter for another base, or one that makes
+            logits infinite or NaN.
         ConfigError: `max_rows` is below 1.
         ConfigError, ContextLengthError: as `Decoder.require_valid`.
     """
@@ -328,7 +327,7 @@ def generate(
     failed = [i for i, row in enumerate(rows) if row.finish_reason == "error"]
     if failed:
         raise AdapterMismatchError(
-            f"the model's numbers ran out of range for prompt {failed[0]} ({len(failed)} in all); "
+            f"the logits of prompt {failed[0]} were not finite ({len(failed)} prompts in all); "
             "its adapter is too large, try a smaller scale"
         )
     return [row.output for row in rows]

@@ -1,9 +1,8 @@
-"""Keys and values of the running rows, in one block of memory for each layer, each row with its own length.
+"""Keys and values of the running rows: two tensors per layer, each row with its own length.
 
-A transformers `Cache`, so the model runs unchanged. Row i of the batch is slot i. A row's keys start at
-column 0, so columns beyond its length hold leftovers: they are finite and the mask hides them. Joining rows
-take the slots at the end; when a row leaves, the last row moves into its slot. Memory grows in blocks and
-shrinks when most is unused.
+A transformers `Cache`, so the model runs unchanged. Row i of the batch is slot i, and its keys start at column 0.
+Columns beyond its length hold old values, which are finite and masked. Joining rows take slots at the end; when a row
+leaves, the last row moves into its slot. Memory grows in blocks and shrinks when most of it is unused.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from transformers.cache_utils import Cache
 _ROW_BLOCK = 4
 _TOKEN_BLOCK = 128
 _SHRINK_FACTOR = 4
-"""Shrink when less than one part in so many is used; copying is then cheap next to what is freed."""
+"""Shrink when at most 1/N of the cache is used; the copy is then small compared with the freed memory."""
 
 
 class RowCache(Cache):
@@ -28,7 +27,7 @@ class RowCache(Cache):
         num_kv_heads: key and value heads of each layer.
         head_dim: size of one head.
         dtype: of keys and values.
-        device: where they are kept; None for the processor's memory.
+        device: of keys and values; None for the CPU.
     """
 
     def __init__(
@@ -48,9 +47,9 @@ class RowCache(Cache):
         return self._lengths
 
     def start_joining(self, lengths: Sequence[int]) -> None:
-        """Take slots at the end for new rows of these lengths.
+        """Reserve slots at the end for new rows of these lengths.
 
-        The next forward pass must be on their prompts, padded at the right to the longest.
+        The next forward pass must run their prompts, padded at the right to the longest.
         """
         first = len(self._lengths)
         self._reserve(first + len(lengths), max(lengths))
@@ -58,7 +57,7 @@ class RowCache(Cache):
         self._joining = slice(first, first + len(lengths))
 
     def start_step(self) -> Tensor:
-        """Make room for one more token in every row; the next forward pass must be on one token for each.
+        """Reserve room for one more token in every row; the next forward pass must run one token per row.
 
         Returns:
             Additive mask (rows, 1, 1, longest) for that pass, in the dtype of the cache.
@@ -68,27 +67,30 @@ class RowCache(Cache):
         self._reserve(rows, longest)
         _, heads, room, _ = self._keys[0].shape
         device = self._empty.device
-        columns = torch.tensor(self._lengths, device=device)
+        columns = torch.tensor(self._lengths, device=device)  # (rows,): each row's new token goes behind its last one
+        # In the view (slots * heads * room, head_dim) that `update` writes to, head h of slot s starts at
+        # (s * heads + h) * room. One index_copy_ per tensor then stores all rows, at any lengths.
         starts = torch.arange(rows * heads, device=device).view(rows, heads) * room
         self._new_places = (starts + columns[:, None]).flatten()
+        # column c is hidden from a row whose new token is at column n < c
         hidden = torch.arange(longest, device=device)[None, :] > columns[:, None]
         mask = self._empty.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
         return mask[:, None, None, :]
 
     def finish_step(self) -> None:
-        """Count the tokens of the pass. A pass that failed before this is as if it had not been."""
+        """Count the tokens of the pass. A pass that fails before this call leaves the lengths unchanged."""
         self._lengths = [length + 1 for length in self._lengths]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Called by the model: keeps new (rows, kv_heads, tokens, head_dim) states, returns all to attend."""
+        """Called by the model: stores new states (rows, kv_heads, tokens, head_dim), returns all to attend to."""
         keys, values = self._keys[layer_idx], self._values[layer_idx]
         if self._joining is not None:
             width = key_states.shape[2]
             keys[self._joining, :, :width] = key_states
             values[self._joining, :, :width] = value_states
-            return key_states, value_states
+            return key_states, value_states  # a new row has nothing older to attend to
         size = key_states.shape[-1]
         keys.view(-1, size).index_copy_(0, self._new_places, key_states.reshape(-1, size))
         values.view(-1, size).index_copy_(0, self._new_places, value_states.reshape(-1, size))
@@ -99,8 +101,8 @@ class RowCache(Cache):
         """Free a slot; the last row moves into it.
 
         Args:
-            slot: place of the row in the batch.
-            wipe: its numbers may not be finite: clear them, since a mask does not hide a NaN.
+            slot: index of the row in the batch.
+            wipe: clear its values, which may not be finite: a mask does not hide a NaN.
         """
         last = len(self._lengths) - 1
         for tensors in (self._keys, self._values):
@@ -119,20 +121,20 @@ class RowCache(Cache):
 
     def _reserve(self, rows: int, tokens: int) -> None:
         has_rows, has_tokens = self._size()
-        # a resize may have failed half way, and a step writes to the same places in every layer
+        # after a resize that failed halfway layers differ, but a step writes to the same places in every layer
         uneven = len({tensor.shape for tensor in (*self._keys, *self._values)}) > 1
         if rows > has_rows or tokens > has_tokens or uneven:
-            self._resize(max(_up(rows, _ROW_BLOCK), has_rows), max(_up(tokens, _TOKEN_BLOCK), has_tokens))
+            self._resize(max(_round_up(rows, _ROW_BLOCK), has_rows), max(_round_up(tokens, _TOKEN_BLOCK), has_tokens))
 
     def _shrink(self) -> None:
-        rows = _up(len(self._lengths), _ROW_BLOCK)
-        tokens = _up(max(self._lengths, default=0), _TOKEN_BLOCK)
+        rows = _round_up(len(self._lengths), _ROW_BLOCK)
+        tokens = _round_up(max(self._lengths, default=0), _TOKEN_BLOCK)
         has_rows, has_tokens = self._size()
         if rows * tokens * _SHRINK_FACTOR <= has_rows * has_tokens:
             self._resize(rows, tokens)
 
     def _size(self) -> tuple[int, int]:
-        """Rows and tokens that there is room for in every layer."""
+        """Rows and tokens with room in every layer."""
         tensors = (*self._keys, *self._values)
         return min(t.shape[0] for t in tensors), min(t.shape[2] for t in tensors)
 
@@ -140,12 +142,12 @@ class RowCache(Cache):
         _, heads, _, size = self._empty.shape
         for tensors in (self._keys, self._values):
             for layer, old in enumerate(tensors):
-                # zeros, not whatever was in memory: hidden columns must be finite
+                # zeros, not uninitialised memory: masked columns must be finite
                 new = old.new_zeros(rows, heads, tokens, size)
                 kept_rows, kept_tokens = min(rows, old.shape[0]), min(tokens, old.shape[2])
                 new[:kept_rows, :, :kept_tokens] = old[:kept_rows, :, :kept_tokens]
                 tensors[layer] = new
 
 
-def _up(number: int, block: int) -> int:
+def _round_up(number: int, block: int) -> int:
     return -(-number // block) * block

@@ -1,6 +1,6 @@
-"""How the next token is chosen from logits: greedy, or temperature and top-p with a seed of the row's own.
+"""Choice of the next token from logits: greedy, or temperature and top-p with a seed per row.
 
-A row's choice depends on its own logits, parameters and seed, never on the rows that it is decoded with.
+A row's choice depends on its own logits, parameters and seed only, not on other rows of the batch.
 """
 
 from __future__ import annotations
@@ -14,22 +14,21 @@ from llgbm.errors import ConfigError
 
 MAX_LOGPROBS = 20
 _NUCLEUS_GUESS = 1024
-"""Sorting the whole vocabulary is slow; a nucleus is nearly always inside this many tokens."""
+"""Sorting the whole vocabulary is slow, and a nucleus is nearly always within this many tokens."""
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How one row is decoded.
+    """Sampling parameters of one row.
 
     Attributes:
-        max_tokens: tokens at most, at least 1.
-        temperature: 0 is greedy; above, logits are divided by it.
-        top_p: only the most likely tokens that together reach this probability are drawn from.
-        seed: the same seed gives the same draws; None a fresh one.
-        stop_token_ids: tokens that end the answer; None for those of the base's generation config, () for
-            none.
-        logprobs: None for no log probabilities; else that of each chosen token and of so many of the
-            likeliest.
+        max_tokens: maximum number of tokens, at least 1.
+        temperature: 0 is greedy; otherwise logits are divided by it.
+        top_p: draw from the most likely tokens that together reach this probability.
+        seed: equal seeds give equal draws; None takes a fresh one.
+        stop_token_ids: tokens that end the answer; None for those of the base's generation config, () for none.
+        logprobs: number of likeliest tokens with log probabilities, in addition to each chosen token; None for no log
+            probabilities.
 
     Raises:
         ConfigError: a value is out of range.
@@ -56,7 +55,7 @@ class SamplingParams:
 
 
 def make_generator(seed: int | None) -> torch.Generator:
-    """The source of draws of one row."""
+    """The random generator of one row."""
     generator = torch.Generator()
     if seed is None:
         generator.seed()
@@ -68,11 +67,10 @@ def make_generator(seed: int | None) -> torch.Generator:
 def sample(logits: Tensor, params: SamplingParams, generator: torch.Generator) -> int:
     """Draw one token from logits (vocabulary,) float32, with one uniform number of `generator`.
 
-    `params.temperature` must be above 0. Tokens are laid out one after the other by their probability, and
-    the uniform number points at one of them; so logits that differ in the last bits nearly always give the
-    same token.
+    `params.temperature` must be above 0. The uniform number selects a token from the cumulative distribution, so
+    logits that differ in the last bits nearly always give the same token.
     """
-    # the largest logit is taken off first, so that a tiny temperature cannot overflow
+    # the maximum is subtracted first, so a tiny temperature cannot overflow
     probabilities = ((logits - logits.max()) / params.temperature).softmax(-1)
     point = torch.rand((), generator=generator, dtype=torch.double)
     if params.top_p == 1:
@@ -87,7 +85,7 @@ def sample(logits: Tensor, params: SamplingParams, generator: torch.Generator) -
 
 
 def _pick(reached: Tensor, point: Tensor) -> int:
-    """First index whose cumulative probability is above `point` of the whole."""
+    """First index whose cumulative probability exceeds `point` times the total."""
     index = int(torch.searchsorted(reached, point * reached[-1], right=True))
     return min(index, len(reached) - 1)
 
@@ -95,7 +93,7 @@ def _pick(reached: Tensor, point: Tensor) -> int:
 def log_probabilities(logits: Tensor, token: int, count: int) -> tuple[float, tuple[tuple[int, float], ...]]:
     """Natural log probability of `token`, and (token, log probability) of the `count` likeliest tokens.
 
-    From logits (vocabulary,) before temperature and top-p: what the model thinks, not how it was sampled.
+    From logits (vocabulary,), before temperature and top-p.
     """
     logs = logits.log_softmax(-1)
     best = logs.topk(count)

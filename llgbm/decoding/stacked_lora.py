@@ -1,9 +1,9 @@
-"""StackedLoRA: the adapters of the running rows, laid out for one token a row; no gradients.
+"""StackedLoRA: the adapters of the running rows, laid out for one token per row; no gradients.
 
-Adapters with the same modules and rank that serve equally many rows form a stack: one batched product for all
-of their A, one for all of their B, in place of a product for each. Stacks differ in rank, so nothing is padded.
-A of modules that read the same input (q, k and v; gate and up) lie in one tensor. When rows come and go, only
-the adapters that are new are copied; from token to token nothing is.
+Adapters with the same modules, rank and number of rows form a stack: one batched product for all their A and one for
+all their B, in place of one product per adapter. Nothing is padded, since a stack has one rank. The A of modules with
+the same input (q, k and v; gate and up) share one tensor. When rows change, only new adapters are copied; between
+tokens nothing is copied.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from llgbm.linears.shared_input import SharedInput, input_groups
 from llgbm.lora import LoRAWeights
 
 _BLOCK = 4
-"""Room in a stack grows and shrinks by so many adapters."""
+"""The capacity of a stack is a multiple of this many adapters, or 1."""
 
 
 class _Kind(NamedTuple):
@@ -31,7 +31,7 @@ class _Kind(NamedTuple):
 
 
 class StackedLoRA:
-    """Keeps the layout of one decoder's adapters, in the dtype and on the device of its model.
+    """The layout of one decoder's adapters, in the dtype and on the device of its model.
 
     Args:
         like: any tensor of that dtype and device.
@@ -42,7 +42,7 @@ class StackedLoRA:
         self._stacks: dict[_Kind, _Stack] = {}
 
     def arrange(self, rows: Sequence[LoRAWeights | None]) -> PreparedLoRA:
-        """Lay out one adapter for each row, for `FunctionalLoRA.applied`. What was returned before is void.
+        """Lay out one adapter for each row, for `FunctionalLoRA.applied`. Earlier results become invalid.
 
         The adapters must fit the model. The context must be inside `torch.inference_mode` or `no_grad`.
         """
@@ -69,9 +69,9 @@ class _Part(NamedTuple):
     """A stack in a batch.
 
     Attributes:
-        size: adapters in it.
-        rows_each: rows of each.
-        rows: (size * rows_each,) which rows of the batch, adapter by adapter; None for all, in their order.
+        size: number of adapters.
+        rows_each: rows per adapter.
+        rows: (size * rows_each,) int64, their rows in the batch, adapter by adapter; None for all rows in order.
     """
 
     stack: _Stack
@@ -81,13 +81,13 @@ class _Part(NamedTuple):
 
 
 class _Stack:
-    """Room for some adapters of one kind.
+    """Slots for adapters of one kind.
 
     Attributes:
         rank: of every adapter.
-        a: name of a group's first module -> (room, rank times modules of the group, in_features).
-        b: module name -> (room, rank, out_features), with the adapter's scaling in it.
-        places: module name -> (name of its group's first module, its place in the group).
+        a: first module of an input group -> (room, rank * modules of the group, in_features).
+        b: module name -> (room, rank, out_features), transposed B times the adapter's scaling.
+        places: module name -> (first module of its group, its index in the group).
     """
 
     def __init__(self, kind: _Kind, like: Tensor) -> None:
@@ -100,15 +100,16 @@ class _Stack:
         self.places = {name: (group[0], place) for group in self._groups for place, name in enumerate(group)}
 
     def place(self, members: Mapping[LoRAWeights, list[int]], total: int) -> _Part:
-        """Have just these adapters in the first slots; those that stay where they are cost nothing."""
+        """Put exactly these adapters into the first slots; adapters that keep their slot are not copied."""
         size = len(members)
+        # grow at once, shrink only below half: room does not change with every row that comes and goes
         if size > self._room or self._room > 2 * size + _BLOCK:
             self._make_room(-(-size // _BLOCK) * _BLOCK if size > 1 else 1)
         staying = [adapter for adapter in self._slots[:size] if adapter in members]
         coming = [adapter for adapter in members if adapter not in staying]
         slots = [a if a in members else coming.pop() for a in self._slots[:size]]
         slots += coming
-        before, self._slots = self._slots, []  # if a copy fails, nothing is taken to be in its place
+        before, self._slots = self._slots, []  # if a copy fails, no slot counts as filled
         for slot, adapter in enumerate(slots):
             if slot >= len(before) or before[slot] is not adapter:
                 self._write(slot, adapter)
@@ -129,13 +130,17 @@ class _Stack:
     def _write(self, slot: int, adapter: LoRAWeights) -> None:
         for name, a, b in adapter.pairs():
             first, place = self.places[name]
+            # (modules of the group * rank, in) seen as (modules of the group, rank, in)
             self.a[first][slot].view(-1, *a.shape)[place] = a
             self.b[name][slot] = b.t()
-            self.b[name][slot] *= adapter.spec.scaling
+            self.b[name][slot] *= adapter.spec.scaling  # once here, in place of a factor for every token
 
 
 class _AProducts:
-    """x of a group of modules -> number of a part with any of them -> (size, rows_each, rank) for each of those."""
+    """Input x of a group of modules -> index of a part -> one (size, rows_each, rank) tensor per module of the part.
+
+    Parts without a module of the group are left out.
+    """
 
     def __init__(self, group: tuple[str, ...], parts: Sequence[_Part], total: int) -> None:
         self._name, self._total = group[0], total
@@ -155,6 +160,7 @@ class _AProducts:
         products: dict[int, Sequence[Tensor]] = {}
         for number, part, a in self._parts:
             rows = flat if part.rows is None else flat.index_select(0, part.rows)
+            # (size, rows_each, in) @ (size, in, rank * modules), then one piece of `rank` columns per module
             products[number] = torch.bmm(rows.view(part.size, part.rows_each, -1), a).split(part.stack.rank, dim=2)
         return products
 
@@ -176,11 +182,11 @@ class _BProducts:
         products = self._shared.read(self._reader, x)
         flat = output if output.dim() == 2 else output.view(-1, output.shape[-1])
         for number, part, place, b in self._parts:
-            hidden = products[number][place]
+            hidden = products[number][place]  # (size, rows_each, rank), times b (size, rank, out)
             if part.rows is not None:
                 flat.index_add_(0, part.rows, torch.bmm(hidden, b).view(-1, flat.shape[-1]))
             elif part.size == 1 or flat.is_contiguous():
                 flat.view(part.size, part.rows_each, -1).baddbmm_(hidden, b)
-            else:  # into a part of a wider tensor, as int8 gives it, torch would add the products one by one
+            else:  # int8 outputs are columns of a wider tensor, on which baddbmm_ works product by product
                 flat.add_(torch.bmm(hidden, b).view_as(flat))
         return output

@@ -1,1 +1,1 @@
-"""The parts of a fit by task loss: batches, packing, losses, optimisers, parallel training."""
+"""The parts of a fit by task loss: losses, objectives, teachers, optimisers, parallel training."""

@@ -1,12 +1,12 @@
-"""Context distillation: what the model says with the description in its context is the target for the bare input.
+"""Context distillation: the model with the description in its context is the teacher for the bare input.
 
-The teacher needs no adapter of its own and no labels of good quality: it is the generator's shared adapter, with the
-instruction in the user's turn. An adapter that repeats its predictions without the instruction carries the instruction.
-(Askell et al. 2021, arXiv 2112.00861, call this context distillation.) It may be that of an earlier generator, held
-still, such as a multi-task LoRA. Another teacher is an adapter that was trained on the group's task, which reads the
-bare input as the student does.
+The teacher is the generator's shared adapter, with the instruction in the user's turn. It needs no adapter of its own
+and no labels of good quality. An adapter that repeats its predictions without the instruction carries the instruction
+(Askell et al. 2021, arXiv 2112.00861). The shared adapter may also be a fixed one of an earlier generator, such as a
+multi-task LoRA. Another teacher is an adapter trained on the group's task; it reads the bare input, as the student
+does.
 
-A teacher gives next-token distributions at the answer's positions and, for behavioural matching in the fit, the hidden
+A teacher gives next-token distributions at the answer's positions and, for behavioural matching in the fit, hidden
 states of some layers there.
 """
 
@@ -34,13 +34,13 @@ _SMALLEST_SPREAD = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """The teacher's behaviour at the labels of a batch that it teaches. Nothing in it has gradients.
+    """The teacher's behaviour at the n taught labels of a batch, without gradients.
 
     Attributes:
-        labels: (n,) int64, the taught ones among the labels of all groups, taken row by row.
-        values: (n, top) float32, the log-probabilities of the likeliest tokens there.
+        labels: (n,) int64, their indices among the labels of all groups, row by row.
+        values: (n, top) float32, log-probabilities of the likeliest tokens there.
         indices: (n, top) int64, these tokens.
-        states: (layers, n, hidden) float32, hidden states after the layers asked for.
+        states: (layers, n, hidden) float32, hidden states after the requested layers.
     """
 
     labels: Tensor
@@ -49,22 +49,23 @@ class Lesson:
     states: Tensor
 
     def state_distances(self, states: Tensor) -> Tensor:
-        """Squared distance (n,) of a student's states (layers, n, hidden) from the teacher's, a mean over layers.
+        """Squared distance (n,) of a student's states (layers, n, hidden) from the teacher's, averaged over layers.
 
-        Each layer's is relative to the variance of the teacher's states over the labels, so that 1 is the distance of
-        their mean and no layer outweighs another.
+        It is relative to the variance of the teacher's states over the labels: their mean has distance 1, and no layer
+        outweighs another.
         """
+        # (layers,): norms of states differ by orders of magnitude between layers
         spread = (self.states - self.states.mean(1, keepdim=True)).square().mean((1, 2)).clamp_min(_SMALLEST_SPREAD)
         return ((states - self.states).square().mean(2) / spread[:, None]).mean(0)
 
 
 class ContextTeacher:
-    """The behaviour of a teacher on groups that carry the same rows as the teacher reads them (`context_rows`).
+    """The behaviour of a teacher on groups that have their rows in the teacher's form too (`context_rows`).
 
     Args:
-        teacher: "shared", the shared adapter as it is now; "adapter", each group's own (`TaskGroup.teacher`); or one
-            adapter, held still.
-        top: tokens of each prediction that are kept; the rest counts as one.
+        teacher: "shared", the current shared adapter; "adapter", each group's own (`TaskGroup.teacher`); or one fixed
+            adapter.
+        top: likeliest tokens kept of each prediction; the rest counts as one.
         layers: decoder layers whose states are kept, ascending.
     """
 
@@ -81,12 +82,13 @@ class ContextTeacher:
         self._layers = layers
 
     def __call__(self, generator: LoRAGenerator, groups: Sequence[TaskGroup]) -> Lesson | None:
-        """The behaviour to learn, or None where no group has `context_rows`.
+        """The behaviour to learn, or None if no group has `context_rows`.
 
         Raises:
-            AdapterMismatchError: a group's rows in context have other answers than its rows, or a group that is to be
-                taught by its adapter has none.
+            AdapterMismatchError: a group's `context_rows` have other answers than its rows, or a group lacks its
+                teacher adapter.
         """
+        # labels are numbered through all groups; those of groups without `context_rows` are skipped
         places: list[int] = []
         start = 0
         for group in groups:
@@ -113,10 +115,10 @@ class ContextTeacher:
         if self._teacher == "shared":
             return [generator.shared_adapter()] * len(taught)
         if without := [group.task_id for group in taught if group.teacher is None]:
-            raise AdapterMismatchError(f"{without[0]} has no adapter to be taught by; give its group a teacher")
+            raise AdapterMismatchError(f"{without[0]} has no teacher adapter; give its group a teacher")
         return [group.teacher for group in taught]
 
 
 def stacked_states(kept: Mapping[int, Tensor], layers: Sequence[int], like: Tensor) -> Tensor:
-    """States of layers (layers, n, hidden) float32, of which `keep_states` has collected (n, hidden) each."""
+    """States of `layers` from `keep_states`, (n, hidden) each, as one tensor (layers, n, hidden) float32."""
     return torch.stack([kept[layer].float() for layer in layers]) if layers else like.new_zeros(0)

@@ -1,9 +1,9 @@
-"""How far two adapters inside one pair of bases move the base's modules apart, from their cores alone.
+"""Distance of two adapters with common bases in the outputs of the base's modules, from their cores alone.
 
-An adapter of a `LoRAGenerator` adds B0 P Q A0 x, times its spec's scaling, to a module's output. With the inputs'
-second moment S = E[x x^T] and Cholesky factors C_a C_a^T = A0 S A0^T and C_b C_b^T = B0^T B0, both (R, R), the mean
-squared distance of what two adapters add is ||C_b^T (P Q - P' Q') C_a||^2, exactly up to the square of the spec's
-scaling: the delta of each module, without a pass through the base.
+An adapter of a `LoRAGenerator` adds scaling * B0 P Q A0 x to a module's output. Let S = E[x x^T] be the second moment
+of the inputs, and C_a C_a^T = A0 S A0^T and C_b C_b^T = B0^T B0 Cholesky factorisations, all (R, R). Then the mean
+squared distance of two adapters' additions is exactly scaling^2 * ||C_b^T (P Q - P' Q') C_a||^2: the delta of each
+module, without a pass through the base.
 """
 
 from __future__ import annotations
@@ -21,17 +21,15 @@ from llgbm.lora import LoRAWeights
 from llgbm.packing import PackedBatch, TrainingBatch, packed_hidden_states
 
 _JITTER = 1e-6
-"""What is added to the diagonal of a matrix before its Cholesky factor is taken, relative to its mean."""
+"""Added to a matrix's diagonal before its Cholesky factorisation, relative to the diagonal's mean."""
 
 
 class CoreMetric:
-    """Maps cores to matrices whose squared distance is that of the modules' outputs.
-
-    It is that up to the square of the spec's scaling, which is left out.
+    """Maps cores to matrices whose squared distance is that of the modules' outputs, without the factor scaling^2.
 
     Args:
-        generator: whose bases the cores belong to.
-        moments: for each module of the generator's LoRASpec, A0 E[x x^T] A0^T, (modules, R, R) float32.
+        generator: owner of the bases.
+        moments: A0 E[x x^T] A0^T of each module of the generator's LoRASpec, (modules, R, R) float32.
 
     Raises:
         AdapterMismatchError: the moments have another shape.
@@ -43,7 +41,7 @@ class CoreMetric:
             raise AdapterMismatchError(
                 f"the moments have shape {tuple(moments.shape)}, this generator needs {(count, basis, basis)}"
             )
-        b0 = generator.output_bases()
+        b0 = generator.output_bases()  # B0^T (R, out) each, so b b^T is B0^T B0
         self._inputs = _cholesky(moments)
         self._outputs = _cholesky(torch.stack([b.detach() @ b.detach().T for b in b0])).transpose(1, 2)
 
@@ -59,23 +57,23 @@ def input_moments(
     generator: LoRAGenerator,
     batches: Sequence[tuple[PackedBatch, LoRAWeights | None]],
 ) -> Tensor:
-    """A0 E[x x^T] A0^T of every module, (modules, R, R) float32, for the inputs that it reads in these batches.
+    """A0 E[x x^T] A0^T of every module, (modules, R, R) float32, over its inputs in these batches.
 
     Args:
-        batches: packed rows of one group each, and the adapter under which the base reads them. The first token is
-            left out: the base parks activations there that are hundreds of times larger than all others.
+        batches: packed rows of one group each, with the adapter to apply. The first token is left out: its activations
+            are hundreds of times larger than all others.
 
     Raises:
         AdapterMismatchError: there is no batch.
     """
     if not batches:
-        raise AdapterMismatchError("there are no rows to take moments of")
+        raise AdapterMismatchError("the moments need inputs, and there are no rows")
     a0 = generator.input_bases()
     sums = [torch.zeros(len(a), len(a)) for a in a0]
     tokens = 0
 
     def add(place: int, x: Tensor) -> None:
-        z = x.reshape(-1, x.shape[-1])[1:].float() @ a0[place].T
+        z = x.reshape(-1, x.shape[-1])[1:].float() @ a0[place].T  # (tokens - 1, R): E[x x^T] (in, in) is never made
         sums[place] += z.T @ z
 
     handles = [
@@ -96,20 +94,20 @@ def input_moments(
 
 
 class CoreObjective:
-    """Objective of `llgbm.training.train`: the generated cores' distance from those of a target, module by module.
+    """Objective of `llgbm.training.train`: distance of the generated cores from those of a target, module by module.
 
-    In each module the distance counts relative to how far the targets of all tasks are from their mean, so that 1 is
-    what the mean of all targets would come to and 0 is all of them hit; the loss is the mean over modules and groups.
+    In each module the distance is relative to the mean squared distance of all targets from their mean. So the mean of
+    all targets scores 1, and hitting all targets scores 0. The loss is the mean over modules and groups.
 
     Args:
-        metric: of the generator's bases, which must stand still.
+        metric: of the generator's bases, which must stay fixed.
         targets: cores by task id, Q (modules, r, R) and P (modules, R, r) float32, the gate in P.
 
     Attributes:
-        targets: (tasks, modules, R, R), mapped by the metric and scaled, in the order in which they were given.
+        targets: (tasks, modules, R, R), mapped by the metric and scaled, in the given order.
 
     Raises:
-        ConfigError: there are fewer than two targets, so that they differ in nothing.
+        ConfigError: there are fewer than two targets.
     """
 
     def __init__(self, metric: CoreMetric, targets: Mapping[str, tuple[Tensor, Tensor]]) -> None:
@@ -119,7 +117,7 @@ class CoreObjective:
         self._places = {task: place for place, task in enumerate(targets)}
         with torch.no_grad():
             mapped = torch.cat([metric(q[None], p[None]) for q, p in targets.values()])
-            spread = (mapped - mapped.mean(0)).square().sum((-1, -2)).mean(0).clamp_min(1e-12)
+            spread = (mapped - mapped.mean(0)).square().sum((-1, -2)).mean(0).clamp_min(1e-12)  # (modules,)
             self._scale = spread.rsqrt()[:, None, None]
             self.targets = mapped * self._scale
 
@@ -134,15 +132,15 @@ class CoreObjective:
         return self._metric(*generator.cores(conditions)) * self._scale
 
     def distances(self, generator: LoRAGenerator, conditions: Tensor, places: Sequence[int]) -> Tensor:
-        """From the targets at `places`, of the adapters of `conditions` (n, condition_size); (n,), means of modules."""
+        """Distances (n,) of the adapters of `conditions` (n, condition_size) from the targets at `places`."""
         return (self.outputs(generator, conditions) - self.targets[list(places)]).square().sum((-1, -2)).mean(-1)
 
     def place(self, task_id: str) -> int:
-        """Where the target of a task is among all."""
+        """Index of a task's target."""
         return self._places[task_id]
 
     def modules(self) -> tuple[()]:
-        """Nothing besides the generator is trained."""
+        """None: only the generator is trained."""
         return ()
 
     def weight(self, batch: TrainingBatch) -> float:

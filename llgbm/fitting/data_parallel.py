@@ -1,9 +1,9 @@
-"""Data-parallel training: every process takes a share of a step's groups, and gradients are added up over processes.
+"""Data-parallel training: every process takes a share of a step's groups, and gradients are summed over processes.
 
-The result is the one of a single process, up to the order of float32 sums. The law behind it: the loss of a batch is
-the mean of the losses of its shares, weighted by `Objective.weight`. So each process scales its loss by its share of
-the weight before the backward pass, and sums of losses and gradients over processes are those of the whole batch. By
-the same law a process may compute its share in pieces, one after the other (gradient accumulation).
+The result is that of a single process, up to the order of float32 sums. The loss of a batch is the mean of the losses
+of its shares, weighted by `Objective.weight`. So each process scales its loss by its share of the weight before the
+backward pass, and the sums over processes are the loss and gradients of the whole batch. In the same way a process may
+compute its share in pieces, one after the other (gradient accumulation).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class ProcessGroup(Protocol):
 
     @property
     def rank(self) -> int:
-        """Number of this process, from 0."""
+        """Index of this process, from 0."""
         ...
 
     @property
     def size(self) -> int:
-        """How many processes there are."""
+        """Number of processes."""
         ...
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class ProcessGroup(Protocol):
 
 
 def share_of(batch: TrainingBatch, group: ProcessGroup) -> TrainingBatch:
-    """The groups of a batch that this process takes: every `size`-th, so that shares are of about equal cost.
+    """The groups of a batch for this process: every `size`-th, so that shares have about equal cost.
 
     Raises:
         ConfigError: there are fewer groups than processes.
@@ -50,7 +50,7 @@ def share_of(batch: TrainingBatch, group: ProcessGroup) -> TrainingBatch:
 
 
 class Alone:
-    """A group of this process alone."""
+    """A process group of one."""
 
     rank, size = 0, 1
 
@@ -68,15 +68,15 @@ def backward_in_pieces(
 ) -> tuple[Tensor, dict[str, float]]:
     """Run the backward pass of each piece of this process's share; then every process has the whole batch's gradients.
 
-    Only one piece's graph is in memory at a time. A parameter that no process has a gradient for keeps None, so that
-    the optimiser passes over it as in a single process.
+    Only one piece's graph is in memory at a time. A parameter without a gradient in any process keeps None, so the
+    optimiser skips it, as in a single process.
 
     Args:
-        compute: gives the loss (scalar) of a piece and its parts, by the same names for every piece; whole numbers are
-            counts and are added up, others are means, averaged by weight.
-        weigh: how much a piece counts, see `Objective.weight`.
+        compute: piece -> loss (scalar) and its parts, with the same names for every piece. Integers are counts and are
+            summed; other parts are means, averaged by weight.
+        weigh: weight of a piece, see `Objective.weight`.
         pieces: of this process's share, at least one.
-        parameters: those that are trained.
+        parameters: the trained parameters.
 
     Returns:
         Loss (scalar, without graph) and parts of the whole batch.
@@ -93,10 +93,11 @@ def backward_in_pieces(
         for name, value in parts.items():
             share = value if isinstance(value, int) else value * (weight / total)
             sums[name] = sums.get(name, 0) + share
+    # every process must sum the same parameters, also those without a gradient of its own
     trained = [p for p in parameters if p.requires_grad]
     has = group.sum(torch.tensor([float(p.grad is not None) for p in trained]))
     reached = [p for p, count in zip(trained, has.tolist(), strict=True) if count]
-    if reached:
+    if reached:  # one sum over all gradients, joined to one vector
         flat = group.sum(torch.cat([_gradient(p).flatten() for p in reached]))
         for parameter, gradient in zip(reached, flat.split([p.numel() for p in reached]), strict=True):
             parameter.grad = gradient.view_as(parameter)

@@ -1,8 +1,8 @@
-"""Muon: momentum whose updates have all singular values near one (Jordan et al., kellerjordan.github.io/posts/muon).
+"""Muon: momentum with updates whose singular values are near 1 (Jordan et al., kellerjordan.github.io/posts/muon).
 
-A gradient of the generator's trunk is nearly of low rank, and so is what AdamW makes of it: adapters of 208 tasks came
-out in some sixteen directions. An orthogonalised update moves all directions alike. `torch.optim.Muon` takes matrices
-only; this takes stacks of matrices too, each by itself, which is the form of the generator's heads.
+Gradients of the generator's trunk have nearly low rank, and so have AdamW's updates: adapters of 208 tasks spanned
+about sixteen directions. An orthogonalised update moves all directions alike. `torch.optim.Muon` takes matrices only;
+this takes stacks of matrices too, such as the generator's heads, and treats each matrix separately.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from torch import Tensor, nn
 
 from llgbm.errors import ConfigError
 
+# s -> a s + b s^3 + c s^5 on every singular value s. The slope a at 0 is as large as possible, so five steps lift small
+# values to about 1; the price is that values end between 0.7 and 1.2 and do not converge to 1.
 _COEFFICIENTS = (3.4445, -4.775, 2.0315)
 _ITERATIONS = 5
 _ADAM_RMS = 0.2
-"""Root mean square of an AdamW update over its learning rate, so that both take the same rates (2502.16982)."""
+"""Root mean square of an AdamW update over its learning rate; with it both take the same rates (2502.16982)."""
 
 
 def orthogonalised(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """U V^T of matrices (..., n, m) = U S V^T, roughly: their singular values come out between 0.7 and 1.2.
+    """U V^T of matrices (..., n, m) = U S V^T, roughly: the singular values are between 0.7 and 1.2.
 
     Five steps of a quintic Newton-Schulz iteration; zero stays zero.
 
@@ -35,11 +37,13 @@ def orthogonalised(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tens
         Of the matrices' shape, float32.
     """
     a, b, c = _COEFFICIENTS
+    # wide, so that the Gram matrix is the smaller one: (k, k) for k = min(n, m)
     tall = matrices.shape[-2] > matrices.shape[-1]
     x: Tensor = matrices.mT if tall else matrices
+    # the Frobenius norm bounds the largest singular value, so all of them are at most 1, where the iteration works
     x = (x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-20)).to(dtype)
     for _ in range(_ITERATIONS):
-        gram = x @ x.mT
+        gram = x @ x.mT  # powers of it are powers of S^2: (gram^i x) = U S^(2i + 1) V^T
         x = a * x + (b * gram + c * gram @ gram) @ x
     x = x.to(matrices.dtype)
     return x.mT if tall else x
@@ -53,10 +57,10 @@ class Muon(torch.optim.Optimizer):
         lr: learning rate.
         momentum: of the gradients.
         weight_decay: decoupled, times the learning rate.
-        dtype: of the products that orthogonalise an update.
+        dtype: of the products in the orthogonalisation.
 
     Raises:
-        ConfigError: a parameter has less than two dimensions.
+        ConfigError: a parameter has fewer than two dimensions.
     """
 
     def __init__(
@@ -85,6 +89,8 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum"] = torch.zeros_like(p)
                 gathered = state["momentum"].mul_(group["momentum"]).add_(p.grad)
+                # Nesterov: the gradient plus the momentum that already holds it
                 update = orthogonalised(p.grad + group["momentum"] * gathered, self._dtype)
+                # U V^T (n, m) has the root mean square 1 / sqrt(max(n, m)); scaled to that of AdamW
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update, alpha=-group["lr"] * _ADAM_RMS * math.sqrt(max(p.shape[-2:])))

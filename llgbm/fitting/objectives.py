@@ -1,4 +1,4 @@
-"""Objectives: what `train` minimises. Each makes the batch's adapters once and reads what the base does with them."""
+"""The task objective of `train`: makes the batch's adapters once and computes losses of the base with them."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ class TaskObjective:
     """Task loss (SFT): cross entropy of the answers, every group with its own generated adapter.
 
     Args:
-        distillation: share, 0 to 1, that the KL to a teacher has in the loss of rows that come as it reads them too
-            (`TaskGroup.context_rows`); the rest of their loss, and all of the others', is the cross entropy.
+        distillation: share, 0 to 1, of the KL to a teacher in the loss of rows with `TaskGroup.context_rows`. The rest
+            of their loss is the cross entropy, which is the whole loss of other rows.
         state_matching: weight of the distance between the hidden states of student and teacher at the answers of these
             rows, added to their loss (behavioural matching in the fit).
         state_layers: decoder layers of these states, ascending.
         context_teacher: the teacher, see `llgbm.fitting.context_teacher`.
-        matching: weight of the delta loss, added to that of the task: how far the adapter of a group with a teacher's
-            delta (`TaskGroup.delta`) moves the base from where that teacher does.
-        meter: measures those adapters as the teachers were measured; needed for `matching`.
-        task_cores: what tasks of the batch add to the generated cores; trained with the generator.
-        recompute: save memory by running each layer once more in the backward pass, see `llgbm.fitting.recompute`.
+        matching: weight of the delta loss, added to the task loss, for groups with a teacher's delta
+            (`TaskGroup.delta`).
+        meter: measures the generated adapters as the teachers were measured; needed for `matching`.
+        task_cores: cores of single tasks, added to the generated ones and trained with the generator.
+        recompute: save memory by running each layer again in the backward pass, see `llgbm.fitting.recompute`.
 
     Raises:
-        ConfigError: there is `matching` without a meter, or the base is in int8, which passes no gradients.
+        ConfigError: `matching` without a meter, `state_matching` without layers, or a base in int8, which passes no
+            gradients.
     """
 
     def __init__(
@@ -60,35 +61,36 @@ class TaskObjective:
         self._label_smoothing, self._distillation = label_smoothing, distillation
         self._recompute, self._task_cores = recompute, task_cores
         if state_matching and not state_layers:
-            raise ConfigError("state_matching needs state_layers, the layers whose states are matched")
+            raise ConfigError("state_matching needs state_layers, the layers of the matched states")
         self._state_matching, self._state_layers = state_matching, state_layers if state_matching else ()
         self._context_teacher = ContextTeacher(base, self._functional, context_teacher, layers=self._state_layers)
         if matching and meter is None:
-            raise ConfigError("matching needs a DeltaMeter, of the measurement that the teachers' deltas have")
+            raise ConfigError("matching needs a DeltaMeter with the measurement of the teachers' deltas")
         self._matching, self._meter = matching, meter if matching else None
 
     def modules(self) -> Iterable[nn.Module]:
-        """The tasks' own cores, if there are any."""
+        """The cores of single tasks, if any."""
         return () if self._task_cores is None else (self._task_cores,)
 
     def weight(self, batch: TrainingBatch) -> float:
-        """Rows of the batch, over which the loss is a mean."""
+        """Number of rows in the batch; the loss is a mean over them."""
         return float(sum(len(group.rows) for group in batch))
 
     def __call__(self, generator: LoRAGenerator, batch: TrainingBatch, step: int) -> tuple[Tensor, dict[str, float]]:
-        """The loss, a mean over rows in nats, with its parts and how many rows and tokens the base has read."""
+        """The loss, a mean over rows in nats, with its parts and the base's numbers of rows and tokens."""
         batch = in_order(batch)
         added = None if self._task_cores is None else partial(self._task_cores.added, step=step)
         weights, rows = generated_groups(generator, batch, added)
         packed = pack(rows)
         with keep_states(self._base.model, self._state_layers, packed.label_index) as kept:
             logits = label_logits(self._base, self._functional, packed, weights, recompute=self._recompute)
+        # logits (labels, vocabulary), losses (labels,)
         losses = sft_by_label(logits, packed, label_smoothing=self._label_smoothing)
         parts: dict[str, float] = {
             "sft": float(mean_by_row(losses.detach(), packed)),
             "rows": len(packed.last_index),
             "tokens": packed.num_tokens,
-            "kl": 0.0,  # these are always there: processes that share a batch add parts up by their places
+            "kl": 0.0,  # always present: processes that share a batch sum parts by their order
             "states": 0.0,
             "delta": 0.0,
         }
@@ -113,7 +115,7 @@ class TaskObjective:
 
 
 def _distance(meter: DeltaMeter, batch: TrainingBatch, weights: Sequence[LoRAWeights]) -> Tensor:
-    """The delta loss of groups that have a teacher's delta (scalar), a mean over all rows; that of others is 0."""
+    """Delta loss (scalar), a mean over all rows; groups without a teacher's delta count as 0."""
     wanted = [(place, group.delta) for place, group in enumerate(batch) if group.delta is not None]
     if not wanted:
         return torch.zeros(())
@@ -128,10 +130,10 @@ def generated_groups(
     batch: TrainingBatch,
     added: Callable[[Tensor, Tensor, Sequence[str]], tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[list[LoRAWeights], list[list[Row]]]:
-    """Adapters and rows of a batch, group by group; groups without a condition have the shared adapter and come last.
+    """Adapters and rows of a batch, group by group; groups without a condition get the shared adapter and come last.
 
     Args:
-        added: makes of generated cores Q and P of tasks, by their ids, those of their adapters.
+        added: (generated Q, generated P, task ids) -> Q and P of the adapters.
     """
     ordered = in_order(batch)
     conditioned = [(group, group.condition) for group in ordered if group.condition is not None]
@@ -147,7 +149,7 @@ def generated_groups(
 
 
 def in_order(batch: TrainingBatch) -> list[TaskGroup]:
-    """The groups as `generated_groups` takes them: those without a condition come last."""
+    """The groups in the order of `generated_groups`: those without a condition come last."""
     return sorted(batch, key=lambda group: group.condition is None)
 
 

@@ -1,8 +1,8 @@
 """Activation checkpointing under FunctionalLoRA: less memory for one more forward pass of each layer.
 
-A layer keeps its input alone and is run again when its gradient is due (Chen et al. 2016, arXiv 1604.06174). By then
-the adapter's context and the packed attention have been left, and a layer that is run without them would give the plain
-base's gradients. So the second run enters both again, for the one layer.
+A layer keeps only its input and runs again in the backward pass (Chen et al. 2016, arXiv 1604.06174). By then the
+contexts of adapter and packed attention have ended, and without them the layer would give the plain base's gradients.
+So the second run enters both contexts again, for that layer.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ def recomputed_layers(model: nn.Module, functional: FunctionalLoRA, prepared: Pr
     for number, layer in enumerate(layers):
         prefix = f"model.layers.{number}."
         own = PreparedLoRA({name: hook for name, hook in prepared.hooks.items() if name.startswith(prefix)})
-        layer.forward = _saving(layer.forward, lambda own=own: _again(model, functional, own))  # type: ignore[misc]
+        layer.forward = _checkpointed(layer.forward, lambda own=own: _second_pass(model, functional, own))  # type: ignore[misc]
     try:
         yield
     finally:
         for layer in layers:
-            del layer.forward  # the class's own method shows again
+            del layer.forward  # restores the method of the class
 
 
-def _saving(
+def _checkpointed(
     forward: Callable[..., Tensor], again: Callable[[], AbstractContextManager[object]]
 ) -> Callable[..., Tensor]:
     def run(*args: Any, **kwargs: Any) -> Tensor:
@@ -57,7 +57,7 @@ def _saving(
 
 
 @contextmanager
-def _again(model: nn.Module, functional: FunctionalLoRA, own: PreparedLoRA) -> Iterator[None]:
+def _second_pass(model: nn.Module, functional: FunctionalLoRA, own: PreparedLoRA) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(grouped_attention(model))
         stack.enter_context(functional.applied(own))

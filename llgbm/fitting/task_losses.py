@@ -1,7 +1,7 @@
-"""Losses on the base's next-token predictions, through the hooks: SFT on labels, KL to a teacher's distribution.
+"""Losses on the base's next-token predictions: SFT on labels, KL to a teacher's distribution.
 
-Both read the logits at label positions only. The vocabulary product is done on a flat (labels, hidden) matrix, since
-the same product on (rows, positions, hidden) falls into a batched kernel that is many times slower on a CPU.
+Both need logits at label positions only. The head multiplies a flat (labels, hidden) matrix, since on (rows, positions,
+hidden) torch takes a batched kernel that is many times slower on a CPU.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def label_logits(
     """Logits (labels, vocabulary) float32 at the label positions of a packed batch, one adapter for each group.
 
     Args:
-        recompute: keep only the layers' inputs for the backward pass and run each layer once more there.
+        recompute: keep only the layers' inputs for the backward pass and run each layer again there.
     """
     prepared = functional.prepare(weights, lengths=batch.lengths)
     saving = recomputed_layers(base.model, functional, prepared) if recompute else nullcontext()
@@ -47,7 +47,7 @@ def sft_loss(logits: Tensor, batch: PackedBatch, *, label_smoothing: float = 0.0
 
     Args:
         logits: (labels, vocabulary).
-        label_smoothing: share of the target that is spread evenly over the vocabulary, as torch defines it.
+        label_smoothing: share of the target that is spread evenly over the vocabulary, as in torch.
 
     Raises:
         AdapterMismatchError: the logits are of another batch, or a row has no label.
@@ -56,21 +56,22 @@ def sft_loss(logits: Tensor, batch: PackedBatch, *, label_smoothing: float = 0.0
 
 
 def sft_by_label(logits: Tensor, batch: PackedBatch, *, label_smoothing: float = 0.0) -> Tensor:
-    """The cross entropy (labels,) of which `sft_loss` is the mean. Raises what it raises."""
+    """Cross entropy of each label in nats (labels,); arguments and errors as in `sft_loss`."""
     _require_labels(logits, batch)
     return F.cross_entropy(logits, batch.labels, reduction="none", label_smoothing=label_smoothing)
 
 
 def kl_by_label(logits: Tensor, teacher_values: Tensor, teacher_indices: Tensor) -> Tensor:
-    """KL(teacher || student) in nats (labels,), over the teacher's top k tokens and the rest as one.
+    """KL(teacher || student) in nats (labels,), over the teacher's top k tokens and one class for the rest.
 
     Args:
         logits: (labels, vocabulary) of the student.
         teacher_values: (labels, k) log-probabilities of the teacher's most likely tokens.
-        teacher_indices: (labels, k) int64, which tokens these are.
+        teacher_indices: (labels, k) int64, these tokens.
     """
-    student = logits.log_softmax(-1).gather(1, teacher_indices)
+    student = logits.log_softmax(-1).gather(1, teacher_indices)  # (labels, k)
     teacher_p = teacher_values.exp()
+    # 1 - sum of float32 probabilities may be 0 or below, and its logarithm is needed
     teacher_rest = (1 - teacher_p.sum(-1)).clamp_min(1e-6)
     student_rest = (1 - student.exp().sum(-1)).clamp_min(1e-6)
     losses = (teacher_p * (teacher_values - student)).sum(-1)
@@ -78,12 +79,12 @@ def kl_by_label(logits: Tensor, teacher_values: Tensor, teacher_indices: Tensor)
 
 
 def mean_by_row(losses: Tensor, batch: PackedBatch) -> Tensor:
-    """A mean over labels (labels,) in each row, then over rows: scalar."""
+    """Mean over the labels (labels,) of each row, then over rows: scalar."""
     return row_means(losses, batch).mean()
 
 
 def row_means(losses: Tensor, batch: PackedBatch) -> Tensor:
-    """The mean over the labels (labels,) of each row: (rows,)."""
+    """Mean over the labels (labels,) of each row: (rows,)."""
     zeros = losses.new_zeros(len(batch.last_index))
     sums = zeros.index_add(0, batch.label_row, losses)
     counts = zeros.index_add(0, batch.label_row, torch.ones_like(losses))

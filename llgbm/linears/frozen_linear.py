@@ -1,13 +1,12 @@
-"""Frozen Linear layers that store their weight in fewer bits and still pass gradients to their input.
+"""Frozen Linear layers that store their weight in fewer bits; except for int8 they pass gradients to their input.
 
-`bfloat16` multiplies in bfloat16 and accumulates in float32 on processors with AVX512-BF16 or AMX, over twice as
-fast as float32. On others such products of many rows are up to a hundred times slower, so there weights are made
-float32 for the time of a product; of few rows, as in decoding, they are faster. So there the ninth row changes the
-kernel, and with it the numbers of the others, by the rounding of bfloat16. `int8` is for decoding: a quarter of
-the bytes to read for each token. It is symmetric, with one scale for each output channel, and activations are quantised
-on the fly with one scale for each row. `int8_training` has int8 products in both directions, see
-`llgbm.linears.int8`, and the head in bfloat16 where the processor multiplies in it, else in float32.
-Activations come in and go out in their own dtype.
+`bfloat16` multiplies in bfloat16 and accumulates in float32 on CPUs with AVX512-BF16 or AMX, over twice as fast as
+float32. On other CPUs bfloat16 products of many rows are up to a hundred times slower, so weights are converted to
+float32 for each product. Products of few rows, as in decoding, are faster in bfloat16 everywhere. So on such a CPU the
+ninth row changes the kernel, and the numbers of all rows within the rounding of bfloat16. `int8` is for decoding: a
+quarter of the bytes to read for each token. Weights are symmetric with one scale per output channel; activations are
+quantised on the fly with one scale per row. `int8_training` has int8 products in both directions, see
+`llgbm.linears.int8`, and a head in bfloat16 if the CPU multiplies in it, else in float32. Activations keep their dtype.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from llgbm.linears.shared_input import SharedInput, input_groups
 Storage = Literal["float32", "bfloat16", "bfloat16_activations", "int8", "int8_training"]
 _HEAD = "lm_head"
 _FEW_ROWS = 8
-"""Up to so many, a bfloat16 product costs the bytes of its weight, whatever the processor multiplies in."""
+"""Up to this many rows, a bfloat16 product is bound by reading the weight's bytes, on every CPU."""
 
 
 class BFloat16Linear(nn.Linear):
     """y = x W^T + b with W stored in bfloat16; a Linear, so that PEFT can wrap it to train teachers.
 
-    Where the processor does not multiply in bfloat16, products of more than a few rows are made in float32.
+    On a CPU without bfloat16 products, more than a few rows are multiplied in float32.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -43,7 +42,7 @@ class BFloat16Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features), in the dtype of `x`."""
-        few = x.numel() <= _FEW_ROWS * self.in_features
+        few = x.numel() <= _FEW_ROWS * self.in_features  # rows of all leading dimensions together
         dtype = torch.bfloat16 if self._multiplies or few else torch.float32
         out: Tensor = _LowPrecisionProduct.apply(x, self.weight, dtype)  # type: ignore[no-untyped-call]
         return out if self.bias is None else out.add_(self.bias)
@@ -52,6 +51,7 @@ class BFloat16Linear(nn.Linear):
 class _LowPrecisionProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        # the stored weight is saved, not its conversion: nothing in float32 outlives the product
         ctx.save_for_backward(weight)
         ctx.dtype = dtype
         return F.linear(x.to(dtype), weight.to(dtype)).to(x.dtype)
@@ -64,10 +64,10 @@ class _LowPrecisionProduct(torch.autograd.Function):
 
 
 class Int8Linear(nn.Module):
-    """y = x W^T + b with W in int8 and x quantised row by row. No gradient, so only to decode.
+    """y = x W^T + b with W in int8 and x quantised row by row. No gradient: for decoding only.
 
-    Each row of `x` has its own scale, so its numbers do not depend, to the last bit, on the rows beside it. A module
-    may be a part of a larger product that several modules share; see `int8_group`.
+    Each row of `x` has its own scale, so its result is bit-identical in every batch. Several modules may share one
+    larger product; see `int8_group`.
     """
 
     def __init__(self, shared: SharedInput[Tensor], reader: int, columns: slice, in_features: int) -> None:
@@ -81,11 +81,12 @@ class Int8Linear(nn.Module):
 
 
 def int8_group(linears: Sequence[nn.Linear]) -> list[Int8Linear]:
-    """Linears that read the same input, as modules that have it multiplied only once when they are called in turn.
+    """Modules for Linears with the same input, which is multiplied only once when they are called in turn.
 
     Raises:
-        ConfigError: torch has no int8 kernel for this processor.
+        ConfigError: torch has no int8 kernel for this CPU.
     """
+    # stacked along the output: one product (rows, sum of out_features), of which each module reads its columns
     biases = [torch.zeros(m.out_features) if m.bias is None else m.bias.detach().float() for m in linears]
     product = FbgemmProduct(
         torch.cat([m.weight.detach().float() for m in linears]),
@@ -104,7 +105,7 @@ def store_linears(model: nn.Module, storage: Storage, *, skip: tuple[str, ...] =
     """Replace every Linear of `model` in place, except those whose last name part is in `skip`.
 
     Raises:
-        ConfigError: an unknown `storage`, or torch has no int8 kernel for this processor.
+        ConfigError: an unknown `storage`, or torch has no int8 kernel for this CPU.
     """
     if storage not in get_args(Storage):
         raise ConfigError(f"unknown storage {storage!r}; known are {', '.join(get_args(Storage))}")
@@ -112,7 +113,7 @@ def store_linears(model: nn.Module, storage: Storage, *, skip: tuple[str, ...] =
         return
     if storage == "bfloat16_activations":
         if not _multiplies_bfloat16():
-            raise ConfigError("this processor has no bfloat16 products; choose int8_training or float32")
+            raise ConfigError("this CPU has no bfloat16 products; choose int8_training or float32")
         model.to(torch.bfloat16)
         return
     linears = {
@@ -121,7 +122,7 @@ def store_linears(model: nn.Module, storage: Storage, *, skip: tuple[str, ...] =
         if isinstance(module, nn.Linear) and name.rpartition(".")[2] not in skip
     }
     for names in input_groups(linears):
-        group = [linears.pop(name) for name in names]  # popped, so that both forms of all weights are never in memory
+        group = [linears.pop(name) for name in names]  # popped, so only one group is in memory in both forms
         for name, module in zip(names, _stored(group, names, storage), strict=True):
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, module)
@@ -138,6 +139,6 @@ def _stored(group: Sequence[nn.Linear], names: Sequence[str], storage: Storage) 
 
 
 def _multiplies_bfloat16() -> bool:
-    """Whether this processor has bfloat16 products; without them they are slower than those in float32."""
+    """Whether this CPU has bfloat16 instructions; without them bfloat16 products are slower than float32 ones."""
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,12 +1,12 @@
-"""A frozen Linear whose products are int8 in both directions: for training through the base, faster than float32.
+"""A frozen Linear with int8 products in both directions: for training through the base, faster than float32.
 
-The weight is kept twice, once with a scale for each output channel for the forward product and once with a scale for
-each input channel for the gradient, since a scale can only be taken out of the side that a product does not sum over.
-Activations and gradients are quantised on the fly with one scale for each row, so that a token of large magnitude
-costs only itself precision.
+The weight is stored twice: with one scale per output channel for the forward product, and with one scale per input
+channel for the gradient. A scale can be factored out only along a dimension that the product does not sum over.
+Activations and gradients are quantised on the fly with one scale per row, so a token of large magnitude costs only
+itself precision.
 
-Which kernel multiplies depends on the processor. With VNNI `torch._int_mm` is the fastest; without, oneDNN has no fast
-kernel behind it (two GFLOP/s where float32 has a hundred), and FBGEMM's is taken, whose activations then have 7 bits.
+The kernel depends on the CPU. With VNNI `torch._int_mm` is the fastest. Without VNNI oneDNN has no fast kernel for it
+(2 GFLOP/s, float32 has 100), so FBGEMM's is used, with 7-bit activations.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ Product = Callable[[Tensor], Tensor]
 """x (rows, in) -> x W^T (rows, out), in the dtype of `x`."""
 
 _LEVELS = 127
+"""Largest int8 magnitude in use. Symmetric: -128 is left out, so no zero point is needed."""
 
 
 class Int8TrainingLinear(nn.Linear):
@@ -40,6 +41,7 @@ class Int8TrainingLinear(nn.Linear):
         self.weight = nn.Parameter(torch.empty(0), requires_grad=False)
         self.bias = linear.bias
         weight = linear.weight.detach().float()
+        # x W^T sums over in, with one scale per row of W; the gradient g W sums over out, with one per row of W^T
         self._to_output, self._to_input = int8_product(weight), int8_product(weight.t().contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,14 +65,14 @@ class _Int8Product(torch.autograd.Function):
 
 
 def int8_product(weight: Tensor) -> Product:
-    """The product with `weight` (out, in) float32 by the int8 kernel that is the fastest on this processor."""
+    """The product with `weight` (out, in) float32, by the fastest int8 kernel of this CPU."""
     if torch.cpu._is_vnni_supported() or not FbgemmProduct.supported():
         return IntMmProduct(weight)
     return FbgemmProduct(weight)
 
 
 class IntMmProduct(nn.Module):
-    """x -> x W^T through `torch._int_mm`, with W in int8 and one scale for each of its rows and each row of x.
+    """x -> x W^T through `torch._int_mm`, with int8 W and x, one scale per row of W and one per row of x.
 
     Args:
         weight: W (out, in), float32.
@@ -84,56 +86,59 @@ class IntMmProduct(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(rows, in) -> (rows, out), in the dtype of `x`."""
-        rows, row_scales = quantised_rows(x.float())
-        # torch 2.13 reads a matrix with a side of one in the wrong order
+        rows, row_scales = quantised_rows(x.float())  # (rows, in) int8, (rows, 1)
+        # torch 2.13 reads a matrix with a side of 1 in the wrong order
         whole = torch._int_mm(rows, self._weight) if min(self._weight.shape) > 1 else rows.int() @ self._weight.int()
-        # to float first, since the product of an int32 and a float tensor is many times slower
+        # (rows, out) int32; to float first, since int32 times float32 is many times slower
         return whole.float().mul_(self._scales).mul_(row_scales).to(x.dtype)
 
 
 def quantised_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """int8 of the shape of `x` (rows, n), and the scale of each row (rows, 1) float32: x is about int8 * scale."""
+    # the largest magnitude without a copy of |x|; 1e-20 keeps a row of zeros from 0 / 0
     largest = torch.maximum(x.amax(1, keepdim=True), x.amin(1, keepdim=True).neg_())
     scales = largest.clamp_min_(1e-20).div_(_LEVELS)
     return (x / scales).round_().to(torch.int8), scales
 
 
 class FbgemmProduct:
-    """x -> x W^T + b with W in int8, with one scale for each of its rows, and x quantised with one scale for each row.
+    """x -> x W^T + b with int8 W and x, one scale per row of W and one per row of x.
 
-    The kernel takes one activation scale for all rows. So rows are divided by their largest magnitude first, which
-    makes one scale right for each, and their products are multiplied by it again. No gradient.
+    The kernel has one activation scale for all rows. So each row is first divided by its largest magnitude, and its
+    product is multiplied by it again. No gradient.
 
     Args:
         weight: W (out, in), float32.
         bias: b (out,), float32.
 
     Raises:
-        ConfigError: torch has no int8 kernel for this processor.
+        ConfigError: torch has no int8 kernel for this CPU.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         if not self.supported():
-            raise ConfigError("this build of torch has no int8 kernel for this processor; choose the storage float32")
-        # without VNNI the kernel adds pairs of products in 16 bits, which only 7-bit activations cannot overflow
+            raise ConfigError("this build of torch has no int8 kernel for this CPU; choose the storage float32")
+        # Without VNNI the kernel adds pairs of uint8 * int8 products in 16 bits. 2 * 255 * 127 overflows there,
+        # 2 * 127 * 127 fits, so activations get 7 bits.
         self._steps = 127 if torch.cpu._is_vnni_supported() else 63
         scales = weight.abs().amax(dim=1).clamp_min(1e-8) / 127
         zeros = torch.zeros(len(weight), dtype=torch.long)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch announces a successor of this kernel that is not faster on a CPU
+            warnings.simplefilter("ignore")  # torch deprecates this kernel; its successor is not faster on a CPU
             quantised = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
             self._packed = torch.ops.quantized.linear_prepack(quantised, None)
         self._bias = bias
 
     @staticmethod
     def supported() -> bool:
-        """Whether this build of torch has the kernel for this processor."""
+        """Whether this build of torch has the kernel for this CPU."""
         return "fbgemm" in torch.backends.quantized.supported_engines
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), in the dtype of `x`."""
         rows = x.float()
-        largest = rows.abs().amax(dim=-1, keepdim=True).clamp_min_(1e-20)
+        largest = rows.abs().amax(dim=-1, keepdim=True).clamp_min_(1e-20)  # (..., 1)
+        # rows / largest lies in -1 .. 1 and becomes uint8: times steps, plus a zero point of steps + 1
         out: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
             rows / largest, 1 / self._steps, self._steps + 1, self._packed
         )

@@ -1,4 +1,4 @@
-"""Work that is done once for several modules because they read the same input: q, k and v; gate and up."""
+"""One computation for several modules with the same input: q, k and v; gate and up."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _T = TypeVar("_T")
 
 
 def input_groups(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Module names in groups that read one input, each in the order in which the model calls its modules."""
+    """Module names grouped by input, each group in the order of the model's calls."""
     groups: dict[tuple[str, object], list[str]] = {}
     for name in names:
         parent, _, last = name.rpartition(".")
@@ -24,15 +24,15 @@ def input_groups(names: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 class SharedInput(Generic[_T]):
-    """Computes a result when the first of its readers comes with an input, and hands it to the others.
+    """Computes a result for the first reader of an input, and hands it to the others.
 
-    A result is given only for the very tensor object that it was computed from, and once to each reader: a
-    reader that comes again has it computed again, so that an input whose memory was used anew is not mistaken.
-    It is let go when all have read it.
+    A result is valid for the same tensor object only, and once for each reader. A second read by one reader computes
+    it again, so an input overwritten in place is not mistaken for the old one. The result is released after the last
+    read.
 
     Args:
         compute: input -> result.
-        readers: how many there are; they are called 0 to readers - 1.
+        readers: number of readers; they are numbered 0 to readers - 1.
     """
 
     def __init__(self, compute: Callable[[Tensor], _T], readers: int) -> None:

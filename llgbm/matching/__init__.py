@@ -1,1 +1,1 @@
-"""The parts of a fit to teachers: weight tokens, deltas and their losses, the delta head."""
+"""The parts of a fit to teachers: weight tokens, losses on weights and deltas, the delta head."""

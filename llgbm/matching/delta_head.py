@@ -1,14 +1,13 @@
 """DeltaHead: predicts an adapter's delta from its weights, without a pass through the base.
 
-It reads tensors, not text. To first order an adapter's delta is linear in the products BA of its modules,
-and what a module's product does to the probes depends on few directions of its input and of its output. So
-each module has learned left and right factors, V (out, k) and U (in, k), and is seen through the k x k
-sketch `scaling * V' B A U`: a function of BA alone, the same for any of the equal factorisations of one
-product and for any rank. A linear map takes all sketches to the delta; a small network without biases adds
-what is not linear. The adapter that changes nothing has a delta of exactly 0.
+It reads tensors, not text. To first order an adapter's delta is linear in the products BA of its modules, and a
+product's effect on the probes depends on few directions of its input and output. So each module has learned left and
+right factors, V (out, k) and U (in, k), and is reduced to the k x k sketch `scaling * V' B A U`. The sketch depends on
+BA only: it is the same for every factorisation and every rank. A linear map takes all sketches to the delta; a small
+network without biases adds the nonlinear part. The zero adapter has a delta of exactly 0.
 
-`llgbm.matching.head_calibration` sets U, V and the linear map from the base itself; a head can also be trained from
-random ones.
+`llgbm.matching.head_calibration` sets U, V and the linear map from the base; a head can also be trained from random
+factors.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ class DeltaHeadConfig:
     """
 
     sketch_size: int = 8
-    """k: directions kept of each module's input and of its output."""
+    """k: number of directions of each module's input and of its output."""
     output_rank: int = 192
-    """Dimensions of the space that all predicted deltas lie in."""
+    """Dimension of the space of predicted deltas."""
     correction_size: int = 128
-    """Width of the network that adds the part that is not linear."""
+    """Width of the network for the nonlinear part."""
 
     def __post_init__(self) -> None:
         for field, value in asdict(self).items():
@@ -51,17 +50,17 @@ class DeltaHeadConfig:
 
 
 class DeltaHead(nn.Module):
-    """Predicts deltas of adapters of the modules in `lora`, at the layers it was made for.
+    """Predicts deltas at `layers` for adapters of the modules in `lora`.
 
     Args:
-        layers: decoder layers whose deltas it predicts, as in `llgbm.measuring.measurement.Measurement.layers`.
-        seed: of the initial parameters; the global random state is left alone.
+        layers: decoder layers of the predicted deltas, as in `llgbm.measuring.measurement.Measurement.layers`.
+        seed: of the initial parameters; the global random state is unchanged.
 
     Attributes:
         modules_read: the modules that it reads, with their shapes.
         layers: as given.
-        sketch_scale: (modules,) size of each module's sketch on the adapters that the head was calibrated on.
-        output_scale: (layers,) size of the deltas, likewise.
+        sketch_scale: (modules,) float32, root mean square of each module's sketches in the calibration.
+        output_scale: (layers,) float32, root mean square of the deltas in the calibration.
     """
 
     sketch_scale: Tensor
@@ -93,12 +92,14 @@ class DeltaHead(nn.Module):
         def normal(*shape: int, scale: float) -> nn.Parameter:
             return nn.Parameter(torch.randn(*shape, generator=generator) * scale)
 
+        # one parameter for each shape of modules: U (m, in, k) and V (m, out, k) for m modules of that shape
         self.right = nn.ParameterDict(
             {_key(s): normal(len(m), s[0], k, scale=s[0] ** -0.5) for s, m in self._groups.items()}
         )
         self.left = nn.ParameterDict(
             {_key(s): normal(len(m), s[1], k, scale=s[1] ** -0.5) for s, m in self._groups.items()}
         )
+        # linear and write start at zero: a fresh head predicts zero
         self.linear = nn.Parameter(torch.zeros(count, k * k, rank))
         self.basis = normal(rank, out, scale=out**-0.5)
         self.gate = normal(count, width, scale=0.1)
@@ -118,7 +119,7 @@ class DeltaHead(nn.Module):
         return [found[i] for i in range(len(self.modules_read))]
 
     def sketch(self, adapters: Sequence[LoRAWeights]) -> Tensor:
-        """What the head sees: (adapters, modules, k * k) float32, 0 for modules that an adapter lacks.
+        """The sketches (adapters, modules, k * k) float32, 0 for modules that an adapter lacks.
 
         Raises:
             AdapterMismatchError: no adapter, or one changes a module that the head does not read.
@@ -143,17 +144,19 @@ class DeltaHead(nn.Module):
 
     def from_sketch(self, sketch: Tensor) -> Tensor:
         """Deltas (adapters, layers, hidden) of sketches (adapters, modules, k * k)."""
+        # n adapters, m modules, f = k * k, r = output_rank, w = correction_size
         scaled = sketch / self.sketch_scale[:, None]
         linear = torch.einsum("nmf,mfr->nr", scaled, self.linear)
         read = torch.einsum("nmf,mfw->nmw", scaled, self.read[self._target_of])
+        # no bias anywhere and gelu(0) = 0, so a zero sketch gives a zero delta; the sum of m terms keeps unit size
         pooled = nn.functional.gelu(read * (1 + self.gate)).sum(1) / len(self.modules_read) ** 0.5
-        coordinates = linear + nn.functional.gelu(pooled @ self.mix) @ self.write
+        coordinates = linear + nn.functional.gelu(pooled @ self.mix) @ self.write  # (n, r)
         deltas = (coordinates @ self.basis).unflatten(1, (len(self.layers), self.hidden_size))
         scaled_up: Tensor = deltas * self.output_scale[:, None]
         return scaled_up
 
     def predict_frozen(self, adapters: Sequence[LoRAWeights]) -> Tensor:
-        """As `forward`, with gradients to the adapters only: the head's parameters stand still."""
+        """As `forward`, with gradients to the adapters only: the head's parameters get none."""
         frozen = {name: parameter.detach() for name, parameter in self.named_parameters()}
         deltas: Tensor = torch.func.functional_call(self, frozen, (adapters,))
         return deltas
@@ -169,13 +172,14 @@ class DeltaHead(nn.Module):
             a = torch.stack([adapter.a[n] for n in names]).float()
             b = torch.stack([adapter.b[n] for n in names]).float()
             left, right = self.left[_key(shape)][here], self.right[_key(shape)][here]
+            # (V' B) (A U): (m, k, r) @ (m, r, k), so the dense product BA is never made
             product = torch.bmm(torch.bmm(left.transpose(1, 2), b), torch.bmm(a, right))
             sketches = sketches.index_copy(0, torch.tensor([members[i] for i in here]), product)
         return adapter.spec.scaling * sketches.flatten(1)
 
 
 def _by_shape(modules: Sequence[ModuleShape]) -> dict[tuple[int, int], list[int]]:
-    """(in_features, out_features) -> places in `modules`, so that equal shapes are one batched product."""
+    """(in_features, out_features) -> indices in `modules`, so that equal shapes share one batched product."""
     groups: dict[tuple[int, int], list[int]] = {}
     for place, module in enumerate(modules):
         groups.setdefault((module.in_features, module.out_features), []).append(place)

@@ -1,8 +1,8 @@
-"""Objectives that match a teacher: its weights, its delta, both, or its delta guided by a head.
+"""Objectives of `llgbm.training.train` that match a teacher: its weights, its delta, both, or its delta by a head.
 
-For `llgbm.training.train`. Every one is a mean over the groups of a batch, and each group needs a condition, a
-teacher or a delta, as its loss does. The part `base_forwards` counts the adapters that were run through the base on
-the probes, so its sum over steps is what a run has cost.
+Every objective is a mean over the groups of a batch. Each group needs a condition, and the teacher or delta that the
+loss compares with. The part `base_forwards` counts the adapters run through the base on the probes; its sum over steps
+is the cost of a run.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from llgbm.packing import TrainingBatch
 
 @dataclass(frozen=True, eq=False)
 class WeightObjective:
-    """The teacher's weights alone; no pass through the base."""
+    """The teacher's weights only; no pass through the base."""
 
     loss: WeightLoss = WeightLoss()
 
     def modules(self) -> Iterable[nn.Module]:
-        """None besides the generator."""
+        """None: only the generator is trained."""
         return ()
 
     def weight(self, batch: TrainingBatch) -> float:
-        """Groups: the loss is a mean over them."""
+        """Number of groups; the loss is a mean over them."""
         return float(len(batch))
 
     def __call__(self, generator: LoRAGenerator, batch: TrainingBatch, step: int) -> tuple[Tensor, dict[str, float]]:
@@ -44,7 +44,7 @@ class WeightObjective:
 
 @dataclass(frozen=True, eq=False)
 class DeltaObjective:
-    """The teacher's delta, computed with the base at every step; with `MultiTaskLoss` its weights too.
+    """The teacher's delta, computed with the base at every step; with `MultiTaskLoss` also its weights.
 
     Attributes:
         meter: measures the generated adapters as the teachers were measured.
@@ -54,11 +54,11 @@ class DeltaObjective:
     loss: DeltaOnlyLoss | MultiTaskLoss = DeltaOnlyLoss()
 
     def modules(self) -> Iterable[nn.Module]:
-        """None besides the generator."""
+        """None: only the generator is trained."""
         return ()
 
     def weight(self, batch: TrainingBatch) -> float:
-        """Groups: the loss is a mean over them."""
+        """Number of groups; the loss is a mean over them."""
         return float(len(batch))
 
     def __call__(self, generator: LoRAGenerator, batch: TrainingBatch, step: int) -> tuple[Tensor, dict[str, float]]:
@@ -74,12 +74,12 @@ class DeltaObjective:
 
 @dataclass(frozen=True, eq=False)
 class DeltaGuidedObjective:
-    """The teacher's delta through a head that reads the generated adapter; the base is run every `loss.every` steps.
+    """The teacher's delta by a head that reads the generated adapter; the base runs every `loss.every` steps.
 
     Attributes:
         meter: measures the generated adapters as the teachers were measured.
         head: trained together with the generator.
-        use_teachers: also ground the head in the teachers, whose deltas are known and cost no pass.
+        use_teachers: also train the head on the teachers, whose deltas are known and cost no pass.
     """
 
     meter: DeltaMeter
@@ -92,7 +92,7 @@ class DeltaGuidedObjective:
         return (self.head,)
 
     def weight(self, batch: TrainingBatch) -> float:
-        """Groups: the loss is a mean over them."""
+        """Number of groups; the loss is a mean over them."""
         return float(len(batch))
 
     def __call__(self, generator: LoRAGenerator, batch: TrainingBatch, step: int) -> tuple[Tensor, dict[str, float]]:
@@ -117,7 +117,7 @@ def teachers_of(batch: TrainingBatch) -> Sequence[LoRAWeights]:
 
 
 def deltas_of(batch: TrainingBatch) -> Tensor:
-    """(groups, probes, layers, hidden) of the teachers' deltas of a batch.
+    """The teachers' deltas of a batch, (groups, probes, layers, hidden).
 
     Raises:
         ConfigError: a group has none.
@@ -129,10 +129,12 @@ def deltas_of(batch: TrainingBatch) -> Tensor:
 
 
 def conditions_of(batch: TrainingBatch) -> Tensor:
-    """(groups, condition_size); a group without one would shift every later group to another one's teacher."""
+    """The conditions of a batch, (groups, condition_size).
+
+    Raises:
+        ConfigError: a group has none, which would pair later groups with wrong teachers.
+    """
     missing = [group.task_id for group in batch if group.condition is None]
     if missing or not batch:
-        raise ConfigError(
-            f"no condition for {missing[0]}; a teacher is matched from a prompt" if missing else "no groups"
-        )
+        raise ConfigError(f"no condition for {missing[0]}; every group needs one" if missing else "no groups")
     return torch.stack([group.condition for group in batch if group.condition is not None])

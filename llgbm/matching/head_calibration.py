@@ -1,10 +1,10 @@
-"""Calibrates a DeltaHead on its base: it starts as the base's own linearisation, seen through sketches.
+"""Calibrates a DeltaHead on its base: the head becomes the base's linearisation, reduced to sketches.
 
-An adapter's delta is, to first order, a sum over modules and tokens of G (scaling * B A) x: x is what the
-module reads in the plain base, and G how the probes' hidden states answer to what it writes. One forward
-pass gives every x, and one backward pass the answers along one direction of the deltas. The right factors
-become the main directions of x, the left ones those of the answers, and the linear map what the base says it
-is, for as many directions as there are backward passes.
+To first order an adapter's delta is a sum over modules and tokens of G (scaling * B A) x. Here x is the module's input
+in the plain base, and G the derivative of the probes' hidden states with respect to the module's output. One forward
+pass gives every x; one backward pass gives the gradients along one direction of the deltas. The right factors become
+the principal directions of x, the left ones those of the gradients. The linear map follows from both, for as many
+directions of the deltas as there are backward passes.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from llgbm.packing import Row, pack, packed_hidden_states
 from llgbm.probes import ProbeSet
 
 _PILOT_PASSES = 6
-"""Backward passes from which the left factors are found; more change them little."""
+"""Backward passes used to find the left factors; more change them little."""
 
 _ITERATIONS = 16
+"""Steps of the subspace iteration."""
 
 _KEPT_ROWS = 4
-"""Random combinations of a pilot pass's answers that are kept for each direction wanted."""
+"""Random combinations of a pilot pass's gradients kept per wanted direction."""
 
 
 def calibrate_delta_head(
@@ -44,14 +45,13 @@ def calibrate_delta_head(
     directions: int = 32,
     seed: int = 0,
 ) -> None:
-    """Set the head's factors, linear map and scales, in place. Its correction stays as it is.
+    """Set the head's factors, linear map and scales, in place. Its nonlinear part is unchanged.
 
     Args:
-        probes: those that the deltas are measured on. All are packed into one row, and the backward pass
-            holds it whole.
+        probes: the probes of the deltas. All are packed into one row, whose graph must fit into memory.
         adapters: typical adapters, such as teachers, for the scale of their sketches.
-        deltas: (n, layers, hidden) or (n, probes, layers, hidden) typical deltas. The backward passes run
-            along their principal directions, and along random ones where there are more passes than deltas.
+        deltas: (n, layers, hidden) or (n, probes, layers, hidden) typical deltas. The backward passes run along their
+            principal directions, and along random ones if there are more passes than deltas.
         directions: number of backward passes; at most the head's `output_rank`.
 
     Raises:
@@ -67,12 +67,12 @@ def calibrate_delta_head(
     if not 1 <= directions <= head.config.output_rank:
         raise ConfigError(f"directions must be 1 to output_rank {head.config.output_rank}, not {directions}")
     generator = torch.Generator().manual_seed(seed)
-    scale = mean.square().mean((0, 2)).sqrt().clamp_min(1e-8)
-    basis = _main_directions((mean / scale[:, None]).flatten(1), directions, generator)
+    scale = mean.square().mean((0, 2)).sqrt().clamp_min(1e-8)  # (layers,)
+    basis = _main_directions((mean / scale[:, None]).flatten(1), directions, generator)  # (directions, layers * hidden)
     read, written, states = _linearised(head, base, probes)
-    values = (states / scale[:, None]).flatten() @ basis.t()
+    values = (states / scale[:, None]).flatten() @ basis.t()  # (directions,), each the start of a backward pass
     factors = _find_factors(head, read, written, values[:_PILOT_PASSES], generator)
-    linear = torch.stack([_cores(factors, read, grads) for grads in _answers(values, written)], dim=-1)
+    linear = torch.stack([_cores(factors, read, grads) for grads in _output_gradients(values, written)], dim=-1)
     with torch.no_grad():
         for (right, left), (new_right, new_left) in zip(head.factors(), factors, strict=True):
             right.copy_(new_right)
@@ -85,9 +85,9 @@ def calibrate_delta_head(
 
 
 def _linearised(head: DeltaHead, base: Base, probes: ProbeSet) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """What modules read (tokens, in) and write (1, tokens, out), and the mean states (layers, hidden).
+    """Module inputs (tokens, in), module outputs (1, tokens, out) and mean states (layers, hidden).
 
-    The last two carry the graph.
+    Outputs and states carry the graph.
     """
     if base.model.training:
         raise ConfigError("the base is in training mode; call base.model.eval() first")
@@ -109,14 +109,14 @@ def _find_factors(
 ) -> list[tuple[Tensor, Tensor]]:
     """(right, left) of each module, (in, k) and (out, k), with orthonormal columns.
 
-    What is read counts by the size of the answers at its token, and answers by the size of what is read
-    there.
+    An input is weighted by the size of the gradients at its token, and a gradient by the size of the input there.
     """
     k = head.config.sketch_size
     rows: list[list[Tensor]] = [[] for _ in read]
     weights = [torch.zeros(len(x)) for x in read]
-    for grads in _answers(values, written):
+    for grads in _output_gradients(values, written):
         for i, grad in enumerate(grads):
+            # random mixtures of all tokens' gradients keep their span in few rows: (4 k, tokens) @ (tokens, out)
             mixing = torch.randn(_KEPT_ROWS * k, len(grad), generator=generator)
             rows[i].append((mixing * read[i].norm(dim=1)) @ grad)
             weights[i] += grad.square().sum(1)
@@ -130,13 +130,13 @@ def _find_factors(
 
 
 def _cores(factors: list[tuple[Tensor, Tensor]], read: list[Tensor], grads: list[Tensor]) -> Tensor:
-    """(modules, k * k): what one unit of each entry of each sketch adds along one direction."""
+    """(modules, k * k): derivative of one direction of the deltas with respect to each entry of each sketch."""
     entries = [(grad @ left).t() @ (x @ right) for (right, left), x, grad in zip(factors, read, grads, strict=True)]
     return torch.stack(entries).flatten(1)
 
 
-def _answers(values: Tensor, written: list[Tensor]) -> Iterator[list[Tensor]]:
-    """For each value, its gradients with respect to what the modules write, (tokens, out) each."""
+def _output_gradients(values: Tensor, written: list[Tensor]) -> Iterator[list[Tensor]]:
+    """For each value, its gradients with respect to the module outputs, (tokens, out) each."""
     for value in values:
         grads = torch.autograd.grad(value, written, retain_graph=True, materialize_grads=True)
         yield [grad[0] for grad in grads]
@@ -145,7 +145,7 @@ def _answers(values: Tensor, written: list[Tensor]) -> Iterator[list[Tensor]]:
 def _main_directions(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Orthonormal directions (count, size): a basis of the principal ones of `rows` (n, size), then random ones.
 
-    Found by subspace iteration. Most rows of a last layer are zero, and eigensolvers may fail on such matrices.
+    By subspace iteration: most rows of a last layer are zero, and eigensolvers may fail on such matrices.
     """
     rows = rows[rows.abs().amax(dim=1) > 0]
     known = min(count, len(rows))
@@ -161,9 +161,9 @@ def _main_directions(rows: Tensor, count: int, generator: torch.Generator) -> Te
 
 @contextmanager
 def _traced(model: nn.Module, names: Sequence[str]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """Collects what the named modules read, without graph, and what they write, with it.
+    """Inside, collects the inputs of the named modules, detached, and their outputs, with graph.
 
-    The base is frozen, so the graph is made to start at the embeddings.
+    The base is frozen, so a hook starts the graph at the embeddings.
     """
     read: dict[str, Tensor] = {}
     written: dict[str, Tensor] = {}

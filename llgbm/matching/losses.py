@@ -1,9 +1,9 @@
-"""Behavioural and weight losses: how far a generated adapter is from its teacher, in effect and in numbers.
+"""Distances of a generated adapter from its teacher: in behaviour (deltas) and in weights.
 
-Each loss returns a scalar tensor and the floats of its parts, for the log. A shape that does not fit raises:
-it never gives a loss of zero. Scale counts everywhere: no loss looks at normalised vectors only.
+Each loss returns a scalar tensor and its parts as floats, for the log. A shape that does not fit raises; it never gives
+a loss of zero. Scale always counts: no loss uses normalised vectors only.
 
-Delta tensors are (adapters, layers, hidden), means over probes, or (adapters, probes, layers, hidden).
+Deltas are (adapters, layers, hidden), means over probes, or (adapters, probes, layers, hidden).
 Losses on the base's next-token predictions are in `llgbm.fitting.task_losses`.
 """
 
@@ -24,10 +24,9 @@ from llgbm.matching.weight_tokens import TokenLayout, TokenNormalizer, tokenize
 Loss = tuple[Tensor, dict[str, float]]
 WeightMode = Literal["product", "tokens"]
 
-_SMALLEST_SHARE = 0.1
-"""Below this share of the teacher's norm a student's cosine is taken as if it had that norm. The gradient of
-a cosine grows without bound as the vector goes to zero, and a fresh generator, whose B is zero, starts
-there."""
+_MIN_NORM_RATIO = 0.1
+"""Lower limit of a student's norm in a cosine, relative to the teacher's norm. The gradient of a cosine is unbounded
+near the zero vector, where a fresh generator starts, since its B is zero."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,9 @@ class WeightLoss:
     """Distance of generated weights from a teacher's.
 
     Attributes:
-        mode: `product`: ||BA - B'A'||^2 / ||B'A'||^2 over all modules together, scalings included, from r x
-            r Gram matrices without a dense product. It does not see which of the many equal factorisations
-            was taken, and ranks may differ. `tokens`: mean squared error of normalised tokens, where A and B
-            count one by one.
+        mode: `product`: ||BA - B'A'||^2 / ||B'A'||^2 over all modules together, scalings included, from r x r Gram
+            matrices without a dense product. It does not depend on the factorisation, and ranks may differ. `tokens`:
+            mean squared error of normalised tokens, where A and B count separately.
         normalizer: scales of the tokens, fitted on teachers; needed for `tokens`.
         token_size: D of the tokens. It does not change the loss.
 
@@ -88,14 +86,13 @@ class WeightLoss:
 class DeltaOnlyLoss:
     """Distance of a delta from a teacher's: direction and scale.
 
-    The relative squared error is ||d - d'||^2 / ||d'||^2 for each adapter and layer (probes together, so
-    that a probe on which the teacher does nothing cannot blow it up), then averaged, so that layers of small
-    norm count like the others. To it comes 1 - cosine, for each vector, which keeps its gradient where the
-    error alone would first shrink the scale.
+    The relative squared error ||d - d'||^2 / ||d'||^2 is computed per adapter and layer, then averaged, so layers of
+    small norm count like the others. Probes are summed first, so a probe without any effect of the teacher cannot blow
+    it up. The second term is 1 - cosine of each vector: it has a gradient where the error alone would first shrink the
+    scale.
 
     Attributes:
-        lambda_scale: weight of the relative squared error; must be positive, since a cosine alone leaves the
-            scale free.
+        lambda_scale: weight of the relative squared error; positive, since a cosine alone leaves the scale free.
         lambda_direction: weight of 1 - cosine.
 
     Raises:
@@ -116,24 +113,24 @@ class DeltaOnlyLoss:
         """Mean over adapters, layers and probes. The teacher gets no gradient.
 
         Args:
-            yardstick: deltas of the usual size, shaped as `teacher`, for a `teacher` that may be near zero:
-                errors are relative to a hundredth of their squared norm at least.
+            yardstick: deltas of usual size, shaped as `teacher`, for a `teacher` that may be near zero: errors are
+                relative to at least a hundredth of their squared norm.
 
         Raises:
-            AdapterMismatchError: the shapes differ or are none of the two documented, or the teacher's delta
-                is zero and there is no yardstick.
+            AdapterMismatchError: the shapes differ or are not documented ones, or the teacher's delta is zero and there
+                is no yardstick.
         """
         _require_deltas(delta, teacher)
         teacher = teacher.detach()
-        over = (-1,) if teacher.dim() == 3 else (1, -1)
-        energy = teacher.square().sum(over)
+        over = (-1,) if teacher.dim() == 3 else (1, -1)  # hidden, and probes if there are any
+        energy = teacher.square().sum(over)  # (adapters, layers)
         if yardstick is not None:
             _require_deltas(teacher, yardstick)
-            energy = torch.maximum(energy, _SMALLEST_SHARE**2 * yardstick.detach().square().sum(over))
+            energy = torch.maximum(energy, _MIN_NORM_RATIO**2 * yardstick.detach().square().sum(over))
         if not bool((energy > 0).all()):
-            raise AdapterMismatchError("a teacher's delta is zero in some layer; a loss relative to it has no value")
+            raise AdapterMismatchError("a teacher's delta is zero in some layer, so the relative loss is undefined")
         error = ((delta - teacher).square().sum(over) / energy).mean()
-        cosine = _cosine(delta, teacher).mean()
+        cosine = _cosine(delta, teacher).mean()  # of (adapters, layers) or (adapters, probes, layers) cosines
         loss = self.lambda_scale * error + self.lambda_direction * (1 - cosine)
         return loss, {
             "delta": float(loss.detach()),
@@ -166,7 +163,7 @@ class MultiTaskLoss:
         delta: Tensor,
         teacher_delta: Tensor,
     ) -> Loss:
-        """Both terms; `delta` is computed on the generated adapters, `teacher_delta` on the teachers.
+        """Both terms; `delta` is that of the generated adapters, `teacher_delta` that of the teachers.
 
         Raises:
             AdapterMismatchError: as the two losses.
@@ -179,22 +176,22 @@ class MultiTaskLoss:
 
 @dataclass(frozen=True)
 class DeltaGuidedLoss:
-    """Delta supervision with few passes through the base: a head predicts deltas, and is kept honest.
+    """Delta supervision with few passes through the base: a head predicts deltas and is checked against the base.
 
     Three terms, each a `DeltaOnlyLoss`, and each trains one side only:
-    every step, the head's prediction for the generated adapter against the teacher trains the **generator**.
-    The head stands still for it: a head that could move would learn to name the teacher's delta whatever it
-    is shown; every `every` steps, the delta computed with the base against the teacher trains the
-    **generator**; at the same steps, consistency, the prediction against the computed delta, trains the
-    **head**. The computed side is detached there, and so is the adapter that the head reads. Where teachers'
-    weights are given, the head also learns from them, whose deltas are known and cost no pass.
+
+    - At every step, the head's prediction for the generated adapter against the teacher trains the **generator**. The
+      head gets no gradient: otherwise it would learn to predict the teacher's delta for any adapter.
+    - Every `every` steps, the delta computed with the base against the teacher trains the **generator**.
+    - At the same steps, consistency, the prediction against the computed delta, trains the **head**. The computed delta
+      and the adapter are detached. With teachers' weights, the head also learns their known deltas, without a pass.
 
     Attributes:
         every: N, steps from one computed delta to the next.
         lambda_predicted: weight of prediction against teacher.
         lambda_computed: weight of computed against teacher.
         lambda_consistency: weight of prediction against computed, and of the head's error on teachers.
-        delta_loss: how two deltas are compared.
+        delta_loss: the comparison of two deltas.
 
     Raises:
         ConfigError: `every` is below 1 or a weight is negative.
@@ -212,7 +209,7 @@ class DeltaGuidedLoss:
             raise ConfigError(f"every must be at least 1 and no weight negative, not {self.every} and {weights}")
 
     def due(self, step: int) -> bool:
-        """Whether the delta of step `step`, counted from 0, is to be computed with the base."""
+        """Whether step `step`, counted from 0, computes the delta with the base."""
         return step % self.every == 0
 
     def __call__(
@@ -228,10 +225,8 @@ class DeltaGuidedLoss:
         Args:
             generated: the generator's adapters, with gradient.
             teacher_delta: (adapters, probes, layers, hidden) or (adapters, layers, hidden).
-            computed: deltas of `generated` on the base, shaped as `teacher_delta`, at the steps where they
-                are due.
-            teachers: weights whose deltas are `teacher_delta`; None for teachers without weights, such as a
-                context.
+            computed: deltas of `generated` on the base, shaped as `teacher_delta`, at the steps that need them.
+            teachers: weights with the deltas `teacher_delta`; None for teachers without weights, such as a context.
 
         Raises:
             AdapterMismatchError: a shape or a number of adapters does not fit.
@@ -258,32 +253,32 @@ class DeltaGuidedLoss:
 def _product_error(student: LoRAWeights, teacher: LoRAWeights) -> Tensor:
     """||BA - B'A'||^2 / ||B'A'||^2, the squares added over all modules.
 
-    The difference is itself a product, [B, -B'] [A; A'], and the norm of a product comes from the Gram
-    matrices of its factors. They are made in float64: near the teacher, large squares cancel, and float32
-    would leave only noise.
+    The difference is itself a product, [B, -B'] [A; A'], and the norm of a product follows from the Gram matrices of
+    its factors. These are float64: near the teacher large squares cancel, and float32 would leave only noise.
     """
     error = energy = torch.zeros((), dtype=torch.float64)
     rank = student.spec.rank
     for (_, a, b), (_, a_teacher, b_teacher) in zip(student.pairs(), teacher.pairs(), strict=True):
-        factor_a = torch.cat([a, a_teacher.to(a)]).double()
+        factor_a = torch.cat([a, a_teacher.to(a)]).double()  # (r + r', in)
         factor_b = torch.cat([student.spec.scaling * b, -teacher.spec.scaling * b_teacher.to(b)], dim=1).double()
+        # ||XY||^2 = tr(Y Y^T X^T X), the sum of the elementwise product of two symmetric (r + r', r + r') matrices
         grams = (factor_a @ factor_a.t()) * (factor_b.t() @ factor_b)
         error = error + grams.sum()
-        energy = energy + grams[rank:, rank:].detach().sum()
+        energy = energy + grams[rank:, rank:].detach().sum()  # the teacher's block alone is ||B'A'||^2
     if not float(energy) > 0:
-        raise AdapterMismatchError("a teacher's product BA is zero, so there is no error relative to it")
+        raise AdapterMismatchError("a teacher's product BA is zero, so the relative error is undefined")
     return (error.clamp_min(0) / energy).float()
 
 
 def _cosine(delta: Tensor, teacher: Tensor) -> Tensor:
     """Cosine along the last dimension; 0 where the teacher is zero."""
     size: Tensor = torch.linalg.vector_norm(teacher, dim=-1)
-    norm = torch.maximum(torch.linalg.vector_norm(delta, dim=-1), _SMALLEST_SHARE * size)
+    norm = torch.maximum(torch.linalg.vector_norm(delta, dim=-1), _MIN_NORM_RATIO * size)
     return (delta * teacher).sum(-1) / (norm * size).clamp_min(torch.finfo(delta.dtype).tiny)
 
 
 def _mean_delta(delta: Tensor) -> Tensor:
-    """(adapters, layers, hidden) of a delta with or without a dimension of probes."""
+    """A delta with or without a dimension of probes as (adapters, layers, hidden)."""
     return delta.mean(1) if delta.dim() == 4 else delta
 
 

@@ -1,8 +1,8 @@
-"""Starts a generator at the mean of teachers, with bases that span what the teachers differ in.
+"""Starts a generator at the mean of teachers, with bases that span the teachers.
 
-A fresh generator begins with B0 = 0 and random A0, and finds both on the way. Where teachers are there, their principal
-directions are known: for each module, A0 becomes those of the rows of all A, and B0 those of the columns of all B. The
-constant cores give the mean of the teachers, which is the first thing that any fit would learn.
+A fresh generator begins with B0 = 0 and random A0. Teachers give better bases: for each module, A0 becomes the
+principal directions of the rows of all A, and B0 those of the columns of all B. The constant cores give the mean of the
+teachers, which any fit would learn first.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from llgbm.generator import LoRAGenerator
 from llgbm.lora import LoRAWeights
 
 _FILL = 0.1
-"""Size of the random directions that fill a basis up, relative to the others."""
+"""Length of the random directions that complete a basis, relative to the others."""
 
 
 @torch.no_grad()
 def start_from_teachers(generator: LoRAGenerator, teachers: Sequence[LoRAWeights], *, seed: int = 0) -> None:
-    """Set bases and constant cores in place; what reads the condition stays as it is.
+    """Set bases and constant cores in place; the trunk is unchanged.
 
-    Directions are ordered by how much of the teachers lies along them. Where the basis rank is smaller than what the
-    teachers span, the rest is cut off; where it is larger, random directions fill up.
+    Directions are ordered by the teachers' energy along them. A basis rank below the teachers' rank cuts off the last
+    ones; a larger basis rank is completed with random directions.
 
     Args:
         teachers: of the generator's own LoRASpec, trained from one start, so that their mean makes sense.
@@ -59,24 +59,25 @@ def _start_side(
 ) -> None:
     """Set the bases of one side, and its cores (modules, rank, basis rank), for sides (teachers, rank, size).
 
-    Cores get rows of about length one, as in a fresh generator; the size of the teachers goes into the bases.
+    Cores get rows of about length 1, as in a fresh generator; the scale of the teachers goes into the bases.
     """
     seen: Counter[int] = Counter()
     for number, (size, side) in enumerate(zip(sizes, sides, strict=True)):
         basis_of_size = bases[str(size)]
-        scale = side.norm(dim=-1).square().mean().sqrt().clamp_min(1e-8)
+        scale = side.norm(dim=-1).square().mean().sqrt().clamp_min(1e-8)  # root mean square length of a row
         basis = _directions(side.flatten(0, 1), basis_of_size.shape[1], random)
         basis_of_size[seen[size]] = basis * scale
-        cores[number] = side.mean(0) @ basis.t() / scale
+        cores[number] = side.mean(0) @ basis.t() / scale  # (rank, size) @ (size, R)
         seen[size] += 1
 
 
 def _directions(rows: Tensor, count: int, random: torch.Generator) -> Tensor:
-    """`count` orthogonal directions (count, size), those that hold most of `rows` (n, size) first, of length one.
+    """`count` orthogonal directions (count, size): the principal ones of `rows` (n, size), of length 1, largest first.
 
-    What fills up has length `_FILL`.
+    Random directions that complete them have length `_FILL`.
     """
     rows = rows.double()
+    # principal directions from the (n, n) Gram matrix; eigh sorts ascending, and tiny eigenvalues are rounding errors
     values, vectors = torch.linalg.eigh(rows @ rows.t())
     good = values > 1e-8 * values[-1].clamp_min(1e-30)
     principal = vectors[:, good].flip(1)[:, :count].t() @ rows

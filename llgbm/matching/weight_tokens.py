@@ -1,14 +1,13 @@
-"""LoRAWeights <-> tokens (N, T, D), the form in which networks read adapters, exact in both directions.
+"""LoRAWeights <-> tokens (N, T, D), the input of networks that read adapters; exact in both directions.
 
-Token layout. Every module of the spec, in the order of the spec, gives its A and then its B. A side is read
-by rank row: row i of A, (in_features,), or column i of B, (out_features,), so that both sides list what one
-rank component does. A rank row is cut into chunks of D values, one token each; the last chunk is filled up
-with zeros, and `TokenLayout.mask` is False there. `TokenIndex` says for each token which layer, target,
-side, rank row and chunk it is.
+Token layout. Every module, in the order of the spec, gives its A and then its B. A side is read by rank row: row i of
+A, (in_features,), or column i of B, (out_features,), so both sides list the same rank components. A rank row is cut
+into chunks of D values, one token each; the last chunk is padded with zeros, and `TokenLayout.mask` is False there.
+`TokenIndex` gives the layer, target, side, rank row and chunk of each token.
 
-Normalisation divides each side of each module by one power of two near its root mean square over the fitted
-adapters. A power of two loses no bits, and nothing is subtracted: the factors of a LoRA are symmetric around
-zero, and the mean of other adapters, taken off in float32, would cost the smallest values their digits.
+Normalisation divides each side of each module by one power of two near its root mean square over the fitted adapters.
+A power of two loses no bits. Nothing is subtracted: the factors of a LoRA are symmetric around zero, and subtracting a
+mean in float32 would cost the smallest values their digits.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ from llgbm.errors import AdapterMismatchError, ConfigError
 from llgbm.lora import LoRAWeights
 
 _EXPONENT_LIMIT = 60
-"""Scales stay within 2**-60 .. 2**60, so that neither a token nor a weight overflows."""
+"""Scales stay within 2**-60 .. 2**60, so neither tokens nor weights overflow."""
 
 
 class TokenIndex(NamedTuple):
-    """What each token is; all (T,) int64.
+    """The position of each token; all (T,) int64.
 
-    `layer` is the decoder layer, `target` the index into `llgbm.config.TARGET_MODULES`, `side` 0 for A and 1
-    for B, `row` the rank row, `chunk` the place of the token in that row.
+    `layer` is the decoder layer, `target` the index into `llgbm.config.TARGET_MODULES`, `side` 0 for A and 1 for B,
+    `row` the rank row, `chunk` the index of the token in that row.
     """
 
     layer: Tensor
@@ -46,7 +45,7 @@ class TokenIndex(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """How adapters of `spec` are cut into tokens of `token_size` values (the D of (N, T, D)).
+    """Layout of adapters of `spec` in tokens of `token_size` values (the D of (N, T, D)).
 
     Raises:
         ConfigError: `token_size` is below 1.
@@ -60,12 +59,12 @@ class TokenLayout:
             raise ConfigError(f"token_size must be at least 1, not {self.token_size}")
 
     def chunks(self, features: int) -> int:
-        """Tokens that one rank row of `features` values takes."""
+        """Tokens of one rank row of `features` values."""
         return math.ceil(features / self.token_size)
 
     @cached_property
     def num_tokens(self) -> int:
-        """T: tokens of one adapter, a side of a module having `rank * chunks` of them."""
+        """T: tokens of one adapter; a side of a module has `rank * chunks` of them."""
         return sum(
             self.spec.rank * (self.chunks(m.in_features) + self.chunks(m.out_features)) for m in self.spec.modules
         )
@@ -84,7 +83,7 @@ class TokenLayout:
 
     @cached_property
     def mask(self) -> Tensor:
-        """(T, D) bool: True where a value belongs to the adapter, False where a chunk was filled up."""
+        """(T, D) bool: True for a value of the adapter, False for padding."""
         places = torch.arange(self.token_size)
         blocks = []
         for module in self.spec.modules:
@@ -107,10 +106,9 @@ class TokenNormalizer:
 
     @classmethod
     def fit(cls, adapters: Iterable[LoRAWeights]) -> TokenNormalizer:
-        """Scales at which the fitted adapters have a root mean square between 0.7 and 1.5 on every side.
+        """Scales that give the fitted adapters a root mean square between 0.7 and 1.5 on every side.
 
-        Ranks may differ; a module counts from the adapters that have it. A side that is zero in all of them
-        gets 1.
+        Ranks may differ; a module is fitted on the adapters that have it. A side that is zero in all of them gets 1.
 
         Raises:
             AdapterMismatchError: no adapter is given.
@@ -139,8 +137,7 @@ def tokenize(adapters: Sequence[LoRAWeights], layout: TokenLayout, normalizer: T
     """Tokens of adapters of one spec: (N, T, D) float32, 0 where `layout.mask` is False. Gradients pass.
 
     Raises:
-        AdapterMismatchError: there is no adapter, one has another spec than the layout, or a scale is
-            missing.
+        AdapterMismatchError: there is no adapter, one has another spec than the layout, or a scale is missing.
     """
     if not adapters:
         raise AdapterMismatchError("there is no adapter to make tokens of")
@@ -156,12 +153,10 @@ def tokenize(adapters: Sequence[LoRAWeights], layout: TokenLayout, normalizer: T
 
 
 def detokenize(tokens: Tensor, layout: TokenLayout, normalizer: TokenNormalizer) -> list[LoRAWeights]:
-    """The adapters of `tokens` (N, T, D), in their dtype; values outside the mask are ignored.
-
-    Gradients pass.
+    """The adapters of `tokens` (N, T, D), in their dtype; values outside the mask are ignored. Gradients pass.
 
     Raises:
-        AdapterMismatchError: the tokens have another shape than the layout gives, or a scale is missing.
+        AdapterMismatchError: the tokens have another shape than the layout, or a scale is missing.
     """
     expected = (layout.num_tokens, layout.token_size)
     if tokens.dim() != 3 or tuple(tokens.shape[1:]) != expected:
@@ -176,6 +171,7 @@ def _tokens_of(adapter: LoRAWeights, layout: TokenLayout, normalizer: TokenNorma
     blocks = []
     for name, a, b in adapter.pairs():
         for side, rows in (("A", a), ("B", b.t())):
+            # (rank, features) -> padded (rank, chunks * D) -> (rank * chunks, D)
             scaled = rows.float() / normalizer.scales[f"{name}.lora_{side}"]
             spare = layout.chunks(rows.shape[1]) * layout.token_size - rows.shape[1]
             blocks.append(torch.nn.functional.pad(scaled, (0, spare)).reshape(-1, layout.token_size))
@@ -189,6 +185,7 @@ def _adapter_of(tokens: Tensor, layout: TokenLayout, normalizer: TokenNormalizer
     start = 0
     for module in spec.modules:
         for side, features in (("A", module.in_features), ("B", module.out_features)):
+            # (rank * chunks, D) -> (rank, chunks * D) -> (rank, features)
             count = spec.rank * layout.chunks(features)
             rows = tokens[start : start + count].reshape(spec.rank, -1)[:, :features]
             rows = rows * normalizer.scales[f"{module.name}.lora_{side}"]

@@ -1,1 +1,1 @@
-"""Measuring deltas: probes as token ids, what two deltas must have in common, the cache."""
+"""Measuring deltas: probes as token ids, the measurement that makes deltas comparable, the cache."""

@@ -1,13 +1,12 @@
-"""DeltaCache: measured deltas on disk, with the measurement they were made under.
+"""DeltaCache: measured deltas on disk, with their measurement.
 
-    {folder}/manifest.json          measurement, and for each adapter its content digest and the sha256 of
-    its file {folder}/base_activation.npy    (probes, layers, hidden) float32 {folder}/{adapter_id}.npy
-    (probes, layers, hidden) float32
+    {folder}/manifest.json          measurement, and for each adapter its content digest and its file's sha256
+    {folder}/base_activation.npy    (probes, layers, hidden) float32
+    {folder}/{adapter_id}.npy       (probes, layers, hidden) float32
 
-A cache made under another measurement is refused, and so is a file that the manifest does not vouch for or
-that belongs to another adapter of the same name. Files are written to a temporary name, synced and renamed,
-and the manifest is changed under a lock, so two processes can fill one cache and a reader sees whole entries
-or none.
+A cache of another measurement is refused, and so is a file that does not match the manifest or belongs to another
+adapter of the same id. Files are written to a temporary name, synced and renamed, and the manifest is changed under a
+lock. So two processes can fill one cache, and a reader sees whole entries or none.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ class DeltaCache:
     """The deltas of one measurement.
 
     Args:
-        folder: made if it is not there.
-        measurement: what all deltas in the cache share; None takes what the manifest says.
+        folder: created if missing.
+        measurement: of all deltas in the cache; None takes the manifest's.
 
     Raises:
-        CacheMismatchError: the folder holds a cache of another measurement, a torn or foreign manifest, or,
-            with `measurement=None`, no manifest at all.
+        CacheMismatchError: the folder holds a cache of another measurement, a damaged or foreign manifest, or, with
+            `measurement=None`, no manifest.
     """
 
     def __init__(self, folder: Path, measurement: Measurement | None = None) -> None:
@@ -60,45 +59,44 @@ class DeltaCache:
         self._manifest()
 
     def ids(self) -> tuple[str, ...]:
-        """Ids of the adapters whose deltas are here, sorted."""
+        """Ids of the adapters with a delta here, sorted."""
         return tuple(sorted(self._manifest()["adapters"]))
 
     def digest_of(self, adapter_id: str) -> str | None:
-        """Content digest of the adapter whose delta is here under `adapter_id`; None if there is none."""
-        entry = _entry(self._manifest(), _checked(adapter_id))
+        """Content digest of the adapter behind the delta of `adapter_id`; None without a delta."""
+        entry = _entry(self._manifest(), _file_stem(adapter_id))
         return None if entry is None else entry["adapter"]
 
     def put(self, adapter_id: str, delta: Delta, *, adapter_digest: str) -> None:
-        """Keep the delta of an adapter; of two processes that measured it, the first one's stays.
+        """Store the delta of an adapter. If two processes measured it, the first one's delta stays.
 
         Args:
-            adapter_digest: `llgbm.adapters.peft_io.content_digest` of the float32 adapter that was measured.
+            adapter_digest: `llgbm.adapters.peft_io.content_digest` of the measured float32 adapter.
 
         Raises:
-            CacheMismatchError: the delta was measured in another way, or another adapter of this name is
-                here.
+            CacheMismatchError: the delta has another measurement, or another adapter of this id is here.
             ConfigError: the id cannot be a file name.
         """
         self.measurement.require_same(delta.measurement, what=f"the delta of {adapter_id}")
-        self._write(_checked(adapter_id), delta.values, adapter_digest)
+        self._write(_file_stem(adapter_id), delta.values, adapter_digest)
 
     def get(self, adapter_id: str, *, adapter_digest: str | None = None) -> Delta | None:
         """The delta of an adapter, or None if it was not measured.
 
         Args:
-            adapter_digest: content digest of the adapter that is meant; None does not check.
+            adapter_digest: content digest of the expected adapter; None does not check.
 
         Raises:
-            CacheMismatchError: the file is torn or foreign, or was measured on another adapter of this name.
+            CacheMismatchError: the file is damaged or foreign, or was measured on another adapter of this id.
         """
-        values = self._read(_checked(adapter_id), adapter_digest)
+        values = self._read(_file_stem(adapter_id), adapter_digest)
         return None if values is None else Delta(values, self.measurement)
 
     def put_base(self, activation: Activation) -> None:
-        """Keep the activation of the plain base.
+        """Store the activation of the plain base.
 
         Raises:
-            CacheMismatchError: it was measured in another way.
+            CacheMismatchError: it has another measurement.
         """
         self.measurement.require_same(activation.measurement, what="the base activation")
         self._write(_BASE_ID, activation.values, self.measurement.revision)
@@ -107,17 +105,14 @@ class DeltaCache:
         """The activation of the plain base, or None if it is not here.
 
         Raises:
-            CacheMismatchError: the file is torn or foreign.
+            CacheMismatchError: the file is damaged or foreign.
         """
         values = self._read(_BASE_ID, self.measurement.revision)
         return None if values is None else Activation(values, self.measurement)
 
     def discard(self, adapter_id: str) -> None:
-        """Forget an adapter that was trained again, say, or the base, whose id is "base_activation".
-
-        Nothing happens if it is not here.
-        """
-        name = adapter_id if adapter_id == _BASE_ID else _checked(adapter_id)
+        """Remove an adapter's delta, or the base's activation by the id "base_activation", if it is here."""
+        name = adapter_id if adapter_id == _BASE_ID else _file_stem(adapter_id)
         with self._lock:
             manifest = self._manifest()
             if _entry(manifest, name) is None:
@@ -164,10 +159,10 @@ class DeltaCache:
                 data = b""
             if hashlib.sha256(data).hexdigest() == entry["sha256"]:
                 break
-            # another process may have replaced the entry between the two reads; then its new one is tried
+            # another process may have replaced the entry between the two reads: then read the new one
             if _entry(self._manifest(), name) == entry:
                 raise CacheMismatchError(
-                    f"{self._path(name)} is torn, missing or not the file that {MANIFEST_FILE} lists; "
+                    f"{self._path(name)} is damaged, missing or not the file that {MANIFEST_FILE} lists; "
                     f"call discard({name!r}), or delete the folder, and measure again"
                 )
         array = np.load(io.BytesIO(data), allow_pickle=False)
@@ -198,7 +193,7 @@ class DeltaCache:
             return None
         except ValueError as error:
             raise CacheMismatchError(
-                f"{path} is torn or no JSON ({error}); delete the folder and measure again"
+                f"{path} is damaged or not JSON ({error}); delete the folder and measure again"
             ) from error
         if not isinstance(stored, dict) or stored.get("version") != FORMAT_VERSION or not _well_formed(stored):
             raise CacheMismatchError(
@@ -232,7 +227,7 @@ def _well_formed(manifest: Mapping[str, Any]) -> bool:
     return all(isinstance(e, dict) and e.keys() >= {"adapter", "sha256"} for e in entries)
 
 
-def _checked(adapter_id: str) -> str:
+def _file_stem(adapter_id: str) -> str:
     if adapter_id == _BASE_ID or not _ADAPTER_ID.fullmatch(adapter_id):
         raise ConfigError(
             f"adapter id {adapter_id!r} cannot name a file: use up to 200 letters, digits, '.', '_' and '-', "

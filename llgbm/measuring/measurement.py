@@ -1,8 +1,7 @@
-"""Activations and deltas, with the measurement that must be equal before two of them are compared.
+"""Activations and deltas, with their measurement; only those of equal measurements are compared.
 
-Student and teacher deltas on other probes, or under another template, truncation, revision or storage of the
-base, are numbers about different things. So each carries its `Measurement`, and `require_same` refuses and
-names what differs.
+Deltas on different probes, templates, truncations, base revisions or base storages are not comparable. So each carries
+its `Measurement`, and `require_same` refuses another one and names the differences.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ from llgbm.errors import AdapterMismatchError, CacheMismatchError
 
 @dataclass(frozen=True)
 class Measurement:
-    """What decides the numbers of an activation, apart from the adapter.
+    """Everything that decides an activation, apart from the adapter.
 
     Attributes:
         probes: `ProbeSet.digest()`.
         template: sha256 of the tokenizer's chat template, "" for raw probes.
-        truncation: how long probes are cut.
+        truncation: the way in which long probes are cut.
         max_length: limit of a probe in tokens.
         tokens: sha256 of the token ids that the model reads.
-        revision: which weights of the base.
-        dtype: how the base stores its Linear weights: float32, bfloat16, int8 or int8_training.
-        layers: decoder layers whose outputs are read, ascending.
+        revision: revision of the base's weights.
+        dtype: storage of the base's Linear weights: float32, bfloat16, int8 or int8_training.
+        layers: the measured decoder layers, ascending.
         num_probes: number of probes.
         hidden_size: width of the residual stream.
     """
@@ -50,10 +49,10 @@ class Measurement:
         return self.num_probes, len(self.layers), self.hidden_size
 
     def require_same(self, other: Measurement, *, what: str) -> None:
-        """Refuse what was measured in another way.
+        """Refuse another measurement.
 
         Args:
-            what: names the thing that was measured as `other`, for the message.
+            what: name of the thing with the measurement `other`, for the message.
 
         Raises:
             CacheMismatchError: lists every field that differs, with both values.
@@ -83,13 +82,13 @@ class Measurement:
 
 @dataclass(frozen=True, eq=False)
 class _Measured:
-    """A tensor and how it was measured.
+    """A tensor and its measurement.
 
     Attributes:
         values: (probes, layers, hidden) float32.
 
     Raises:
-        AdapterMismatchError: `values` does not have the shape that `measurement` says.
+        AdapterMismatchError: `values` has another shape than `measurement`.
     """
 
     values: Tensor
@@ -108,7 +107,7 @@ class _Measured:
 
 
 class Delta(_Measured):
-    """How far an adapter moves the hidden states: a difference of two activations of one measurement."""
+    """Shift of the hidden states by an adapter: the difference of two activations of one measurement."""
 
 
 class Activation(_Measured):
@@ -118,7 +117,7 @@ class Activation(_Measured):
         """The delta between this model and `base`.
 
         Raises:
-            CacheMismatchError: the two were measured in different ways; the message says which.
+            CacheMismatchError: the two have different measurements; the message names the differences.
         """
         self.measurement.require_same(base.measurement, what="the base activation")
         return Delta(self.values - base.values, self.measurement)

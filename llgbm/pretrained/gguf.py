@@ -2,10 +2,9 @@
 
 Contract: `convert_gguf` reads a GGUF of architecture ``qwen2`` and writes ``config.json``,
 ``generation_config.json``, ``model.safetensors`` and the tokenizer files, chat template included, into a
-folder that exists. Quantised tensors are dequantised by the `gguf` package and written one at a time, so
-memory holds one tensor and not the model. Every tensor must have a place in the model and every place a
-tensor; anything else is an error. The caller has checked the file's hash; this module neither downloads nor
-moves anything.
+existing folder. The `gguf` package dequantises tensors, which are written one at a time, so memory holds one tensor and
+not the model. Tensors and places in the model must match one to one; anything else is an error. The caller has checked
+the file's hash; this module neither downloads nor moves anything.
 
 Nothing is permuted: Qwen2's rotary embedding pairs the two halves of a head in both formats.
 """
@@ -55,7 +54,7 @@ _PADDING_TOKEN = re.compile(r"\[PAD\d+\]")
 
 
 class GGUFConversionError(LLGBMError):
-    """The GGUF file is not one that this module knows how to turn into a Qwen2 folder."""
+    """The GGUF file cannot be converted to a Qwen2 folder."""
 
 
 def convert_gguf(
@@ -70,11 +69,11 @@ def convert_gguf(
 
     Args:
         gguf_path: a GGUF file, architecture ``qwen2``, any quantisation that `gguf` can dequantise.
-        folder: an existing folder; files in it with the names we write are overwritten.
-        dtype: number format of every stored tensor. Dequantisation itself is always done in float32.
-        tied: the model shares its input embedding and output head (the Qwen2.5 models up to 3B do). Such a
-            GGUF may hold the matrix twice, at two precisions: the head's copy is the better one, and is
-            stored once, as the embedding.
+        folder: an existing folder; files of the same names are overwritten.
+        dtype: of every stored tensor. Dequantisation is always in float32.
+        tied: the model shares its input embedding and output head, as Qwen2.5 models up to 3B do. Such a GGUF may hold
+            the matrix twice, at two precisions: the head's copy is the better one, and is stored once, as the
+            embedding.
         progress: called with (bytes written, bytes in all) of ``model.safetensors``.
 
     Raises:
@@ -99,7 +98,7 @@ def _field(reader: GGUFReader, key: str) -> Any:
 
 
 def _model_config(reader: GGUFReader, *, dtype: StorageDtype, tied: bool) -> dict[str, Any]:
-    """The model's config.json, in the keys of Qwen's own repositories, which old and new readers know."""
+    """The model's config.json, with the keys of Qwen's own repositories, which old and new readers know."""
     architecture = _field(reader, "general.architecture")
     if architecture != "qwen2":
         raise GGUFConversionError(f"the GGUF file holds architecture {architecture!r}; only 'qwen2' can be converted")
@@ -114,7 +113,7 @@ def _model_config(reader: GGUFReader, *, dtype: StorageDtype, tied: bool) -> dic
         "num_attention_heads": _field(reader, "qwen2.attention.head_count"),
         "num_key_value_heads": _field(reader, "qwen2.attention.head_count_kv"),
         "max_position_embeddings": _field(reader, "qwen2.context_length"),
-        # The file keeps these as float32. The number meant is the shortest decimal that reads back so: 1e-06.
+        # the file has float32 values; the intended number is the shortest decimal that rounds to it, such as 1e-06
         "rms_norm_eps": float(str(np.float32(_field(reader, "qwen2.attention.layer_norm_rms_epsilon")))),
         "rope_theta": float(str(np.float32(_field(reader, "qwen2.rope.freq_base")))),
         "hidden_act": "silu",
@@ -131,7 +130,7 @@ def _model_config(reader: GGUFReader, *, dtype: StorageDtype, tied: bool) -> dic
 
 
 def _generation_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Stop at the end of a turn or of the text. It says nothing on sampling: that is the caller's choice."""
+    """Stops at the end of a turn or of the text. Sampling is left to the caller."""
     eos, pad = config["eos_token_id"], config["pad_token_id"]
     return {
         "bos_token_id": config["bos_token_id"],
@@ -176,10 +175,9 @@ def _write_safetensors(
     dtype: StorageDtype,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Write the safetensors format by hand, since its library wants all tensors in memory at once.
+    """Write the safetensors format directly, since its library needs all tensors in memory at once.
 
-    The format: the header's length in 8 bytes (little endian), a JSON header with byte offsets, and the
-    numbers.
+    The format: the header's length in 8 bytes (little endian), a JSON header with byte offsets, and the values.
     """
     label, numpy_dtype = _STORAGE[dtype]
     little_endian = np.dtype(numpy_dtype).newbyteorder("<")
@@ -187,11 +185,11 @@ def _write_safetensors(
     total = 0
     for name, tensor in tensors.items():
         end = total + int(tensor.n_elements) * little_endian.itemsize
-        shape = [int(n) for n in reversed(tensor.shape)]
+        shape = [int(n) for n in reversed(tensor.shape)]  # GGUF writes shapes innermost first
         header[name] = {"dtype": label, "shape": shape, "data_offsets": [total, end]}
         total = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
+    encoded += b" " * (-len(encoded) % 8)  # the format aligns the data to 8 bytes
 
     with path.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little"))
@@ -206,15 +204,14 @@ def _write_safetensors(
 
 
 def _write_tokenizer(gguf_path: Path, folder: Path, *, max_length: int) -> None:
-    """Save the tokenizer that transformers reads from the GGUF, made equal to the one Qwen publishes."""
+    """Save the tokenizer that transformers reads from the GGUF, corrected to the one that Qwen publishes."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(gguf_path.parent), gguf_file=gguf_path.name)
     tokenizer.save_pretrained(str(folder))
 
-    # Two things get lost on the way through GGUF. Qwen normalises text to NFC; and it has no tokens for the
-    # rows that only round up the embedding matrix, for which GGUF writers make up names: [PAD151665],
-    # [PAD151666], ...
+    # GGUF loses two things. Qwen normalises text to NFC. And it has no tokens for the padding rows of the embedding
+    # matrix, for which GGUF writers invent names: [PAD151665], [PAD151666], ...
     parts = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     parts["normalizer"] = {"type": "NFC"}
     vocabulary = parts["model"]["vocab"]

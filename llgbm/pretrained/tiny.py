@@ -1,9 +1,8 @@
-"""Tiny random stand-ins for the frozen parts, so that the whole stack runs in seconds and without a download.
+"""Tiny random substitutes for the frozen parts, so that the whole stack runs in seconds and without a download.
 
-`build_tiny_base` writes a Qwen2 of preset `tiny` with a byte-level tokenizer and Qwen's chat template;
-`build_tiny_encoder` writes a sentence-transformers folder that gives 384 numbers for a text. Both have the
-files of the real ones, are float32 and depend on nothing but their seed. They know no language: they are for
-tests, examples and dry runs.
+`build_tiny_base` writes a Qwen2 of preset `tiny` with a byte-level tokenizer and Qwen's chat template.
+`build_tiny_encoder` writes a sentence-transformers folder with vectors of 384 numbers. Both have the files of the real
+ones, are float32 and depend only on their seed. They know no language: they are for tests, examples and dry runs.
 """
 
 from __future__ import annotations
@@ -58,13 +57,13 @@ you your
 
 
 def build_tiny_base(folder: Path, *, seed: int = 0) -> Path:
-    """Write a random Qwen2 of preset `tiny` with its tokenizer to `folder`, made if it is not there.
+    """Write a random Qwen2 of preset `tiny` with its tokenizer to `folder`, created if missing.
 
-    The weights are larger than those of a fresh model, so that greedy answers vary from prompt to prompt and
-    a small adapter changes them.
+    The weights are larger than in a fresh model, so that greedy answers vary with the prompt and a small adapter
+    changes them.
 
     Returns:
-        `folder`, in Hugging Face layout: `load_base` and `from_pretrained` read it.
+        `folder`, in Hugging Face layout, for `load_base` and `from_pretrained`.
     """
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -111,14 +110,13 @@ def build_tiny_base(folder: Path, *, seed: int = 0) -> Path:
 
 
 def build_tiny_encoder(folder: Path, *, seed: int = 0) -> Path:
-    """Write a random sentence-transformers model to `folder`, made if it is not there.
+    """Write a random sentence-transformers model to `folder`, created if missing.
 
-    One BERT layer, then mean pooling and normalisation to 384 numbers, as in all-MiniLM-L6-v2. Its tokenizer
-    knows about 150 English words and spells the others, so texts about different things get different
-    vectors.
+    One BERT layer, mean pooling and normalisation of 384 numbers, as in all-MiniLM-L6-v2. Its tokenizer knows about 150
+    English words and spells the others, so texts on different subjects get different vectors.
 
     Returns:
-        `folder`: `SentenceTransformer` and `PretrainedTextEncoder` read it.
+        `folder`, for `SentenceTransformer` and `PretrainedTextEncoder`.
     """
     from transformers import BertConfig, BertModel
 
@@ -178,7 +176,7 @@ def build_tiny_encoder(folder: Path, *, seed: int = 0) -> Path:
 def _write_model(folder: Path, config: PretrainedConfig, model: nn.Module, *, seed: int, scale: float) -> None:
     """Write `config` and float32 weights drawn in a fixed order from one generator; norms stay near 1.
 
-    What all texts share (positions, token types) is drawn smaller, so that it does not drown what differs.
+    Embeddings that all texts share (positions, token types) are smaller, so that they do not hide the differences.
     """
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
@@ -197,7 +195,7 @@ def _write_model(folder: Path, config: PretrainedConfig, model: nn.Module, *, se
 
 
 def byte_vocabulary() -> dict[str, int]:
-    """The printable stand-ins that GPT-2's byte-level tokenizers use for the 256 bytes, in order of bytes."""
+    """The printable characters for the 256 bytes in GPT-2's byte-level tokenizers, in order of bytes."""
     ranges = (("!", "~"), ("¡", "¬"), ("®", "ÿ"))
     printable = {byte for first, last in ranges for byte in range(ord(first), ord(last) + 1)}
     others = [byte for byte in range(256) if byte not in printable]
@@ -206,7 +204,7 @@ def byte_vocabulary() -> dict[str, int]:
 
 
 def _encoder_vocabulary() -> dict[str, int]:
-    """Specials, every printable ASCII character at the start of and inside a word, then the known words."""
+    """Special tokens, every printable ASCII character at the start of and inside a word, then the known words."""
     letters = [chr(code) for code in range(33, 127)]
     pieces = [*_ENCODER_SPECIALS, *letters, *(f"##{letter}" for letter in letters), *_ENCODER_WORDS.split()]
     return {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}

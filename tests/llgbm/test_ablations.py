@@ -48,7 +48,7 @@ def test_arms_with_different_metrics_are_refused() -> None:
     def run(kind: str, seed: int) -> Mapping[str, float]:
         return {f"of_{kind}": 1.0}
 
-    with pytest.raises(ConfigError, match=r"\(delta, seed 0\) gives \['of_delta'\], those before it \['of_weight'\]"):
+    with pytest.raises(ConfigError, match=r"\(delta, seed 0\) gives \['of_delta'\], earlier arms \['of_weight'\]"):
         run_ablations(AblationConfig(("weight", "delta"), (0,)), run)
 
 

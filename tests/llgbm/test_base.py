@@ -74,7 +74,7 @@ def test_an_unknown_storage_is_refused(tiny_base_path: Path) -> None:
 
 
 def test_int8_is_refused_on_a_gpu(tiny_base_path: Path) -> None:
-    with pytest.raises(ConfigError, match="int8 is for processors"):
+    with pytest.raises(ConfigError, match="int8 is for CPUs"):
         load_base(tiny_base_path, storage="int8", device="cuda")
 
 
@@ -92,7 +92,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_a_hub_id_is_the_base_id_even_where_a_preset_has_the_shape(
     tiny_base_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two models may share a shape; an adapter for one must not be taken for an adapter of the other."""
+    """Two models may share a shape; an adapter for one must not be taken for an adapter for the other."""
     monkeypatch.setattr("llgbm.base.resolve_pretrained", lambda name: tiny_base_path)
     spec = load_base("someone/else").spec
     assert (spec.name, spec.base_id) == ("tiny", "someone/else")

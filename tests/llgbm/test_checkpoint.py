@@ -103,7 +103,7 @@ def test_a_spec_that_cannot_be_written_leaves_what_was_there(folder: Path) -> No
 def test_bases_are_the_same_however_often_they_are_stored(folder: Path, tmp_path: Path) -> None:
     once = load_generator(folder).generator
     with torch.no_grad():
-        once.gate.bias.add_(1)  # another trunk beside them
+        once.gate.bias.add_(1)  # another trunk with the same bases
     saved(tmp_path / "again", once)
     again = load_generator(tmp_path / "again").generator
     assert again.bases_digest() == once.bases_digest()
@@ -190,7 +190,7 @@ def flip(folder: Path) -> None:
 
 
 def with_tensors(change: Callable[[dict[str, Tensor]], bytes]) -> Callable[[Path], None]:
-    """Another tensors file, with the digest in the manifest to match."""
+    """Write another tensors file and its digest into the manifest."""
 
     def damage(folder: Path) -> None:
         data = change(load((folder / WEIGHTS).read_bytes()))
@@ -343,7 +343,7 @@ def test_the_generator_of_the_small_base_fits_in_32_megabytes(tmp_path: Path) ->
     manifest = manifest_of(generator, (15,) * 200)
     save_generator(tmp_path, generator, manifest, embeddings_of(manifest))
     size = sum(path.stat().st_size for path in tmp_path.iterdir())
-    assert count < size < 32 * MEGABYTE  # a byte for a base's entry, two for the others
+    assert count < size < 32 * MEGABYTE  # one byte for each element of a basis, two for the others
     assert load_generator(tmp_path).manifest.lora == generator.lora
 
 

@@ -1,4 +1,4 @@
-"""Every batch iterates, prompts change with the epoch and with nothing else, and foreign deltas are refused."""
+"""Batches cover all adapters, prompts change with the epoch only, and deltas of other adapters are refused."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -48,7 +48,7 @@ def meter(tiny_base: Base) -> DeltaMeter:
 
 @pytest.fixture
 def workdir(tmp_path: Path) -> Path:
-    """Five adapters of three tasks, of two ranks."""
+    """Five adapters of three tasks and two ranks."""
     for t, (task, rank) in enumerate(RANKS.items()):
         for i in range(1 if task == "french" else 2):
             folder = tmp_path / task / f"{task}_{i:03d}"
@@ -180,7 +180,7 @@ def test_null_prompts_and_noise(workdir: Path, meter: DeltaMeter, encoder: Pretr
 def test_peft_adapters_from_anywhere_are_read(
     tmp_path: Path, tiny_base_path: Path, meter: DeltaMeter, encoder: PretrainedTextEncoder
 ) -> None:
-    """Adapters that PEFT itself saved, of their own targets, with prompts given by hand."""
+    """Adapters saved by PEFT, with their own targets and given prompts."""
     entries = []
     for i, targets in enumerate((["q_proj", "v_proj"], ["down_proj"])):
         torch.manual_seed(i)
@@ -226,7 +226,7 @@ def train_again(workdir: Path) -> None:
     save_peft(random_lora(LoRASpec.for_model(TINY, rank=4), 77), folder, base_id=TINY.base_id)
 
 
-@pytest.mark.parametrize(("damage", "says"), [(damage_delta, "torn, missing"), (train_again, "another adapter")])
+@pytest.mark.parametrize(("damage", "says"), [(damage_delta, "damaged, missing"), (train_again, "another adapter")])
 def test_a_torn_or_stale_delta_is_refused(
     workdir: Path, meter: DeltaMeter, encoder: PretrainedTextEncoder, damage: Callable[[Path], None], says: str
 ) -> None:
@@ -241,9 +241,9 @@ def test_a_delta_that_is_missing_is_named(workdir: Path, meter: DeltaMeter, enco
     adapters, cache = measured(workdir, meter)
     dataset = DeltaAugmentedDataset(adapters, cache, encoder)
     cache.discard("french_000")
-    with pytest.raises(CacheMismatchError, match="1 of 5 adapters, french_000"):
+    with pytest.raises(CacheMismatchError, match="1 of 5 adapters, such as french_000"):
         DeltaAugmentedDataset(adapters, cache, encoder)
-    with pytest.raises(CacheMismatchError, match="taken out"):
+    with pytest.raises(CacheMismatchError, match="no longer in"):
         dataset[4]
 
 

@@ -34,7 +34,7 @@ def adapter(base: Base, seed: int, *, rank: int = 4) -> LoRAWeights:
 
 
 def alone(base: Base, ids: list[int], layer: int, weights: LoRAWeights | None) -> Tensor:
-    """Reference: one sequence, no packing, the states that transformers itself reports."""
+    """Reference: one sequence without packing, with the hidden states of transformers."""
     with torch.no_grad(), FunctionalLoRA(base.model).applied([weights]):
         out = base.model.get_submodule("model")(input_ids=torch.tensor([ids]), output_hidden_states=True)
     states: Tensor = out.hidden_states[layer + 1][0, -1]
@@ -43,7 +43,7 @@ def alone(base: Base, ids: list[int], layer: int, weights: LoRAWeights | None) -
 
 @pytest.mark.parametrize("probes", [PROBES, RAW], ids=["chat", "raw"])
 def test_packed_and_alone_agree(tiny_base: Base, probes: ProbeSet) -> None:
-    """Padding, or what packing puts in its place, never changes a delta: 1e-5 between one probe and all of them."""
+    """Packing changes no delta: at most 1e-5 between one probe alone and all together."""
     weights = [adapter(tiny_base, 1), None, adapter(tiny_base, 2, rank=2)]
     ids = encode_probes(tiny_base.tokenizer, probes)
     together = per_probe_states(tiny_base, FunctionalLoRA(tiny_base.model), weights, probes, [0])
@@ -162,7 +162,7 @@ def test_dropout_is_refused(tiny_base_path: Path) -> None:
 
 
 def test_gradients_through_an_int8_base_are_refused(tiny_base_path: Path) -> None:
-    """Its kernels drop gradients without a word, so that A and B would learn from the last layers alone."""
+    """Its kernels drop gradients silently, so A and B would learn from the last layers only."""
     base = load_base(tiny_base_path, storage="int8")
     weights = adapter(base, 1)
     meter = DeltaMeter(base, PROBES)

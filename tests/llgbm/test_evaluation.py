@@ -20,7 +20,7 @@ Groups = list[tuple[LoRAWeights | None, list[EvalRow]]]
 
 
 def greedy(base: Base, adapter: LoRAWeights | None, prompt: tuple[int, ...], length: int) -> tuple[int, ...]:
-    """What transformers' own greedy decoding gives, the end token included, at most `length` tokens."""
+    """Greedy decoding by transformers, end token included, at most `length` tokens."""
     ids = torch.tensor([prompt])
     with torch.inference_mode(), FunctionalLoRA(base.model).applied([adapter]):
         out = base.model.generate(  # type: ignore[operator]
@@ -31,7 +31,7 @@ def greedy(base: Base, adapter: LoRAWeights | None, prompt: tuple[int, ...], len
 
 @pytest.fixture(scope="module")
 def groups(tiny_base: Base) -> Groups:
-    """For each adapter, rows whose answer is the model's own, and rows where one token of it is another."""
+    """For each adapter, rows with the model's own answer, and rows with one token of it changed."""
     rng = np.random.default_rng(0)
     vocabulary = len(tiny_base.tokenizer)
     made: Groups = []
@@ -62,7 +62,7 @@ def test_a_row_is_right_if_and_only_if_greedy_decoding_gives_an_accepted_answer(
 
 
 def test_an_answer_counts_with_its_end_token(tiny_base: Base) -> None:
-    """To say the right thing and then go on is not to answer right."""
+    """A right answer that continues is wrong."""
     end = tiny_base.tokenizer.convert_tokens_to_ids("<|im_end|>")
     prompt = (1, 2, 3)
     answer = greedy(tiny_base, None, prompt, 3)
@@ -161,7 +161,7 @@ def test_no_rows_give_no_number(table: list[list[float]]) -> None:
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    """Tasks differ and rows differ within them, and the truth is known: 0.3."""
+    """Tasks differ, rows differ within tasks, and the true mean is known: 0.3."""
     covered, width = 0, []
     for trial in range(30):
         rng = np.random.default_rng(trial)

@@ -24,7 +24,7 @@ TINY = model_spec("tiny")
 SPEC = lora_spec("tiny")
 IDS = torch.arange(60).reshape(3, 20)
 
-# adapters of several ranks and targets, as one batch may hold
+# adapters of several ranks and targets in one batch
 ADAPTERS: list[LoRAWeights | None] = [
     None,
     random_lora(SPEC, 0),
@@ -46,7 +46,7 @@ def hooked(base: Base, weights: LoRAWeights | Sequence[LoRAWeights | None], ids:
 
 
 def merged(path: Path, weights: LoRAWeights) -> nn.Module:
-    """The base with the dense products added to its weights."""
+    """The base with the dense products merged into its weights."""
     model = load_base(path).model
     with torch.no_grad():
         for name in weights.spec.names:
@@ -84,7 +84,7 @@ def test_hooked_is_merged_is_peft(adapter: LoRAWeights, tiny_base: Base, tiny_ba
 
 
 def num_hooks(model: torch.nn.Module) -> int:
-    """All forward hooks; transformers leaves some of its own on a model that was asked for hidden states."""
+    """Number of forward hooks; transformers leaves some on a model after a request for hidden states."""
     return sum(len(module._forward_hooks) for module in model.modules())
 
 
@@ -175,7 +175,7 @@ def test_prepared_adapters_serve_many_contexts(tiny_base: Base) -> None:
             assert torch.equal(logits(tiny_base.model, IDS[:, :width]), plain)
 
 
-# What must not pass silently
+# Errors instead of silence
 
 
 def test_an_adapter_for_other_modules_or_sizes_is_refused(tiny_base: Base) -> None:
@@ -258,7 +258,7 @@ def test_a_model_that_runs_in_part_is_noticed(tiny_base: Base) -> None:
     ):
         model.model.layers[1].mlp(torch.zeros(1, 2, 64))
     with functional.applied(random_lora(SPEC, 0)):
-        pass  # nothing ran, so nothing ran without its adapter
+        pass  # no module ran, so none ran without its adapter
 
 
 # Gradients
@@ -312,7 +312,7 @@ def test_gradients_of_mixed_batches_are_those_of_each_row(tiny_base: Base, chose
 
 
 def test_gradient_is_the_one_that_numbers_give(tiny_base: Base) -> None:
-    """Against finite differences in double precision, on one module: independent of autograd."""
+    """Against finite differences in float64, on one module, independently of autograd."""
 
     class One(nn.Module):
         def __init__(self) -> None:

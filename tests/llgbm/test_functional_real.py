@@ -1,4 +1,4 @@
-"""The laws of hooked adapters on the real 0.5B base; `test_functional.py` has them, and more, on the tiny one."""
+"""The laws of hooked adapters on the real 0.5B base; `test_functional.py` has more of them on the tiny base."""
 
 from pathlib import Path
 from typing import Any

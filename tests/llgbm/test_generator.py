@@ -155,7 +155,7 @@ def test_the_seed_decides_the_parameters_and_leaves_the_global_generator_alone()
 
 
 def test_names_and_shapes_of_the_state_stay_readable() -> None:
-    """States of long runs and artefacts hold these names: whoever changes one must convert the old ones."""
+    """Saved runs and artefacts hold these names: a change must convert the old ones."""
     shapes = {name: tuple(tensor.shape) for name, tensor in create_generator(TINY, SPEC, SMALL).state_dict().items()}
     assert shapes == {
         "a0.64": (12, 8, 64),

@@ -26,7 +26,7 @@ specs = st.builds(
 
 
 def dense(weights: LoRAWeights, name: str) -> Tensor:
-    """The product in double precision, straight from the definition."""
+    """The product in float64, by definition."""
     spec = weights.spec
     scaling = spec.alpha / (spec.rank**0.5 if spec.use_rslora else spec.rank)
     return scaling * (weights.b[name].double() @ weights.a[name].double())

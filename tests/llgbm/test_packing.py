@@ -25,7 +25,7 @@ ADAPTERS: list[LoRAWeights | None] = [
 ]
 Group = tuple[int, list[Row]]
 
-# few different tokens, so that prompts share prefixes often
+# few different tokens, so prompts often share prefixes
 tokens = st.lists(st.integers(0, 2), max_size=4)
 prompts = st.lists(st.integers(0, 1), min_size=1, max_size=6)
 rows = st.builds(Row, prompts, tokens)
@@ -51,7 +51,7 @@ def hidden_states(base: Base, made: list[Group]) -> tuple[PackedBatch, Tensor]:
 
 
 def alone(base: Base, adapter: LoRAWeights | None, row: Row) -> Tensor:
-    """Hidden states (tokens, hidden) of one row by the model's own forward pass."""
+    """Hidden states (tokens, hidden) of one row, by the model's own forward pass."""
     ids = torch.tensor([[*row.prompt, *row.answer]])
     with torch.inference_mode(), FunctionalLoRA(base.model).applied([adapter]):
         hidden: Tensor = base.model.get_submodule("model")(ids).last_hidden_state[0]
@@ -59,7 +59,7 @@ def alone(base: Base, adapter: LoRAWeights | None, row: Row) -> Tensor:
 
 
 def visible_tokens(batch: PackedBatch, place: int) -> tuple[list[int], list[int]]:
-    """Ids and positions of the tokens that the token at a flat place may look at."""
+    """Ids and positions of the tokens that the token at a flat index may attend to."""
     start = 0
     for mask, length in zip(batch.masks, batch.lengths, strict=True):
         if place < start + length:
@@ -131,7 +131,7 @@ def test_nothing_is_padded_and_what_rows_share_is_stored_once(made: list[Group])
 
 
 def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """As long as it can be while every prompt keeps a token of its own; one row shares with none."""
+    """The longest one that leaves every prompt a token of its own; none for a single row."""
     if len(prompts) == 1:
         return 0
     longest = min(map(len, prompts)) - 1

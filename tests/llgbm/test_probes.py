@@ -1,4 +1,4 @@
-"""Probe sets are deterministic, without repetition, and their digest sees every change."""
+"""Probe sets are deterministic and without repetition, and every change changes their digest."""
 
 import json
 from collections import Counter

@@ -259,7 +259,7 @@ def test_nearest_tasks_come_best_first_and_a_training_description_finds_its_own(
 
 
 class OneVector:
-    """Answers every text with the vector whose cosine to the first training description is given."""
+    """Encodes every text to one vector with a given cosine to the first training description."""
 
     def __init__(self, checkpoint: Checkpoint, cosine: float) -> None:
         first = checkpoint.prompt_index.embeddings[0]

@@ -25,7 +25,7 @@ TEXTS = [
 
 
 class CountingCache(MemoryEmbeddingCache):
-    """Counts what it is asked and told."""
+    """Counts reads and writes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,12 +91,12 @@ def test_dropout_is_never_on(encoder: PretrainedTextEncoder) -> None:
     model = encoder._model
     assert model is not None
     dropouts = [m for m in model.modules() if isinstance(m, torch.nn.Dropout)]
-    assert any(m.p > 0 for m in dropouts)  # or this test could not fail
+    assert any(m.p > 0 for m in dropouts)  # else this test could not fail
     first = encoder.encode(TEXTS)
     assert not any(m.training for m in model.modules())
     assert torch.equal(encoder.encode(TEXTS), first)
     assert not any(p.requires_grad for p in model.parameters())
-    model.train()  # what a training loop would do to a module that it was given
+    model.train()  # as a training loop does with its modules
     assert torch.equal(encoder.encode(TEXTS), first)
 
 

@@ -21,7 +21,7 @@ from tests.small_generator import SMALL, SPEC, TINY, active_generator, condition
 
 
 def test_the_loss_falls_on_the_tiny_base(tiny_base: Base) -> None:
-    """Three tasks that share their inputs and differ in the answer, so that only the condition tells them apart."""
+    """Three tasks with the same inputs and different answers, so only the condition distinguishes them."""
     given = conditions(3)
     answers = [[65, 66], [70], [80, 81, 82]]
     rows = [[Row([1, 2, x], answer) for x in (10, 20, 30)] for answer in answers]
@@ -108,14 +108,14 @@ def test_the_shared_part_learns_at_a_rate_of_its_own(rate: float) -> None:
     for name, after in parameters(generator).items():
         moved = float(
             (after - before[name]).abs().max()
-        )  # the first step of AdamW is the learning rate, whatever the gradient
+        )  # the first step of AdamW has the size of the learning rate, for any gradient
         shared = name.startswith(("a0", "b0", "q0", "p0"))
         assert moved == pytest.approx(1e-3 * (rate if shared else 1.0), rel=0.02), name
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "muon"])
 def test_the_trunk_learns_at_a_rate_of_its_own(optimiser: Literal["adamw", "muon"]) -> None:
-    """And the embeddings of layers and targets, matrices too, at that of all else."""
+    """The embeddings of layers and targets, also matrices, keep the common rate."""
     moved = {}
     for rate in (1.0, 4.0):
         generator = active_generator()

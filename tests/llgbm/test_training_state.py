@@ -68,7 +68,7 @@ def test_a_write_cut_short_leaves_the_state_before_it(tmp_path: Path) -> None:
 
 
 def test_a_run_may_go_on_in_another_precision_that_ends_with_it(tmp_path: Path) -> None:
-    """On the machine it goes on at, bfloat16 may be the fast one, or the slow one."""
+    """bfloat16 may be faster or slower on the machine that continues the run."""
     state = tmp_path / "state.pt"
     low = replace(CONFIG, trunk_optimiser="muon", trunk_dtype="bfloat16")
     generator = active_generator()
@@ -157,7 +157,7 @@ def infinite_at_five(step: int, loss: Tensor) -> Tensor:
 
 
 def steep_at_five(step: int, loss: Tensor) -> Tensor:
-    """A finite value whose gradient is not: the root of zero."""
+    """A finite value with an infinite gradient: the root of zero."""
     return loss + (loss - loss.detach()).abs().sqrt() if step == 5 else loss
 
 

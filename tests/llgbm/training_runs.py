@@ -1,4 +1,4 @@
-"""What tests of the training loop train: a generator that is pulled somewhere, and runs that stop on the way."""
+"""Training runs for tests of the loop: an objective without a base, and runs that stop on the way."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONFIG = TrainingConfig(steps=12, learning_rate=1e-2, warmup_steps=3, decay_frac
 
 
 class Pull:
-    """Pulls every entry of every adapter towards 1; an extra module is trained along."""
+    """Pulls every entry of every adapter towards 1, and trains an extra module."""
 
     def __init__(self, change: Callable[[int, Tensor], Tensor] = lambda step, loss: loss) -> None:
         self.extra = nn.Linear(3, 1)
@@ -44,7 +44,7 @@ def batch_of(step: int) -> TrainingBatch:
 
 
 class StoppedError(Exception):
-    """What a killed run looks like from inside."""
+    """Simulates the kill of a run."""
 
 
 def stop_at(step: int) -> Callable[[int], TrainingBatch]:

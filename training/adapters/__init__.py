@@ -1,1 +1,1 @@
-"""Folders of teachers, and the deltas that are measured of them."""
+"""Folders of teacher adapters, and the cache of their deltas."""

@@ -1,8 +1,8 @@
-"""Which adapters and which descriptions a generator is matched to, and which are kept for measuring it.
+"""Splits adapters and their descriptions into training and evaluation sets.
 
-Two splits. By adapter: some tasks are held out with all their adapters, only from families that keep a task for
-training. By description: of every adapter, some wordings are never trained on. A wording that is measured with is in
-no condition of the training.
+By adapter: some tasks are held out with all their adapters. Each family keeps at least one task for training.
+By description: some wordings of every adapter are never trained on. A wording used for evaluation appears in no
+training condition, of any adapter.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from llgbm.errors import ConfigError
 from training.tasks.format import UNSEEN_SHARE, Task, folded, load_tasks, unique_descriptions
 
 UNKNOWN = "unknown"
-"""Family of adapters whose task has no file."""
+"""Family of an adapter whose task has no file."""
 
 
 @dataclass(frozen=True)
 class AdapterSplit:
-    """Adapters to train on and to measure with.
+    """Training and held-out adapters.
 
     Attributes:
-        train: adapters to train on; their prompts hold seen descriptions only.
+        train: adapters to train on; their prompts contain only seen descriptions.
         heldout: adapters that are never trained on.
-        unseen: for every adapter's id, descriptions that are never trained on.
-        families: for every adapter's id, its family.
+        unseen: adapter id -> descriptions that are never trained on.
+        families: adapter id -> family.
     """
 
     train: tuple[AdapterEntry, ...]
@@ -44,7 +44,7 @@ class AdapterSplit:
 
 
 def tasks_by_id(folder: Path | None) -> dict[str, Task]:
-    """The task files of a folder by id; none without a folder."""
+    """The task files of a folder by id; empty without a folder."""
     return {} if folder is None else {task.task_id: task for task in load_tasks(folder)}
 
 
@@ -59,14 +59,14 @@ def split_adapters(
     """Split adapters by task and their descriptions by wording.
 
     Args:
-        entries: with prompts beside them.
-        tasks: task files by id, for families and unseen descriptions; an adapter without one keeps back the last
-            quarter of its own descriptions.
-        heldout_share: share of the tasks whose adapters are held out; 0 for none.
-        seed: which tasks.
+        entries: adapters with their prompts.
+        tasks: task files by id, for families and unseen descriptions. An adapter without a task file reserves the
+            last quarter of its own descriptions for evaluation.
+        heldout_share: fraction of the tasks whose adapters are held out, in [0, 1).
+        seed: selects the held-out tasks.
 
     Raises:
-        ConfigError: the share is out of range, no family can give a task away, or nothing is left to train on.
+        ConfigError: the share is out of range, no family can spare a task, or nothing is left to train on.
         TaskFormatError: an adapter has no prompts.
     """
     if not 0 <= heldout_share < 1:
@@ -85,10 +85,10 @@ def split_adapters(
 
 
 def split_digest(split: AdapterSplit) -> str:
-    """The first 16 hex digits of the sha256 of a split: the adapters of both sides, read now, and what asks for them.
+    """The first 16 hex digits of the sha256 of a split: the adapters of both sides, read now, and their prompts.
 
     Raises:
-        AdapterFormatError: an adapter is torn.
+        AdapterFormatError: an adapter is damaged.
     """
     sides = [
         [
@@ -104,14 +104,14 @@ def adapters_digest(adapters: RealAdapterDataset) -> str:
     """The first 16 hex digits of the sha256 of adapters and their ids, read now.
 
     Raises:
-        AdapterFormatError: an adapter is torn.
+        AdapterFormatError: an adapter is damaged.
     """
     found = [(e.adapter_id, content_digest(w)) for e, w in zip(adapters.entries, adapters, strict=True)]
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
 
 
 def _held_out(family: Mapping[str, str], share: float, seed: int) -> set[str]:
-    """Tasks to hold out: a share of all, at least one if the share is positive, never the last of its family."""
+    """Tasks to hold out: at least one if the share is positive, never the last one of a family."""
     wanted = max(1, round(share * len(family))) if share else 0
     left: dict[str, int] = defaultdict(int)
     for name in family.values():
@@ -131,7 +131,7 @@ def _held_out(family: Mapping[str, str], share: float, seed: int) -> set[str]:
 
 
 def _kept_back(entry: AdapterEntry, task: Task | None) -> tuple[str, ...]:
-    """The descriptions of an adapter that are measured with."""
+    """The descriptions of an adapter that are reserved for evaluation."""
     if task is not None:
         return unique_descriptions(task.unseen_descriptions)
     listed = unique_descriptions(entry.read_prompts().descriptions)
@@ -139,12 +139,12 @@ def _kept_back(entry: AdapterEntry, task: Task | None) -> tuple[str, ...]:
 
 
 def _without(entry: AdapterEntry, measured_with: Collection[str]) -> AdapterEntry:
-    """The entry with the prompts to train on: those that no adapter, this or another, is measured with."""
+    """The entry without the descriptions that any adapter is evaluated with."""
     prompts = entry.read_prompts()
     seen = tuple(text for text in unique_descriptions(prompts.descriptions) if folded(text) not in measured_with)
     if not seen and not prompts.examples:
         raise ConfigError(
-            f"{entry.folder}: all its descriptions are kept back to measure with, so there is none to train on; "
-            "write more wordings, or examples, into its prompts.json"
+            f"{entry.folder}: all its descriptions are reserved for evaluation, so there is none to train on; "
+            "add wordings or examples to its prompts.json"
         )
     return replace(entry, prompts=AdapterPrompts(seen, prompts.examples))

@@ -1,4 +1,4 @@
-"""The deltas of a folder of adapters: on which probes, under the right measurement, filled where one is missing."""
+"""The delta cache of a folder of adapters: probe settings, opening the cache, and measuring missing deltas."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from training.runs.workers import Workers
 
 
 def open_deltas(folder: Path, base: Base, probes: ProbeConfig) -> tuple[DeltaMeter, DeltaCache]:
-    """The cache of a folder, made if it is not there, and a meter of the same measurement.
+    """Open or create the cache of a folder, with a meter for the same measurement.
 
     Raises:
-        CacheMismatchError: the folder holds deltas of another measurement.
+        CacheMismatchError: the folder contains deltas of another measurement.
     """
     layers = probes.layers_of(base.spec)
     cache = DeltaCache(folder, measurement_of(base, probes.build(), layers))
@@ -41,17 +41,17 @@ def open_deltas(folder: Path, base: Base, probes: ProbeConfig) -> tuple[DeltaMet
 def fill_cache(
     log: RunLog, adapters: RealAdapterDataset, meter: DeltaMeter, cache: DeltaCache, measure: Measure | None = None
 ) -> None:
-    """Measure the deltas that a cache lacks, with a bar; `measure` as in `llgbm.dataset.measure_deltas`."""
+    """Measure the missing deltas and show progress; `measure` as in `llgbm.dataset.measure_deltas`."""
     with log.progress("deltas", total=len(adapters)) as progress:
         for done, adapter_id in enumerate(measure_deltas(adapters, meter, cache, measure), 1):
             progress.update(done, adapter_id)
 
 
 def measured_by(workers: Workers, probes: ProbeConfig, activation: Activation, shard: int) -> Measure:
-    """A `Measure` that hands the adapters to workers, `shard` of them at a time.
+    """A `Measure` that distributes the adapters over workers, `shard` adapters a call.
 
     Args:
-        activation: of the plain base, from which all deltas are taken.
+        activation: hidden states of the plain base, which are subtracted from those of every adapter.
     """
 
     def measure(missing: Iterable[tuple[str, LoRAWeights]]) -> Iterator[tuple[str, Tensor]]:
@@ -76,7 +76,7 @@ def cached_delta(cache: DeltaCache, adapter_id: str, weights: LoRAWeights) -> De
     """An adapter's delta.
 
     Raises:
-        CacheMismatchError: it is not in the cache, or was measured on other weights of this name.
+        CacheMismatchError: the delta is not in the cache, or was measured with other weights under this id.
     """
     delta = cache.get(adapter_id, adapter_digest=content_digest(weights))
     if delta is None:
@@ -86,28 +86,28 @@ def cached_delta(cache: DeltaCache, adapter_id: str, weights: LoRAWeights) -> De
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """Which probes, in which form, read at which layers."""
+    """Probes, their format, and the layers whose hidden states are read."""
 
     kind: str = "mixed"
-    """generic, mixed, or one domain, such as math."""
+    """generic, mixed, or one domain such as math."""
     count: int = 12
     """Number of probes."""
     domains: tuple[str, ...] = DOMAINS
-    """Domains that mixed probes are drawn from, besides the generic texts."""
+    """Domains of mixed probes, in addition to the generic texts."""
     chat: bool = True
-    """Each probe is a user's turn in the chat template; otherwise the bare text."""
+    """Format each probe as a user turn of the chat template; otherwise use the bare text."""
     max_length: int = 192
-    """Limit of a probe in tokens, template included."""
+    """Maximum length of a probe in tokens, including the template."""
     seed: int = 0
-    """Which mixed probes are drawn."""
+    """Random seed for drawing mixed probes."""
     layers: int = 2
-    """Layers that are read, at equal distances, the last one among them; 1 is the last alone, as in the paper."""
+    """Number of layers to read, evenly spaced and ending with the last. 1 reads only the last, as in the paper."""
 
     def build(self) -> ProbeSet:
         """The probes.
 
         Raises:
-            ConfigError: no such kind or domain, or fewer texts than asked for.
+            ConfigError: the kind or a domain is unknown, or there are fewer texts than `count`.
         """
         if self.kind == "generic":
             return create_generic_probes(self.count, chat=self.chat, max_length=self.max_length)
@@ -118,9 +118,9 @@ class ProbeConfig:
         return create_domain_probes(self.kind, self.count, chat=self.chat, max_length=self.max_length)
 
     def layers_of(self, model: ModelSpec) -> tuple[int, ...]:
-        """The layers that are read.
+        """Indices of the layers that are read.
 
         Raises:
-            ConfigError: the base has fewer.
+            ConfigError: the base has fewer layers.
         """
         return spread_layers(model, self.layers)

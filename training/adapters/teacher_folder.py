@@ -1,4 +1,4 @@
-"""A working folder of teachers: where each stands, and reading them."""
+"""The layout of a working folder of teachers, and reading them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llgbm.lora import LoRAWeights
 
 
 def adapter_folder(workdir: Path, task_id: str, index: int) -> Path:
-    """Where the teacher number `index` of a task stands."""
+    """The folder of teacher number `index` of a task."""
     return workdir / task_id / f"{task_id}_{index:03d}"
 
 
@@ -20,8 +20,8 @@ def load_teachers(workdir: Path, task_ids: Sequence[str], base_id: str) -> dict[
     """The first teacher of each task that has one, by task id.
 
     Raises:
-        AdapterFormatError: one is torn.
-        AdapterMismatchError: one is of another base.
+        AdapterFormatError: an adapter is damaged.
+        AdapterMismatchError: an adapter is for another base.
     """
     folders = {t: adapter_folder(workdir, t, 0) for t in task_ids}
     return {t: load_peft_for(folder, base_id) for t, folder in folders.items() if folder.exists()}

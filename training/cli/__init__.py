@@ -1,1 +1,1 @@
-"""The command line: configurations, their help, and commands that run several others."""
+"""The command line: the table of commands, configurations and their help."""

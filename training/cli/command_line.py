@@ -1,4 +1,4 @@
-"""The command line of the pipeline: a table of commands, their options, and how errors are shown.
+"""The command line of the pipeline: parsing options, running a command, and showing errors.
 
     COMMAND [--config FILE]... [NAME=VALUE]... [--show-config] [--debug] [--help]
 
@@ -50,7 +50,7 @@ class Command:
 
 @dataclass
 class Arguments:
-    """What the words after the command's name say."""
+    """Parsed arguments that follow the command's name."""
 
     files: list[Path] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
@@ -64,12 +64,12 @@ def main(commands: Sequence[Command], words: Sequence[str], *, program: str) -> 
 
     Args:
         commands: the table.
-        words: the words of the command line, without the program's name.
-        program: how the program is called, for the help.
+        words: the arguments of the command line, without the program's name.
+        program: the program's name in the help.
 
     Returns:
-        The exit code: 0 for success, 2 for what an `LLGBMError` explains (one line on stderr), 1 for any
-        other error (with its traceback), 130 after Ctrl-C.
+        The exit code: 0 for success, 2 for an `LLGBMError` (one line on stderr), 1 for any other error (with its
+        traceback), 130 after Ctrl-C.
     """
     debug = "--debug" in words
     try:
@@ -88,10 +88,10 @@ def main(commands: Sequence[Command], words: Sequence[str], *, program: str) -> 
 
 
 def parse_words(words: Sequence[str]) -> Arguments:
-    """Sort the words after the command's name.
+    """Parse the arguments that follow the command's name.
 
     Raises:
-        ConfigError: an option without its value, or a word that is no option.
+        ConfigError: an option lacks its value, or an argument is not an option.
     """
     arguments = Arguments()
     rest = list(words)
@@ -164,7 +164,7 @@ def _overview(commands: Sequence[Command], program: str) -> str:
             "  NAME=VALUE         one value, such as steps=100, optimiser.lr=1e-3 or 'tasks=[a, b]'",
             "  --show-config      print all values as YAML and stop",
             "  --debug            show the traceback of an error",
-            "  --help             the values that a command has",
+            "  --help             list the values of a command",
         ]
     )
 

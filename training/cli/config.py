@@ -1,12 +1,12 @@
-"""YAML files and dotted overrides become one frozen, nested dataclass; what it does not know, it refuses.
+"""Loads YAML files and dotted overrides into one frozen, nested dataclass. Unknown keys are refused.
 
-A value is read by the type of its field, not by YAML's guess: `lr: 1e-3` is a number where the field is a
-float, and `name: no` a text where it is a str. Types: int, float, str, bool, Path, Literal, X | None, tuple,
-list, dict with text keys, and dataclasses of these. An override is `optimiser.lr=1e-3`; a list is
-`tasks=[a, b]` or `tasks=a,b`.
+The type of the field decides how a value is read, not YAML: `lr: 1e-3` is a number if the field is a float, and
+`name: no` is a text if the field is a str. Types: int, float, str, bool, Path, Literal, X | None, tuple, list,
+dict with text keys, and dataclasses of these. An override is `optimiser.lr=1e-3`; a list is `tasks=[a, b]` or
+`tasks=a,b`.
 
-One file may serve several commands. Then each command has a section under its own name, and `shared` holds
-what goes to every command that has such a field:
+One file may configure several commands. Each command then has a section under its own name. Values under `shared` go
+to every command that has such a field:
 
     shared: {workdir: runs/tiny}
     teachers: {rank: 8}
@@ -46,13 +46,13 @@ def load_config(
         cls: a frozen dataclass; fields without a default must be given.
         files: YAML files; a later one wins, key by key.
         overrides: `dotted.path=value`; a later one wins. A path may start with the section's name.
-        section: the name under which a file keeps the values for this class.
-        other_sections: names of sections that a file may hold for other classes, with what returns the class.
-            They are called only to tell whether a key under `shared` belongs to anyone.
+        section: the name of this class's section in a file.
+        other_sections: names of other classes' sections, with functions that return the classes. They are called
+            only to check whether a key under `shared` belongs to any class.
 
     Raises:
-        ConfigError: an unknown key (with close ones), a value of the wrong type, a missing value, a file that
-            cannot be read; the message has the path of the key, and file and line where there is one.
+        ConfigError: an unknown key (with similar ones), a value of the wrong type, a missing value, or an unreadable
+            file. The message has the path of the key, with file and line for a value from a file.
     """
     others = {name: load for name, load in (other_sections or {}).items() if name != section}
     tree: Tree = {}
@@ -99,15 +99,15 @@ def config_paths(cls: type, prefix: str = "") -> list[str]:
 
 
 def to_dict(config: object) -> dict[str, Any]:
-    """The full configuration as JSON knows it: paths are texts, tuples are lists."""
+    """The full configuration as JSON types: paths become texts, tuples become lists."""
     return cast(dict[str, Any], _plain(config))
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
-    """The configuration that `to_dict` gave, such as the one that a manifest recorded.
+    """The inverse of `to_dict`, for example for a configuration that a manifest recorded.
 
     Raises:
-        ConfigError: an unknown key or a value of the wrong type, as in a record of another version.
+        ConfigError: an unknown key or a value of the wrong type, for example in a record of another version.
     """
     return cast(T, build(cls, parse_yaml(yaml.safe_dump(dict(values))), ""))
 
@@ -123,7 +123,7 @@ def config_digest(config: object) -> str:
 
 
 def json_digest(value: object) -> str:
-    """The first 16 hex digits of the sha256 of a value that JSON can hold."""
+    """The first 16 hex digits of the sha256 of a JSON value."""
     text = json.dumps(_canonical(value), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -131,7 +131,7 @@ def json_digest(value: object) -> str:
 def _own_part(
     tree: Tree, cls: type, section: str, others: Mapping[str, Callable[[], type]], *, one_of_many: bool = True
 ) -> Tree:
-    """Those entries of a file, or of an override, that are for `cls`; the section's own win."""
+    """The entries of a file or an override that are for `cls`; entries of its own section win."""
     known = config_fields(cls)
     hints = get_type_hints(cls)
     own: Tree = {}
@@ -144,7 +144,7 @@ def _own_part(
         elif key == section:
             named = node.mapping(key)
         elif not one_of_many:
-            raise ConfigError(f"{key}: is for another command than {section or cls.__name__}")
+            raise ConfigError(f"{key}: belongs to another command than {section or cls.__name__}")
         elif key == SHARED:
             shared = node.mapping(SHARED)
     for key, node in shared.items():
@@ -155,7 +155,7 @@ def _own_part(
 
 
 def _holds_keys(hint: Any) -> bool:
-    """Whether a field takes a mapping, so that it may have the name of a section."""
+    """Whether a field accepts a mapping. Only then may a mapping under a section's name be this field."""
     return any(is_config(kind) or get_origin(kind) in (dict, Mapping) for kind in (hint, *get_args(hint)))
 
 
@@ -189,7 +189,7 @@ def _plain(value: object) -> object:
 
 
 def _canonical(value: object) -> object:
-    """A whole number has one form, whether the code that made the configuration wrote 2 or 2.0."""
+    """Give whole numbers one form, so that 2 and 2.0 have the same digest."""
     if isinstance(value, dict):
         return {key: _canonical(item) for key, item in value.items()}
     if isinstance(value, list):

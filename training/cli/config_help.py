@@ -1,8 +1,4 @@
-"""Help for a configuration class, taken from the docstrings under its fields.
-
-A field is described by the text under it, or by the `Attributes:` section of its class. Either way the source
-is the one place where it is written down.
-"""
+"""Help for a configuration class, taken from the docstrings under its fields or its class's `Attributes:` section."""
 
 from __future__ import annotations
 
@@ -22,7 +18,7 @@ _ATTRIBUTE = re.compile(r"(\w+)(?: \([^)]*\))?: (.*)")
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """What the source says of each field of a dataclass, on one line; fields without a text are left out."""
+    """The documentation of each field of a dataclass, on one line; undocumented fields are left out."""
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if is_dataclass(base):
@@ -31,7 +27,7 @@ def field_docs(cls: type) -> dict[str, str]:
 
 
 def config_help(cls: type, *, width: int = 100) -> str:
-    """A text that lists every value of a configuration: dotted path, type, default and description."""
+    """List every value of a configuration: dotted path, type, default and description."""
     return "\n".join(_lines(cls, "", MISSING, width))
 
 
@@ -83,7 +79,7 @@ def _texts_under_fields(cls: type) -> dict[str, str]:
 def _class_body(cls: type) -> list[ast.stmt]:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
-    except (OSError, TypeError, SyntaxError):  # a class that was made at run time has no source
+    except (OSError, TypeError, SyntaxError):  # a class created at run time has no source
         return []
     return next((node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef)), [])
 

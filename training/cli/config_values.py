@@ -1,6 +1,6 @@
-"""From text to typed values: the YAML tree with its line numbers, and each leaf read by its field's type.
+"""Parses YAML into a tree with line numbers, and converts each leaf to the type of its field.
 
-Scalars stay text until the type of the field is known. Quotes make a scalar a text for good.
+Scalars stay text until the type of the field is known. A quoted scalar is always a text.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*")
 
 @dataclass(frozen=True)
 class Node:
-    """A scalar as text, a list or a mapping, and where it stands: `file:line: `, or nothing."""
+    """A scalar as text, a list or a mapping, with its position `file:line: ` (or an empty text)."""
 
     content: Content
     where: str = ""
     quoted: bool = False
     bare: bool = False
-    """An override's scalar: where a list is expected, it is split at commas."""
+    """A scalar of an override: it is split at commas if a list is expected."""
 
     def mapping(self, path: str) -> Tree:
         """The entries; an empty scalar is an empty mapping.
 
         Raises:
-            ConfigError: it is not a mapping.
+            ConfigError: the node is not a mapping.
         """
         if isinstance(self.content, dict):
             return self.content
@@ -49,7 +49,7 @@ class Node:
         raise ConfigError(f"{self.where}{path}: expected a mapping of keys to values, got {self.shown()}")
 
     def shown(self) -> str:
-        """The content for a message, cut to a length that fits a line."""
+        """The content for an error message, shortened to fit a line."""
         if isinstance(self.content, str):
             return f"{self.content[:60]!r}" + (" in quotes" if self.quoted else "")
         return f"a list of {len(self.content)}" if isinstance(self.content, list) else "a mapping"
@@ -59,7 +59,7 @@ def read_yaml(path: Path) -> Tree:
     """The mapping in a YAML file.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, holds something else than a mapping, or a key twice.
+        ConfigError: the file is missing, is not YAML, is not a mapping, or has a duplicate key.
     """
     try:
         return parse_yaml(path.read_text(encoding="utf-8"), str(path))
@@ -73,7 +73,7 @@ def parse_yaml(text: str, file: str = "") -> Tree:
     """The mapping in a YAML text; `file` is named in errors.
 
     Raises:
-        ConfigError: it is not YAML, holds something else than a mapping, or a key twice.
+        ConfigError: the text is not YAML, is not a mapping, or has a duplicate key.
     """
     try:
         document = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -86,7 +86,7 @@ def parse_override(text: str) -> Tree:
     """The tree of one `dotted.path=value`.
 
     Raises:
-        ConfigError: no `=`, a path that is none, or a value in brackets that is not YAML.
+        ConfigError: there is no `=`, the path is invalid, or a bracketed value is not YAML.
     """
     path, equals, value = text.partition("=")
     if not equals or not _KEY.fullmatch(path):
@@ -103,7 +103,7 @@ def parse_override(text: str) -> Tree:
 
 
 def merged(below: Tree, above: Tree) -> Tree:
-    """Both trees in one; where both have a key, mappings are merged and all else comes from `above`."""
+    """Merge two trees. If both have a key, mappings are merged and other values come from `above`."""
     result = dict(below)
     for key, node in above.items():
         old = result.get(key)
@@ -114,7 +114,7 @@ def merged(below: Tree, above: Tree) -> Tree:
 
 
 def is_config(hint: object) -> TypeGuard[type]:
-    """Whether a type is a dataclass, so that its fields are values of their own."""
+    """Whether a type is a dataclass, whose fields are configured one by one."""
     return isinstance(hint, type) and is_dataclass(hint)
 
 
@@ -122,15 +122,15 @@ def convert(node: Node, hint: Any, path: str, default: object, build: Builder) -
     """The value of a node as the type `hint`.
 
     Args:
-        node: what was given.
+        node: the given value.
         hint: the field's type.
-        path: the dotted name of the field, for messages.
-        default: the field's default, on top of which a nested dataclass is built; MISSING without one.
-        build: makes a dataclass from its type, tree, path and default.
+        path: the dotted name of the field, for error messages.
+        default: the field's default, which a nested dataclass starts from; MISSING without one.
+        build: builds a dataclass from its type, tree, path and default.
 
     Raises:
         ConfigError: the value does not have the type.
-        TypeError: the type is not one that a configuration can hold; the dataclass must be changed.
+        TypeError: a configuration cannot hold this type; the dataclass must be changed.
     """
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
@@ -152,7 +152,7 @@ def convert(node: Node, hint: Any, path: str, default: object, build: Builder) -
 
 
 def type_name(hint: Any) -> str:
-    """A type as people write it: `int or none`, `one of adamw, sgd`, `list of str`."""
+    """A readable name of a type: `int or none`, `one of adamw, sgd`, `list of str`."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return " or ".join(type_name(arg) for arg in args)
@@ -246,6 +246,6 @@ def _node(node: yaml.Node | None, file: str) -> Node:
         if not isinstance(key, yaml.ScalarNode):
             raise ConfigError(f"{where}a key must be a plain text")
         if key.value in entries:
-            raise ConfigError(f"{where}{key.value}: the key stands twice")
+            raise ConfigError(f"{where}{key.value}: duplicate key")
         entries[key.value] = _node(value, file)
     return Node(entries, where)

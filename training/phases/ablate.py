@@ -1,8 +1,8 @@
-"""`python -m training ablate`: kinds of loss x seeds, and what a guided fit saves for N = 1, 5, 10, 20.
+"""`python -m training ablate`: compares losses over seeds, and the cost of guided fits with N = 1, 5, 10, 20.
 
-Every arm is a fit as `match` makes it, on the same teachers, split and probes. Finished arms are kept in
-`{workdir}/ablate/arms`, so a stopped ablation goes on where it was. Results: `ablation.json` with mean and standard
-deviation over seeds, `guided.json` with base forwards and wall time at equal held-out delta cosine.
+Every arm is a fit of `match`, on the same teachers, split and probes. Finished arms are kept in
+`{workdir}/ablate/arms`, so a stopped ablation resumes. Results: `ablation.json` with mean and standard deviation over
+seeds, and `guided.json` with base forwards and wall time at equal held-out delta cosine.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class Config(MatchSetup):
     """Settings of an ablation."""
 
     kinds: tuple[str, ...] = ("weight", "delta", "multitask", "guided")
-    """Kinds of loss to compare."""
+    """Losses to compare."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of each."""
+    """Seeds of each loss."""
     every: int = 10
-    """N of the guided fits that are compared with the other kinds."""
+    """N of the guided fits that are compared with the other losses."""
     guided_every: tuple[int, ...] = (1, 5, 10, 20)
-    """Values of N to compare with delta-only; empty to leave that part out."""
+    """Values of N to compare with the delta loss; empty skips this comparison."""
     tolerance: float = 0.02
-    """How far below the final cosine of delta-only a fit may be to count as equal."""
+    """A fit counts as equal if its cosine is at most this far below the final one of the delta loss."""
 
     def __post_init__(self) -> None:
         unknown = [kind for kind in self.kinds if kind not in get_args(Kind)]
@@ -42,7 +42,7 @@ class Config(MatchSetup):
 
 
 def run(config: Config) -> None:
-    """Run every arm that is missing, and write both results."""
+    """Run every missing arm, and write both results."""
     with RunLog(config.workdir, "ablate", config) as log:
         material = load_material(config, log)
         made_of = {"base_revision": material.base.revision, "data_digest": material.split_digest}
@@ -65,14 +65,14 @@ def run(config: Config) -> None:
 
 
 def arm_config(config: Config, kind: str, every: int, seed: int) -> MatchConfig:
-    """The fit that an arm is."""
+    """The configuration of an arm's fit."""
     shared = {field.name: getattr(config, field.name) for field in fields(MatchSetup)}
     shared["training"] = replace(config.training, seed=seed)
     return MatchConfig(**shared, loss=cast(Kind, kind), every=every)
 
 
 def run_arm(material: Material, arm: MatchConfig, log: RunLog) -> dict[str, Any]:
-    """What a fit has found, now or in an earlier run with the same settings and teachers."""
+    """The result of a fit, from this run or from an earlier one with the same settings and teachers."""
     folder, made_with = arm.workdir / "ablate", fingerprint_of(arm, material.split_digest)
     state = folder / f"{arm.title}.{made_with.digest}.state.pt"
 
@@ -82,18 +82,18 @@ def run_arm(material: Material, arm: MatchConfig, log: RunLog) -> dict[str, Any]
         return found
 
     found = cached_result(folder / "arms" / f"{arm.title}.json", made_with, fitted)
-    state.unlink(missing_ok=True)  # an arm that is done is never continued
+    state.unlink(missing_ok=True)  # a finished arm is never resumed
     return found
 
 
 def compare_guided(
     delta_only: Mapping[str, Any], guided: Sequence[Mapping[str, Any]], tolerance: float
 ) -> dict[str, Any]:
-    """What guided fits cost beside delta-only: in all, and until they reach its last held-out cosine.
+    """Compare the cost of guided fits with the delta loss: in total, and until they reach its final held-out cosine.
 
     Args:
-        delta_only: of the same teachers, split, probes, steps and seed as `guided`.
-        tolerance: how far below that cosine counts as equal.
+        delta_only: result with the same teachers, split, probes, steps and seed as `guided`.
+        tolerance: cosines down to this far below the final one count as equal.
     """
     target = _cosine(delta_only["metrics"]) - tolerance
     rows = [_cost("delta-only", delta_only, target)]
@@ -133,5 +133,5 @@ def _cost(name: str, found: Mapping[str, Any], target: float) -> dict[str, Any]:
 
 
 def _cosine(values: Mapping[str, Any]) -> float:
-    """The held-out cosine, or the one of the training adapters where none are held out."""
+    """The held-out cosine, or that of the training adapters if none are held out."""
     return float(values.get("heldout_cosine", values.get("train_cosine", 0.0)))

@@ -1,8 +1,9 @@
-"""`python -m training compose`: does adding deltas, or adapters, add what they do?
+"""`python -m training compose`: measures sums and differences of deltas and of adapters.
 
-For pairs of tasks with a teacher each, one more teacher is trained on the rows of both, as its parts were. Then: how
-near is delta(A) + delta(B) to its delta; do the deltas of composed adapters follow the algebra; and how accurate is
-each composed adapter on both tasks. With a generator, the prompt "do A, then B" is measured beside them.
+For each pair of tasks, a joint teacher is trained on the rows of both, with the settings of the two teachers. Measured
+are: the cosine of delta(A) + delta(B) with the joint teacher's delta; whether the deltas of composed adapters are
+additive; and the accuracy of each composed adapter on both tasks. With a generator, the adapter for the prompt
+"do A, then B" is measured too.
 """
 
 from __future__ import annotations
@@ -44,20 +45,20 @@ from training.tasks.rows import eval_row
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of a composition."""
+    """Settings of the command."""
 
     workdir: Path = Path("runs/teachers")
-    """Folder of the teachers; the joint ones go to `joint` in it."""
+    """Folder of the teachers; joint teachers are written to its subfolder `joint`."""
     folder: Path = Path("tasks/train")
     """Folder of task files."""
     pairs: tuple[tuple[str, str], ...] = ()
-    """Pairs of task ids; empty to choose some of different categories."""
+    """Pairs of task ids; empty chooses pairs of different categories."""
     num_pairs: int = 3
-    """How many to choose."""
+    """Number of pairs to choose."""
     seed: int = 0
-    """Which ones."""
+    """Random seed of this choice."""
     checkpoint: Path | None = None
-    """A generator artefact for the prompt "do A, then B"; none leaves it out."""
+    """A generator artefact for the prompt "do A, then B"; none skips it."""
     base: str = BASE_0_5B
     """Hub id or folder of the frozen base."""
     base_storage: Storage = "float32"
@@ -66,11 +67,11 @@ class Config:
     num_rows: int = 20
     """Test rows of each task."""
     joint_steps: int = 0
-    """Steps of a joint teacher; 0 for twice those of its parts."""
+    """Steps of a joint teacher; 0 means twice the steps of the two teachers."""
 
 
 def run(config: Config) -> None:
-    """Train the joint teachers that are missing, measure, and write `{workdir}/results/composition.json`."""
+    """Train missing joint teachers, measure, and write `{workdir}/results/composition.json`."""
     tasks = tasks_by_id(config.folder)
     with RunLog(config.workdir, "compose", config) as log:
         base = load_base(config.base, storage=config.base_storage)
@@ -102,7 +103,7 @@ def run(config: Config) -> None:
 def composed(
     parts: tuple[LoRAWeights, LoRAWeights], joint: LoRAWeights, generated: LoRAWeights | None = None
 ) -> dict[str, LoRAWeights | None]:
-    """Every adapter that is measured, by name; None is the plain base."""
+    """The adapters to measure, by name; None is the plain base."""
     adapters: dict[str, LoRAWeights | None] = {
         "base": None,
         "A": parts[0],
@@ -118,9 +119,9 @@ def composed(
 
 
 def compare_deltas(meter: DeltaMeter, adapters: Mapping[str, LoRAWeights | None]) -> dict[str, float]:
-    """Cosines of mean deltas, a mean over layers.
+    """Cosines of deltas that are averaged over probes; mean over layers.
 
-    `x ~ y` is the cosine of the delta of adapter x with y, where d(A) is the delta of A.
+    `x ~ y` is the cosine of x with y. An adapter's name stands for its delta, and d(A) is the delta of A.
     """
     with torch.no_grad():
         deltas = {n: meter.deltas([w])[0].mean(0) for n, w in adapters.items() if w is not None}
@@ -145,7 +146,7 @@ def compare_deltas(meter: DeltaMeter, adapters: Mapping[str, LoRAWeights | None]
 def accuracies(
     base: Base, adapters: Mapping[str, LoRAWeights | None], first: Task, second: Task, num_rows: int
 ) -> dict[str, list[float]]:
-    """For each adapter, exact match on A and on B, the input alone in the context."""
+    """Exact match of each adapter on A and on B, with only the input in the context."""
     rows = [[eval_row(base, example) for example in task.test[:num_rows]] for task in (first, second)]
     return {
         name: [round(compute_accuracy_with_lora(base, weights, of_task), 4) for of_task in rows]
@@ -166,12 +167,14 @@ def _pairs(config: Config, tasks: Mapping[str, Task], teachers: Mapping[str, LoR
 
 
 def _joint_teacher(config: Config, base: Base, first: Task, second: Task, of_part: LoRASpec) -> LoRAWeights:
-    """The teacher of both tasks, trained now if it is not there, with the settings of the first one's teacher.
+    """The joint teacher, trained if missing, with the settings of the first task's teacher.
 
-    Of a teacher from elsewhere only `of_part` is known, its spec: rank and alpha are as there, the rest as by default.
+    If that teacher was not trained here, only its spec `of_part` is known: rank and alpha are taken from it, and all
+    other settings are defaults.
 
     Raises:
-        ConfigError: there is one of other settings or other rows, or its parts were trained on another base or storage.
+        ConfigError: the joint teacher exists with other settings or rows, or the two teachers were trained on another
+            base or storage.
     """
     task = joint_task(first, second)
     part = adapter_folder(config.workdir, first.task_id, 0)
@@ -180,8 +183,8 @@ def _joint_teacher(config: Config, base: Base, first: Task, second: Task, of_par
         settings = from_dict(TeacherConfig, record.config)
         if (settings.base, settings.base_storage) != (config.base, config.base_storage):
             raise ConfigError(
-                f"{part} was trained on {settings.base} in {settings.base_storage}, and a teacher of both tasks is "
-                f"trained as its parts were: set base={settings.base} base_storage={settings.base_storage}"
+                f"{part} was trained on {settings.base} in {settings.base_storage}, and the joint teacher must use "
+                f"the same: set base={settings.base} base_storage={settings.base_storage}"
             )
     else:
         settings = TeacherConfig(
@@ -212,7 +215,7 @@ def _generated(maker: AdapterMaker, first: Task, second: Task) -> LoRAWeights:
 
 
 def _means(found: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Means over the pairs, of cosines and of the accuracies on both tasks together."""
+    """Means over the pairs: each cosine, and each accuracy on both tasks."""
     return {
         "delta_cosines": {
             name: round(float(np.mean([pair["delta_cosines"][name] for pair in found])), 4)

@@ -1,4 +1,4 @@
-"""What things cost on one base: bytes, tokens a second, seconds of each phase."""
+"""Costs on one base: bytes, tokens per second, and seconds of each phase."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from training.phases.gradient_check import random_adapter, random_batch
 
 @dataclass(frozen=True)
 class CostConfig:
-    """How much is measured."""
+    """Sizes of the measurements."""
 
     rows: int = 8
-    """Rows of the batch."""
+    """Rows in the batch."""
     row_tokens: int = 40
-    """Tokens of each row."""
+    """Tokens in each row."""
     repeats: int = 2
-    """Times that each measurement is repeated; the fastest counts, since others wait for the machine."""
+    """Repetitions of each measurement. The fastest counts, since other processes can only slow one down."""
     basis_ranks: tuple[int, ...] = (32, 64)
-    """Sizes of the generator."""
+    """Basis ranks of the generators to measure."""
 
 
 def measure_base(base: Base, lora: LoRASpec, probes: ProbeSet, config: CostConfig) -> dict[str, Any]:
-    """Bytes of the base and of an adapter, tokens a second forward and with the backward pass, seconds of a delta.
+    """Bytes of the base and of an adapter, tokens per second forward and with the backward pass, seconds of a delta.
 
-    The passes run through the hooks of one adapter on all modules of `lora`.
+    Every pass has one adapter hooked into all modules of `lora`.
     """
     batch = random_batch(base, config.rows, config.row_tokens)
     adapter, functional = random_adapter(lora), FunctionalLoRA(base.model)
@@ -67,7 +67,7 @@ def measure_base(base: Base, lora: LoRASpec, probes: ProbeSet, config: CostConfi
 
 
 def measure_generators(base: Base, lora: LoRASpec, config: CostConfig) -> list[dict[str, Any]]:
-    """For each size: parameters, and seconds to make one adapter from its condition."""
+    """For each basis rank: number of parameters, and seconds to generate one adapter from its condition."""
     rows = []
     for basis_rank in config.basis_ranks:
         generator = create_generator(base.spec, lora, GeneratorConfig(basis_rank=basis_rank)).eval()
@@ -88,13 +88,13 @@ def measure_generators(base: Base, lora: LoRASpec, config: CostConfig) -> list[d
 
 
 def parameter_bytes(model: torch.nn.Module) -> int:
-    """Bytes of all parameters and buffers, tied ones once."""
+    """Bytes of all parameters and buffers; tied ones count once."""
     tensors: Sequence[torch.Tensor] = [*model.parameters(), *model.buffers()]
     return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
 
 
 def fastest(work: Callable[[], None], repeats: int) -> float:
-    """Seconds of the fastest of `repeats` runs, after one that does not count."""
+    """Seconds of the fastest of `repeats` runs, after one warm-up run."""
     work()
     seconds = []
     for _ in range(max(1, repeats)):

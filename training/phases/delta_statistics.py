@@ -1,7 +1,7 @@
-"""What deltas and weights say about adapters: distances, silhouette by family, a map in two dimensions, norms.
+"""Statistics of deltas and weights: distances, silhouette by family, a two-dimensional map, and norms.
 
-Flattened weights of many adapters are too large to stand in memory at once, and only their inner products are needed,
-so adapters are read block by block.
+The flattened weights of many adapters do not fit in memory. Only their inner products are needed, so adapters are read
+block by block.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from llgbm.errors import AdapterMismatchError
 from llgbm.lora import LoRAWeights
 
 _BLOCK = 8
-"""Adapters in memory at a time, twice."""
+"""Adapters per block; two blocks are in memory at a time."""
 
 
 class WeightGrams(NamedTuple):
-    """Inner products of adapters, (n, n) float64: of their flattened A and B, and of their products BA."""
+    """Inner products between adapters, (n, n) float64: of the flattened A and B, and of the products BA."""
 
     flat: Tensor
     product: Tensor
@@ -36,7 +36,7 @@ def weight_grams(adapters: RealAdapterDataset) -> WeightGrams:
     """Inner products of all pairs.
 
     Raises:
-        AdapterMismatchError: the adapters differ in rank or modules, so their flattened weights do not compare.
+        AdapterMismatchError: the adapters differ in rank or modules, so their flattened weights cannot be compared.
     """
     count = len(adapters)
     flat, product = torch.zeros(count, count, dtype=torch.float64), torch.zeros(count, count, dtype=torch.float64)
@@ -53,7 +53,7 @@ def weight_grams(adapters: RealAdapterDataset) -> WeightGrams:
 
 
 def cosine_distances(gram: Tensor) -> NDArray[np.float64]:
-    """1 - cosine of all pairs, (n, n), from their inner products; a zero vector is at distance 1 from all others."""
+    """1 - cosine of all pairs, (n, n), from their inner products; a zero vector has distance 1 to all others."""
     size = gram.diagonal().clamp_min(0).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
     distances = (1 - gram / size[:, None] / size[None, :]).clamp(0, 2)
     distances.fill_diagonal_(0)
@@ -62,20 +62,20 @@ def cosine_distances(gram: Tensor) -> NDArray[np.float64]:
 
 
 def delta_distances(deltas: Tensor) -> NDArray[np.float64]:
-    """1 - cosine of all pairs of mean deltas (n, layers, hidden), flattened."""
+    """1 - cosine of all pairs, (n, n), of the flattened mean deltas (n, layers, hidden)."""
     flat = deltas.flatten(1).double()
     return cosine_distances(flat @ flat.t())
 
 
 def silhouette(distances: NDArray[np.float64], labels: Sequence[str]) -> float | None:
-    """Mean silhouette (Rousseeuw 1987), -1 to 1; None where it has no value: one family, or one adapter in each."""
+    """Mean silhouette (Rousseeuw 1987), -1 to 1; None if undefined: a single family, or one adapter in each family."""
     if not 2 <= len(set(labels)) < len(labels):
         return None
     return float(silhouette_score(distances, np.array(labels), metric="precomputed"))
 
 
 def tsne(distances: NDArray[np.float64], *, seed: int) -> list[list[float]] | None:
-    """Places (n, 2) by t-SNE (van der Maaten and Hinton 2008); None for fewer than four points."""
+    """Coordinates (n, 2) by t-SNE (van der Maaten and Hinton 2008); None for fewer than four points."""
     count = len(distances)
     if count < 4:
         return None
@@ -85,7 +85,7 @@ def tsne(distances: NDArray[np.float64], *, seed: int) -> list[list[float]] | No
 
 
 def norm_map(adapters: RealAdapterDataset) -> dict[str, dict[str, float]]:
-    """Target module -> layer -> Frobenius norm of the product BA, a mean over the adapters that have the module."""
+    """Target module -> layer -> Frobenius norm of BA, averaged over the adapters that have the module."""
     sums: dict[tuple[str, int], list[float]] = defaultdict(list)
     for adapter in adapters:
         norms = adapter.product_norms()
@@ -105,6 +105,8 @@ def _block(mine: Sequence[LoRAWeights], others: Sequence[LoRAWeights]) -> tuple[
                 f"adapters of rank {spec.rank} with {len(spec.modules)} modules and of rank {adapter.spec.rank} with "
                 f"{len(adapter.spec.modules)} do not compare as flattened weights; leave one kind out"
             )
+    # Neither BA nor a flattened adapter is built: <BA, B'A'> = sum((B^T B') * (A A'^T)), which needs only r x r
+    # matrices, and the inner product of flattened A is the trace of A A'^T. gram_a and gram_b are (n, r, n', r).
     rank, shape = spec.rank, (len(mine), spec.rank, len(others), spec.rank)
     flat = torch.zeros(len(mine), len(others), dtype=torch.float64)
     product = torch.zeros_like(flat)

@@ -1,7 +1,7 @@
-"""`python -m training deltas`: measures the deltas of all adapters of a working folder, and what they tell apart.
+"""`python -m training deltas`: measures the deltas of all adapters of a working folder, and their statistics.
 
-The deltas go to `{workdir}/deltas`, one file each, and are not measured again; the result holds their norms, the
-silhouette of deltas by task family beside that of flattened weights, and a map of both in two dimensions.
+The deltas are cached in `{workdir}/deltas`, one file each. The result contains their norms, the silhouettes by task
+family of deltas and of weights, and a two-dimensional map of both.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ class Config:
     """Settings of the measurement."""
 
     workdir: Path = Path("runs/teachers")
-    """Folder of the adapters; the deltas and the result go there too."""
+    """Folder of the adapters; also of the deltas and the result."""
     name: str = "deltas"
-    """Folder of the cache and name of the result; another one for other probes."""
+    """Folder of the cache and name of the result; choose another one for other probes."""
     folder: Path | None = Path("tasks/train")
-    """Folder of task files, whose categories are the families; none: every task is a family of its own."""
+    """Folder of task files, whose categories are the families; none makes every task its own family."""
     base: str = BASE_0_5B
     """Hub id or folder of the frozen base."""
     base_storage: Storage = "float32"
     """How the base's Linear weights are stored."""
     probes: ProbeConfig = field(default_factory=ProbeConfig)
     seed: int = 0
-    """Seed of the map."""
+    """Random seed of the map."""
     ray: str | None = None
-    """Measure on a Ray cluster: local, auto or its address, see `docs/SCALING.md`; none: in this process."""
+    """Ray cluster to measure on: local, auto or an address, see `docs/SCALING.md`; none uses this process."""
     ray_task: RayTask = field(default_factory=RayTask)
     ray_shard: int = 4
-    """Adapters that one Ray task measures."""
+    """Adapters per Ray task."""
 
 
 def run(config: Config) -> None:
-    """Measure what is missing, then write `{workdir}/results/{name}.json`."""
+    """Measure missing deltas, then write `{workdir}/results/{name}.json`."""
     tasks = tasks_by_id(config.folder)
     base = load_base(config.base, storage=config.base_storage)
     adapters = RealAdapterDataset(config.workdir, base_id=base.spec.base_id)
@@ -75,7 +75,7 @@ def run(config: Config) -> None:
 
 
 def families(entries: tuple[AdapterEntry, ...], tasks: dict[str, Task]) -> list[str]:
-    """The family of each adapter: its task's category, or the task itself where that is unknown."""
+    """The family of each adapter: its task's category, or the task itself if that is unknown."""
     found = [family_of(entry, tasks) for entry in entries]
     return [entry.task if name == UNKNOWN else name for name, entry in zip(found, entries, strict=True)]
 
@@ -87,7 +87,7 @@ def statistics(
 
     Args:
         deltas: (n, layers, hidden), means over probes.
-        base_mean: (layers, hidden) of the plain base, against which norms are relative.
+        base_mean: (layers, hidden), mean hidden states of the plain base; relative norms are divided by its norm.
         labels: the family of each adapter.
     """
     grams = weight_grams(adapters)
@@ -117,6 +117,6 @@ def statistics(
 
 
 def _mean_cosine(distances: Any) -> float | None:
-    """Mean cosine of different adapters; None for one adapter."""
+    """Mean cosine of all pairs of different adapters; None for one adapter."""
     count = len(distances)
     return float(1 - distances.sum() / (count * (count - 1))) if count > 1 else None

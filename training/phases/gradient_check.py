@@ -1,6 +1,6 @@
-"""Do all A and B of an adapter get gradients through a base, and how much memory does that take?
+"""Checks that all A and B of an adapter get gradients through a base, and measures the memory this takes.
 
-One measurement runs in a process of its own, so that neither what was loaded before nor what the allocator kept counts.
+Each measurement runs in a fresh process, so that earlier allocations do not count.
 """
 
 from __future__ import annotations
@@ -30,15 +30,14 @@ _RESET = Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class GradientCheck:
-    """What one forward and backward pass showed.
+    """Result of one forward and backward pass.
 
     Attributes:
         tensors: number of A and B tensors of the adapter.
-        reached: how many of them got a finite gradient that is not zero.
+        reached: number of these that got a finite, nonzero gradient.
         tokens: tokens that the base read.
         seconds: wall time of both passes.
-        peak_bytes: how far the process's resident memory rose above what it was before; None where the system does not
-            tell (it has no /proc).
+        peak_bytes: rise of the process's resident memory above its value before; None on a system without /proc.
     """
 
     tensors: int
@@ -55,10 +54,10 @@ def check_in_own_process(
 
     Args:
         base: hub id or folder.
-        rank: of the adapter, which changes all projections.
-        rows: rows of the batch.
-        row_tokens: tokens of each.
-        recompute: with activation checkpointing.
+        rank: rank of the adapter, which changes all projections.
+        rows: rows in the batch.
+        row_tokens: tokens in each row.
+        recompute: use activation checkpointing.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
@@ -66,7 +65,7 @@ def check_in_own_process(
 
 
 def check_gradients(base: Base, spec: LoRASpec, batch: PackedBatch, *, recompute: bool) -> GradientCheck:
-    """Run a batch forward and backward with a random adapter and look at every gradient."""
+    """Run a batch forward and backward with a random adapter and check every gradient."""
     adapter = random_adapter(spec)
     before = _resident(reset=True)
     began = time.monotonic()
@@ -81,7 +80,7 @@ def check_gradients(base: Base, spec: LoRASpec, batch: PackedBatch, *, recompute
 
 
 def random_adapter(spec: LoRASpec, seed: int = 0) -> LoRAWeights:
-    """A small adapter whose A and B are all leaves that want gradients; B is not zero, or A would get none."""
+    """A small random adapter whose A and B are leaves with gradients. B is nonzero, because A gets no gradient else."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(rows: int, columns: int) -> Any:
@@ -95,10 +94,10 @@ def random_adapter(spec: LoRASpec, seed: int = 0) -> LoRAWeights:
 
 
 def random_batch(base: Base, rows: int, row_tokens: int) -> PackedBatch:
-    """One group of rows of random tokens, a quarter of each to be predicted.
+    """One group of rows of random tokens; the last quarter of each row is its answer.
 
     Raises:
-        ConfigError: rows of fewer than four tokens.
+        ConfigError: there are no rows, or rows of fewer than four tokens.
     """
     if rows < 1 or row_tokens < 4:
         raise ConfigError(f"need at least one row of at least four tokens, not {rows} of {row_tokens}")
@@ -118,11 +117,11 @@ def _load_and_check(
 
 
 def _resident(*, peak: bool = False, reset: bool = False) -> int | None:
-    """Resident memory of this process in bytes, now or at its highest since the last reset."""
+    """Resident memory of this process in bytes, now or its peak since the last reset; None without /proc."""
     if not _STATUS.exists():
         return None
     if reset:
-        _RESET.write_text("5", encoding="ascii")
+        _RESET.write_text("5", encoding="ascii")  # 5 resets the peak VmHWM, see proc(5)
     found = re.search(
         rf"{'VmHWM' if peak else 'VmRSS'}:\s+(\d+) kB", _STATUS.read_text(encoding="ascii", errors="replace")
     )

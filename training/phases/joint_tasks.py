@@ -1,4 +1,4 @@
-"""Two tasks in one: the task whose rows are those of both, and which pairs are worth composing."""
+"""Joint tasks, which have the rows of two tasks, and the choice of pairs to compose."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from training.tasks.format import Example, Task
 
 
 def joint_task(first: Task, second: Task) -> Task:
-    """The task that does the first on the inputs of the first and the second on those of the second.
+    """The task with the rows of both tasks, each with its own answers.
 
-    Rows take turns, so that any part of them holds as many of both. An input that both tasks have is left out, since it
-    would have two answers; so is a training row whose input the other task tests.
+    Rows of both alternate, so that any prefix contains as many of each. An input that occurs in both tasks, in any of
+    their rows, is left out, since it would have two answers or be trained on and tested.
     """
     shared = {e.input for e in first.train + first.test} & {e.input for e in second.train + second.test}
     return Task(
@@ -35,12 +35,12 @@ def joint_task(first: Task, second: Task) -> Task:
 
 
 def then_prompt(first: str, second: str) -> str:
-    """One prompt that asks for both: "do A, then B"."""
+    """One prompt for both tasks: "do A, then B"."""
     return f"First: {first.rstrip()} Then: {second.rstrip()}"
 
 
 def choose_pairs(tasks: Sequence[Task], count: int, seed: int) -> list[tuple[Task, Task]]:
-    """Pairs of tasks of different categories that share no input, each task at most once if that gives enough pairs.
+    """Pairs of tasks of different categories without common inputs; each task occurs once if that gives enough pairs.
 
     Raises:
         ConfigError: there is no such pair.
@@ -53,7 +53,9 @@ def choose_pairs(tasks: Sequence[Task], count: int, seed: int) -> list[tuple[Tas
         if a.category != b.category and not inputs[a.task_id] & inputs[b.task_id]
     ]
     if not good:
-        raise ConfigError("no two teachers are of different categories and share no input; name pairs, or train more")
+        raise ConfigError(
+            "no two teachers are of different categories and have no common input; name pairs, or train more teachers"
+        )
     chosen: list[tuple[Task, Task]] = []
     for fresh_only in (True, False):
         for pair in good:

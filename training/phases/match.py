@@ -1,8 +1,8 @@
-"""`python -m training match`: fits a generator to teachers, by their weights, by their deltas, or by both.
+"""`python -m training match`: fits a generator to teachers by their weights, their deltas, or both.
 
-Kinds of loss: `weight` (no pass through the base), `delta` (the delta of every generated adapter at every step),
-`multitask` (both), `guided` (a head predicts deltas, and every N steps they are computed). Resumable; a finished fit
-is not run again, unless there are other teachers.
+Losses: `weight` (no pass through the base), `delta` (computes the delta of every generated adapter at every step),
+`multitask` (both), `guided` (a head predicts the deltas, and they are computed every N steps). Resumable. A finished
+fit is only repeated if the teachers have changed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from training.runs.results import FOLDER, command_of, read_result, write_result
 
 Kind = Literal["weight", "delta", "multitask", "guided"]
 PILOT_PASSES = 7
-"""Passes that calibrating a head takes besides one for each direction; see `llgbm.matching.head_calibration`."""
+"""Passes that calibrating a head takes in addition to one per direction; see `llgbm.matching.head_calibration`."""
 
 
 @dataclass(frozen=True)
@@ -39,26 +39,26 @@ class Config(MatchSetup):
     """Settings of one fit."""
 
     loss: Kind = "guided"
-    """What the generator is fitted by."""
+    """Loss of the fit."""
     every: int = 10
-    """N of a guided fit: steps from one computed delta to the next."""
+    """N of a guided fit: the deltas are computed at every N-th step."""
     name: str = ""
-    """Names the fit's files; by default the loss, N and the seed."""
+    """Name of the fit's files; by default the loss, N and the seed."""
 
     @property
     def title(self) -> str:
-        """The name, given or made up."""
+        """The given or the default name."""
         kind = f"guided-{self.every}" if self.loss == "guided" else self.loss
         return self.name or f"{kind}-s{self.training.seed}"
 
     @property
     def artefact(self) -> Path:
-        """Folder of the generator that the fit makes; its state stands beside it."""
+        """Folder of the fitted generator; the training state is in its parent folder."""
         return self.workdir / "match" / self.title / "generator"
 
     @property
     def result(self) -> Path:
-        """The file of what was found."""
+        """The result file."""
         return self.workdir / FOLDER / f"match-{self.title}.json"
 
 
@@ -75,17 +75,17 @@ def run(config: Config) -> None:
         made_of: dict[str, Any] = {"base_revision": material.base.revision, "data_digest": material.split_digest}
         log.record_artefact(config.artefact, kind="generator", **made_of)
         write_result(log, config.result.stem, config, found, **made_of)
-        state.unlink()  # a match with other settings has a state of its own
+        state.unlink()  # the state's name contains the fingerprint, so states of other settings stay
         log.logger.info("result", **found["metrics"])
 
 
 def fingerprint_of(config: Config, split: str) -> Fingerprint:
-    """What a fit depends on: its settings, and the adapters that it is matched to, by the digest of their split."""
+    """Fingerprint of the settings and, by the digest of their split, of the adapters."""
     return Fingerprint.of(config, split=split)
 
 
 def is_done(config: Config, made_with: Fingerprint) -> bool:
-    """Whether the result is there and of the fit with this fingerprint."""
+    """Whether the result file exists and has this fingerprint."""
     return config.result.exists() and read_result(config.result).get("fingerprint") == made_with.digest
 
 
@@ -93,7 +93,7 @@ def fit_arm(material: Material, config: Config, log: RunLog, state_path: Path) -
     """One fit with its measurements.
 
     Returns:
-        The generator, and what the result file says: metrics, the curve, and the score of every case.
+        The generator, and the content of the result file: metrics, the curve, and the score of every case.
     """
     series = config.title
     generator = create_generator(material.base.spec, material.lora, config.generator, seed=config.training.seed)
@@ -138,7 +138,7 @@ def fit_arm(material: Material, config: Config, log: RunLog, state_path: Path) -
 
 
 def save_arm(folder: Path, generator: LoRAGenerator, config: Config, material: Material) -> GeneratorManifest:
-    """Write the generator as an artefact that `export`, `compose` and the service read."""
+    """Write the generator as an artefact for `export`, `compose` and the service."""
     listed, embeddings = [], []
     for entry in material.split.train:
         task = material.tasks.get(entry.task)
@@ -160,13 +160,13 @@ def save_arm(folder: Path, generator: LoRAGenerator, config: Config, material: M
 
 
 def _spent(steps: Sequence[Mapping[str, Any]], done: int) -> dict[str, float]:
-    """What the first `done` steps have cost: passes of the base, wall time and processor time."""
+    """Cost of the first `done` steps: base forwards, wall time and processor time."""
     spent = steps[:done]
     return {name: float(sum(line[name] for line in spent)) for name in ("base_forwards", "seconds", "cpu_seconds")}
 
 
 class _Recorder:
-    """Called after every step: writes the metrics, and a point of the curve when one is due."""
+    """Callback after every step: writes the metrics and, every `evaluate_every` steps, a point of the curve."""
 
     def __init__(self, material: Material, config: Config, log: RunLog, series: str, generator: LoRAGenerator) -> None:
         self._material, self._config, self._log = material, config, log
@@ -185,7 +185,7 @@ class _Recorder:
         self._cpu = time.process_time()
 
     def measure(self, done: int) -> None:
-        """One point: how the held-out adapters stand after `done` steps, or the training ones if none are held out."""
+        """Write a point of the curve: scores of the held-out adapters, or of the training ones if none are held out."""
         self._generator.eval()
         group = "heldout" if self._material.heldout_cases else "train"
         cases = self._material.heldout_cases or self._material.train_cases
@@ -196,7 +196,7 @@ class _Recorder:
 
 
 def _objective(material: Material, config: Config) -> tuple[Objective, dict[str, float]]:
-    """The objective of a kind of loss, and what calibrating its head has cost: passes and seconds."""
+    """The objective of the configured loss, and the cost of calibrating its head: passes and seconds."""
     weight_loss = WeightLoss(config.weight_mode, material.train.normalizer)
     delta_loss = DeltaOnlyLoss(config.lambda_scale, config.lambda_direction)
     if config.loss == "weight":

@@ -1,6 +1,6 @@
-"""How near generated adapters are to their teachers: cosine and size of deltas, error of weights, and what they beat.
+"""Compares generated adapters with their teachers: cosine and size of deltas, error of weights, and baselines.
 
-The delta cosine is taken between means over probes, at each layer, and averaged over layers. It is measured with
+The delta cosine is computed at each layer, between means over probes, and averaged over layers. It is measured with
 descriptions that were never trained on.
 """
 
@@ -19,17 +19,17 @@ from llgbm.lora import LoRAWeights
 from llgbm.matching.losses import WeightLoss
 
 _BATCH = 8
-"""Adapters in one pass."""
+"""Adapters per pass."""
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One adapter under one description.
+    """One adapter with one description.
 
     Attributes:
-        condition: (condition_size,) of the description.
-        teacher: the adapter's own weights.
-        delta: (probes, layers, hidden) of the teacher.
+        condition: (condition_size,), from the description.
+        teacher: the adapter's weights.
+        delta: (probes, layers, hidden), of the teacher.
     """
 
     adapter_id: str
@@ -42,11 +42,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Score:
-    """What was measured of one case.
+    """Measurements of one case. d is the delta of the generated adapter and d' that of its teacher.
 
     Attributes:
-        cosine: of the generated adapter's delta with its teacher's.
-        wrong_cosine: with the teacher's of another task, the next one among the cases.
+        cosine: cosine of d with d'.
+        wrong_cosine: cosine of d with the delta of another task's teacher, the next one among the cases.
         error: ||d - d'||^2 / ||d'||^2 of the mean deltas, averaged over layers.
         norm_ratio: ||d|| / ||d'||, averaged over layers.
         weight_error: relative squared error of the products BA.
@@ -64,16 +64,16 @@ METRICS = ("cosine", "wrong_cosine", "error", "norm_ratio", "weight_error")
 
 
 def score_cases(generator: LoRAGenerator, meter: DeltaMeter, cases: Sequence[Case]) -> list[Score]:
-    """Generate an adapter for each case, run it through the base on the probes, and compare."""
+    """Generate an adapter for each case, compute its delta, and compare it with the teacher."""
     scores = []
     for start in range(0, len(cases), _BATCH):
         members = cases[start : start + _BATCH]
         with torch.no_grad():
             made = generator(torch.stack([case.condition for case in members]))
-            deltas = meter.deltas(made).mean(1)
+            deltas = meter.deltas(made).mean(1)  # (batch, layers, hidden)
         for place, (case, adapter, delta) in enumerate(zip(members, made, deltas, strict=True)):
             wanted = case.delta.mean(0)
-            sizes = wanted.norm(dim=-1).clamp_min(1e-12)
+            sizes = wanted.norm(dim=-1).clamp_min(1e-12)  # (layers,); the floor only prevents division by zero
             scores.append(
                 Score(
                     adapter_id=case.adapter_id,
@@ -88,7 +88,7 @@ def score_cases(generator: LoRAGenerator, meter: DeltaMeter, cases: Sequence[Cas
 
 
 def summarise(scores: Sequence[Score], prefix: str) -> dict[str, float]:
-    """Means of all metrics, first over an adapter's descriptions, then over adapters; nothing for no scores."""
+    """Means of all metrics, first over an adapter's descriptions, then over adapters; empty without scores."""
     if not scores:
         return {}
     adapters = list(dict.fromkeys(score.adapter_id for score in scores))
@@ -103,10 +103,11 @@ def summarise(scores: Sequence[Score], prefix: str) -> dict[str, float]:
 
 
 def baselines(cases: Sequence[Case], train: Sequence[Case], prefix: str) -> dict[str, float]:
-    """Cosines that need no generator: the mean delta of the training teachers, and the delta of the nearest one.
+    """Cosines without a generator: of the training teachers' mean delta, and of the nearest teacher's delta.
 
-    Nearest by description, an adapter of the same task left out of both. Means as in `summarise`: first over an
-    adapter's descriptions, then over adapters. Empty where there is nothing to compare with.
+    The nearest teacher is the one with the most similar description. Adapters of the case's own task are excluded from
+    both. Means as in `summarise`: first over an adapter's descriptions, then over adapters. Empty if no other task has
+    a teacher.
     """
     mean: dict[str, list[float]] = {}
     nearest: dict[str, list[float]] = {}
@@ -138,6 +139,6 @@ def _row(score: Score) -> tuple[float, ...]:
 
 
 def _other(cases: Sequence[Case], index: int) -> Case:
-    """The next case of another task; the case itself if all are of one."""
+    """The next case of another task; the case itself if all have the same task."""
     later = [*cases[index + 1 :], *cases[:index]]
     return next((case for case in later if case.task != cases[index].task), cases[index])

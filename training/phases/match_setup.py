@@ -1,4 +1,4 @@
-"""What the commands that match a generator to teachers share: their settings, and the material they work on."""
+"""Settings and data shared by the commands that match a generator to teachers."""
 
 from __future__ import annotations
 
@@ -37,67 +37,67 @@ class MatchSetup:
     """Settings that `match` and `ablate` share."""
 
     workdir: Path = Path("runs/teachers")
-    """Folder of the teachers; states and results go there too."""
+    """Folder of the teachers; also of states and results."""
     folder: Path | None = Path("tasks/train")
-    """Folder of task files, for families and descriptions never trained on; none: what prompts.json has."""
+    """Folder of task files, for families and unseen descriptions; none uses only prompts.json."""
     deltas: str = "deltas"
-    """Folder of the teachers' deltas in the workdir; what is missing is measured."""
+    """Subfolder of the workdir with the teachers' deltas; missing deltas are measured."""
     base: str = BASE_0_5B
     """Hub id or folder of the frozen base."""
     base_storage: Storage = "float32"
-    """How the base's Linear weights are stored; teachers' deltas must have been measured with the same."""
+    """How the base's Linear weights are stored; must be the same as for the teachers' deltas."""
     text_encoder: str = TEXT_ENCODER
     """Hub id or folder of the frozen text encoder."""
     probes: ProbeConfig = field(default_factory=ProbeConfig)
     heldout_share: float = 0.25
-    """Share of the tasks whose teachers are never trained on."""
+    """Fraction of the tasks whose teachers are held out."""
     split_seed: int = 0
-    """Which tasks."""
+    """Random seed that selects these tasks."""
     groups: int = 4
-    """Teachers in a step."""
+    """Teachers per step."""
     conditioning: Conditioning = field(default_factory=Conditioning)
     weight_mode: WeightMode = "product"
-    """What the weight loss compares: the products BA, or normalised tokens."""
+    """Weights that the weight loss compares: the products BA, or normalised tokens."""
     lambda_weight: float = 1.0
-    """Weight of the weight loss in multitask."""
+    """multitask: coefficient of the weight loss."""
     lambda_delta: float = 1.0
-    """Weight of the delta loss in multitask."""
+    """multitask: coefficient of the delta loss."""
     lambda_predicted: float = 1.0
-    """Guided: weight of the predicted delta against the teacher's."""
+    """guided: coefficient of the loss between predicted delta and teacher's delta."""
     lambda_computed: float = 1.0
-    """Guided: weight of the computed delta against the teacher's."""
+    """guided: coefficient of the loss between computed delta and teacher's delta."""
     lambda_consistency: float = 1.0
-    """Guided: weight of the predicted delta against the computed one, and of the head's error on teachers."""
+    """guided: coefficient of the loss between predicted and computed delta, and of the head's error on teachers."""
     lambda_scale: float = 1.0
-    """In every delta loss, the weight of the relative squared error."""
+    """Coefficient of the relative squared error in every delta loss."""
     lambda_direction: float = 1.0
-    """In every delta loss, the weight of one minus the cosine."""
+    """Coefficient of one minus the cosine in every delta loss."""
     head: DeltaHeadConfig = field(default_factory=DeltaHeadConfig)
     head_directions: int = 32
-    """Backward passes that calibrate the delta head before a guided fit."""
+    """Number of backward passes that calibrate the delta head before a guided fit."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     generator_start: Literal["fresh", "teachers"] = "fresh"
-    """Where the generator starts: at nothing, or at the mean of the training teachers with bases that span them; the
-    latter needs teachers of the generator's own rank and alpha that were trained from one start."""
+    """Initialisation of the generator: fresh, or the mean of the training teachers with bases that span them. The
+    latter needs teachers of the generator's rank and alpha that were trained from a common start."""
     evaluate_every: int = 0
-    """Steps between two measurements on held-out adapters; 0 measures at the start and at the end."""
+    """Steps between measurements on held-out adapters; 0 measures only at the start and at the end."""
     wordings: int = 2
-    """Unseen descriptions of each adapter that are measured."""
+    """Number of unseen descriptions to measure for each adapter."""
 
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """Everything loaded once for any number of fits.
+    """Models and data, loaded once for any number of fits.
 
     Attributes:
-        split_digest: of `split`.
-        lora: spec of the adapters that the generator makes.
+        split_digest: digest of `split`.
+        lora: spec of the generated adapters.
         train: adapters to train on, with conditions drawn anew in every epoch.
         teachers: their weights, float32, in the same order.
         teacher_deltas: (n, probes, layers, hidden), in the same order.
-        train_cases: the same adapters asked for by descriptions that are never trained on.
-        heldout_cases: adapters that are never trained on.
+        train_cases: the same adapters with unseen descriptions.
+        heldout_cases: held-out adapters with unseen descriptions.
     """
 
     base: Base
@@ -114,12 +114,12 @@ class Material:
     heldout_cases: Sequence[Case]
 
     def sampler(self, groups: int, seed: int, *, with_teachers: bool) -> AdapterSampler:
-        """Batches of `groups` adapters, their weights with them if the loss needs those."""
+        """A sampler of batches of `groups` adapters, with their weights if `with_teachers`."""
         return AdapterSampler(self.train, self.teachers if with_teachers else None, self.teacher_deltas, groups, seed)
 
 
 def read_split_digest(setup: MatchSetup) -> str:
-    """The digest of how the adapters of the workdir are split now, without the base.
+    """The digest of the current split of the workdir's adapters; does not load the base.
 
     Raises:
         ConfigError, TaskFormatError, AdapterFormatError: see `split_adapters` and the readers.
@@ -128,10 +128,10 @@ def read_split_digest(setup: MatchSetup) -> str:
 
 
 def load_material(setup: MatchSetup, log: RunLog) -> Material:
-    """Load base, encoder and adapters, and measure the deltas that are missing.
+    """Load base, encoder and adapters, and measure missing deltas.
 
     Raises:
-        CacheMismatchError: the deltas were measured on other probes, another template, revision or storage.
+        CacheMismatchError: the deltas were measured with other probes, or another template, revision or storage.
         ConfigError, TaskFormatError, AdapterFormatError, AdapterMismatchError: see `split_adapters` and the readers.
     """
     tasks = tasks_by_id(setup.folder)
@@ -167,9 +167,9 @@ def _split(setup: MatchSetup, entries: Sequence[AdapterEntry], tasks: Mapping[st
 
 
 class AdapterSampler:
-    """Batches for `llgbm.training.train` out of a dataset: every adapter once an epoch, under a prompt drawn anew.
+    """Batches for `llgbm.training.train`: every adapter once per epoch, each time with a newly drawn prompt.
 
-    The batch of a step depends on the seed, the dataset's seed and the step alone.
+    The batch of a step depends only on the seed, the dataset's seed and the step.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""`python -m training pipeline`: runs every command that a plan has a section for, in the order of the method.
+"""`python -m training pipeline`: runs every command that has a section in a plan, in the order of the method.
 
-A plan is a configuration file with one section for each command. Commands go on where they stopped, so the pipeline
-can be stopped and started again at any time.
+A plan is a configuration file with one section for each command. Commands are resumable, so the pipeline can be
+stopped and started again at any time.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from training.cli.config_values import read_yaml
 from training.runs.log import set_up_logging
 
 PHASES = ("teachers", "deltas", "fit", "match", "ablate", "compose", "calibrate", "evaluate", "scale", "report")
-"""Commands that a plan may have, in the order in which they are run."""
+"""Commands that a plan may contain, in the order of execution."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Which plan, and which part of it."""
+    """The plan, and the commands of it to run."""
 
     plan: Path = Path("training/configs/qwen-0.5b.yaml")
     """Configuration file with a section for each command to run."""
     phases: tuple[str, ...] = ()
-    """Only these commands; empty for all that the plan has."""
+    """Only these commands; empty runs all of the plan."""
     shared: tuple[str, ...] = ()
-    """Values for every command that has them, as NAME=VALUE; they win over the plan."""
+    """NAME=VALUE for every command that has such a value; overrides the plan."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.phases if name not in PHASES]
@@ -48,13 +48,13 @@ def run(config: Config) -> None:
 
 
 def run_plan(plan: Path, phases: Sequence[str] = (), shared: Sequence[str] = ()) -> dict[str, float]:
-    """Run the commands of a plan; gives the seconds that each took.
+    """Run the commands of a plan; returns the seconds of each.
 
-    All configurations are read before the first command is run.
+    All configurations are read before the first command runs.
 
     Raises:
-        ConfigError: the plan has no section for a command that is asked for, one for a command that no pipeline runs,
-            an error in any section, or a shared value that no command has.
+        ConfigError: a requested command has no section, a section is for a command that the pipeline does not run,
+            a section has an error, or no command has a shared value.
     """
     sections = read_yaml(plan)
     missing = [name for name in phases if name not in sections]
@@ -63,7 +63,7 @@ def run_plan(plan: Path, phases: Sequence[str] = (), shared: Sequence[str] = ())
     others = [name for name in sections if name in _commands() and name not in PHASES]
     if others and not phases:
         raise ConfigError(
-            f"{plan} is no plan for the pipeline, which does not run {', '.join(others)}; run its commands one by one, "
+            f"{plan} is not a plan: the pipeline does not run {', '.join(others)}; run its commands one by one, "
             "or name those to run with phases=[...]"
         )
     commands = [_commands()[name] for name in PHASES if name in sections and (not phases or name in phases)]
@@ -92,7 +92,7 @@ def _load(command: Command, plan: Path, shared: Sequence[str]) -> Any:
 
 
 def _has(command: Command, value: str) -> bool:
-    """Whether a command's configuration has the value that an override names."""
+    """Whether a command's configuration has the value named by an override."""
     return value.partition("=")[0].partition(".")[0] in config_fields(command.config_class())
 
 

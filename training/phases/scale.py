@@ -1,8 +1,8 @@
-"""`python -m training scale`: gradients, memory and cost on every base, a short fit, data-parallel fits.
+"""`python -m training scale`: gradients, memory and cost on every base, a short fit, and data-parallel fits.
 
-For each base: do all A and B get gradients, with and without activation checkpointing, and at which peak of memory;
-tokens a second, bytes, seconds by phase; and a fit of a few steps whose artefact is loaded, makes an adapter and is
-applied. On one base, two processes must give the loss curve of one.
+For each base: a check that all A and B get gradients, with and without activation checkpointing, and the peak memory;
+tokens per second, bytes, and seconds by phase; and a short fit whose artefact is loaded to make and apply an adapter.
+On one base, two processes must give the loss curve of one.
 """
 
 from __future__ import annotations
@@ -45,24 +45,24 @@ class Config:
     """Settings of the measurements."""
 
     workdir: Path = Path("runs/scale")
-    """Folder for the short fits and the result."""
+    """Folder of the short fits and the result."""
     bases: tuple[str, ...] = (BASE_0_5B,)
     """Hub ids or folders of the bases."""
     base_storage: Storage = "float32"
-    """How their Linear weights are stored."""
+    """How the bases' Linear weights are stored."""
     text_encoder: str = TEXT_ENCODER
     """Hub id or folder of the frozen text encoder."""
     folder: Path = Path("tasks/train")
-    """Folder of task files for the short fits."""
+    """Folder of task files of the short fits."""
     probes: ProbeConfig = field(default_factory=ProbeConfig)
     cost: CostConfig = field(default_factory=CostConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     groups: int = 4
-    """Tasks in a step of a short fit."""
+    """Tasks per step of a short fit."""
     fit_steps: int = 4
-    """Steps of the short fit on every base; 0 leaves it out."""
+    """Steps of the short fit on every base; 0 skips it."""
     parallel_steps: int = 3
-    """Steps of the fits that are compared; 0 leaves them out."""
+    """Steps of the fits with one and several processes; 0 skips them."""
     processes: int = 2
     """Processes of the data-parallel fit."""
     parallel_base: str = ""
@@ -84,7 +84,7 @@ def run(config: Config) -> None:
 
 
 def measure(config: Config, name: str, tasks: list[Task]) -> dict[str, Any]:
-    """Everything about one base, for JSON."""
+    """All measurements of one base, for JSON."""
     began = time.monotonic()
     base = load_base(name, storage=config.base_storage)
     loaded = time.monotonic() - began
@@ -107,10 +107,10 @@ def measure(config: Config, name: str, tasks: list[Task]) -> dict[str, Any]:
 
 
 def short_fit(config: Config, name: str, base: Base, lora: LoRASpec, tasks: list[Task]) -> dict[str, Any]:
-    """A fit of a few steps, its artefact loaded, an adapter made from a prompt, written, read and applied.
+    """Run a short fit, load its artefact, and generate, write, read and apply an adapter.
 
     Raises:
-        ConfigError: the adapter that came back changes nothing, or is not what was written.
+        ConfigError: the adapter that was read differs from the one written, or has no effect.
     """
     settings = _fit_config(config, name, config.workdir / base.spec.name.replace("/", "--"), config.fit_steps)
     fit.run(settings)
@@ -125,7 +125,9 @@ def short_fit(config: Config, name: str, base: Base, lora: LoRASpec, tasks: list
     plain, adapted = score_rows(base, [(None, rows), (weights, rows)])
     moved = float(np.mean([abs(a.log_likelihood - p.log_likelihood) for a, p in zip(adapted, plain, strict=True)]))
     if base_id != base.spec.base_id or weights.spec != lora or not moved > 0:
-        raise ConfigError(f"the adapter in {folder} does not act on {base.spec.base_id} as it should; train it again")
+        raise ConfigError(
+            f"the adapter in {folder} has no effect on {base.spec.base_id}, or is another one; delete it and run again"
+        )
     steps = read_steps(settings.workdir / "metrics" / "fit.jsonl")
     seconds = sum(line["seconds"] for line in steps)
     return {
@@ -143,10 +145,9 @@ def short_fit(config: Config, name: str, base: Base, lora: LoRASpec, tasks: list
 
 
 def compare_processes(config: Config) -> dict[str, Any]:
-    """The same fit in one process and in several, and how far apart their losses are.
+    """Run the same fit in one process and in several, and compare the losses.
 
-    A comparison that was stopped goes on, and one that came to its end is read again; for a new one take the folders
-    away.
+    A stopped comparison is resumed, and a finished one is read again. Delete its folders to repeat it.
     """
     name = config.parallel_base or config.bases[0]
     curves = []

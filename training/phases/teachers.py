@@ -1,9 +1,8 @@
-"""`python -m training teachers`: one LoRA for each task, trained by PEFT, resumable task by task.
+"""`python -m training teachers`: trains one LoRA for each task with PEFT; resumable task by task.
 
-All teachers of a working folder start from one adapter: PEFT's own initialisation with a fixed seed, or the shared
-adapter of a generator artefact, from where a task needs few steps. Layout: `{workdir}/{task}/{task}_{idx}/` with
-PEFT's two files and `prompts.json`, the descriptions to train on and some examples; `{workdir}/manifest.json` is the
-index.
+All teachers of a working folder start from one adapter: PEFT's initialisation with a fixed seed, or the shared adapter
+of a generator artefact, which needs fewer steps. Layout: `{workdir}/{task}/{task}_{idx}/` with PEFT's two files and
+`prompts.json`, which contains the descriptions to train on and some examples. `{workdir}/manifest.json` is the index.
 """
 
 from __future__ import annotations
@@ -49,11 +48,11 @@ from training.runs.workers import RayTask
 from training.tasks.format import Task, load_tasks, tasks_digest
 
 _CHOICE = ("workdir", "folder", "tasks", "ray", "ray_task")
-"""Values that say which teachers there are, and who trains them; all others decide what a teacher becomes."""
+"""Settings that select the teachers and where they are trained. All others influence a teacher's weights."""
 _LAST_STEPS = 10
-"""Steps over which the loss is averaged for the log."""
+"""Number of last steps whose mean loss is logged."""
 _NUM_EXAMPLES = 16
-"""Short training rows that prompts.json lists, for conditions made from examples."""
+"""Number of short training rows in prompts.json, for conditions made from examples."""
 
 
 @dataclass(frozen=True)
@@ -61,49 +60,49 @@ class Config:
     """Settings of the teachers."""
 
     workdir: Path = Path("runs/teachers")
-    """Folder of the adapters, with the documented layout."""
+    """Folder of the adapters."""
     folder: Path = Path("tasks/train")
     """Folder of task files."""
     tasks: tuple[str, ...] = ()
-    """Only these tasks; empty for all in the folder."""
+    """Only these tasks; empty uses all in the folder."""
     base: str = BASE_0_5B
     """Hub id or folder of the frozen base."""
     base_storage: Storage = "float32"
-    """How the base's Linear weights are stored while training; bfloat16 is faster where the processor has it."""
+    """How the base's Linear weights are stored during training; bfloat16 is faster on a processor that supports it."""
     start: Path | None = None
-    """A generator artefact whose shared adapter every teacher starts from; none for PEFT's initialisation."""
+    """A generator artefact whose shared adapter every teacher starts from; none uses PEFT's initialisation."""
     lora_rank: int = 8
-    """Rank, that of the 0.5B preset; the 1.5B one has 16. A start adapter must have the same."""
+    """LoRA rank; the 0.5B preset has 8, the 1.5B preset 16. A start adapter must have the same rank."""
     lora_alpha: float = 16.0
-    """Alpha, that of the 0.5B preset; the 1.5B one has 32. A start adapter must have the same."""
+    """LoRA alpha; the 0.5B preset has 16, the 1.5B preset 32. A start adapter must have the same alpha."""
     freeze_a: bool = False
-    """Train B alone: then all teachers share A, BA is linear in B, and averages of teachers are exact."""
+    """Train only B. All teachers then share A, BA is linear in B, and averages of teachers are exact."""
     steps: int = 60
     """Optimiser steps for each teacher."""
     rows_per_step: int = 8
-    """Rows in a step."""
+    """Rows per step."""
     max_row_tokens: int = 200
-    """Longer rows are left out."""
+    """Maximum length of a row in tokens; longer rows are skipped."""
     learning_rate: float = 5e-4
-    """Peak learning rate; a tenth of the steps warms up, then it falls linearly to zero."""
+    """Peak learning rate, after a linear warmup over a tenth of the steps; then it decays linearly to zero."""
     label_smoothing: float = 0.0
     """Label smoothing of the loss."""
     seed: int = 0
-    """Seed of initialisation and row order."""
+    """Random seed of initialisation and row order."""
     index: int = 0
-    """Number of the teacher within its task: the `idx` of its folder."""
+    """Number of the teacher within its task, the `idx` of its folder."""
     ray: str | None = None
-    """Train on a Ray cluster: local, auto or its address, see `docs/SCALING.md`; none: in this process."""
+    """Ray cluster to train on: local, auto or an address, see `docs/SCALING.md`; none uses this process."""
     ray_task: RayTask = field(default_factory=RayTask)
 
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A teacher that is not in its folder yet.
+    """A trained teacher that is not saved yet.
 
     Attributes:
-        losses: of every step, nats.
-        seconds: that it took.
+        losses: loss of every step, nats.
+        seconds: training time.
     """
 
     weights: LoRAWeights
@@ -112,7 +111,7 @@ class Trained:
 
 
 def run(config: Config) -> None:
-    """Train every teacher that is not there yet."""
+    """Train every missing teacher."""
     tasks = load_tasks(config.folder, config.tasks or None)
     with RunLog(config.workdir, "teachers", config) as log:
         base = load_base(config.base, storage=config.base_storage)
@@ -136,18 +135,18 @@ def run(config: Config) -> None:
 
 
 def make_teacher(log: RunLog, base: Base, task: Task, config: Config) -> float:
-    """Train a teacher and put it into its workdir, listed in the index; gives the mean loss of its last steps, nats."""
+    """Train a teacher, save it and list it in the index; returns the mean loss of its last steps, nats."""
     start = Start.of(config, base)
     return _keep(log, base, task, config, _trained(base, task, config, start.weights), start)
 
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """Where teachers start.
+    """The initial adapter of teachers.
 
     Attributes:
         weights: None for PEFT's initialisation.
-        digest: of the weights' content; None with none.
+        digest: digest of the weights; None without weights.
     """
 
     weights: LoRAWeights | None
@@ -155,10 +154,10 @@ class Start:
 
     @staticmethod
     def of(config: Config, base: Base) -> Start:
-        """Load it.
+        """Load the initial adapter.
 
         Raises:
-            CheckpointError: the artefact to start from cannot be read, or is for another base.
+            CheckpointError: the artefact cannot be read, or is for another base.
         """
         if config.start is None:
             return Start(None, None)
@@ -192,12 +191,12 @@ def _keep(log: RunLog, base: Base, task: Task, config: Config, trained: Trained,
 
 
 def require_same_settings(config: Config, task: Task, base: Base, start: Start) -> None:
-    """Check that a teacher that is there was trained with these settings, start, rows and weights of the base.
+    """Check that an existing teacher was trained with these settings, start, rows and base weights.
 
-    One from elsewhere passes.
+    An adapter that was not trained here passes.
 
     Raises:
-        ConfigError: names what differs.
+        ConfigError: something differs; the message names it.
     """
     folder = adapter_folder(config.workdir, task.task_id, config.index)
     artefact = read_manifest(config.workdir).get(relative_name(config.workdir, folder))
@@ -217,7 +216,7 @@ def require_same_settings(config: Config, task: Task, base: Base, start: Start) 
 
 
 def list_teacher(config: Config, task: Task) -> AdapterEntry:
-    """Put a teacher that is there into the workdir's index, with its prompts beside it."""
+    """Add an existing teacher to the workdir's index, and write its prompts."""
     folder = adapter_folder(config.workdir, task.task_id, config.index)
     if not (folder / PROMPTS_FILE).exists():
         examples = sorted(task.train, key=lambda e: len(e.input) + len(e.output))[:_NUM_EXAMPLES]
@@ -225,7 +224,7 @@ def list_teacher(config: Config, task: Task) -> AdapterEntry:
     entry = AdapterEntry(folder.name, task.task_id, folder)
     known = load_index(config.workdir)
     if not (config.workdir / INDEX_FILE).exists() or entry.adapter_id not in {e.adapter_id for e in known}:
-        # by id, and not as they were finished: with several workers that order is another one each time
+        # sorted by id, because with several workers the order of completion varies
         save_index(config.workdir, sorted({e.adapter_id: e for e in [*known, entry]}.values(), key=_adapter_id))
     return entry
 
@@ -235,10 +234,10 @@ def _adapter_id(entry: AdapterEntry) -> str:
 
 
 def train_teacher(base: Base, task: Task, config: Config, start: LoRAWeights | None) -> tuple[LoRAWeights, list[float]]:
-    """Train one teacher with PEFT on the task's own rows, the input alone in the user's turn.
+    """Train one teacher with PEFT on the task's rows; the user turn contains only the input.
 
     Returns:
-        The adapter and the loss of every step, nats.
+        The adapter, and the loss of every step in nats.
     """
     rows = _rows(base, task, config.max_row_tokens)
     rng = np.random.default_rng([config.seed, config.index])
@@ -279,7 +278,7 @@ def _rows(base: Base, task: Task, max_row_tokens: int) -> list[Row]:
 
 @contextmanager
 def _peft_model(base: Base, config: Config, start: LoRAWeights | None) -> Iterator[Any]:
-    """The base wrapped by PEFT; unwrapped again at the end, the base's own weights untouched."""
+    """The base wrapped by PEFT; it is unwrapped at the end, and its own weights stay unchanged."""
     settings = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # PEFT takes floats too

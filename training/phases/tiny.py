@@ -1,7 +1,7 @@
 """`python -m training tiny`: all phases of the method on a tiny random base, in minutes and without a download.
 
-It makes a base and a text encoder of the real ones' form with random weights, procedural tasks, and runs the plan
-`training/configs/tiny.yaml` on them up to the report. The numbers mean nothing for the real base; what is shown is that
+It builds a tiny base and a tiny text encoder with random weights and the real architectures, writes procedural tasks,
+and runs the plan `training/configs/tiny.yaml`. The numbers say nothing about the real base. The run only shows that
 every phase works on this machine.
 """
 
@@ -24,20 +24,20 @@ PLACE = "runs/tiny"
 
 @dataclass(frozen=True)
 class Config:
-    """Where to, and what."""
+    """Settings of the run."""
 
     workdir: Path = Path(PLACE)
-    """Working directory; everything goes there."""
+    """Working directory of the whole run."""
     families: tuple[str, ...] = ("letters", "pick_word", "arithmetic", "case_style")
     """Families of procedural tasks."""
     tasks_per_family: int = 3
-    """Tasks of each."""
+    """Number of tasks of each family."""
     phases: tuple[str, ...] = ()
-    """Only these commands of the plan; empty for all."""
+    """Only these commands of the plan; empty runs all."""
 
 
 def run(config: Config) -> None:
-    """Make models and tasks, run the plan, and print where the report is."""
+    """Make models and tasks, run the plan, and print the seconds of each phase."""
     began = time.monotonic()
     prepare(config)
     plan = config.workdir / "plan.yaml"
@@ -48,7 +48,7 @@ def run(config: Config) -> None:
 
 
 def prepare(config: Config) -> None:
-    """Write the tiny base, the tiny encoder and the task files, unless they are there."""
+    """Write the tiny base, the tiny encoder and the task files, unless they exist."""
     models, tasks = config.workdir / "models", config.workdir / "tasks"
     for folder, build in ((models / "base", build_tiny_base), (models / "encoder", build_tiny_encoder)):
         if not (folder / "model.safetensors").exists():

@@ -1,1 +1,1 @@
-"""The quality table: methods and tasks on the same rows."""
+"""The quality table: accuracy of every method on the same rows of the same tasks."""

@@ -1,7 +1,7 @@
-"""Rows of a quality table that do not depend on the generator, taken from a table that was made before.
+"""Takes the rows of a quality table that do not depend on the generator from an earlier table.
 
-The rivals of a generator cost more than its evaluation: a multi-task LoRA, and a teacher for each task. Who has made
-another generator, and not these, compares it with the ones of a table that is kept, on the same rows.
+The baselines, a multi-task LoRA and a teacher for each task, cost more than the evaluation of a generator. A new
+generator can therefore be compared with the baselines of an earlier table, measured on the same test rows.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from training.runs.results import read_result
 from training.tasks.format import Task
 
 SAME = ("base", "base_storage", "seeds", "metric")
-"""What two tables must share for their rows to be comparable."""
+"""Entries that must be equal in two tables for their rows to be comparable."""
 
 
 SAME_IF_SAID = ("base_revision", "probes")
-"""What they must share too, but older tables do not say."""
+"""Entries that must be equal if the earlier table has them; older tables lack them."""
 
 
 def row_digests(tasks: Sequence[Task], num_rows: int) -> dict[str, str]:
@@ -39,14 +39,14 @@ class Baselines:
     """Methods of an earlier table.
 
     Args:
-        path: of the table.
-        here: what the table that is being made says of `SAME` and `SAME_IF_SAID`.
-        columns: its tasks by column.
-        num_rows: most test rows of a task.
+        path: file of the earlier table.
+        here: the new table's values of `SAME` and `SAME_IF_SAID`.
+        columns: the new table's tasks by column.
+        num_rows: maximum number of test rows of a task.
 
     Raises:
-        TaskFormatError: the file is no result.
-        ConfigError: it is a table of other rows, or has none of the methods.
+        TaskFormatError: the file is not a result.
+        ConfigError: the table has other rows, or none of the methods.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Baselines:
         self._source = {name: table[name] for name in ("command", "generator", "baselines") if name in table}
 
     def without(self, cells: Mapping[tuple[str, str], Mapping[str, Any]]) -> Taken:
-        """What is taken beside the methods of `cells`, which were measured anew, by method and task."""
+        """The rows to take, without the methods of `cells` (by method and task), which were measured again."""
         measured = {method for method, _ in cells}
         rows = {name: {m: r for m, r in of.items() if m not in measured} for name, of in self._rows.items()}
         methods = [m for m in INDEPENDENT if any(m in of for of in rows.values())]
@@ -92,11 +92,11 @@ class Baselines:
 
 @dataclass(frozen=True, eq=False)
 class Taken:
-    """What a new table takes from an earlier one.
+    """The rows that a new table takes from an earlier one.
 
     Attributes:
-        rows: by column and method, as they stand in the earlier table.
-        source: the earlier table's command and generator, where that has its own from, and the methods that are taken.
+        rows: by column and method, as in the earlier table.
+        source: the earlier table's command, generator and own source of baselines, and the methods taken from it.
     """
 
     rows: Mapping[str, Mapping[str, Any]]

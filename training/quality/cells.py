@@ -1,6 +1,6 @@
-"""Cells of the quality table: one method on one task, what decides it, and how it is measured.
+"""Cells of the quality table: the score of one method on one task, its key, and its measurement.
 
-Finished cells are kept, one JSON line each, over stops; none is ever taken for another.
+Finished cells are kept in a file, one JSON line each, so that a stopped evaluation resumes.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from training.tasks.rows import eval_row
 
 
 class Cells:
-    """Cells by key, which names all that decides a cell: base, rows, adapter and what stands in the context.
+    """Cells by key. The key depends on everything that decides a cell: base, rows, adapter and context.
 
-    So a cell is measured once, whatever else changes: another generator needs no new cells of the plain base.
+    Each cell is therefore measured once: another generator reuses the cells of the plain base.
 
     Args:
-        path: the file; made with the first cell. A line that a crash has cut off is dropped.
+        path: the file; created with the first cell. A line that was cut off by a crash is dropped.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,15 +51,15 @@ class Cells:
             self._cells[cell["key"]] = cell
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The cell, or None if it was not computed."""
+        """The cell, or None if it is not measured yet."""
         return self._cells.get(key)
 
     def __getitem__(self, key: str) -> dict[str, Any]:
-        """A cell that was computed."""
+        """A cell that is measured."""
         return self._cells[key]
 
     def add(self, key: str, cell: Mapping[str, Any]) -> dict[str, Any]:
-        """Keep a cell; gives it back as `get` will."""
+        """Save a cell; returns it as `get` will."""
         full = {"key": key, **cell}
         self._cells[key] = full
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,15 +69,15 @@ class Cells:
 
 
 SHOWN = "generated"
-"""The method of which each task shows a failure."""
+"""The method whose first failure on each task is recorded."""
 _MAX_TOKENS = 32
 
 
 def first_failure(base: Base, task: Task, adapter: LoRAWeights | None, correct: Sequence[int]) -> dict[str, str]:
-    """Input, expected and given answer of a test row that is answered wrong, the input alone in the context.
+    """Input, expected and given answer of the first wrongly answered test row, with only the input in the context.
 
     Args:
-        correct: for each of the first test rows whether it is answered right; not all of them are.
+        correct: for each of the first test rows, 1 if the answer is right; at least one must be 0.
     """
     row = task.test[list(correct).index(0)]
     (answer,) = generate(base, [eval_row(base, row).prompt], adapter, SamplingParams(max_tokens=_MAX_TOKENS))
@@ -86,7 +86,7 @@ def first_failure(base: Base, task: Task, adapter: LoRAWeights | None, correct: 
 
 
 def measured_cell(base: Base, work: Work, num_rows: int) -> dict[str, Any]:
-    """Score the rows of a cell; of the method `SHOWN`, with the first wrong answer."""
+    """Score the rows of a cell; the method `SHOWN` also records its first wrong answer."""
     task, setup = work.task, work.setup
     began = time.monotonic()
     rows = [eval_row(base, e, description=setup.description, shots=setup.shots) for e in task.test[:num_rows]]
@@ -103,7 +103,7 @@ def measured_cell(base: Base, work: Work, num_rows: int) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """A cell that is to be computed."""
+    """A cell to measure."""
 
     key: str
     method: str
@@ -112,7 +112,7 @@ class Work:
 
 
 def cell_key(base: Base, storage: Storage, task: Task, num_rows: int, setup: MethodSetup) -> str:
-    """Digest of all that decides a cell."""
+    """Digest of everything that decides a cell."""
     return Fingerprint.of(
         base_revision=base.revision,
         base_storage=storage,
@@ -124,7 +124,7 @@ def cell_key(base: Base, storage: Storage, task: Task, num_rows: int, setup: Met
 
 
 def mean_cell(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One cell of those of all seeds: the mean of each row, and the first one's failure."""
+    """Combine the cells of all seeds: the mean of each row, and the failure of the first cell."""
     merged: dict[str, Any] = {
         name: [float(np.mean(values)) for values in zip(*(cell[name] for cell in cells), strict=True)]
         for name in ("correct", "log_likelihood")

@@ -1,7 +1,8 @@
-"""Delta cosines of the quality table: does a method's adapter move the base's hidden states as the teacher's does?
+"""Delta cosines of the quality table: how similarly a method's adapter and the teacher change the hidden states.
 
-Both are measured by one meter, on the same probes, with the input alone in the context (arXiv 2509.04442). So only
-methods that add nothing to the context have one, on tasks that have a teacher. Cosines are kept among the cells.
+Both deltas are measured with the same meter and probes, with only the input in the context (arXiv 2509.04442). Only
+methods that add nothing to the context have a cosine, and only on tasks with a teacher. Cosines are saved with the
+cells.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ class _Work:
     task_id: str
     teacher: LoRAWeights
     adapters: dict[str, LoRAWeights]
-    """By the key of their cell."""
+    """Adapters by the key of their cell."""
     methods: dict[str, str]
-    """The first method that each belongs to, for whoever reads the cells."""
+    """The first method of each adapter by key; recorded for readers of the cells."""
 
 
 def delta_cosines(
@@ -53,15 +54,14 @@ def delta_cosines(
     workers: Workers,
     log: RunLog,
 ) -> dict[tuple[str, str], float]:
-    """For each method and task id the cosine of its delta with the teacher's, a mean over seeds, from -1 to 1.
+    """Cosine of a method's delta with the teacher's, by method and task id; mean over seeds, from -1 to 1.
 
     Args:
         sources_by_seed: one for each seed.
-        cells: those that are there are not measured again.
+        cells: finished cells; they are not measured again.
 
     Returns:
-        Nothing for tasks without a teacher and for methods without an adapter of their own or with more than the input
-        in the context.
+        No entry for tasks without a teacher, methods without an adapter, and methods that add to the context.
     """
     tasks = [task for task in tasks if task.task_id in sources_by_seed[0].teachers]
     if not tasks or not any(method != TEACHER for method in methods):
@@ -95,7 +95,7 @@ def delta_cosines(
 
 
 def _own_adapter(method: str, sources: MethodSources, task: Task) -> LoRAWeights | None:
-    """The adapter of a method that adds nothing to the context; None of the teacher itself."""
+    """The adapter of a method; None if it adds to the context, and for the teacher itself."""
     if method == TEACHER:
         return None
     setup = METHODS[method](sources, task)

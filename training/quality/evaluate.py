@@ -36,7 +36,8 @@ from training.runs.fan_out import open_workers
 from training.runs.log import RunLog
 from training.runs.results import command_of
 from training.runs.workers import RayTask
-from training.tasks.format import Task, load_tasks, tasks_digest
+from training.tasks.families import load_families
+from training.tasks.format import Task, evenly, load_tasks, tasks_digest
 
 BASELINE = "base"
 """Every method's difference to this one is reported."""
@@ -58,6 +59,8 @@ COMPARED = (
     ("generated + description", "generated, wrong description + description"),
     ("generated + description", "multi-task LoRA + description"),
     ("generated + description + 3 examples", "base + description + 3 examples"),
+    ("generated + description + 3 examples", "shared adapter + description + 3 examples"),
+    ("generated from description and 3 examples", "base + description + 3 examples"),
     ("generated + description + 3 examples", "multi-task LoRA + description + 3 examples"),
     ("generated, scaled + description", "generated + description"),
     ("generated, scaled + description", "base + description"),
@@ -93,12 +96,18 @@ class Config:
     """Folder of teachers; methods that need one are not run where it is missing."""
     cores: Path | None = None
     """Folder of cores that were trained inside the checkpoint's own bases, see the command cores."""
-    tasks: Path = Path("tasks/train")
-    """Folder of the training tasks' files, for descriptions never trained on."""
+    tasks: Path | None = Path("tasks/train")
+    """Folder of the training tasks' files, for descriptions never trained on; none for no such column."""
     task_ids: tuple[str, ...] = ()
     """Only these training tasks; empty for all."""
     heldout: Path | None = Path("tasks/heldout")
     """Folder of tasks of kinds never trained on."""
+    families: Path | None = None
+    """Folder of the families trained on, for descriptions and rows never trained on."""
+    heldout_families: Path | None = None
+    """Folder of families never trained on."""
+    family_tasks: int = 100
+    """Tasks of each of these two folders, spread evenly over it."""
     methods: tuple[str, ...] = tuple(METHODS)
     """Rows of the table."""
     num_rows: int = 50
@@ -126,12 +135,15 @@ class Config:
             raise ConfigError(f"methods: unknown {', '.join(unknown)}; known are {', '.join(METHODS)}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ConfigError("seeds: give at least one, none of them negative and none twice")
+        if self.family_tasks < 1:
+            raise ConfigError("family_tasks must be at least 1")
 
 
 def run(config: Config) -> None:
     """Fill the table and write it."""
     checkpoint = load_generator(config.checkpoint)
-    seen, new = tasks_of(config)
+    columns = {name: column for name, column in columns_of(config).items() if column}
+    all_tasks = [task for column in columns.values() for task in column]
     base = base_of(checkpoint, config.base, config.base_storage)
     head = {
         "command": command_of("evaluate", config),
@@ -143,11 +155,10 @@ def run(config: Config) -> None:
         "metric": "exact match under greedy decoding",
         "probes": to_dict(config.probes),
     }
-    columns = {name: column for name, column in {"unseen_descriptions": seen, "heldout_kinds": new}.items() if column}
     earlier = None
     if config.baselines is not None:
         earlier = Baselines(config.baselines, head, columns, config.num_rows)
-    sources_by_seed = load_sources(config, checkpoint, [*seen, *new])
+    sources_by_seed = load_sources(config, checkpoint, all_tasks)
     with RunLog(config.workdir, "evaluate", config) as log:
         if base.revision != checkpoint.manifest.base_revision:
             log.logger.warning(
@@ -155,10 +166,7 @@ def run(config: Config) -> None:
             )
         cells = Cells(config.workdir / "cells.jsonl")
         work = [
-            (method, task, sources)
-            for task in [*seen, *new]
-            for method in config.methods
-            for sources in sources_by_seed
+            (method, task, sources) for task in all_tasks for method in config.methods for sources in sources_by_seed
         ]
         keys: dict[tuple[str, str], list[str]] = {}
         done = 0
@@ -189,7 +197,7 @@ def run(config: Config) -> None:
             cosines = delta_cosines(
                 base,
                 sources_by_seed,
-                [*seen, *new],
+                all_tasks,
                 config.methods,
                 config.probes,
                 Cells(config.workdir / "delta_cells.jsonl"),
@@ -211,7 +219,7 @@ def run(config: Config) -> None:
         }
         config.output.parent.mkdir(parents=True, exist_ok=True)
         replace_text(config.output, json.dumps(table, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        made_of: dict[str, Any] = {"base_revision": base.revision, "data_digest": tasks_digest([*seen, *new])}
+        made_of: dict[str, Any] = {"base_revision": base.revision, "data_digest": tasks_digest(all_tasks)}
         log.record_artefact(config.output, kind="result", **made_of)
         for name, column in summaries.items():
             for method, row in column["methods"].items():
@@ -220,9 +228,20 @@ def run(config: Config) -> None:
                 )
 
 
-def tasks_of(config: Config) -> tuple[list[Task], list[Task]]:
-    """The training tasks of the table, and those of kinds held out."""
-    return load_tasks(config.tasks, config.task_ids or None), load_tasks(config.heldout) if config.heldout else []
+def columns_of(config: Config) -> dict[str, list[Task]]:
+    """The tasks of each column of the table; empty for a folder that is not named."""
+    return {
+        "unseen_descriptions": load_tasks(config.tasks, config.task_ids or None) if config.tasks else [],
+        "heldout_kinds": load_tasks(config.heldout) if config.heldout else [],
+        "trained_families": _some(config.families, config.family_tasks),
+        "heldout_families": _some(config.heldout_families, config.family_tasks),
+    }
+
+
+def _some(folder: Path | None, count: int) -> list[Task]:
+    """Tasks of families that exact match can measure."""
+    tasks = load_families(folder) if folder else []
+    return evenly([task for task in tasks if task.metric != "log_likelihood"], count)
 
 
 def load_sources(config: Config, checkpoint: Checkpoint, tasks: Sequence[Task]) -> list[MethodSources]:

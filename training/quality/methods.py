@@ -187,6 +187,9 @@ METHODS: dict[str, Callable[[MethodSources, Task], MethodSetup | None]] = {
     "shared adapter + description": lambda sources, task: MethodSetup(
         sources.checkpoint.generator.shared_adapter(), sources.description(task)
     ),
+    "shared adapter + description + 3 examples": lambda sources, task: MethodSetup(
+        sources.checkpoint.generator.shared_adapter(), sources.description(task), sources.shots(task)
+    ),
     "mean of the teachers": lambda sources, task: _adapter(sources.mean_teacher),
     "nearest task's teacher": lambda sources, task: _adapter(sources.retrieved(task, count=1)),
     "nearest task's teacher, its own among them": lambda sources, task: _adapter(
@@ -198,6 +201,9 @@ METHODS: dict[str, Callable[[MethodSources, Task], MethodSetup | None]] = {
     "generated, wrong description": lambda sources, task: MethodSetup(sources.generate([sources.others[task.task_id]])),
     "generated, gibberish": _gibberish,
     "generated from 3 examples": lambda sources, task: MethodSetup(sources.generate(shots=sources.shots(task))),
+    "generated from description and 3 examples": lambda sources, task: MethodSetup(
+        sources.generate([sources.description(task)], sources.shots(task))
+    ),
     "generated + description": lambda sources, task: MethodSetup(
         sources.generate([sources.description(task)]), sources.description(task)
     ),

@@ -1,4 +1,4 @@
-"""`python -m training tables`: puts the numbers of results into Markdown documents, at the places that these mark.
+"""`python -m training tables`: updates the result tables in Markdown documents.
 
 A place is `<!-- table: NAME -->` and, further down, `<!-- end -->`; the lines between them are replaced, and nothing
 else is touched. Names are those of `TABLES` and `failures`. After the name may follow, in this order: the group of
@@ -22,13 +22,18 @@ from training.runs.results import read_result
 
 Result = Mapping[str, Any]
 
-COLUMNS = {"unseen_descriptions": "training tasks, unseen description", "heldout_kinds": "kinds never seen"}
-"""Groups of tasks in the quality table, and what a reader calls them."""
+COLUMNS = {
+    "unseen_descriptions": "training tasks, unseen description",
+    "heldout_kinds": "kinds never seen",
+    "trained_families": "families trained on, unseen description",
+    "heldout_families": "families never seen",
+}
+"""Groups of tasks in the quality table, with their readable names."""
 BY_TASK = (
     "base + description", "base + description + 3 examples", "multi-task LoRA + description", "teacher", "generated",
     "generated, wrong description", "generated + description",
 )  # fmt: skip
-"""Methods of the tables by task, where they were run."""
+"""Methods in the tables by task, if they were run."""
 _SHORT = 60
 _OPENING = "<!-- table: "
 _PLACE = re.compile(
@@ -42,16 +47,16 @@ _BY_METHOD = ("methods", "tasks", "kinds")
 
 @dataclass(frozen=True)
 class Config:
-    """Which numbers, and where they go."""
+    """Settings of the command."""
 
     quality: Path = Path("results/quality.json")
-    """The table that `evaluate` wrote."""
+    """Quality table written by `evaluate`."""
     documents: tuple[Path, ...] = (Path("README.md"), Path("checkpoints/MODEL_CARD.md"))
-    """The documents."""
+    """Markdown documents to update."""
 
 
 def run(config: Config) -> None:
-    """Fill every place of every document.
+    """Update every table of every document.
 
     Raises:
         ConfigError: a document has no place, one without an end, one of an unknown name, or one that chooses a method
@@ -106,7 +111,7 @@ def chosen(columns: Result, names: Sequence[str], source: Path) -> dict[str, Any
 
 
 def methods(columns: Result) -> list[str]:
-    """Accuracy and interval of every method that was run; for one group log-likelihood and delta cosine too."""
+    """Accuracy and interval of every method that was run; for a single group also log-likelihood and delta cosine."""
     names = dict.fromkeys(name for column in columns.values() for name in column["methods"])
     one_group = len(columns) == 1
     with_cosines = one_group and any("delta_cosine" in row for row in next(iter(columns.values()))["methods"].values())
@@ -124,7 +129,7 @@ def methods(columns: Result) -> list[str]:
 
 
 def differences(columns: Result) -> list[str]:
-    """Paired differences in points with their intervals, but for those to the plain base."""
+    """Paired differences in points with their intervals, without those to the plain base (except gibberish)."""
     pairs = dict.fromkeys(
         (d["of"], d["minus"]) for column in columns.values() for d in column["differences"] if d["minus"] != "base"
     )
@@ -140,7 +145,7 @@ def differences(columns: Result) -> list[str]:
 
 
 def tasks(columns: Result) -> list[str]:
-    """Accuracy of some methods by task."""
+    """Accuracy by task of the methods in `BY_TASK`."""
     lines: list[str] = []
     for column in columns.values():
         shown = [name for name in BY_TASK if column["methods"].get(name, {}).get("tasks")]
@@ -154,7 +159,7 @@ def tasks(columns: Result) -> list[str]:
 
 
 def kinds(columns: Result) -> list[str]:
-    """Mean accuracy of `generated` and what else was run by category of tasks, the best first."""
+    """Mean accuracy of every method by category of tasks, sorted by the first method, best first."""
     lines: list[str] = []
     for column in columns.values():
         methods = [name for name in column["methods"] if column["methods"][name].get("tasks")]
@@ -178,7 +183,7 @@ def kinds(columns: Result) -> list[str]:
 
 
 def failures(found: Sequence[Result]) -> list[str]:
-    """What was asked, what was expected and what came, where all of it is short; one row a task."""
+    """Input, expected and given answer, if all of them are short; one row per task."""
     rows = []
     for one in found:
         cells = [" ".join(one[key].split()).replace("|", "\\|") for key in ("input", "expected", "answer")]

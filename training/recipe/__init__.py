@@ -1,1 +1,1 @@
-"""The recipe: everything that makes the shipped generator out of tasks."""
+"""The recipe: everything that makes the shipped generator from tasks."""

@@ -1,9 +1,10 @@
-"""`python -m training amortise`: teaches a generator's trunk the cores that `python -m training cores` has found.
+"""`python -m training amortise`: trains a generator's trunk to predict the cores that `python -m training cores` found.
 
-With the bases standing still, an adapter is its cores, and how far two of them move the base's modules apart is a small
-closed formula (`llgbm.fitting.core_loss`). So no step needs the base: minutes for what the task loss takes hours for.
-Cores and this alternate, as in amortised inference: what the trunk has learnt is where the next cores start. Tasks
-without cores stay with what the generator makes of them. Resumable; the targets are searched once.
+With frozen bases, an adapter is determined by its cores, and the distance between the module outputs of two adapters
+is a closed formula of their cores (`llgbm.fitting.core_loss`). No step needs the base, so this takes minutes where the
+task loss takes hours. The commands `cores` and `amortise` alternate, as in amortised inference: the next cores start at
+the trunk's predictions. The target of a task without cores is the generator's own output. Resumable; the targets are
+computed once.
 """
 
 from __future__ import annotations
@@ -48,27 +49,27 @@ from training.tasks.training_set import load_training_set
 STATE_FILE = "state.pt"
 TARGETS_FILE = "targets.safetensors"
 _WHERE = ("workdir", "cores", "checkpoint", "tasks", "wordings", "task_ids", "base", "text_encoder")
-"""Values that say where things stand; what stands there counts by its digest."""
+"""Settings that are paths or ids; digests of the contents are in the fingerprint instead."""
 STEPS = (0.0, 0.5, 1.0)
-"""How far a target may lie from what the generator makes to the trained cores."""
+"""Candidate targets, as fractions of the way from the generator's cores (0) to the trained cores (1)."""
 DIRECTIONS = (1, 2, 4, 8, 16, 32, 64, 128)
-"""Principal directions whose share is reported."""
+"""Numbers of principal directions whose explained variance is reported."""
 
 
 @dataclass(frozen=True)
 class TrunkTraining:
-    """How a trunk is taught cores."""
+    """Settings of training a trunk on cores."""
 
     synthetic_tasks: int = 0
-    """Procedural tasks, which have no cores and are held where they are."""
+    """Number of procedural tasks. They have no cores; their targets are the generator's own outputs."""
     groups: int = 48
-    """Conditions of tasks of the folder in a step."""
+    """Conditions per step from tasks of the folder."""
     synthetic_groups: int = 0
-    """Conditions of procedural tasks in a step, beside these."""
+    """Conditions per step from procedural tasks, in addition to `groups`."""
     rows: SamplerConfig = field(
         default_factory=lambda: SamplerConfig(groups=1, tokens_per_group=300, context_fraction=0, shared_fraction=0)
     )
-    """Training rows of each task that choose its target, and whose inputs the modules' outputs are measured on."""
+    """Training rows of each task for choosing its target and measuring the second moments of the module inputs."""
     conditions: ConditionConfig = field(default_factory=lambda: ConditionConfig(noise=0.2))
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(steps=800, learning_rate=5e-4, shared_rate=0.0, decay_fraction=0.5)
@@ -76,7 +77,7 @@ class TrunkTraining:
 
     def __post_init__(self) -> None:
         if self.training.shared_rate or self.training.weight_decay:
-            raise ConfigError("the bases that the cores belong to stand still: shared_rate and weight_decay are 0")
+            raise ConfigError("the bases of the cores are frozen: set shared_rate and weight_decay to 0")
         if bool(self.synthetic_tasks) != bool(self.synthetic_groups):
             raise ConfigError("set synthetic_tasks and synthetic_groups, or neither")
         if self.groups < 1:
@@ -92,34 +93,34 @@ class Config(TrunkTraining):
     cores: Path = Path("runs/cores")
     """Folder of the cores."""
     checkpoint: Path = Path("checkpoints/qwen2.5-0.5b")
-    """The artefact whose cores they are; the fit starts from it."""
+    """The generator artefact that the cores belong to; training starts from it."""
     tasks: Path = Path("tasks/train")
     """Folder of task files."""
     task_ids: tuple[str, ...] = ()
-    """Only these tasks; empty for all in the folder."""
+    """Only these tasks; empty uses all in the folder."""
     wordings: Path | None = None
-    """File of more wordings of these tasks to train on, see `training.tasks.format.with_more_wordings`."""
+    """File of additional wordings to train on, see `training.tasks.format.with_more_wordings`."""
     hidden_families: tuple[str, ...] = ()
-    """Families of procedural tasks that are kept from this."""
+    """Families of procedural tasks to exclude."""
     base: str = ""
-    """Hub id or folder of the base; by default the one that the checkpoint names."""
+    """Hub id or folder of the base; by default the checkpoint's."""
     text_encoder: str = ""
-    """Hub id or folder of the text encoder; by default the one that the checkpoint names."""
+    """Hub id or folder of the text encoder; by default the checkpoint's."""
     base_storage: Storage = "float32"
-    """How the base's Linear weights are stored, for the inputs that the modules read."""
+    """How the base's Linear weights are stored while targets are computed."""
 
     @property
     def artefact(self) -> Path:
-        """Folder of the generator that the fit makes."""
+        """Folder of the new generator."""
         return self.workdir / "generator"
 
 
 def run(config: Config, *, texts: Path | None = None) -> None:
-    """Fit, measure on seen and unseen descriptions, and write the artefact.
+    """Train, measure on seen and unseen descriptions, and write the artefact.
 
     Args:
-        config: of the command.
-        texts: file of embeddings that several commands share; by default it stands in `workdir`.
+        config: settings of the command.
+        texts: file of embeddings shared by several commands; by default a file in `workdir`.
 
     Raises:
         ConfigError: no task has cores.
@@ -201,12 +202,12 @@ def run(config: Config, *, texts: Path | None = None) -> None:
 
 
 def _is_done(config: Config) -> bool:
-    """Whether this command has come to its end here: the result is what it writes last."""
+    """Whether this command has finished in this workdir; the result is the last file it writes."""
     path = config.workdir / FOLDER / "amortise.json"
     if not path.exists():
         return False
     found = read_result(path)
-    if found["command"] != command_of("amortise", config):  # of fewer steps, or of another place
+    if found["command"] != command_of("amortise", config):  # for example with fewer steps
         return False
     return config.artefact.exists() and found["generator"] == load_generator(config.artefact).manifest.digest
 
@@ -219,11 +220,10 @@ def save(
     encoder: TextEncoder,
     found: Mapping[str, Any],
 ) -> str:
-    """Write the artefact: the tasks and the prompt index of the one before; its confidence has to be measured anew.
+    """Write the artefact, with the tasks and the prompt index of the checkpoint and without its confidence.
 
-    Tasks that it did not know come after those, in the index too. Wordings that the others have beside those that it
-    knew are listed, but not in the index. If the same generator is there already, it stays, with the calibration that
-    it was given since.
+    New tasks are appended to the manifest and to the prompt index. New wordings of known tasks are listed in the
+    manifest, but not indexed. If the same generator exists already, it is kept with its calibration.
 
     Returns:
         The artefact's digest.
@@ -254,14 +254,14 @@ def save(
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What the trunk is to make of each task.
+    """The cores that the trunk shall predict for each task.
 
     Attributes:
-        cores: by task id, Q (modules, r, R) and P (modules, R, r) float32, the gate in P.
-        steps: of each task with trained cores, how far its target lies from what the generator makes, 0, to these, 1.
-        moments: of what the base's modules read on training rows, each task under its own target, in the generator's
-            input bases, (modules, R, R) float32.
-        base_revision: of the base that read them.
+        cores: by task id, Q (modules, r, R) and P (modules, R, r), float32; P includes the gate.
+        steps: for each task with trained cores, the chosen entry of `STEPS`.
+        moments: second moments of the module inputs on training rows, with each task's target applied, projected on
+            the generator's input bases, (modules, R, R) float32.
+        base_revision: revision of the base that they were measured on.
     """
 
     cores: dict[str, tuple[Tensor, Tensor]]
@@ -270,14 +270,14 @@ class Targets:
     base_revision: str
 
     def save(self, path: Path) -> None:
-        """Write them, whole or not at all."""
+        """Write the targets atomically."""
         q, p = (torch.stack(sides) for sides in zip(*self.cores.values(), strict=True))
         said = {"tasks": list(self.cores), "steps": self.steps, "base_revision": self.base_revision}
         replace_tensors(path, {"q": q, "p": p, "moments": self.moments}, {"targets": json.dumps(said)})
 
     @classmethod
     def load(cls, path: Path) -> Targets | None:
-        """Those that were written; None if there are none.
+        """Read the targets; None if the file does not exist.
 
         Raises:
             CheckpointError: the file is unreadable.
@@ -298,10 +298,10 @@ class Targets:
 def chosen_target(
     base: Base, functional: FunctionalLoRA, batch: PackedBatch, generator: LoRAGenerator, start: Cores, trained: Cores
 ) -> tuple[Cores, float]:
-    """The best of `STEPS` from `start` to `trained`, and that step, by the loss on training rows of the task.
+    """Interpolate from `start` to `trained`; return the cores with the lowest loss on the batch, and their step.
 
-    They are drawn anew, and the trained cores may have seen some of them. A few steps of a few rows make some cores
-    worse than they were, and of some more than the best of them.
+    A few training steps on a few rows make some cores worse than their start, and overshoot with others. The batch is
+    drawn anew from the training rows, so the trained cores may have seen some of it.
     """
     between = [Cores(torch.lerp(start.q, trained.q, s), torch.lerp(start.p, trained.p, s)) for s in STEPS]
     logits = (label_logits(base, functional, batch, [cores.adapter(generator)]) for cores in between)
@@ -321,7 +321,7 @@ def find_targets(
     config: Config,
     progress: Progress,
 ) -> Targets:
-    """For each task where it should go from the mean of what the generator makes of its descriptions."""
+    """Choose the target of each task; it starts at the mean of the generator's cores for the task's descriptions."""
     functional = FunctionalLoRA(base.model)
     cores: dict[str, Cores] = {}
     steps: dict[str, float] = {}
@@ -344,7 +344,7 @@ def find_targets(
 def distances(
     generator: LoRAGenerator, objective: CoreObjective, encoder: TextEncoder, tasks: Sequence[Task]
 ) -> dict[str, float]:
-    """Mean distance from the targets for seen and unseen descriptions; 1 is that of the mean of all targets."""
+    """Mean distance to the targets for seen and unseen descriptions; predicting the mean of all targets scores 1."""
     found = {}
     for name in ("seen_descriptions", "unseen_descriptions"):
         each = []
@@ -359,12 +359,13 @@ def distances(
 
 @torch.no_grad()
 def outputs(generator: LoRAGenerator, objective: CoreObjective, conditions: ConditionSampler, count: int) -> Tensor:
-    """What the generator makes of the first `count` tasks, (count, modules, R, R), means over seen descriptions."""
+    """The generator's outputs for the first `count` tasks, (count, modules, R, R), means over seen descriptions."""
     return torch.stack([objective.outputs(generator, conditions.descriptions(i)).mean(0) for i in range(count)])
 
 
 def directions_of(tasks: Tensor) -> dict[str, float]:
-    """The share of what tasks (n, ...) differ in that lies along their first principal directions, by their number."""
+    """Fraction of the variance of tasks (n, ...) along their first principal directions, by number of directions."""
+    # the Gram matrix (n, n) has the nonzero eigenvalues of the covariance, and n is far smaller than the feature size
     centred = (tasks - tasks.mean(0)).flatten(1).double()
     variances = torch.linalg.eigvalsh(centred @ centred.T).flip(0).clamp_min(0).cumsum(0)
     counts = [count for count in DIRECTIONS if count < len(tasks)]
@@ -372,7 +373,7 @@ def directions_of(tasks: Tensor) -> dict[str, float]:
 
 
 class Batches:
-    """Conditions for `llgbm.training.train`: in an epoch, every task once. Of a step's number alone."""
+    """Conditions for `llgbm.training.train`: every task once per epoch. A batch depends only on its step number."""
 
     def __init__(
         self, tasks: Sequence[Task], made_up: Sequence[Task], conditions: ConditionSampler, config: Config
@@ -381,7 +382,7 @@ class Batches:
         self._parts = [(0, len(tasks), config.groups), (len(tasks), len(made_up), config.synthetic_groups)]
 
     def __call__(self, step: int) -> TrainingBatch:
-        """The groups of `step`, without rows."""
+        """The groups of step `step`, which have no rows."""
         rng = np.random.default_rng([self._seed, step])
         groups = []
         for first, count, wanted in self._parts:

@@ -29,9 +29,10 @@ from training.recipe.generator_base import base_of
 from training.recipe.task_detector import detector_quality, fit_detector, gibberish
 from training.runs.log import RunLog
 from training.runs.results import write_result
-from training.tasks.format import Task, evenly, load_tasks, tasks_digest
-from training.tasks.procedural_tasks import synthetic_tasks
+from training.tasks.families import load_families
+from training.tasks.format import Example, Task, evenly, load_tasks, tasks_digest
 from training.tasks.rows import eval_row
+from training.tasks.training_set import hidden_tasks
 
 
 @dataclass(frozen=True)
@@ -42,20 +43,24 @@ class Config:
     """Folder for the log and the result."""
     checkpoint: Path = Path("checkpoints/qwen2.5-0.5b")
     """The generator's artefact; it gets the detector and the curve."""
-    tasks: Path = Path("tasks/train")
-    """Folder of the training tasks' files."""
+    tasks: Path | None = Path("tasks/train")
+    """Folder of the training tasks' files; none for families alone."""
     task_ids: tuple[str, ...] = ()
     """Only these of them; empty for all."""
+    families: Path | None = None
+    """Folder of the family files that the fit read."""
+    family_tasks: int = 150
+    """Tasks of the families trained on, spread evenly over them."""
     hidden_families: tuple[str, ...] = ()
-    """Families of procedural tasks that the fit kept back."""
+    """Families, of files or of procedural tasks, that the fit kept back."""
     hidden_tasks: int = 80
-    """Tasks of these families, taken from them in turn."""
+    """Procedural tasks of these families, taken from them in turn."""
     wordings: int = 2
     """Wordings of each task, such as training never saw."""
     num_rows: int = 8
     """Test rows of each task."""
     skip_rows: int = 50
-    """First test rows, which are left to `evaluate`."""
+    """First test rows, which are left to `evaluate`. A task of a family has too few rows for that: all are measured."""
     threshold: float = 0.25
     """Confidence below which the service warns."""
     context_tasks: int = 60
@@ -87,8 +92,10 @@ def run(config: Config) -> None:
         ConfigError: a hidden task was trained on, or there is too little to measure on.
     """
     checkpoint = load_generator(config.checkpoint)
-    near = load_tasks(config.tasks, config.task_ids or None)
-    far = synthetic_tasks(families=config.hidden_families, limit=config.hidden_tasks) if config.hidden_families else []
+    near = load_tasks(config.tasks, config.task_ids or None) if config.tasks else []
+    if config.families:
+        near += evenly(_exact(load_families(config.families, without=config.hidden_families)), config.family_tasks)
+    far = hidden_tasks(config.hidden_families, config.families, config.hidden_tasks)
     trained = {task.task_id for task in checkpoint.manifest.tasks}
     if known := [task.task_id for task in far if task.task_id in trained]:
         raise ConfigError(f"{config.checkpoint} was trained on {known[0]}; name families that its fit kept back")
@@ -97,7 +104,7 @@ def run(config: Config) -> None:
     detector = fit_detector(checkpoint, encoder)
     maker = AdapterMaker(replace(checkpoint, detector=detector), encoder)
     wordings = never_seen([*near, *far], checkpoint.manifest)
-    tasks = [task for task in [*near, *far] if len(task.test) > config.skip_rows and wordings[task.task_id]]
+    tasks = [task for task in _exact([*near, *far]) if _rows(task, config) and wordings[task.task_id]]
     sides = [[task for task in tasks if (task.task_id in trained) == known] for known in (True, False)]
     beside = [task for side in sides for task in evenly(side, config.context_tasks)]
     with RunLog(config.workdir, "calibrate", config) as log:
@@ -152,7 +159,7 @@ def measured(task: Task, unseen: Sequence[str], maker: AdapterMaker, base: Base,
     """The points of one task: one for each of its first wordings never seen, all measured on the same rows."""
     wordings = unseen[: config.wordings]
     made = maker.make([AdapterRequest((text,)) for text in wordings])
-    rows = [eval_row(base, example) for example in task.test[config.skip_rows :][: config.num_rows]]
+    rows = [eval_row(base, example) for example in _rows(task, config)]
     for adapter, scores in zip(made, score_rows(base, [(a.weights, rows) for a in made]), strict=True):
         yield Point(task.category, adapter.nearest[0][1], float(np.mean([s.correct for s in scores])))
 
@@ -162,8 +169,17 @@ def measured_in_context(
 ) -> ContextPoint:
     """The point of one task: a wording never seen, in the context and as an adapter at every scale."""
     made = maker.make([AdapterRequest((wording,), scale=scale) for scale in config.context_scales])
-    examples = task.test[config.skip_rows :][: config.num_rows]
-    rows = [eval_row(base, example, description=wording) for example in examples]
+    rows = [eval_row(base, example, description=wording) for example in _rows(task, config)]
     scores = score_rows(base, [(adapter.weights, rows) for adapter in made])
     accuracies = tuple(float(np.mean([s.correct for s in at_scale])) for at_scale in scores)
     return ContextPoint(trained, made[0].nearest[0][1], accuracies)
+
+
+def _exact(tasks: Sequence[Task]) -> list[Task]:
+    """The tasks that exact match can measure."""
+    return [task for task in tasks if task.metric != "log_likelihood"]
+
+
+def _rows(task: Task, config: Config) -> Sequence[Example]:
+    """The test rows of a task that are measured."""
+    return task.test[0 if task.family else config.skip_rows :][: config.num_rows]

@@ -1,9 +1,9 @@
-"""From measured prompts to a confidence: which share of right answers to expect at which distance from training.
+"""Fits the confidence curve: expected accuracy as a function of the similarity to the training prompts.
 
-A prompt's distance is its cosine with the nearest training prompt. The confidence is an isotonic regression of
-accuracy on it (Zadrozny and Elkan 2002), of the means of prompts that are about equally near, so that no end of the
-curve stands on a single prompt: nearer is never less sure. Whether it can be believed is measured with every
-category predicted by a curve that was fitted without it.
+A prompt's similarity is its cosine with the nearest training prompt. The confidence is an isotonic regression of
+accuracy on similarity (Zadrozny and Elkan 2002), so a nearer prompt never has lower confidence. It is fitted to means
+of groups of prompts with about equal similarity, so that no end of the curve depends on a single prompt. Its
+reliability is measured on each category with a curve that was fitted without this category.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from sklearn.isotonic import IsotonicRegression
 from llgbm.errors import ConfigError
 
 _GROUPS = 16
-"""Of as many prompts each, by distance."""
+"""Number of groups of equal size, by similarity."""
 _SMALLEST_STEP = 1e-4
+"""Knots are written with four digits; nearer ones would coincide."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class Point:
     """One prompt whose adapter was measured.
 
     Attributes:
-        category: of its task.
+        category: category of its task.
         similarity: cosine with the nearest training prompt.
-        accuracy: share of right answers, 0 to 1.
+        accuracy: fraction of right answers, 0 to 1.
     """
 
     category: str
@@ -40,10 +41,10 @@ class Point:
 
 
 def confidence_curve(points: Sequence[Point], threshold: float) -> dict[str, Any]:
-    """What `GeneratorManifest.confidence` holds: rising similarities with a confidence for each, and the threshold.
+    """The value of `GeneratorManifest.confidence`: rising similarities with a confidence for each, and the threshold.
 
     Raises:
-        ConfigError: there are fewer than two distances to draw a curve through.
+        ConfigError: the points have fewer than two different similarities.
     """
     groups = _groups(points)
     fitted = _fitted(groups)
@@ -57,12 +58,12 @@ def confidence_curve(points: Sequence[Point], threshold: float) -> dict[str, Any
 
 
 def reliability(points: Sequence[Point], *, bins: int = 5) -> dict[str, Any]:
-    """How far confidences are from accuracies, each category predicted without its own points.
+    """Compare confidences with accuracies; each category is predicted without its own points.
 
     Returns:
-        `bins`: of about as many prompts each, mean confidence, mean accuracy and their number; `error`: the expected
-        calibration error, the mean distance of the two weighted by number (Naeini et al. 2015); `spread`: the standard
-        deviation of the confidences, 0 for a confidence that says nothing.
+        `bins`: mean confidence, mean accuracy and number of prompts in bins of about equal size; `error`: the expected
+        calibration error, the mean of |confidence - accuracy| weighted by number (Naeini et al. 2015); `spread`: the
+        standard deviation of the confidences, 0 for a constant confidence.
 
     Raises:
         ConfigError: all points are of one category.
@@ -91,7 +92,7 @@ def _fitted(groups: Sequence[_Group]) -> IsotonicRegression:
 
 
 class _Group(NamedTuple):
-    """Means of prompts that are about equally near, and their number."""
+    """Means of prompts with about equal similarity, and their number."""
 
     similarity: float
     accuracy: float

@@ -1,8 +1,8 @@
-"""At which scale does an adapter do best beside the description of its task? Chosen on measured prompts.
+"""Chooses the scale of an adapter when the description of its task is in the context too.
 
-Two scales, one for requests near to the training prompts and a smaller or equal one for those far from them, and the
-cosine that parts the two, out of a grid: the ones with the highest mean accuracy, where the tasks that were trained
-on and the others have equal weight however many there are.
+Three values are chosen from a grid: a scale for requests near to the training prompts, a smaller or equal one for
+requests far from them, and the similarity that separates the two. They maximise mean accuracy; training tasks and
+other tasks have equal total weight, whatever their numbers.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from llgbm.checkpoint import ContextScale
 from llgbm.errors import ConfigError
 
 _PLACES = 16
+"""Number of thresholds to try, at quantiles of the similarity."""
 
 
 @dataclass(frozen=True)
 class ContextPoint:
-    """One prompt, whose adapter was measured at several scales in conversations that have the prompt too.
+    """One prompt whose adapter was measured at several scales, with the prompt in the context.
 
     Attributes:
-        trained: whether its task is one that the generator was trained on.
+        trained: whether the generator was trained on its task.
         similarity: cosine with the nearest training prompt.
-        accuracies: share of right answers at each scale, 0 to 1.
+        accuracies: fraction of right answers at each scale, 0 to 1.
     """
 
     trained: bool
@@ -37,11 +38,11 @@ class ContextPoint:
 
 
 def choose_scale(points: Sequence[ContextPoint], scales: Sequence[float]) -> ContextScale:
-    """The best of the grid; of equals, the one that changes the adapter least.
+    """The best values of the grid; among equals, the scales nearest to 1.
 
     Args:
-        points: of tasks that were trained on, of others, or of both.
-        scales: what the accuracies of the points belong to.
+        points: from training tasks, other tasks, or both.
+        scales: the scales of `ContextPoint.accuracies`, in the same order.
 
     Raises:
         ConfigError: there are no points.
@@ -49,7 +50,7 @@ def choose_scale(points: Sequence[ContextPoint], scales: Sequence[float]) -> Con
     if not points:
         raise ConfigError("a scale in context needs prompts that were measured; measure more tasks")
     similarity, weight = np.array([p.similarity for p in points]), _weights(points)
-    weighted = weight * np.array([p.accuracies for p in points]).T
+    weighted = weight * np.array([p.accuracies for p in points]).T  # (scales, points)
 
     def merit(scale: ContextScale) -> tuple[float, float]:
         near = similarity >= scale.similarity
@@ -63,7 +64,7 @@ def choose_scale(points: Sequence[ContextPoint], scales: Sequence[float]) -> Con
 
 
 def scale_table(points: Sequence[ContextPoint], scales: Sequence[float], chosen: ContextScale) -> dict[str, Any]:
-    """Mean accuracy at every scale and at the chosen ones, of trained and of other tasks, with their numbers."""
+    """Mean accuracy at every scale and at the chosen ones, for training tasks and for others, with their numbers."""
     found = {}
     for name, trained in (("training tasks, unseen wordings", True), ("kinds kept back", False)):
         mine = [p for p in points if p.trained == trained]
@@ -75,7 +76,7 @@ def scale_table(points: Sequence[ContextPoint], scales: Sequence[float], chosen:
 
 
 def _weights(points: Sequence[ContextPoint]) -> NDArray[np.float64]:
-    """One weight for each point, in sum 1; both kinds weigh the same if there are both."""
+    """One weight for each point, with sum 1; both kinds of tasks have equal total weight if both exist."""
     trained = np.array([p.trained for p in points])
     counts = np.where(trained, trained.sum(), (~trained).sum())
     shares: NDArray[np.float64] = 1 / counts / len(set(trained.tolist()))

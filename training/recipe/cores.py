@@ -1,10 +1,9 @@
-"""`python -m training cores`: for each task, the best adapter that a generator could make of it, by gradient descent.
+"""`python -m training cores`: trains, for each task, the best adapter that the generator can represent.
 
-A generator makes an adapter from two small cores for each module, inside bases that all its adapters share. Here the
-bases and the trunk stand still, and the cores alone are trained on the task's rows, from those that the generator
-makes of the task's seen descriptions, or from others. What comes out is a teacher within the generator's reach: it
-says what the bases are worth without the trunk, and `python -m training amortise` teaches it to the trunk. Resumable
-task by task.
+A generator makes an adapter from two small cores for each module, within bases that all its adapters share. Here bases
+and trunk are frozen, and only the cores are trained on the task's rows. They start at the generator's output for the
+task's seen descriptions, or at other cores. The result measures the bases without the trunk, and is the target of
+`python -m training amortise`. Resumable task by task.
 """
 
 from __future__ import annotations
@@ -45,30 +44,29 @@ from training.runs.log import RunLog
 from training.tasks.format import Task, load_tasks, tasks_digest
 
 _WHERE = ("workdir", "tasks", "task_ids", "start", "base", "text_encoder", "side_by_side")
-"""Values that say which tasks there are, where things stand and how the work is cut; all others decide what the cores
-become."""
+"""Settings that select the tasks, name paths or divide the work. All others influence the cores."""
 _AVERAGED = 4
-"""Steps over which the loss is averaged, to stop early and for the log."""
+"""Number of steps over which the loss is averaged, for early stopping and for the log."""
 
 
 @dataclass(frozen=True)
 class CoreTraining:
-    """How the cores of one task are trained."""
+    """Settings of training the cores of one task."""
 
     steps: int = 18
-    """Most steps for each task."""
+    """Maximum number of steps for each task."""
     learning_rate: float = 6e-3
-    """Peak learning rate; a tenth of the steps warms up, then it falls linearly to zero."""
+    """Peak learning rate, after a linear warmup over a tenth of the steps; then it decays linearly to zero."""
     enough: float = 0.02
-    """A task is done early when the mean loss of its last steps is below this, nats."""
+    """Early stopping: a task is done when the mean loss of its last steps is below this, in nats."""
     sampler: SamplerConfig = field(
         default_factory=lambda: SamplerConfig(groups=1, tokens_per_group=150, context_fraction=0.25, shared_fraction=0)
     )
     """Rows of a step, which has one group."""
     side_by_side: int = 4
-    """Tasks that share each pass through the base; decides time and memory, and the cores by rounding only."""
+    """Number of tasks per pass through the base. Affects time and memory, and the cores only by rounding."""
     seed: int = 0
-    """Seed of the rows."""
+    """Random seed of the rows."""
 
     def __post_init__(self) -> None:
         if self.sampler.groups != 1 or self.sampler.shared_fraction or self.sampler.warm_start_steps:
@@ -86,53 +84,54 @@ class Config(CoreTraining):
     workdir: Path = Path("runs/cores")
     """Folder of the cores, one file for each task."""
     checkpoint: Path = Path("checkpoints/qwen2.5-0.5b")
-    """The generator's artefact."""
+    """The generator artefact."""
     tasks: Path = Path("tasks/train")
     """Folder of task files."""
     task_ids: tuple[str, ...] = ()
-    """Only these tasks; empty for all in the folder."""
+    """Only these tasks; empty uses all in the folder."""
     start: Path | None = None
-    """Folder of cores to go on from; none for what the generator makes of a task's seen descriptions."""
+    """Folder of cores to start from; none starts at the generator's output for a task's seen descriptions."""
     base: str = ""
-    """Hub id or folder of the base; by default the one that the checkpoint names."""
+    """Hub id or folder of the base; by default the checkpoint's."""
     base_storage: Storage = "float32"
     """How the base's Linear weights are stored."""
     text_encoder: str = ""
-    """Hub id or folder of the text encoder; by default the one that the checkpoint names."""
+    """Hub id or folder of the text encoder; by default the checkpoint's."""
 
 
 @dataclass(frozen=True, eq=False)
 class Cores:
-    """The cores of one adapter.
+    """The cores of one adapter, of rank r within bases of rank R.
 
     Attributes:
         q: (modules, r, R) float32.
-        p: (modules, R, r) float32, the gate in it.
+        p: (modules, R, r) float32, includes the gate.
     """
 
     q: Tensor
     p: Tensor
 
     def adapter(self, generator: LoRAGenerator) -> LoRAWeights:
-        """Their adapter inside the bases of `generator`."""
+        """The adapter of these cores within the bases of `generator`."""
         return generator.materialise(self.q[None], self.p[None])[0]
 
 
 @torch.no_grad()
 def generated_cores(generator: LoRAGenerator, descriptions: Tensor) -> Cores:
-    """The mean of what a generator makes of descriptions (n, condition_size): where a task's training starts."""
+    """The mean of a generator's cores for descriptions (n, condition_size); the start of a task's training."""
     return Cores(*(side.mean(0) for side in generator.cores(descriptions)))
 
 
 def run(config: Config, *, texts: Path | None = None) -> None:
-    """Train the cores of every task that has none yet.
+    """Train the missing cores of every task.
 
     Args:
-        config: of the command.
-        texts: file of embeddings that several commands share; by default it stands in `workdir`.
+        config: settings of the command.
+        texts: file of embeddings shared by several commands; by default a file in `workdir`.
 
     Raises:
-        ConfigError: there are cores that were made with something else, or none to start from, or the base is in int8.
+        ConfigError: existing cores were made with other settings, a task has no cores to start from, or the base is
+            stored in int8.
     """
     checkpoint = load_generator(config.checkpoint)
     tasks = load_tasks(config.tasks, config.task_ids or None)
@@ -187,7 +186,7 @@ def run(config: Config, *, texts: Path | None = None) -> None:
 
 
 def core_file(workdir: Path, task_id: str) -> Path:
-    """Where the cores of a task stand."""
+    """The file of a task's cores."""
     return workdir / f"{task_id}.safetensors"
 
 
@@ -199,19 +198,19 @@ def train_cores(
     config: CoreTraining,
     starts: Mapping[str, Cores] | None = None,
 ) -> Iterator[tuple[Task, Cores, list[float]]]:
-    """Train the cores of each task by itself; the generator stands still.
+    """Train the cores of each task independently; the generator is frozen.
 
-    `config.side_by_side` tasks share each pass through the base, which is cheaper than one pass for each; a task that
-    is done makes room for the next. Their gradients and their optimisers know nothing of each other.
+    `config.side_by_side` tasks share each pass through the base, which is cheaper than one pass per task. A finished
+    task is replaced by the next. Gradients and optimisers are separate for each task.
 
     Args:
-        starts: where tasks begin, by task id; the others do with what the generator makes of their descriptions.
+        starts: initial cores by task id; other tasks start at the generator's output for their descriptions.
 
-    Returns:
-        Each task as it is done, its cores, and the loss of every step in nats.
+    Yields:
+        Each finished task, its cores, and the loss of every step in nats.
 
     Raises:
-        ConfigError: the base is in int8, which passes no gradients.
+        ConfigError: the base is stored in int8, which passes no gradients.
     """
     require_gradients(base)
     functional = FunctionalLoRA(base.model)
@@ -229,7 +228,8 @@ def train_cores(
         q, p = (torch.cat(sides) for sides in zip(*(descent.cores for descent in active), strict=True))
         logits = label_logits(base, functional, batch, generator.materialise(q, p))
         by_row = row_means(sft_by_label(logits, batch), batch).split([len(rows) for rows in groups])
-        losses = torch.stack([loss.mean() for loss in by_row])
+        losses = torch.stack([loss.mean() for loss in by_row])  # (active tasks,)
+        # the sum has the gradient of each task's own loss, since no core occurs in the loss of another task
         gradients = torch.autograd.grad(losses.sum(), [core for descent in active for core in descent.cores])
         for place, descent in enumerate(active):
             descent.step(float(losses[place].detach()), gradients[2 * place : 2 * place + 2], config)
@@ -249,11 +249,11 @@ class _Descent:
         self.done = False
 
     def rows(self) -> Sequence[Row]:
-        """Those of the next step."""
+        """The rows of the next step."""
         return self._sampler(len(self.losses))[0].rows
 
     def step(self, loss: float, gradients: Sequence[Tensor], config: CoreTraining) -> None:
-        """Move the cores, or be done because the loss is small enough."""
+        """Update the cores, or stop if the loss is small enough."""
         step = len(self.losses)
         self.losses.append(loss)
         if len(self.losses) >= _AVERAGED and np.mean(self.losses[-_AVERAGED:]) < config.enough:
@@ -270,20 +270,20 @@ class _Descent:
 
 
 def write_cores(path: Path, cores: Cores, metadata: Mapping[str, str]) -> None:
-    """Write the cores of a task; the metadata has at least what `belonging` says of their generator."""
+    """Write the cores of a task; the metadata includes `belonging` of their generator."""
     replace_tensors(path, {"q": cores.q, "p": cores.p}, metadata)
 
 
 def belonging(checkpoint: Checkpoint) -> dict[str, str]:
-    """What cores say of the generator that they were made with: its digest, and that of its bases.
+    """Metadata of cores about their generator: its digest, and the digest of its bases.
 
-    Cores mean something inside bases only. So those of one trunk may be taught to another that has the same bases.
+    Cores are only valid for the same bases. The trunk may differ.
     """
     return {"generator": checkpoint.manifest.digest, "bases": checkpoint.generator.bases_digest()}
 
 
 def load_cores(workdir: Path, checkpoint: Checkpoint, task_ids: Sequence[str]) -> dict[str, Cores]:
-    """The cores that are there, by task id.
+    """The existing cores by task id.
 
     Raises:
         CheckpointError: a file is unreadable, or has cores for other bases.
@@ -303,7 +303,7 @@ def load_cores(workdir: Path, checkpoint: Checkpoint, task_ids: Sequence[str]) -
 
 
 def generators_of(workdir: Path) -> set[str]:
-    """The digests of the generators that the cores in a folder belong to; none where there are no cores.
+    """The digests of the generators that the cores in a folder belong to; empty without cores.
 
     Raises:
         CheckpointError: a file is unreadable.
@@ -327,7 +327,7 @@ def _read(path: Path) -> tuple[dict[str, str], Cores]:
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    """What a file says of its cores; they are not read."""
+    """The metadata of a file, without reading its cores."""
     with _opened(path) as file:
         return file.metadata() or {}
 

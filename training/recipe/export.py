@@ -1,10 +1,10 @@
-"""`python -m training export`: an adapter from a prompt, or the artefact of a generator from the state of a fit.
+"""`python -m training export`: writes an adapter from a prompt, or a generator's artefact from the state of a fit.
 
     python -m training export prompt="Translate the English word to French." out=french
     python -m training export state=runs/fit/state.pt fit=training/configs/shipped.yaml out=checkpoints/mine
 
-The first writes a PEFT folder. The second takes the state that a fit saves as it goes, so that a run can be tried, or
-kept, before it ends.
+The first writes a PEFT folder. The second reads the state that a running fit saves, so that a generator can be tried or
+kept before the fit ends.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ ARROW = "=>"
 
 @dataclass(frozen=True)
 class Config:
-    """What to export."""
+    """Settings of an export."""
 
     prompt: tuple[str, ...] = ()
-    """What the adapter shall do, in one wording or several."""
+    """Description of the adapter's task, in one or several wordings."""
     example: tuple[str, ...] = ()
-    """Examples, each as "INPUT => OUTPUT"."""
+    """Examples of the task, each as "INPUT => OUTPUT"."""
     scale: float = 1.0
-    """Factor on what the adapter does."""
+    """Factor on the adapter's effect."""
     checkpoint: Path = Path("checkpoints/qwen2.5-0.5b")
     """The generator that makes the adapter."""
     text_encoder: str = ""
-    """Hub id or folder of its text encoder; by default the one that the checkpoint names."""
+    """Hub id or folder of the text encoder; by default the checkpoint's."""
     state: Path | None = None
-    """The state of a fit, to export its generator in place of an adapter."""
+    """State of a fit, to export its generator instead of an adapter."""
     fit: tuple[Path, ...] = ()
-    """The configuration files of that fit, in the order in which it was given them."""
+    """Configuration files of that fit, in the same order."""
     out: Path = Path("exported")
     """Folder to write."""
 
 
 def run(config: Config) -> None:
-    """Write the folder, and print what it is.
+    """Write the folder, and print a summary.
 
     Raises:
         ConfigError: neither a prompt nor a state is given, or both.
@@ -77,7 +77,7 @@ def run(config: Config) -> None:
 
 
 def export_adapter(config: Config) -> MadeAdapter:
-    """Make an adapter and write it to `out` as PEFT does.
+    """Make an adapter and write it to `out` in PEFT's format.
 
     Raises:
         ConfigError: an example without an arrow, or one of its sides is empty.
@@ -92,7 +92,7 @@ def export_adapter(config: Config) -> MadeAdapter:
 
 
 def parse_example(text: str) -> tuple[str, str]:
-    """Input and output of "INPUT => OUTPUT"; the last arrow counts, so an input may have some.
+    """Input and output of "INPUT => OUTPUT"; split at the last arrow, so an input may contain arrows.
 
     Raises:
         ConfigError: there is no arrow.
@@ -107,13 +107,11 @@ def export_state(config: Config) -> GeneratorManifest:
     """Write the generator of a fit's state to `out` as an artefact.
 
     Raises:
-        ConfigError: the fit's configuration is not given, or is another one than that of the state.
-        CheckpointError: the state is torn.
+        ConfigError: the fit's configuration is not given, or is not the one of the state.
+        CheckpointError: the state is damaged.
     """
     if config.state is None or not config.fit:
-        raise ConfigError(
-            "a state alone does not say all of its settings: name the fit's configuration file too, with fit=FILE"
-        )
+        raise ConfigError("a state does not contain all settings: name the fit's configuration file too, with fit=FILE")
     settings = load_config(FitConfig, config.fit, section="fit", other_sections=_other_sections())
     state = _read_state(config.state)
     base = load_base(settings.base, storage=settings.base_storage)
@@ -135,7 +133,7 @@ def export_state(config: Config) -> GeneratorManifest:
 def _read_state(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, weights_only=True, mmap=True)
-    except Exception as error:  # a torn file raises whatever the unpickler meets
+    except Exception as error:  # the unpickler raises many types for a damaged file
         raise CheckpointError(f"{path} cannot be read as the state of a fit: {error}") from error
     if not isinstance(state, dict) or not {"step", "model", "settings"} <= state.keys():
         raise CheckpointError(f"{path} is not the state of a fit")
@@ -143,5 +141,5 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 
 def _other_sections() -> dict[str, Any]:
-    """The other commands' sections, which the fit's file may have."""
+    """The sections of other commands, which the fit's file may contain."""
     return {command.name: command.config_class for command in COMMANDS if command.name != "fit"}

@@ -44,8 +44,8 @@ from training.runs.log import RunLog
 from training.runs.parallel import process_group
 from training.runs.results import command_of
 from training.tasks.format import Task, tasks_digest
-from training.tasks.procedural_tasks import SYNTHETIC_CATEGORY, synthetic_tasks
-from training.tasks.training_set import TrainingSet, load_training_set
+from training.tasks.procedural_tasks import SYNTHETIC_CATEGORY
+from training.tasks.training_set import TrainingSet, hidden_tasks, load_training_set
 
 STATE_FILE = "state.pt"
 _INDEXED_WORDINGS = 2
@@ -152,7 +152,7 @@ def run(config: Config) -> None:
             start from has another base or size.
     """
     pools = training_tasks(config)
-    kept_back = hidden_tasks(config)
+    kept_back = hidden_tasks(config.hidden_families, config.families)
     file = config.workdir / TEXTS_FILE
     with lasting_encoder(config.text_encoder, file) as encoder:
         made_here = _fit(config, encoder, pools, kept_back)
@@ -329,15 +329,6 @@ def training_tasks(config: Config) -> TrainingSet:
         hidden_families=config.hidden_families,
         families=config.families,
     )
-
-
-def hidden_tasks(config: Config) -> list[Task]:
-    """The procedural tasks that `config` keeps from training.
-
-    Raises:
-        ConfigError: an unknown family.
-    """
-    return synthetic_tasks(families=config.hidden_families) if config.hidden_families else []
 
 
 def started_from(folder: Path, generator: LoRAGenerator) -> GeneratorManifest:

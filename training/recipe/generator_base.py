@@ -1,4 +1,4 @@
-"""The base that a generator belongs to."""
+"""Loads the base of a generator, and its shared adapter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def base_of(checkpoint: Checkpoint, name: str, storage: Storage) -> Base:
     """Load the base that a generator makes adapters for.
 
     Args:
-        name: hub id or folder; empty for the one that the manifest names.
+        name: hub id or folder; empty uses the one in the manifest.
 
     Raises:
         CheckpointError: `name` is another base.

@@ -1,4 +1,4 @@
-"""Checks during a fit: is the prompt followed? Accuracy with the right prompt, with another task's, and with none."""
+"""Checks during a fit: accuracy with the task's own prompt, with another task's prompt, and with the shared adapter."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from training.tasks.rows import eval_row
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """How often and how much is checked."""
+    """Frequency and size of the checks."""
 
     every: int = 200
-    """Steps between two checks; 0 for none."""
+    """Steps between two checks; 0 disables them."""
     num_tasks: int = 20
-    """Tasks in a check, spread evenly over all."""
+    """Number of tasks in a check, evenly spaced over all."""
     num_rows: int = 10
-    """Test rows of each."""
+    """Test rows per task."""
     skip_rows: int = 0
-    """First test rows that are left to the evaluation, so that no choice made by the checks is measured on them."""
+    """Number of first test rows to reserve for the evaluation, so that choices made by the checks do not bias it."""
 
     def __post_init__(self) -> None:
         if self.every < 0 or self.skip_rows < 0 or self.num_tasks < 1 or self.num_rows < 1:
@@ -38,9 +38,9 @@ class CheckConfig:
 
 
 class ProgressCheck:
-    """Scores a generator on test rows with descriptions that were not trained on.
+    """Scores a generator on test rows with unseen descriptions.
 
-    Tasks without test rows to check on are left out. The names of the results begin with `name`.
+    Tasks without enough test rows are left out. The names of the results begin with `name`.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class ProgressCheck:
         return bool(self._config.every) and (done % self._config.every == 0 or done == total)
 
     def run(self, generator: LoRAGenerator) -> dict[str, float]:
-        """Macro accuracy, and log-likelihood in nats a token: right prompt, another task's, and the shared adapter.
+        """Macro accuracy and log-likelihood (nats per token): right prompt, another task's prompt, shared adapter.
 
-        Empty where there is nothing to check; another task's prompt needs two tasks.
+        Empty without tasks to check. Another task's prompt needs at least two tasks.
         """
         if self._conditions is None:
             return {}

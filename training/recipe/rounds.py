@@ -1,8 +1,8 @@
-"""The last part of a fit: the best adapter within the generator's reach for every task, taught to its trunk.
+"""The last part of a fit: rounds of the commands `cores` and `amortise`, semi-amortised inference (arXiv 1802.02550).
 
-The task loss moves bases and trunk together, at one pass through the base for every few rows, and the trunk stays far
-behind: what it makes of tasks lies along fewer directions than their best cores do. So when the bases are made, the
-commands `cores` and `amortise` run, once or several times in turn: rounds of semi-amortised inference (1802.02550).
+The task loss trains bases and trunk together and needs one pass through the base for every few rows. The trunk stays
+far behind: its outputs span fewer directions than the best cores of the tasks. So once the bases are trained, each
+round finds the best adapter that the generator can represent for every task, and trains the trunk to predict it.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ class RoundConfig:
 
 @dataclass(frozen=True)
 class Rounds:
-    """What rounds work on.
+    """Inputs and outputs of the rounds.
 
     Attributes:
-        count: of rounds.
-        settings: of each.
-        workdir: has the folders `round_1`, `round_2`, ... of the two commands.
+        count: number of rounds.
+        settings: settings of each round.
+        workdir: contains the folders `round_1`, `round_2`, ... of the two commands.
         fitted: artefact that the first round starts from.
-        artefact: folder of the artefact that the last one leaves.
-        task_cores: folder of the cores that the first round starts from; none for what the generator makes.
-        shared: values of both commands by name, such as the tasks and the base.
-        of_amortise: values of `amortise` alone.
+        artefact: folder of the final artefact.
+        task_cores: folder of the cores that the first round starts from; None starts at the generator's outputs.
+        shared: settings of both commands by name, such as the tasks and the base.
+        of_amortise: settings of `amortise` alone.
     """
 
     count: int
@@ -53,13 +53,13 @@ class Rounds:
 
 
 def run_rounds(rounds: Rounds, texts: Path) -> GeneratorManifest:
-    """Run both commands in turn on what the steps of a fit have made, and write the fit's artefact.
+    """Run both commands alternately on the fitted generator, and write the fit's artefact.
 
-    Each goes on where it was stopped. A round of another generator, as after a fit that was shorter, is set aside:
-    `round_1` as `round_1.1`. An artefact that is there keeps the calibration that it was given.
+    Both commands are resumable. A round of another generator, for example of a shorter fit, is renamed from `round_1`
+    to `round_1.1`. If the same artefact exists already, it keeps its calibration.
 
     Args:
-        texts: file of the embeddings that the fit has made.
+        texts: file of the embeddings that the fit has computed.
     """
     log = structlog.get_logger().bind(command="fit")
     start = rounds.fitted
@@ -99,5 +99,5 @@ def run_rounds(rounds: Rounds, texts: Path) -> GeneratorManifest:
 
 
 def _values(settings: cores.CoreTraining | amortise.TrunkTraining) -> dict[str, Any]:
-    """The values of settings by name, nested ones as they are."""
+    """The settings by name; nested ones stay dataclasses."""
     return {value.name: getattr(settings, value.name) for value in fields(settings)}

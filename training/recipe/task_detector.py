@@ -1,12 +1,12 @@
-"""Which texts ask for a task? Fits `llgbm.conditioning.task_detector` on prompts alone: no row, no base.
+"""Fits `llgbm.conditioning.task_detector`, which tells texts that ask for a task from others. Needs no rows, no base.
 
-Texts that ask for nothing are gibberish and small talk. Texts that do are the wordings that the generator was trained
-on, and spans of one to six words of them, since people write "translate to French" as often as a sentence. The fit is a
-logistic regression, convex, and the two sides have equal weight.
+Positive texts are the wordings that the generator was trained on, and spans of one to six words of them, since people
+write "translate to French" as often as a sentence. Negative texts are gibberish and small talk. The fit is a logistic
+regression, which is convex; both classes have equal weight.
 
-A generator makes some adapter for any text, and a wrong one changes the base's answers for nothing; so the detector
-learns when to leave the base alone. Bare inputs of tasks are not among the texts that ask for nothing: words such as
-"French" stand in inputs too, and a user who types them means something.
+A generator makes some adapter for any text, and a wrong one harms the base's answers. The detector learns when to leave
+the base unchanged. Bare inputs of tasks are not negatives: words such as "French" occur in inputs too, and a user who
+types them means something.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ from llgbm.conditioning.task_detector import TaskDetector
 from llgbm.prompting import TextEncoder, noisy
 
 _NULLS = 2000
+"""Number of negative texts."""
 _SPANS_PER_TASK = 3
 _NOISE = 0.2
+"""Length of the noise that is added to a second copy of each condition, relative to the condition's own."""
 _INVERSE_L2 = 1000.0
 _SEED = 0
 
 
 @dataclass(frozen=True)
 class _Side:
-    """Conditions (n, condition_size) of one kind, which together weigh `share`."""
+    """Conditions (n, condition_size) of one kind, with the total weight `share`."""
 
     conditions: Tensor
     share: float
@@ -55,6 +57,7 @@ def fit_detector(checkpoint: Checkpoint, encoder: TextEncoder) -> TaskDetector:
     conditions = [
         torch.cat([side.conditions, noisy(side.conditions, n, _NOISE)]) for side, n in zip(sides, normal, strict=True)
     ]
+    # conditions have length 1; this factor gives their entries size 1, as `TaskDetector` expects
     x = torch.cat(conditions).double().numpy() * checkpoint.generator.config.condition_size**0.5
     y = np.concatenate([np.full(len(c), side is not sides[-1]) for c, side in zip(conditions, sides, strict=True)])
     weight = np.concatenate([np.full(len(c), s.share / len(c)) for c, s in zip(conditions, sides, strict=True)])
@@ -65,7 +68,7 @@ def fit_detector(checkpoint: Checkpoint, encoder: TextEncoder) -> TaskDetector:
 def detector_quality(
     detector: TaskDetector, groups: Mapping[str, Sequence[str]], encoder: TextEncoder
 ) -> dict[str, dict[str, float]]:
-    """For each group of texts: their number, the mean probability, and the share that is taken for a task."""
+    """For each group of texts: their number, the mean probability, and the fraction classified as asking for a task."""
     found = {}
     for name, texts in groups.items():
         probability = detector(encoder.encode(texts))
@@ -79,7 +82,7 @@ def detector_quality(
 
 
 def short_form(description: str, rng: random.Random) -> str:
-    """One to six words of a description as they stand in it, at times in lower case, without a full stop."""
+    """One to six consecutive words of a description, sometimes in lower case, without a full stop."""
     words = description.rstrip(".").split()
     length = min(len(words), rng.randint(1, 6))
     start = rng.randint(0, len(words) - length) if rng.random() < 0.5 else 0
@@ -101,13 +104,13 @@ _KEYS = string.ascii_lowercase + string.digits + "#%/&+=-_;:!?"
 
 
 def null_prompts(count: int, seed: int) -> list[str]:
-    """`count` texts, the same for a seed: by turns gibberish and small talk."""
+    """`count` texts, alternately gibberish and small talk; deterministic for a seed."""
     rng = random.Random(seed)
     return [rng.choice(SMALL_TALK) if i % 2 else gibberish(rng) for i in range(count)]
 
 
 def gibberish(rng: random.Random) -> str:
-    """One to seven words of random keys, syllables or letters, or of one key held down."""
+    """One to seven words of random keys, syllables or letters, or of one repeated key."""
     kind, words = rng.randrange(4), rng.randint(1, 7)
     if kind == 0:
         return " ".join("".join(rng.choices(_KEYS, k=rng.randint(2, 9))) for _ in range(words))

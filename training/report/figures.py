@@ -1,7 +1,7 @@
-"""The figures of the report: data in, a drawing out, as SVG for the page and as PNG for documents.
+"""The figures of the report, as SVG for the page and as PNG for documents.
 
-In the SVG all text and lines that are not data have the colour of the text around them, so that one drawing serves a
-light and a dark page. Sizes are chosen for the width of a phone.
+In the SVG, all text and lines that are not data have the page's text colour, so that one drawing suits a light and a
+dark page. Sizes are chosen for the width of a phone.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 _INK = "#123457"
-"""Stands for the colour of the text around; no data has it."""
-_STYLE: Any = {  # matplotlib types the names of its settings one by one
+"""Placeholder for the page's text colour; no data has this colour."""
+_STYLE: Any = {  # matplotlib types its settings by name
     "font.size": 9, "svg.fonttype": "none", "figure.facecolor": "none", "axes.facecolor": "none",
     "savefig.facecolor": "none", "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
     "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
@@ -28,7 +28,7 @@ _STYLE: Any = {  # matplotlib types the names of its settings one by one
 _WIDTH = 5.0
 _MAX_LEGEND = 10
 _FEW = 3
-"""Curves whose legend has room among them."""
+"""Up to this many curves, the legend fits between them."""
 _PALETTE = (
     "#2f7ed8",
     "#e8731a",
@@ -50,8 +50,8 @@ class Drawing:
     """One figure.
 
     Attributes:
-        svg: an `<svg>` element for an HTML page, without a size of its own.
-        png: the same on white, 200 dots an inch.
+        svg: an `<svg>` element for an HTML page, without width and height.
+        png: the same on white, 200 dots per inch.
     """
 
     svg: str
@@ -59,7 +59,7 @@ class Drawing:
 
 
 def line_chart(series: Mapping[str, Points], *, x: str, y: str, markers: bool = False) -> Drawing:
-    """Curves over a number, such as losses over steps; a legend for up to ten of them, above them if there are many."""
+    """Curves such as losses over steps; up to ten get a legend, which is above the plot for more than three."""
     with mpl.rc_context(_STYLE):
         figure, axes = _figure(3.2)
         for number, (name, points) in enumerate(series.items()):
@@ -77,7 +77,7 @@ def line_chart(series: Mapping[str, Points], *, x: str, y: str, markers: bool = 
 
 
 def scatter_map(places: Sequence[Sequence[float]], labels: Sequence[str], *, title: str) -> Drawing:
-    """Points in two dimensions, coloured by label; distances have no unit, so there are no axes."""
+    """Points in two dimensions, coloured by label. Distances have no unit, so there are no ticks."""
     with mpl.rc_context(_STYLE):
         figure, axes = _figure(3.6)
         points = np.array(places, dtype=float)
@@ -94,7 +94,7 @@ def scatter_map(places: Sequence[Sequence[float]], labels: Sequence[str], *, tit
 
 
 def heat_map(table: Mapping[str, Mapping[str, float]], *, x: str, title: str) -> Drawing:
-    """Rows and columns of numbers as colours; a place without a number stays empty."""
+    """A table of numbers as colours; missing numbers stay empty."""
     rows = list(table)
     columns = sorted({column for row in table.values() for column in row}, key=lambda c: (len(c), c))
     values = np.array([[table[row].get(column, np.nan) for column in columns] for row in rows])
@@ -117,10 +117,10 @@ def bar_chart(
     x: str,
     limits: tuple[float, float] | None = None,
 ) -> Drawing:
-    """Horizontal bars: for each name in the outer mapping, one bar for each name in the inner one.
+    """Horizontal bars: one group per name of the outer mapping, one bar per name of the inner mapping.
 
     Args:
-        errors: length of the error bars, likewise; None where there is none.
+        errors: lengths of the error bars, with the same keys; None for a bar without one.
         limits: ends of the axis.
     """
     names = list(groups)
@@ -158,14 +158,14 @@ def _colour(number: int) -> str:
 def _drawn(figure: Figure, salt: str) -> Drawing:
     svg, png = io.StringIO(), io.BytesIO()
     nothing: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with mpl.rc_context({"svg.hashsalt": salt}):  # names inside of the SVG are then its own, and the same every time
+    with mpl.rc_context({"svg.hashsalt": salt}):  # ids in the SVG are unique per figure, and reproducible
         figure.savefig(svg, format="svg", metadata=nothing)
     figure.savefig(png, format="png", dpi=200, facecolor="white")
     return Drawing(_inline(svg.getvalue()), png.getvalue())
 
 
 def _inline(svg: str) -> str:
-    """The element alone, as wide as its place, in the page's own colour."""
+    """The bare `<svg>` element, without size, in the page's text colour."""
     element = svg[svg.index("<svg") :]
     head, tag, rest = element.partition(">")
     head = re.sub(r' (width|height)="[^"]*"', "", head)

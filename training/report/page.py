@@ -1,4 +1,4 @@
-"""The report as HTML: one file without network, scripts or foreign fonts, for a phone as well, light or dark."""
+"""The report as one HTML file: no network, scripts or external fonts; readable on a phone; light or dark."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pre { background: var(--soft); padding: 0.6rem; overflow-x: auto; font-size: 0.8
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a header; numbers stand to the right, None is a dash."""
+    """Rows under a header. Numbers are right-aligned, None is a dash."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[object]]
@@ -47,7 +47,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the report: what it shows, and the commands that made it."""
+    """One part of the report, with the commands that made it."""
 
     title: str
     text: str
@@ -105,7 +105,7 @@ def _cell(value: object) -> str:
 
 
 def number(value: float | None) -> str:
-    """A number as people read it: three digits that count, thousands apart, a dash for none."""
+    """A readable number: about three significant digits, thousands separators, a dash for None."""
     if value is None:
         return "–"
     if isinstance(value, int) or abs(value) >= 1000:

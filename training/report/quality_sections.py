@@ -1,4 +1,4 @@
-"""The report's sections on a generator that is done: how well it does tasks, and how well it knows.
+"""The report's sections on a finished generator: accuracy of every method, and reliability of the confidence.
 
 As in `training.report.sections`, each function turns one kind of result into its section.
 """
@@ -14,7 +14,7 @@ from training.report.sections import Result
 
 
 def quality(result: Result) -> list[Section]:
-    """All methods in one picture; then the table and accuracies by task, one section for each group of tasks."""
+    """All methods in one figure; then for each group of tasks a section with the table and accuracies by task."""
     sections = [_methods(result)]
     for name, column in result["columns"].items():
         rows = [
@@ -31,9 +31,9 @@ def quality(result: Result) -> list[Section]:
         differences = [(d["of"], d["minus"], d["mean"], *d["interval"], d["num_tasks"]) for d in column["differences"]]
         header = ("method", "minus", "difference", "low", "high", "tasks")
         taken = result.get("baselines", {}).get("methods", [])
-        paired = "Paired differences, task by task and row by row"
+        paired = "Differences paired by task and row"
         if taken:
-            paired += f"; those to methods of the earlier table ({', '.join(taken)}) by the means of tasks alone"
+            paired += f"; those to methods of the earlier table ({', '.join(taken)}) paired by task only"
         content.append(Table(header, differences, paired))
         if by_task:
             drawing = bar_chart(by_task, x="accuracy", limits=(0.0, 1.0))
@@ -53,12 +53,12 @@ def _methods(result: Result) -> Section:
                 means.setdefault(method, {})[name.replace("_", " ")] = row["accuracy"]
                 spread.setdefault(method, {})[name.replace("_", " ")] = (high - low) / 2
     drawing = bar_chart(means, spread, x="accuracy", limits=(0.0, 1.0))
-    picture = Picture("methods", drawing, "Accuracy of every method; bars are half of the 95 % interval to each side")
+    picture = Picture("methods", drawing, "Accuracy of every method; error bars are half of the 95 % interval")
     return Section("Quality of all methods", result["metric"].capitalize() + ".", (result["command"],), [picture])
 
 
 def confidence(result: Result) -> Section:
-    """The reliability diagram: what was promised against what was measured."""
+    """The reliability diagram: predicted confidence against measured accuracy."""
     found = result["reliability"]
     series = {
         "measured": [(b["confidence"], b["accuracy"]) for b in found["bins"]],
@@ -73,7 +73,7 @@ def confidence(result: Result) -> Section:
         Table(
             ("texts", "number", "mean probability", "taken for a task"),
             [(name, one["n"], one["mean"], one["taken_for_a_task"]) for name, one in result["detector"].items()],
-            "Do they ask for a task? What the detector says of texts that it has not seen",
+            "Does a text ask for a task? The detector's predictions for unseen texts",
         ),
         _scales(result["accuracy_in_context"], result["context_scale"]),
     ]
@@ -86,7 +86,7 @@ def confidence(result: Result) -> Section:
 
 
 def _scales(measured: Mapping[str, Any], chosen: Mapping[str, float]) -> Picture:
-    """What adapters do beside the description in the context, over their scale."""
+    """Accuracy with adapter and description in the context, over the adapter's scale."""
     series = {
         f"{name} (n = {row['n']})": [(float(s), value) for s, value in row["accuracy"].items()]
         for name, row in measured.items()

@@ -1,7 +1,7 @@
-"""`python -m training report`: one page with everything a working directory shows, and each figure as PNG.
+"""`python -m training report`: one page with all results of a working directory, and each figure as PNG.
 
-The page is one file: it can be sent, kept, and read without a network. Every section names the command that made what
-it shows. What a working directory does not have is left out.
+The page is one file that can be sent, kept, and read offline. Every section names the command that made its results.
+Missing results are left out.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from training.runs.results import command_of, read_result, read_results
 
 @dataclass(frozen=True)
 class Config:
-    """What is reported, and where to."""
+    """Settings of the report."""
 
     workdir: Path = Path("runs/teachers")
     """The working directory."""
     out: Path | None = None
     """Folder for `report.html` and the PNGs; by default `report` in the working directory."""
     quality: Path | None = None
-    """The table that `evaluate` wrote; by default `results/quality.json` in the working directory, if it is there."""
+    """Quality table written by `evaluate`; by default `results/quality.json` in the working directory, if it exists."""
     title: str = "LLGBM: report of a run"
     """Title of the page."""
 
@@ -58,7 +58,7 @@ def run(config: Config) -> None:
 
 
 def sections(config: Config) -> list[Section]:
-    """All sections that the working directory has something for, in the order of the method."""
+    """The sections with results in the working directory, in the order of the method."""
     results = read_results(config.workdir)
     quality = results.pop("quality", None)
     if config.quality is not None:
@@ -81,7 +81,7 @@ def sections(config: Config) -> list[Section]:
 
 
 def command_line(artefact: Artefact) -> str:
-    """The command line that made an artefact; only the command where its settings are of another version."""
+    """The command line that made an artefact; only the command if this version does not know its settings."""
     try:
         return command_of(artefact.command, from_dict(_config_class(artefact.command), artefact.config))
     except (ConfigError, KeyError):
@@ -107,6 +107,6 @@ def _artefacts(artefacts: Mapping[str, Artefact]) -> Section:
         for name, a in artefacts.items()
     ]
     header = ("artefact", "kind", "command", "made at", "seconds", "commit", "base")
-    text = "What made each file of this working directory; `artefacts.json` has the full configurations."
+    text = "The command that made each file of this working directory; `artefacts.json` has the full configurations."
     lines = [line for of_one in _commands(artefacts).values() for line in of_one]
     return Section("Artefacts", text, lines, [Table(header, rows)])

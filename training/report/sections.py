@@ -1,4 +1,4 @@
-"""What of a working directory goes into the report: each function turns one kind of result into a section."""
+"""The report's sections on a working directory: each function turns one kind of result into a section."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _MATCH_COLUMNS = (
 
 
 def curves(workdir: Path, commands: Mapping[str, Sequence[str]]) -> list[Section]:
-    """Loss curves, one section for each command that trained something.
+    """Loss curves, one section for each training command.
 
     Args:
-        commands: the command lines by command, for those that have left an artefact.
+        commands: command lines by command, for commands that have recorded an artefact.
     """
     by_command: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for path in sorted((workdir / "metrics").glob("*.jsonl")):
         command, _, series = path.stem.partition(".")
         points = [(line["step"], line["loss"]) for line in read_steps(path)]
-        if points and not series.rpartition(".")[2].isdigit():  # NAME.1 is a run that was begun anew
+        if points and not series.rpartition(".")[2].isdigit():  # NAME.1 is an earlier run that was set aside
             by_command.setdefault(command, {})[series or command] = points
     sections = []
     for command, runs in by_command.items():
@@ -38,12 +38,12 @@ def curves(workdir: Path, commands: Mapping[str, Sequence[str]]) -> list[Section
             Table(("run", "steps", "first loss", "last loss"), rows),
         ]
         lines_of = commands.get(command) or (f"python -m training {command}",)
-        sections.append(Section(f"Loss: {command}", "Losses as they were logged, not smoothed.", lines_of, content))
+        sections.append(Section(f"Loss: {command}", "Logged losses, not smoothed.", lines_of, content))
     return sections
 
 
 def deltas(name: str, result: Result) -> Section:
-    """Maps, silhouettes, norms."""
+    """Maps, silhouettes and norms of deltas."""
     labels = [adapter["family"] for adapter in result["adapters"]]
     content: list[Table | Picture] = [
         Picture(f"{name}-map-{kind.split()[0]}", scatter_map(places, labels, title=f"t-SNE of {kind}"),
@@ -67,8 +67,8 @@ def deltas(name: str, result: Result) -> Section:
         )
     )
     text = (
-        f"Deltas on {len(result['probes'])} probes. A silhouette near 1 says that adapters of a family are near each "
-        "other and far from others; near 0, that families tell nothing."
+        f"Deltas on {len(result['probes'])} probes. A silhouette near 1 means that adapters of a family are near each "
+        "other and far from others; near 0, that families do not separate."
     )
     return Section(f"Deltas: {name}", text, (result["command"],), content)
 
@@ -86,15 +86,15 @@ def matches(results: Mapping[str, Result]) -> Section:
         drawing = line_chart(curves_of, x="step", y="delta cosine, held-out adapters", markers=True)
         content.append(Picture("match-heldout", drawing, "Held-out adapters while a generator is fitted"))
     text = (
-        "Cosine of the delta of a generated adapter with its teacher's, on descriptions that were never trained on. "
-        "Beside it the same for the prompt of another task, for the mean of the training teachers, and for the teacher "
-        "whose description is nearest."
+        "Cosine of a generated adapter's delta with its teacher's, on descriptions that were never trained on. For "
+        "comparison: the cosine with another task's teacher, and the cosines of two baselines, the mean delta of the "
+        "training teachers and the delta of the teacher with the nearest description."
     )
     return Section("Matching teachers", text, [r["command"] for r in results.values()], content)
 
 
 def ablation(result: Result) -> Section:
-    """Kinds of loss with mean and standard deviation over seeds."""
+    """Losses with mean and standard deviation over seeds."""
     summary = result["summary"]
     metrics = [m for m in ("train_cosine", "heldout_cosine") if all(m in kind for kind in summary.values())]
     seeds = max(found[metrics[0]]["count"] for found in summary.values())
@@ -106,12 +106,12 @@ def ablation(result: Result) -> Section:
         ),
         Table(("loss", *(c.replace("_", " ") for c in columns)), rows),
     ]
-    text = f"The same fit with each kind of loss: {result['steps']} steps of {result['groups']} teachers."
+    text = f"The same fit with each loss: {result['steps']} steps of {result['groups']} teachers."
     return Section("Ablation", text, (result["command"],), content)
 
 
 def guided(result: Result) -> Section:
-    """What a head saves."""
+    """Cost of guided fits compared with the delta loss."""
     series = {
         row["name"]: [(point["base_forwards"], point["cosine"]) for point in row["curve"]] for row in result["rows"]
     }
@@ -131,18 +131,18 @@ def guided(result: Result) -> Section:
         )  # fmt: skip
     drawing = line_chart(series, x="adapters run through the base", y="delta cosine, held-out", markers=True)
     content: list[Table | Picture] = [
-        Picture("guided", drawing, "Held-out cosine for what it costs"),
+        Picture("guided", drawing, "Held-out cosine by cost"),
         Table(header, rows),
     ]
     text = (
-        f"Equal means at least {result['target_cosine']:.3f}: the final cosine of delta-only less "
-        f"{result['tolerance']}. Backward passes that calibrate a head are counted beside forwards."
+        f"Equal means at least {result['target_cosine']:.3f}: the final cosine of delta-only minus "
+        f"{result['tolerance']}. Backward passes that calibrate a head are counted in addition to forwards."
     )
     return Section("Delta-guided", text, (result["command"],), content)
 
 
 def composition(result: Result) -> Section:
-    """Algebra on deltas and adapters."""
+    """Sums and differences of deltas and adapters."""
     pairs, mean = result["pairs"], result["mean"]
     names = [" + ".join(pair["pair"]) for pair in pairs]
     cosines = [
@@ -158,7 +158,7 @@ def composition(result: Result) -> Section:
         "Cosines, mean over pairs"), Table(("cosine", "mean", *names), cosines), Table(("accuracy of", "mean",
         *names), accuracy, "Exact match on the first and on the second task"),
     ]  # fmt: skip
-    text = "d(A) is the delta of adapter A; `x ~ y` is the cosine of the delta of x with y."
+    text = "`x ~ y` is the cosine of x with y. An adapter's name stands for its delta, and d(A) is the delta of A."
     return Section("Composition", text, (result["command"],), content)
 
 
@@ -219,7 +219,7 @@ def scale(result: Result) -> Section:
 
 
 def _bars(summary: Mapping[str, Any], metrics: Sequence[str], *, x: str) -> Drawing:
-    """For each arm its metrics, a mean and standard deviation over seeds."""
+    """The metrics of each arm, mean and standard deviation over seeds."""
 
     def part(name: str) -> dict[str, dict[str, Any]]:
         return {arm: {_label(m): found[m][name] for m in metrics} for arm, found in summary.items()}
@@ -228,7 +228,7 @@ def _bars(summary: Mapping[str, Any], metrics: Sequence[str], *, x: str) -> Draw
 
 
 def _label(metric: str) -> str:
-    """A metric's name in a legend, without its group."""
+    """A metric's name for a legend, without its group."""
     return metric.rpartition(": ")[2].replace("_", " ")
 
 

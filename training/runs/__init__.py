@@ -1,1 +1,1 @@
-"""Records of a run: log, metrics, results, artefacts; and how work is spread over processes."""
+"""Records of a run (log, metrics, results, artefacts), and distribution of work over processes."""

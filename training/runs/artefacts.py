@@ -1,12 +1,11 @@
-"""`artefacts.json` of a working directory: what made each artefact in it.
+"""`artefacts.json` of a working directory: the command and settings that made each artefact in it.
 
     {"version": 1, "artefacts": {"boolq/boolq_000": {"kind": "adapter", "command": "teachers", ...}, ...}}
 
-Keys are paths relative to the working directory. An artefact that is made again replaces its entry. Two
-processes may write at the same time: each waits for the lock, reads, changes its entry and swaps the whole
-file in.
+Keys are paths relative to the working directory. A newly made artefact replaces its entry. Several processes may write
+at the same time: each takes the lock, reads the file, changes its entry and replaces the file.
 
-The index of adapters, `manifest.json`, is another file: `llgbm.adapters.index` reads and writes it.
+The index of adapters, `manifest.json`, is another file of `llgbm.adapters.index`.
 """
 
 from __future__ import annotations
@@ -30,21 +29,20 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Artefact:
-    """What made one file or folder.
+    """Provenance of one file or folder.
 
     Attributes:
-        kind: what it is, such as `adapter`, `generator`, `report`.
+        kind: for example `adapter`, `generator`, `report`.
         command: the command that made it.
         config: the full effective configuration of that command.
-        config_digest: its digest.
-        made_at: when, in UTC, as ISO 8601.
-        seconds: how long it took.
+        config_digest: digest of the configuration.
+        made_at: time in UTC, as ISO 8601.
+        seconds: time it took.
         code_version: version of the package.
-        git_commit: commit of the working tree, with `+changes` where the tree had some; None outside of a
-            clone.
-        base_revision: which weights of the base; None where none was used.
-        data_digest: digest of the data it was made from; None where none was used.
-        details: what else the command says of it.
+        git_commit: commit of the working tree, with `+changes` if it had uncommitted changes; None outside a clone.
+        base_revision: revision of the base's weights; None without a base.
+        data_digest: digest of the data; None without data.
+        details: further values that the command records.
     """
 
     kind: str
@@ -61,7 +59,7 @@ class Artefact:
 
 
 def read_manifest(workdir: Path | str) -> dict[str, Artefact]:
-    """The artefacts of a working directory by path, in order of path; none where there is no manifest yet.
+    """The artefacts of a working directory by path, sorted by path; empty without a manifest.
 
     Raises:
         CacheMismatchError: the file is not a manifest of this version.
@@ -81,15 +79,15 @@ def read_manifest(workdir: Path | str) -> dict[str, Artefact]:
 
 
 def write_artefact(workdir: Path | str, path: Path | str, artefact: Artefact) -> None:
-    """Put the entry of an artefact into the manifest of its working directory.
+    """Write the entry of an artefact to the manifest of its working directory.
 
     Args:
-        workdir: the working directory; made if needed.
-        path: the artefact, inside of the working directory or elsewhere.
-        artefact: what made it.
+        workdir: the working directory; created if needed.
+        path: the artefact, inside the working directory or elsewhere.
+        artefact: its entry.
 
     Raises:
-        CacheMismatchError: there is an `artefacts.json` that is not one of this version.
+        CacheMismatchError: the existing `artefacts.json` is not a manifest of this version.
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -102,14 +100,14 @@ def write_artefact(workdir: Path | str, path: Path | str, artefact: Artefact) ->
 
 
 def relative_name(workdir: Path, path: Path | str) -> str:
-    """The path as the manifest names it: relative to the working directory where it lies inside."""
+    """The key of a path in the manifest: relative to the working directory if inside it, else absolute."""
     full = Path(path).resolve()
     root = workdir.resolve()
     return (full.relative_to(root) if full.is_relative_to(root) else full).as_posix()
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a file or a folder to the first of `NAME.1`, `NAME.2`, ... that is free, before a file's suffix."""
+    """Rename a file or folder to the first free name of `NAME.1`, `NAME.2`, ...; the number precedes a suffix."""
     number = 1
     while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
         number += 1
@@ -117,12 +115,12 @@ def set_aside(path: Path) -> Path:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old text or the new one, even after a power cut."""
+    """Write a file atomically: a reader sees the old or the new text, even after a power cut."""
     _replace(path, text.encode())
 
 
 def replace_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file as `replace_text` does a text; folders that are missing are made."""
+    """Write a safetensors file atomically, like `replace_text`; creates missing folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=dict(metadata)))
 

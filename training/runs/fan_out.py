@@ -1,11 +1,11 @@
-"""Independent pieces of work on one frozen base: done in this process, or by the workers of a Ray cluster.
+"""Distributes independent work items on one frozen base over this process or the workers of a Ray cluster.
 
     with open_workers(config.ray, config.ray_task, base, config.base, config.base_storage) as workers:
         for item, result in workers.map(work, items):
             ...                                        # write the artefact of the item
 
-The process that started the command reads all inputs and writes all artefacts. A worker gets an item, gives a result,
-and shares no disk with anybody, so a lost one leaves nothing behind, and who wrote what is never in question.
+The process that started the command reads all inputs and writes all artefacts. A worker only receives an item and
+returns a result. It needs no shared disk, and a lost worker leaves no partial files behind.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from training.runs.workers import RayTask, ThisProcess, Workers
 
 @contextmanager
 def open_workers(address: str | None, task: RayTask, base: Base, name: str, storage: Storage) -> Iterator[Workers]:
-    """The workers that a configuration asks for, until the block ends.
+    """The configured workers, until the block ends.
 
     Args:
-        address: None for this process; for Ray `local` (a cluster on this machine, for as long as the block), `auto`
-            (the one that runs here) or the address of one.
-        task: what a task reserves.
-        base: as loaded here.
-        name, storage: with which workers load it themselves, once in each process.
+        address: None for this process; for Ray `local` (a new cluster on this machine, until the block ends), `auto`
+            (the cluster running on this machine) or the address of a cluster.
+        task: resources that a task reserves.
+        base: the base of this process.
+        name, storage: arguments with which each worker process loads the base, once.
 
     Raises:
-        ConfigError: Ray is not installed, there is no such cluster, or no machine of it is large enough for a task.
+        ConfigError: Ray is not installed, there is no such cluster, or none of its machines is large enough for a task.
     """
     if address is None:
         yield ThisProcess(base)

@@ -1,7 +1,7 @@
-"""What a product of a command depends on, and whether the one that is there was made with the same.
+"""Fingerprints: everything that a command's product depends on, to check whether an existing product is still valid.
 
-A path says nothing of the content that lies there. So a fingerprint has the settings that decide the product, without
-those that only say where things stand, and a digest of each file or folder that the settings name.
+A path does not tell the content of a file. So a fingerprint contains the settings that influence the product, without
+paths, and a digest of each file or folder that the settings name.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from training.runs.artefacts import replace_text
 
 SETTINGS_FILE = "settings.json"
 RESUMABLE = tuple(f"training.{name}" for name in FREE)
-"""Settings of a fit that may change when it goes on."""
+"""Settings that may change when a fit is resumed."""
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Settings and digests by name, as JSON knows them; a nested setting has a dotted name."""
+    """Settings and digests by name, as JSON values; nested settings have dotted names."""
 
     values: Mapping[str, Any]
 
@@ -34,8 +34,8 @@ class Fingerprint:
 
         Args:
             config: a dataclass; None for no settings.
-            without: settings that do not decide the product, by dotted name; a section's name leaves out all of it.
-            contents: digests by name, and whatever else decides the product.
+            without: dotted names of settings that do not influence the product; a section's name excludes the section.
+            contents: digests by name, and other values that influence the product.
         """
         settings = {} if config is None else flat(to_dict(config))
         kept = {n: v for n, v in settings.items() if not any(n == w or n.startswith(f"{w}.") for w in without)}
@@ -51,10 +51,10 @@ class Fingerprint:
 
         Args:
             recorded: the values of its fingerprint.
-            product: what it is, for the message.
+            product: its name in the error message.
 
         Raises:
-            ConfigError: names the values that differ.
+            ConfigError: values differ; the message names them.
         """
         names = sorted(n for n in self.values.keys() | recorded.keys() if self.values.get(n) != recorded.get(n))
         if names:
@@ -64,23 +64,22 @@ class Fingerprint:
             )
 
     def require_same_run(self, workdir: Path, products: Sequence[str]) -> None:
-        """Check that a run goes on from its own products, or record the fingerprint where there are none.
+        """Check that a resumed run has this fingerprint; record the fingerprint of a new run.
 
-        A state does not say what it was trained on; going on from it with other tasks would give a generator that is
-        neither one nor the other.
+        A training state does not contain the tasks. Resuming it with other tasks would mix two different fits.
 
         Args:
-            products: names of the files that a run goes on from.
+            products: names of the files that a run resumes from; without any of them the run is new.
 
         Raises:
-            ConfigError: names the values that differ; or there is a product, but no record of its settings.
+            ConfigError: values differ (the message names them), or a product exists without a record of its settings.
         """
         path = workdir / SETTINGS_FILE
         if not any((workdir / name).exists() for name in products):
             replace_text(path, json.dumps(self.values, indent=1, ensure_ascii=False) + "\n")
             return
         if not path.exists():
-            raise ConfigError(f"{workdir} has a state, but no record of its settings; use another workdir")
+            raise ConfigError(f"{workdir} has a state but no record of its settings; use another workdir")
         self.require_same(json.loads(path.read_text("utf-8")), f"the state in {workdir}")
 
 

@@ -1,4 +1,4 @@
-"""One place for what a run leaves behind: log lines, progress, metrics and the manifest of its artefacts.
+"""The records of a run: log lines, progress, metrics and the manifest of its artefacts.
 
     with RunLog(workdir, "fit", config) as log:
         with log.progress("fit", total=steps) as progress:
@@ -6,8 +6,8 @@
             progress.update(4, "loss 0.500")
         log.record_artefact(workdir / "generator")   -> {workdir}/artefacts.json
 
-On a terminal, log lines are coloured text and progress is a bar. Elsewhere, log lines are JSON and progress
-is a log line every half minute. Both go to stderr, so that stdout holds a command's result alone.
+On a terminal, log lines are coloured text and progress is a bar. Elsewhere, log lines are JSON and progress is a log
+line every half minute. Both go to stderr, so that stdout contains only the command's result.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ from training.runs.artefacts import Artefact, write_artefact
 from training.runs.metrics import MetricsFile
 
 PROGRESS_SECONDS = 30.0
-"""Without a terminal, progress is logged this often."""
+"""Seconds between progress lines without a terminal."""
 
 
 class Progress(Protocol):
-    """How far a piece of work has come."""
+    """Progress of a piece of work."""
 
     def update(self, done: int, note: str = "") -> None:
-        """Say that `done` of the total are done, counted from the start, with a few words on how it goes."""
+        """Report that `done` items of the total are finished, with a short note."""
 
 
 class RunLog:
     """The records of one run of one command.
 
     Attributes:
-        workdir: the working directory; made if needed.
+        workdir: the working directory; created if needed.
         command: the command's name.
-        logger: a structlog logger that names the command in every line.
+        logger: a structlog logger that adds the command to every line.
 
     Args:
-        workdir: where metrics and manifest go.
+        workdir: folder of metrics and manifest.
         command: the command's name; names the metrics file.
         config: the command's configuration, a dataclass; recorded with every artefact.
     """
@@ -87,12 +87,12 @@ class RunLog:
     def metrics(self, *, step: int, series: str = "", **values: Any) -> None:
         """Append one line to the metrics.
 
-        The first line of a process decides what stays of an earlier run, see `MetricsFile`.
+        The first line of a process decides which lines of an earlier run are kept, see `MetricsFile`.
 
         Args:
-            step: the step that the values belong to; does not fall within a series.
-            series: a file of its own, for a command that runs several trainings, such as one a task.
-            values: numbers, texts, lists and mappings of these; numbers of torch and numpy too.
+            step: the step of the values; must not decrease within a series.
+            series: name of a separate file, for a command that runs several trainings, such as one per task.
+            values: numbers (also of torch and numpy), texts, and lists and mappings of these.
         """
         name = f"{self.command}.{series}" if series else self.command
         if name not in self._metrics:
@@ -101,7 +101,7 @@ class RunLog:
 
     @contextmanager
     def progress(self, what: str, *, total: int, every: float = PROGRESS_SECONDS) -> Iterator[Progress]:
-        """Show the progress of a piece of work: a bar on a terminal, else a line every so many seconds."""
+        """Show progress: a bar on a terminal, else a log line every `every` seconds."""
         if sys.stderr.isatty():
             columns = (
                 TextColumn("{task.description}"),
@@ -125,19 +125,19 @@ class RunLog:
         seconds: float | None = None,
         **details: Any,
     ) -> None:
-        """Write into `{workdir}/artefacts.json` what made an artefact.
+        """Record the provenance of an artefact in `{workdir}/artefacts.json`.
 
         Args:
-            path: the file or folder, which must be complete by now.
-            kind: what it is; by default the path's last part.
-            base_revision: which weights of the base it was made with.
-            data_digest: digest of the data it was made from, see `training.tasks.format.tasks_digest`.
-            seconds: how long it took; by default the time since the last artefact, or since the start.
-            details: more to record, as JSON knows it.
+            path: the file or folder, already complete.
+            kind: its kind; by default the path's last part.
+            base_revision: revision of the base's weights.
+            data_digest: digest of the data, see `training.tasks.format.tasks_digest`.
+            seconds: time it took; by default the time since the last artefact, or since the start.
+            details: further JSON values to record.
 
         Raises:
-            FileNotFoundError: there is nothing at `path`.
-            CacheMismatchError: the working directory has an `artefacts.json` of another kind.
+            FileNotFoundError: `path` does not exist.
+            CacheMismatchError: the existing `artefacts.json` is not a manifest of this version.
         """
         if not Path(path).exists():
             raise FileNotFoundError(f"{path}: cannot be recorded as an artefact before it is written")
@@ -166,7 +166,7 @@ class RunLog:
 
 
 def set_up_logging() -> None:
-    """Send structlog's lines to stderr: coloured text on a terminal, one JSON object a line elsewhere."""
+    """Send structlog's lines to stderr: coloured text on a terminal, one JSON object per line elsewhere."""
     terminal = sys.stderr.isatty()
     renderer = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
     structlog.configure(
@@ -184,7 +184,7 @@ def set_up_logging() -> None:
 
 @cache
 def code_version() -> str:
-    """Version of the installed package; `unknown` where it runs without having been installed."""
+    """Version of the installed package; `unknown` if it is not installed."""
     try:
         return version("llgbm")
     except PackageNotFoundError:
@@ -193,7 +193,7 @@ def code_version() -> str:
 
 @cache
 def git_commit() -> str | None:
-    """Commit of the clone that this file is in, with `+changes` where files differ from it, or None."""
+    """Commit of this clone, with `+changes` if tracked files were changed; None outside a clone."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return None
@@ -208,7 +208,7 @@ def git_commit() -> str | None:
 
 
 class _StderrLogger:
-    """Writes to what `sys.stderr` is at that moment, so that a progress bar can print lines above itself."""
+    """Looks up `sys.stderr` at every line, because a progress bar replaces it to print lines above itself."""
 
     def msg(self, message: str) -> None:
         print(message, file=sys.stderr, flush=True)
@@ -233,7 +233,7 @@ class _LoggedProgress:
 
     def update(self, done: int, note: str = "") -> None:
         now = time.monotonic()
-        if self._start is None:  # a resumed run starts in the middle; its rate is measured from there
+        if self._start is None:  # a resumed run starts in the middle, so its rate is measured from there
             self._start = (self._last, done - 1)
         if now - self._last < self._every and done < self._total:
             return

@@ -1,7 +1,7 @@
-"""Keeps memory that tensors have freed, so that the next tensors need not ask the system for it again.
+"""Makes glibc keep freed memory for the next tensors.
 
-A step makes thousands of tensors of a few MB and lets them go. glibc gives each such block back to the system at once,
-which then has to clear the pages of the next one: about a quarter of a training step (see `docs/PERFORMANCE.md`).
+A step allocates and frees thousands of tensors of a few MB. By default glibc returns each such block to the system at
+once, and the system clears the pages of the next one. This takes a quarter of a training step (`docs/PERFORMANCE.md`).
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ import ctypes
 import platform
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+# M_MMAP_MAX 0: allocate from the heap, never with mmap. M_TRIM_THRESHOLD: never shrink the heap. M_TOP_PAD: grow it by
+# 256 MiB at a time.
 _MOST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc's allocator to keep what is freed, for the rest of this process.
+    """Configure glibc's allocator to keep freed memory for the rest of this process.
 
     Returns:
-        Whether it was told; other C libraries are left as they are.
+        Whether this worked; other C libraries are left unchanged.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -1,7 +1,7 @@
-"""Metrics as JSON lines: appended line by line, continued after a stop, strict JSON for any reader.
+"""Metrics as strict JSON lines, appended line by line and continued after a stop.
 
-One object a line with `step`, `time` (seconds since the epoch) and the values. A number that JSON does not
-have is written as the text "NaN", "Infinity" or "-Infinity", and `read_metrics` turns it back.
+Each line is an object with `step`, `time` (seconds since the epoch) and the values. A number that JSON cannot represent
+is written as the text "NaN", "Infinity" or "-Infinity"; `read_metrics` converts it back.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 class MetricsFile:
     """An append-only file of metrics.
 
-    The first line that a process writes decides what stays of an earlier run: lines of earlier steps are
-    kept, since the run goes on from there; lines of this step and later ones are dropped, since they are
-    made again. If nothing is kept, the old file is set aside as `NAME.N.jsonl`.
+    The first line that a process writes decides which lines of an earlier run stay. Lines of earlier steps are kept,
+    since the run resumes after them. Lines of this and later steps are dropped, since they are written again. If no
+    line is kept, the old file is renamed to `NAME.N.jsonl`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,7 +30,7 @@ class MetricsFile:
         self._file: IO[str] | None = None
 
     def append(self, step: int, values: dict[str, Any]) -> None:
-        """Write one line and hand it to the operating system."""
+        """Write one line and flush it."""
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _keep_earlier(self.path, step)
@@ -40,7 +40,7 @@ class MetricsFile:
         self._file.flush()
 
     def close(self) -> None:
-        """Close the file; another `append` opens it again as a new process would."""
+        """Close the file; the next `append` opens it again as a new process would."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -50,7 +50,7 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
     """The lines of a metrics file in order. A last line that was cut off by a crash is left out.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: a line before the last is not JSON.
     """
     lines = Path(path).read_text(encoding="utf-8").split("\n")
@@ -69,7 +69,7 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
 
 
 def read_steps(path: Path | str) -> list[dict[str, Any]]:
-    """Those lines of `read_metrics` that are of training steps, and not of checks between them."""
+    """The lines of `read_metrics` from training steps, without those of checks."""
     return [line for line in read_metrics(path) if "loss" in line]
 
 
@@ -84,7 +84,7 @@ def _keep_earlier(path: Path, step: int) -> None:
 
 
 def _step_of(line: str) -> float:
-    """The step of a line; infinity for one that is torn, so that it counts as not written."""
+    """The step of a line; infinity for a damaged line, so that it is dropped."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
@@ -92,7 +92,7 @@ def _step_of(line: str) -> float:
 
 
 def _jsonable(value: Any) -> Any:
-    if hasattr(value, "item"):  # a number of torch or numpy
+    if hasattr(value, "item"):  # a torch or numpy number
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

@@ -1,9 +1,9 @@
-"""Several processes that train one generator: joined by accelerate, started by torch's launcher.
+"""Data-parallel training of one generator in several processes, with accelerate and torch's launcher.
 
     python -m torch.distributed.run --standalone --nproc-per-node 2 -m training fit --config FILE
 
-`fit` sees from its environment that it is one of several, takes its share of every batch, and the first process writes
-what a single one would write: the same metrics, state and artefact.
+`fit` reads from its environment that it is one of several processes, and takes its share of every batch. The first
+process writes the same metrics, state and artefact as a single process would.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from llgbm.errors import ConfigError
 
 
 class AccelerateGroup:
-    """The processes that a launcher has started, as `llgbm.training.train` takes them."""
+    """The processes started by a launcher, as the process group of `llgbm.training.train`."""
 
     def __init__(self) -> None:
-        self._accelerator = Accelerator(cpu=True)  # where a fit's tensors are, GPU or not
+        self._accelerator = Accelerator(cpu=True)  # a fit's tensors are on the CPU, also on a machine with a GPU
 
     @property
     def rank(self) -> int:
@@ -33,30 +33,30 @@ class AccelerateGroup:
 
     @property
     def size(self) -> int:
-        """How many processes there are."""
+        """Number of processes."""
         return int(self._accelerator.num_processes)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes; `tensor` itself is left alone."""
+        """The sum over all processes; `tensor` itself is unchanged."""
         total: Tensor = self._accelerator.reduce(tensor.detach().clone(), reduction="sum")
         return total
 
     def close(self) -> None:
-        """Wait for the others, then leave: a process that ends while others still talk to it may abort."""
+        """Wait for all processes, then leave the group; leaving while others communicate may abort the process."""
         self._accelerator.wait_for_everyone()
         self._accelerator.end_training()
 
 
 def process_group() -> AccelerateGroup | None:
-    """The group that this process belongs to, by the launcher's variable WORLD_SIZE; None if it runs alone."""
+    """The group of this process, according to the launcher's variable WORLD_SIZE; None if it runs alone."""
     return AccelerateGroup() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
 
 
 def launch(words: Sequence[str], processes: int) -> None:
-    """Run `python -m training WORDS` in so many processes of this machine, and wait for them.
+    """Run `python -m training WORDS` in `processes` processes on this machine, and wait for them.
 
     Raises:
-        ConfigError: they failed; the message ends with the last lines that they wrote.
+        ConfigError: they failed; the message ends with the last lines of their stderr.
     """
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "training"]
     threads = max(1, torch.get_num_threads() // processes)

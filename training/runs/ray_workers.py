@@ -1,8 +1,7 @@
-"""Ray does the work of `training.runs.fan_out`: one Ray task for an item, on whichever machine has room.
+"""The Ray workers of `training.runs.fan_out`: one Ray task per item, on any machine with free resources.
 
-Ray keeps the worker processes of a run and gives them one task after the other, so the base is loaded once in each of
-them. Ray runs a task again if its process or its machine was lost (`max_retries`); an error of the work itself is not
-tried again, since it would be the same.
+Ray reuses the worker processes of a run, so each of them loads the base once. Ray retries a task if its process or its
+machine was lost (`max_retries`). An error of the work itself is not retried, since it would occur again.
 """
 
 from __future__ import annotations
@@ -26,25 +25,25 @@ from llgbm.linears.frozen_linear import Storage
 from training.runs.workers import Item, RayTask, Result, WorkerLostError
 
 _AHEAD = 2
-"""Tasks that are handed to Ray for each that can run, so that no worker waits for the next one."""
+"""Tasks submitted to Ray per task that can run at once, so that no worker waits for the next task."""
 
 
 class RayWorkers:
     """The workers of the cluster that this process is connected to.
 
     Args:
-        base: as loaded here; a worker that finds other weights under its name refuses to work.
-        name, storage: with which workers load it.
+        base: the base of this process; a worker that loads other weights under its name raises an error.
+        name, storage: arguments with which workers load the base.
     """
 
     def __init__(self, task: RayTask, base: Base, name: str, storage: Storage) -> None:
         self._task, self._slots = task, _slots(task)
-        # a worker's working folder may be another one
+        # absolute, because a worker may have another working directory
         place = str(Path(name).expanduser().resolve()) if Path(name).expanduser().is_dir() else name
         self._base = (place, storage, base.revision)
 
     def map(self, work: Callable[[Base, Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
-        """See `training.runs.workers.Workers`; results come in the order in which they are ready."""
+        """See `training.runs.workers.Workers`; results come in the order of completion."""
         run: Any = ray.remote(_run).options(
             num_cpus=self._task.cpus, memory=self._task.memory or None, max_retries=self._task.retries
         )
@@ -74,12 +73,12 @@ class RayWorkers:
 
 @contextmanager
 def ray_workers(address: str, task: RayTask, base: Base, name: str, storage: Storage) -> Iterator[RayWorkers]:
-    """Workers of a cluster, which is left, or stopped if it was started for this, at the end of the block.
+    """Workers of a cluster. At the end of the block, a `local` cluster is stopped, and any other is disconnected.
 
-    A process that has connected itself to Ray before stays connected, and its cluster is the one that works.
+    If this process is connected to Ray already, its cluster is used, and it stays connected.
 
     Raises:
-        ConfigError: there is no such cluster, or no machine of it is large enough for a task.
+        ConfigError: there is no such cluster, or none of its machines is large enough for a task.
     """
     mine = not ray.is_initialized()
     if mine:
@@ -96,18 +95,18 @@ def _connect(address: str) -> None:
         raise ConfigError(f"ray: {address!r} is neither auto, local nor an address such as 10.0.0.5:6379")
     options: dict[str, Any] = {}
     if address == "local":
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a private cluster reports to nobody
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry from a private cluster
         options["include_dashboard"] = False
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except ConnectionError as error:
         raise ConfigError(
-            f"ray: no cluster at {address!r}; start one with `ray start --head`, or take local"
+            f"ray: no cluster at {address!r}; start one with `ray start --head`, or set ray=local"
         ) from error
 
 
 def _slots(task: RayTask) -> int:
-    """Tasks that the machines can run at once, by their processors."""
+    """Number of tasks that the machines can run at once, by their processors."""
     processors = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
     slots = sum(int(count // task.cpus) for count in processors)
     if not slots:
@@ -122,12 +121,12 @@ def _result(reference: Any, task: RayTask) -> Any:
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        raise (error.cause or error) from None  # what the work raised, without the worker's stack in its text
+        raise (error.cause or error) from None  # the original error, without the worker's traceback in its text
     except ray.exceptions.RayError as error:
         raise WorkerLostError(
-            f"a task was given up after {task.retries} retries, its worker was lost each time "
-            f"({type(error).__name__}); look at memory first (ray_task.memory, ray_task.cpus), "
-            "then run the command again: it goes on from here"
+            f"a task was given up after {task.retries} retries, because its worker was lost each time "
+            f"({type(error).__name__}); check the memory first (ray_task.memory, ray_task.cpus), "
+            "then run the command again to resume"
         ) from error
 
 
@@ -139,7 +138,7 @@ def _loaded(name: str, storage: Storage) -> Base:
 def _run(
     work: Callable[[Base, Item], Result], item: Item, name: str, storage: Storage, revision: str, threads: int
 ) -> tuple[Result, str]:
-    """In a worker: the result, and which worker it is from."""
+    """Runs in a worker; returns the result and the worker's name."""
     torch.set_num_threads(threads)
     base = _loaded(name, storage)
     worker = f"{ray.util.get_node_ip_address()}/{os.getpid()}"

@@ -1,7 +1,7 @@
-"""Result files: `{workdir}/results/{name}.json`, one for each command, with the command line that makes it again.
+"""Result files: `{workdir}/results/{name}.json`, one for each command, with the command line that reproduces it.
 
-Every file is one JSON object with `command`, `made_at` and what the command found. The report and the documents
-read them.
+Every file is one JSON object with `command`, `made_at` and the values of the result. The report and the documents are
+made from them.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ from training.runs.log import RunLog
 
 FOLDER = "results"
 NAMED = ("checkpoint", "output")
-"""Values that a recorded command line names even if they are the default."""
+"""Settings that a recorded command line always names, even with their default value."""
 
 
 def command_of(command: str, config: Any) -> str:
-    """The command line that gives `config`: every value that differs from its default.
+    """The command line for `config`: every value that differs from its default, quoted for a POSIX shell.
 
-    The generator that is read and the file that is written are named in any case, since what stands at their default
-    places changes. The words between are as `training.cli.command_line` reads them, quoted for a POSIX shell.
+    The settings in `NAMED` are always included, because the files at their default paths change over time.
     """
     mine, default = to_dict(config), to_dict(type(config)())
     words = ["python", "-m", "training", command]
@@ -42,13 +41,13 @@ def command_of(command: str, config: Any) -> str:
 
 
 def write_result(log: RunLog, name: str, config: Any, found: Mapping[str, Any], **record: Any) -> Path:
-    """Write a result whole or not at all, and record it as an artefact.
+    """Write a result atomically, and record it as an artefact.
 
     Args:
-        log: of the command that found it.
+        log: log of the command.
         config: the command's configuration, for the command line.
-        found: what was found, as JSON knows it; no NaN.
-        record: more for `RunLog.record_artefact`, such as the base's revision.
+        found: the JSON values of the result, without NaN.
+        record: further arguments of `RunLog.record_artefact`, such as the base's revision.
 
     Returns:
         The file.
@@ -65,28 +64,28 @@ def read_result(path: Path) -> dict[str, Any]:
     """One result.
 
     Raises:
-        TaskFormatError: the file is missing, torn, or no result.
+        TaskFormatError: the file is missing, damaged, or not a result.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise TaskFormatError(f"{path}: cannot be read as a result: {error}; make it again with its command") from error
     if not isinstance(data, dict) or not isinstance(data.get("command"), str):
-        raise TaskFormatError(f"{path}: is not a result, which names the command that made it")
+        raise TaskFormatError(f"{path}: is not a result, because it does not name the command that made it")
     return data
 
 
 def read_results(workdir: Path) -> dict[str, dict[str, Any]]:
-    """All results of a working directory by name, in order of name.
+    """All results of a working directory by name, sorted by name.
 
     Raises:
-        TaskFormatError: a file is torn or no result.
+        TaskFormatError: a file is damaged or not a result.
     """
     return {path.stem: read_result(path) for path in sorted((workdir / FOLDER).glob("*.json"))}
 
 
 def cached_result(path: Path, made_with: Fingerprint, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """What `make` gives, now or in an earlier run with the same fingerprint."""
+    """The result of `make`, from the file if it has the same fingerprint."""
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_text("utf-8"))
         if found.get("fingerprint") == made_with.digest:
@@ -105,7 +104,7 @@ def _at(tree: Mapping[str, Any], path: str) -> Any:
 
 
 def _text(value: Any) -> str:
-    """As an override: lists and texts that could be read as something else in YAML's flow form."""
+    """A value as text for an override; lists and ambiguous texts are in YAML's flow style."""
     if value is None:
         return "none"
     if isinstance(value, bool):

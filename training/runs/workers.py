@@ -1,4 +1,4 @@
-"""Who does independent pieces of work on one frozen base: the protocol, and the one that does them in this process."""
+"""The protocol of workers for independent work items on one frozen base, and its implementation in this process."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ Result = TypeVar("Result")
 
 
 class WorkerLostError(LLGBMError):
-    """A piece of work was given up, since its workers were lost one after the other."""
+    """A work item was given up, because its worker was lost at every try."""
 
 
 class Workers(Protocol):
-    """Whoever does the work."""
+    """Applies a function to items."""
 
     def map(self, work: Callable[[Base, Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
-        """Do `work(base, item)` for every item.
+        """Call `work(base, item)` for every item.
 
         Args:
-            work: a function of a module, or a `functools.partial` of one; it, items and results may be pickled.
-            items: taken as there is room for them, so they may be made on the way.
+            work: a module-level function, or a `functools.partial` of one; it, items and results must be picklable.
+            items: consumed lazily, so they may be generated on the fly.
 
         Yields:
-            Each item with its result, in the order in which they are finished.
+            Each item with its result, in the order of completion.
 
         Raises:
-            WorkerLostError: the retries of a piece of work are used up.
-            Exception: what `work` raised, as it is.
+            WorkerLostError: the retries of an item are used up.
+            Exception: an error of `work`, unchanged.
         """
         ...
 
 
 class ThisProcess:
-    """The work is done here, one item after the other."""
+    """Does the work in this process, one item after the other."""
 
     def __init__(self, base: Base) -> None:
         self._base = base
@@ -51,14 +51,14 @@ class ThisProcess:
 
 @dataclass(frozen=True)
 class RayTask:
-    """What one task reserves on its machine, and how often it is tried; without effect unless `ray` is set."""
+    """Resources that one task reserves, and its retries; no effect unless `ray` is set."""
 
     cpus: float = 1.0
-    """Processors that a task reserves; torch uses as many threads, at least one."""
+    """Processors that a task reserves; torch uses the same number of threads, at least one."""
     memory: int = 0
-    """Bytes of memory that a task reserves; 0 reserves none. A worker holds a whole base, that of 0.5B has 2 GB."""
+    """Bytes of memory that a task reserves; 0 reserves none. Each worker loads the whole base (0.5B: 2 GB)."""
     retries: int = 3
-    """How often a task is run again after its worker or its machine was lost."""
+    """Number of retries after a task's worker or machine was lost."""
 
     def __post_init__(self) -> None:
         if self.cpus <= 0 or self.memory < 0 or self.retries < 0:

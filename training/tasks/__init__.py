@@ -1,1 +1,1 @@
-"""Tasks: their file format, readers of other formats, procedural tasks, the training set."""
+"""Tasks: file format, readers of other formats, procedural tasks, and the training set."""

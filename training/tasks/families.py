@@ -1,12 +1,12 @@
-r"""Family files: several tasks on the same inputs, so that only the description tells the answers apart.
+r"""Family files: several tasks on the same inputs, so that only the description determines the answer.
 
-A family file is text named `{family}.txt`, a head and rows, parted by a line `---`:
+A family file is a text file `{family}.txt` with a head and rows, separated by a line `---`:
 
     family: parcel_updates
     category: logistics
     task: status
-    labels: delayed, delivered             only where the answers are a closed set
-    exact: no                              several answers are right: trained on, measured by log-likelihood alone
+    labels: delayed, delivered             only if the answers are a closed set
+    exact: no                              several answers are right: measured only by log-likelihood
     d: Name the status: delayed or delivered.
     d: ...
     task: town
@@ -14,14 +14,14 @@ A family file is text named `{family}.txt`, a head and rows, parted by a line `-
     ---
     input || answer of the first task || answer of the second ...
 
-A `-` in place of an answer leaves the row out of that task; `\n` is a line break. The last `TEST_ROWS` rows are test
+A `-` instead of an answer excludes the row from that task; `\n` is a line break. The last `TEST_ROWS` rows are test
 rows. Each task becomes a `Task` with the id `{family}.{task}`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,7 +40,7 @@ _MIN_TRAIN_ROWS = 10
 
 @dataclass
 class _Head:
-    """What the head of a file says of one task."""
+    """One task in the head of a file."""
 
     name: str
     labels: tuple[str, ...] | None = None
@@ -49,15 +49,18 @@ class _Head:
     descriptions: list[str] = field(default_factory=list)
 
 
-def load_families(folder: Path | str, names: Sequence[str] | None = None) -> list[Task]:
+def load_families(
+    folder: Path | str, names: Sequence[str] | None = None, *, without: Collection[str] = ()
+) -> list[Task]:
     """The tasks of all family files (`*.txt`) of a folder, sorted by family, in the order of each file.
 
     Args:
         folder: subfolders are not read.
         names: only these families; None for all.
+        without: families to leave out; those that are not there do not matter.
 
     Raises:
-        TaskFormatError: there is no such folder, no such family or no family file, or a file is refused.
+        TaskFormatError: the folder or a family does not exist, there are no family files, or a file is invalid.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -68,7 +71,7 @@ def load_families(folder: Path | str, names: Sequence[str] | None = None) -> lis
     if unknown := [name for name in names or () if name not in paths]:
         raise TaskFormatError(f"{folder}: no family {unknown[0]!r}; it holds {len(paths)} others")
     wanted = paths if names is None else sorted(set(names))
-    return [task for name in wanted for task in load_family(paths[name])]
+    return [task for name in wanted if name not in without for task in load_family(paths[name])]
 
 
 def load_family(path: Path | str) -> list[Task]:
@@ -98,7 +101,7 @@ def _tasks(text: str, stem: str) -> Iterator[Task]:
     rows = list(_read_rows(below, len(heads), first_line=above.count("\n") + 3))
     inputs = Counter(row[0] for row in rows)
     if repeated := [text for text, count in inputs.items() if count > 1]:
-        raise TaskFormatError(f"rows: the input {repeated[0][:60]!r} stands twice")
+        raise TaskFormatError(f"rows: duplicate input {repeated[0][:60]!r}")
     for column, head in enumerate(heads, start=1):
         train, test = (
             tuple(Example(row[0], row[column]) for row in part if row[column] != _LEFT_OUT)
@@ -150,7 +153,7 @@ def _read_head(text: str) -> tuple[str, str, list[_Head]]:
         else:
             raise TaskFormatError(
                 f"line {number}: {key!r} does not belong there; a head has family, category, then tasks, "
-                "each with d and maybe labels, category, exact (yes or no)"
+                "each with d and optionally labels, category, exact (yes or no)"
             )
     if missing := [key for key in ("family", "category") if key not in named]:
         raise TaskFormatError(f"{missing[0]}: the line is missing")
@@ -167,6 +170,6 @@ def _read_rows(text: str, num_tasks: int, *, first_line: int) -> Iterator[list[s
         cells = [cell.strip() for cell in line.split(_SEPARATOR)]
         if len(cells) != num_tasks + 1 or not all(cells):
             raise TaskFormatError(
-                f"line {number}: needs an input and {num_tasks} answers, parted by ' || ' and none empty: {line[:60]!r}"
+                f"line {number}: needs an input and {num_tasks} answers, separated by ' || ', none empty: {line[:60]!r}"
             )
         yield [cell.replace("\\n", "\n") for cell in cells]

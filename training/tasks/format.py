@@ -1,16 +1,15 @@
-"""The task file format: what a task is, and strict reading and writing of its JSON files.
+"""The task file format: the `Task` class, and strict reading and writing of its JSON files.
 
 A task file is one JSON object named `{task_id}.json`:
 
     {"task_id", "category", "source", "licence",
-     "descriptions": [...],                  what a user would write, the plainest first
+     "descriptions": [...],                  wordings a user would write, the plainest first
      "metric": "exact_match" | "exact_match_any" | "log_likelihood",
      "label_set": [...] or null,
      "train": [{"input", "output"}, ...], "test": [...]}     rows may carry "alternatives": [...]
 
-Alternatives count as right wherever a row carries them; the metric says in short whether to expect any.
-The keys in `OPTIONAL_KEYS` are allowed and not read. All other keys are refused, and so is a task whose test
-rows stand in its training rows: a `Task` that exists keeps every promise of its docstring.
+Alternatives of a row always count as right; the metric only tells whether to expect any. The keys in `OPTIONAL_KEYS`
+are allowed and ignored. All other keys are refused, and so is a task whose test inputs occur in its training rows.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ REQUIRED_KEYS = (
 )  # fmt: skip
 OPTIONAL_KEYS = ("n_own_descriptions", "description_source", "note")
 UNSEEN_SHARE = 4
-"""One description in this many is held back from training."""
+"""One in this many descriptions is held back from training."""
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row: an input, the output to give, and other outputs that count as right too."""
+    """One row: an input, its output, and other outputs that also count as right."""
 
     input: str
     output: str
@@ -48,33 +47,32 @@ class Example:
 
     @property
     def accepted(self) -> tuple[str, ...]:
-        """Every output that counts as right, the one to train on first, none twice."""
+        """All outputs that count as right, without duplicates; the first one is trained on."""
         return tuple(dict.fromkeys((self.output, *self.alternatives)))
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task: what it is called in plain words, and rows to train on and to measure on.
+    """A task: its descriptions, training rows and test rows.
 
     Attributes:
         task_id: letters, digits and `._-`; names the task's file and its folder in a working directory.
         category: the kind of task, such as `sentiment`.
-        source: where the rows come from.
-        licence: the licence of the rows.
-        descriptions: wordings of the task, at least one, none twice, whatever its case and white space.
-        metric: `exact_match`, or `exact_match_any` where many rows have alternatives; `log_likelihood` where more
-            answers are right than any row could list.
-        label_set: every output there is, for a task with labels; None for a task with free answers.
-        train: rows to train on.
-        test: rows to measure on; no input of them stands in `train`.
-        more_descriptions: wordings to train on that are not in the task's file, see `with_more_wordings`; none of them
-            is one of `descriptions`.
+        source: origin of the rows.
+        licence: licence of the rows.
+        descriptions: wordings of the task; at least one, and all different in more than case and white space.
+        metric: `exact_match`; `exact_match_any` if many rows have alternatives; `log_likelihood` if the right answers
+            are too many to list.
+        label_set: all possible outputs of a task with labels; None for free answers.
+        train: training rows.
+        test: test rows; their inputs do not occur in `train`.
+        more_descriptions: additional wordings to train on, different from `descriptions`, see `with_more_wordings`.
         held_back_by_others: wordings that are not trained on because another task holds them back, see
             `without_held_back`.
-        family: tasks of one family share their inputs; None for a task without sisters.
+        family: tasks of one family share their inputs; None for a task without family.
 
     Raises:
-        TaskFormatError: one of these promises does not hold; the message starts with the key.
+        TaskFormatError: one of these conditions does not hold; the message starts with the key.
     """
 
     task_id: str
@@ -94,7 +92,7 @@ class Task:
         if not _ID.fullmatch(self.task_id):
             raise TaskFormatError(
                 f"task_id: {self.task_id!r} names files: it must start with a letter or digit "
-                "and go on with letters, digits, '.', '_' or '-'"
+                "and continue with letters, digits, '.', '_' or '-'"
             )
         if self.metric not in METRICS:
             raise TaskFormatError(f"metric: {self.metric!r} is not one of {', '.join(METRICS)}")
@@ -107,12 +105,12 @@ class Task:
         first_at: dict[str, int] = {}
         for i, text in enumerate((*self.descriptions, *self.more_descriptions)):
             if not text.strip():
-                raise TaskFormatError(f"descriptions[{i}]: holds only white space")
+                raise TaskFormatError(f"descriptions[{i}]: contains only white space")
             j = first_at.setdefault(folded(text), i)
             if j != i:
                 raise TaskFormatError(
-                    f"descriptions[{i}]: says the same as descriptions[{j}] ({text!r}); a wording that "
-                    "stands twice could be trained on and counted as unseen"
+                    f"descriptions[{i}]: is the same as descriptions[{j}] ({text!r}); a duplicate wording "
+                    "could be trained on and counted as unseen"
                 )
 
     def _check_rows(self) -> None:
@@ -120,33 +118,33 @@ class Task:
         for key, rows in (("train", self.train), ("test", self.test)):
             for i, row in enumerate(rows):
                 if not row.input.strip() or not row.output.strip():
-                    raise TaskFormatError(f"{key}[{i}]: input and output must hold more than white space")
+                    raise TaskFormatError(f"{key}[{i}]: input and output must contain more than white space")
                 if labels is not None and row.output not in labels:
                     raise TaskFormatError(f"{key}[{i}].output: {row.output!r} is not in label_set")
         shared = {row.input for row in self.train} & {row.input for row in self.test}
         if shared:
             raise TaskFormatError(
-                f"test: {len(shared)} inputs stand in train too, for example {min(shared)!r}; "
-                "take them out of one of the two, or accuracy counts what was learnt by heart"
+                f"test: {len(shared)} inputs also occur in train, for example {min(shared)!r}; "
+                "remove them from one of the two, or accuracy would measure memorised rows"
             )
 
     @property
     def seen_descriptions(self) -> tuple[str, ...]:
-        """The wordings to train on: all but the last quarter. Empty for a task with a single wording."""
+        """The wordings to train on: all but the last quarter, and `more_descriptions`. Empty for a single wording."""
         wordings = self.descriptions[: -self._num_unseen] + self.more_descriptions
         return tuple(text for text in wordings if text not in self.held_back_by_others)
 
     @property
     def seen_in_file(self) -> tuple[str, ...]:
-        """Those of `seen_descriptions` that stand in the task's file, which come first."""
+        """The `seen_descriptions` that are in the task's file; they come first."""
         return tuple(text for text in self.seen_descriptions if text in self.descriptions)
 
     @property
     def unseen_descriptions(self) -> tuple[str, ...]:
-        """The wordings held back: the last quarter, rounded down, and at least one.
+        """The held-back wordings: the last quarter, rounded down, and at least one.
 
-        The wording of a task that has only one is held back too. Such a task can be measured, but not trained
-        on: a generator that saw the only wording could not be measured on an unseen one.
+        A single wording is held back too. Such a task can be measured but not trained on, since otherwise no unseen
+        wording would be left to measure with.
         """
         return self.descriptions[-self._num_unseen :]
 
@@ -172,10 +170,10 @@ class Task:
 def load_task(path: Path | str) -> Task:
     """Read one task file.
 
-    A description that stands twice in a file is kept once, at its first place.
+    Of duplicate descriptions, the first is kept.
 
     Raises:
-        TaskFormatError: the file is not there, is not JSON or breaks the format; it names file and key.
+        TaskFormatError: the file is missing, is not JSON or breaks the format; the message names file and key.
     """
     path = Path(path)
     try:
@@ -197,11 +195,11 @@ def load_tasks(folder: Path | str, ids: Sequence[str] | None = None) -> list[Tas
     """Read the task files of a folder, sorted by id.
 
     Args:
-        folder: holds `*.json` task files; subfolders are not read.
-        ids: the tasks to read; None means all of them.
+        folder: contains `*.json` task files; subfolders are not read.
+        ids: the tasks to read; None reads all.
 
     Raises:
-        TaskFormatError: no such folder, no task files in it, an unknown id, or a file that is refused.
+        TaskFormatError: the folder or an id does not exist, there are no task files, or a file is invalid.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -219,13 +217,13 @@ def load_tasks(folder: Path | str, ids: Sequence[str] | None = None) -> list[Tas
 
 
 def with_more_wordings(tasks: Sequence[Task], path: Path) -> list[Task]:
-    """The tasks with the wordings of a file to train on beside their own; those held back stay what they are.
+    """The tasks with additional wordings to train on from a file; the held-back wordings do not change.
 
     Args:
-        path: a JSON object of lists of wordings by task id; tasks that are not asked for may be in it.
+        path: a JSON object of lists of wordings by task id; it may contain other tasks too.
 
     Raises:
-        TaskFormatError: the file is unreadable or of another form, or a wording is one of the task's own.
+        TaskFormatError: the file is unreadable or has another format, or a task has a wording already.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -245,9 +243,9 @@ def with_more_wordings(tasks: Sequence[Task], path: Path) -> list[Task]:
 
 
 def without_held_back(tasks: Sequence[Task]) -> list[Task]:
-    """The tasks, none of which is trained on a wording that another of them holds back, whatever case and white space.
+    """The tasks without training wordings that another task holds back; case and white space are ignored.
 
-    Two tasks may be called alike; each could still be measured only on what no task was trained on.
+    Two tasks may have the same wording. A held-back wording must not be trained on by any task.
     """
     held_back = {folded(text) for task in tasks for text in task.unseen_descriptions}
     return [
@@ -257,13 +255,13 @@ def without_held_back(tasks: Sequence[Task]) -> list[Task]:
 
 
 def save_task(folder: Path | str, task: Task) -> Path:
-    """Write a task file, whole or not at all.
+    """Write a task file atomically.
 
     Returns:
         The file, `{folder}/{task_id}.json`.
 
     Raises:
-        TaskFormatError: there is a file of this name with another content; it is left as it is.
+        TaskFormatError: a file of this name has other content; it is not changed.
     """
     folder = Path(folder)
     path = folder / f"{task.task_id}.json"
@@ -275,14 +273,14 @@ def save_task(folder: Path | str, task: Task) -> Path:
 
 
 def evenly(tasks: Sequence[Task], count: int) -> list[Task]:
-    """At most `count` of the tasks, spread over all of them."""
+    """At most `count` of the tasks, evenly spaced."""
     if count >= len(tasks):
         return list(tasks)
     return [tasks[i * (len(tasks) - 1) // max(1, count - 1)] for i in range(count)]
 
 
 def tasks_digest(tasks: Sequence[Task]) -> str:
-    """The first 16 hex digits of the sha256 of tasks with all rows; the order of the tasks does not matter."""
+    """The first 16 hex digits of the sha256 of tasks with all rows; independent of the tasks' order."""
     digest = hashlib.sha256()
     for task in sorted(tasks, key=lambda task: task.task_id):
         content = task.to_dict()
@@ -300,12 +298,12 @@ def _unknown(task_id: str, known: list[str]) -> str:
 
 
 def folded(text: str) -> str:
-    """A wording without what makes it no other one: case and white space."""
+    """A wording with case and white space normalised, for comparison."""
     return " ".join(text.split()).casefold()
 
 
 def unique_descriptions(texts: Sequence[str]) -> tuple[str, ...]:
-    """The texts without those that differ from an earlier one only in case or white space."""
+    """The texts without duplicates; case and white space are ignored."""
     first: dict[str, str] = {}
     for text in texts:
         first.setdefault(folded(text), text)
@@ -343,7 +341,7 @@ def _row(value: object, key: str) -> Example:
     row = _mapping(value, key)
     extra = sorted(set(row) - {"input", "output", "alternatives"})
     if extra:
-        raise TaskFormatError(f"{key}.{extra[0]}: unknown key; a row has input, output and maybe alternatives")
+        raise TaskFormatError(f"{key}.{extra[0]}: unknown key; a row has input, output and optionally alternatives")
     return Example(
         _text(row.get("input"), f"{key}.input"),
         _text(row.get("output"), f"{key}.output"),

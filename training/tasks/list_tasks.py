@@ -1,4 +1,4 @@
-"""`python -m training tasks`: lists task files in a table, writes their index, and makes task files on request."""
+"""`python -m training tasks`: lists task files in a table, writes their index, and optionally writes task files."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ class Config:
     """Settings of the list of tasks."""
 
     folder: Path = Path("tasks/train")
-    """Folder of task files; made when something is written to it."""
+    """Folder of task files; created if tasks are written to it."""
     ids: tuple[str, ...] = ()
-    """Only these tasks; empty for all in the folder."""
+    """Only these tasks; empty lists all in the folder."""
     workdir: Path = Path("runs")
-    """Where `tasks.tsv`, the index, goes."""
+    """Folder of the index `tasks.tsv`."""
     synthetic: int = 0
-    """Write so many procedural tasks into the folder first; they need no download."""
+    """Number of procedural tasks to write to the folder first; they need no download."""
     families: tuple[str, ...] = ()
-    """Families of procedural tasks; empty for all."""
+    """Families of procedural tasks; empty uses all."""
     seed: int = 0
-    """Seed of the procedural tasks."""
+    """Random seed of the procedural tasks."""
     founding: tuple[Path, ...] = ()
-    """JSON lists of prompt, response and system to write into the folder as tasks first."""
+    """JSON lists with prompt, response and system, to write to the folder as tasks first."""
     hub: tuple[str, ...] = ()
-    """Data sets of the hub to write into the folder as tasks first: arc_e, boolq, gsm8k."""
+    """Hub data sets to write to the folder as tasks first: arc_e, boolq, gsm8k."""
 
 
 def run(config: Config) -> None:
-    """Make what is asked for, then list the folder and write the index."""
+    """Write the requested tasks, then list the folder and write the index."""
     with RunLog(config.workdir, "tasks", config) as log:
         for task in _made(config):
             log.logger.info("wrote", path=str(save_task(config.folder, task)))
@@ -59,7 +59,7 @@ def run(config: Config) -> None:
 
 
 def index_row(task: Task) -> tuple[str, ...]:
-    """The columns of one task, as texts; the majority rate is that of its test rows."""
+    """The columns of one task, as texts. The majority rate is the frequency of the commonest test output."""
     rows = (*task.train, *task.test)
     words = sum(len(row.input.split()) for row in rows) / max(1, len(rows))
     most = Counter(row.output for row in task.test).most_common(1)
@@ -79,12 +79,12 @@ def index_row(task: Task) -> tuple[str, ...]:
 
 
 def index_text(tasks: Sequence[Task]) -> str:
-    """The index: tab-separated, one line a task below a line with the names of the columns."""
+    """The index: tab-separated, a header line and one line per task."""
     return "".join("\t".join(row) + "\n" for row in (COLUMNS, *map(index_row, tasks)))
 
 
 def print_table(tasks: Sequence[Task], console: Console) -> None:
-    """Show the tasks and their sum."""
+    """Print the tasks and their totals."""
     table = Table(title=f"{len(tasks)} tasks")
     for i in _SHOWN:
         table.add_column(COLUMNS[i].replace("_", " "), justify="left" if i in (0, 1, 3) else "right")

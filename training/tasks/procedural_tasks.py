@@ -1,9 +1,9 @@
-"""Procedural tasks with known descriptions, made on the spot from a seed: no download, the same on every machine.
+"""Procedural tasks with known descriptions, generated from a seed: no download, the same on every machine.
 
-Each family holds tasks of one sort, with many parameters. Tasks of a family mostly share their inputs, in the same
-split into training and test rows, so that only the description tells them apart: "hammer" may call for `h`, `HAMMER`,
-`6` or `tool`. Inputs have at most 12 words. The kinds that are kept to measure generalisation (the calendar, ciphers,
-rhymes, units and the like) are not among the families, so a generator may be trained on all of them.
+Each family has tasks of one sort, with many parameters. Tasks of a family mostly share their inputs, with the same
+split into training and test rows, so that only the description determines the answer: for "hammer" it may be `h`,
+`HAMMER`, `6` or `tool`. Inputs have at most 12 words. The kinds of tasks that measure generalisation (the calendar,
+ciphers, rhymes, units and the like) are not among the families, so a generator may be trained on all families.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ TRAIN_ROWS = 300
 TEST_ROWS = 60
 LICENCE = "Apache-2.0 (generated)"
 SYNTHETIC_CATEGORY = "synthetic_"
-"""How the category of every procedural task begins; its family follows."""
+"""Prefix of the category of every procedural task; the family follows."""
 
 _BUILDERS: tuple[Callable[[], Family], ...] = (
     letters, letter_questions, pick_word, edit_list, compare_words, arithmetic, number_questions, two_numbers,
@@ -57,24 +57,23 @@ FAMILIES = tuple(builder.__name__ for builder in _BUILDERS)
 """Names of all families."""
 
 _POOL_ROWS = 4
-"""Inputs drawn for each row of a task, so that tasks with labels can choose."""
+"""Inputs drawn per row of a task, so that tasks with labels can balance them."""
 _PATIENCE = 500
-"""After so many repeats in a row there are hardly any new inputs of a kind."""
+"""Drawing stops after this many duplicates in a row, since hardly any new inputs are left."""
 _MAX_LABEL_SHARE = 1.4
-"""No label gets more rows than this many times its even share, where the inputs allow it."""
+"""No label gets more rows than this factor times its even share."""
 
 
 def synthetic_tasks(seed: int = 0, families: Sequence[str] | None = None, limit: int | None = None) -> list[Task]:
     """Make procedural tasks.
 
     Args:
-        seed: draws the inputs; the tasks and their descriptions are the same for every seed.
+        seed: random seed of the inputs; tasks and descriptions are the same for every seed.
         families: some of `FAMILIES`; None for all.
-        limit: at most so many tasks, taken in turn from the families; None for all.
+        limit: maximum number of tasks, taken in turn from the families; None for all.
 
     Returns:
-        Tasks sorted by id, with up to 300 rows to train on and 60 to test on, fewer where a task does not have so
-        many inputs.
+        Tasks sorted by id, with up to 300 training rows and 60 test rows; fewer if a task has fewer inputs.
 
     Raises:
         ConfigError: an unknown family, or a limit below 1.
@@ -96,7 +95,7 @@ def synthetic_tasks(seed: int = 0, families: Sequence[str] | None = None, limit:
 
 @cache
 def recipes(family: str) -> tuple[Recipe, ...]:
-    """The recipes of one family, in the order in which a limit takes them."""
+    """The recipes of one family, in a fixed random order; a limit takes the first ones."""
     found = _BUILDERS[FAMILIES.index(family)]().recipes
     random.Random(f"order/{family}").shuffle(found)
     return tuple(found)
@@ -117,7 +116,7 @@ def _task(recipe: Recipe, seed: int, train: Pool, test: Pool) -> Task:
 
 
 def _split_pool(inputs: Inputs, seed: int) -> tuple[Pool, Pool]:
-    """Inputs of one kind for training rows and for test rows, none twice."""
+    """Inputs of one kind for training rows and for test rows, without duplicates."""
     rng = random.Random(f"{seed}/{inputs.name}")
     train_size, test_size = _POOL_ROWS * TRAIN_ROWS, _POOL_ROWS * TEST_ROWS
     if inputs.keeps_words:
@@ -130,7 +129,7 @@ def _split_pool(inputs: Inputs, seed: int) -> tuple[Pool, Pool]:
 
 
 def _draw(inputs: Inputs, rng: random.Random, size: int, *, test: bool) -> Pool:
-    """Different inputs in the order in which they were drawn; fewer where there are no more."""
+    """Different inputs in the order of drawing; fewer than `size` if hardly any new ones are left."""
     pool: dict[str, Any] = {}
     repeats = 0
     while len(pool) < size and repeats < _PATIENCE:
@@ -141,11 +140,12 @@ def _draw(inputs: Inputs, rng: random.Random, size: int, *, test: bool) -> Pool:
 
 
 def _rows(recipe: Recipe, pool: Pool, count: int) -> tuple[Example, ...]:
-    """The first rows of the pool that the task takes; for labels, evenly as far as the pool has them."""
+    """The first `count` rows of the pool that suit the task; labels are balanced as far as the pool allows."""
     answered = (Example(text, answer) for text, value in pool if (answer := recipe.rule(value)) is not None)
     if recipe.labels is None:
         return tuple(islice(answered, count))
     rows = list(answered)
+    # Each label gets at most `cap` rows: the smallest cap from the even share on with which there are enough rows.
     even = -(-count // len(recipe.labels))
     sizes = Counter(row.output for row in rows)
     caps = range(even, int(_MAX_LABEL_SHARE * even) + 1)

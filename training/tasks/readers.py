@@ -1,7 +1,7 @@
-"""Tasks from elsewhere: the JSON lists of the founding paper's data, and data sets of the model hub.
+"""Readers of tasks in other formats: the JSON lists of the founding paper, and data sets of the model hub.
 
-A founding list is `[{"prompt", "response", "system"}, ...]`, `system` being optional. A hub data set is read through
-the `datasets` library, an extra of this package, by a `HubTask` that says which columns are what.
+A founding list is `[{"prompt", "response", "system"}, ...]`; `system` is optional. A hub data set is read through the
+`datasets` library, an extra of this package. A `HubTask` names its columns.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from training.tasks.format import Example, Task, unique_descriptions
 MAX_TRAIN_ROWS = 1000
 MAX_TEST_ROWS = 300
 FOUNDING_TEST_SHARE = 0.2
-"""Share of a founding list's different prompts, chosen by their hash, whose rows are kept for tests."""
+"""Fraction of a founding list's different prompts, chosen by their hash, whose rows are test rows."""
 _LETTERS = "ABCDEFGHIJ"
 
 
 @dataclass(frozen=True)
 class HubTask:
-    """How a task is made of a data set of the hub."""
+    """Mapping of a hub data set to a task."""
 
     dataset: str
     """Id of the data set, such as `google/boolq`."""
     input: str
-    """Template of the input with columns in braces, such as `{passage}\\n{question}?`."""
+    """Template of the input, with columns in braces, such as `{passage}\\n{question}?`."""
     output: str
     """Column of the output."""
     descriptions: tuple[str, ...]
     """Wordings of the task."""
     category: str
-    """Kind of the task."""
+    """Category of the task."""
     licence: str
     """Licence of the data."""
     config: str | None = None
-    """Configuration of the data set, for those that have several."""
+    """Configuration of the data set, if it has several."""
     train_split: str = "train"
-    """Split to train on."""
+    """Split of the training rows."""
     test_split: str = "test"
-    """Split to measure on."""
+    """Split of the test rows."""
     labels: dict[str, str] = field(default_factory=dict)
-    """What to answer for each value of the output column; empty for the value itself."""
+    """Answer for each value of the output column; empty uses the value itself."""
     output_after: str = ""
-    """The answer is only what follows this text in the output column."""
+    """The answer is the part of the output column after this text."""
     options: str = ""
     """Column with lists `text` and `label`: the options are added to the input, and the answer is a letter."""
 
@@ -103,7 +103,7 @@ HUB_TASKS: dict[str, HubTask] = {
         ),
     ),
 }
-"""Data sets that are known by name."""
+"""Known hub data sets by name."""
 
 
 def read_founding_list(path: Path | str) -> Task:
@@ -113,7 +113,7 @@ def read_founding_list(path: Path | str) -> Task:
         path: the JSON file, such as `data/ARC-e_train.json`.
 
     Raises:
-        TaskFormatError: the file is not such a list, or there is no description; it names file and row.
+        TaskFormatError: the file is not such a list, or has no description; the message names file and row.
     """
     path = Path(path)
     rows, systems = _founding_rows(path)
@@ -129,15 +129,15 @@ def read_founding_list(path: Path | str) -> Task:
 
 
 def read_hub(name: str, task: HubTask | None = None) -> Task:
-    """Read a data set of the hub as a task; needs the `datasets` library and, the first time, the network.
+    """Read a hub data set as a task; needs the `datasets` library and, the first time, the network.
 
     Args:
         name: the id of the task.
-        task: what to read; None takes the entry of `HUB_TASKS`.
+        task: the mapping; None uses the entry of `HUB_TASKS`.
 
     Raises:
-        ConfigError: the name is not known, or the library is not installed.
-        TaskFormatError: the data set cannot be fetched, or does not have the columns.
+        ConfigError: the name is unknown, or the library is not installed.
+        TaskFormatError: the data set cannot be fetched, or lacks a column.
     """
     if task is None and name not in HUB_TASKS:
         raise ConfigError(f"no hub data set is known as {name!r}; known are {', '.join(HUB_TASKS)}")
@@ -153,7 +153,7 @@ def read_hub(name: str, task: HubTask | None = None) -> Task:
     for split in (source.train_split, source.test_split):
         try:
             splits.append(load_dataset(source.dataset, source.config, split=split))
-        except Exception as error:  # what it raises depends on the version and on what went wrong
+        except Exception as error:  # the exception types vary between versions of the library
             raise TaskFormatError(
                 f"{source.dataset}, split {split}, cannot be read: {error}; check the network and the name"
             ) from error
@@ -161,13 +161,13 @@ def read_hub(name: str, task: HubTask | None = None) -> Task:
 
 
 def hub_task(name: str, source: HubTask, train: Iterable[Mapping[str, Any]], test: Iterable[Mapping[str, Any]]) -> Task:
-    """A task of the records of two splits.
+    """Make a task from the records of two splits.
 
     At most 1000 training and 300 test rows are kept, those whose inputs have the smallest hashes. A test row whose
-    input stands in the training split is left out.
+    input occurs in the kept training rows is left out.
 
     Raises:
-        TaskFormatError: a record lacks a column, or has an answer that `labels` does not know.
+        TaskFormatError: a record lacks a column, or has an answer that is not in `labels`.
     """
     train_rows = _smallest([_hub_row(source, record) for record in train], MAX_TRAIN_ROWS, ())
     test_rows = _smallest([_hub_row(source, record) for record in test], MAX_TEST_ROWS, train_rows)
@@ -187,9 +187,9 @@ def hub_task(name: str, source: HubTask, train: Iterable[Mapping[str, Any]], tes
 
 
 def split_rows(rows: Sequence[Example], test_share: float) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Rows for training and for tests, each in the given order.
+    """Split rows into training and test rows, each in the given order.
 
-    The inputs with the smallest hashes go to the tests, so an input is on one side only, and adding rows moves few.
+    The inputs with the smallest hashes are test inputs. So each input is on one side only, and adding rows moves few.
     """
     inputs = sorted({row.input for row in rows}, key=_hash)
     held_out = set(inputs[: round(test_share * len(inputs))])

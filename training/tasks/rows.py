@@ -1,4 +1,4 @@
-"""Rows of a task as token ids, as the base is measured on them."""
+"""Test rows of a task as token ids."""
 
 from __future__ import annotations
 

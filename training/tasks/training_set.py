@@ -1,4 +1,4 @@
-"""The tasks that a generator is trained on: task files, procedural tasks and families."""
+"""The training set of a generator: task files, procedural tasks and family files."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from training.tasks.procedural_tasks import FAMILIES, synthetic_tasks
 
 
 class TrainingSet(NamedTuple):
-    """Tasks to train on, by where they come from."""
+    """Tasks to train on, by origin."""
 
     own: list[Task]
-    """Of a folder of task files."""
+    """Tasks of the folder of task files."""
     synthetic: list[Task]
-    """Procedural ones."""
+    """Procedural tasks."""
     relatives: list[Task]
-    """Of family files, in the order of their families."""
+    """Tasks of family files, ordered by family."""
 
     @property
     def all(self) -> list[Task]:
-        """All of them, in this order."""
+        """All tasks, in this order."""
         return [*self.own, *self.synthetic, *self.relatives]
 
 
@@ -37,26 +37,46 @@ def load_training_set(
     hidden_families: Collection[str],
     families: Path | None = None,
 ) -> TrainingSet:
-    """The tasks to train on. None is trained on a wording that another of them holds back.
+    """Load the tasks to train on. No task is trained on a wording that another one holds back.
 
     Args:
-        folder: of task files; None for none.
-        task_ids: only these of the folder; empty for all.
-        wordings: file of more wordings of them, see `training.tasks.format.with_more_wordings`.
-        num_synthetic: at most this number of procedural tasks; 0 for none.
-        hidden_families: families of procedural tasks that are kept from training.
-        families: folder of family files; None for none.
+        folder: folder of task files; None for no task files.
+        task_ids: only these tasks of the folder; empty for all.
+        wordings: file of additional wordings for them, see `training.tasks.format.with_more_wordings`.
+        num_synthetic: maximum number of procedural tasks; 0 for none.
+        hidden_families: families to exclude, of files or of procedural tasks.
+        families: folder of family files; None for no families.
 
     Raises:
-        ConfigError: a number of procedural tasks below 0.
-        TaskFormatError: a folder, a task, a family or a file of wordings that is refused.
+        ConfigError: the number of procedural tasks is below 0.
+        TaskFormatError: a folder, a task, a family or the file of wordings is invalid.
     """
     own = load_tasks(folder, task_ids or None) if folder else []
     if wordings:
         own = with_more_wordings(own, wordings)
     shown = [family for family in FAMILIES if family not in hidden_families]
     synthetic = synthetic_tasks(families=shown, limit=num_synthetic) if num_synthetic else []
-    pools = [own, synthetic, load_families(families) if families else []]
+    pools = [own, synthetic, load_families(families, without=hidden_families) if families else []]
     everything = without_held_back([task for pool in pools for task in pool])
     ends = accumulate((len(pool) for pool in pools), initial=0)
     return TrainingSet(*(everything[start:end] for start, end in pairwise(ends)))
+
+
+def hidden_tasks(hidden_families: Sequence[str], families: Path | None, limit: int | None = None) -> list[Task]:
+    """The tasks that are kept from training, of families of files and of procedural ones.
+
+    Args:
+        hidden_families: names of both kinds.
+        families: folder of family files; None for none.
+        limit: at most this number of procedural tasks.
+
+    Raises:
+        ConfigError: a name that is of neither kind.
+        TaskFormatError: a family file is refused.
+    """
+    procedural = [name for name in hidden_families if name in FAMILIES]
+    others = [name for name in hidden_families if name not in FAMILIES]
+    if others and families is None:
+        synthetic_tasks(families=others)  # refuses them, and names close ones
+    made_up = synthetic_tasks(families=procedural, limit=limit) if procedural else []
+    return [*made_up, *(load_families(families, others) if families and others else [])]

@@ -1,4 +1,4 @@
-"""The working folder: prompts and index round trip, folders alone are enough, damage is named."""
+"""The workdir: prompts and index round trip, folders are enough, and errors name the damage."""
 
 from pathlib import Path
 

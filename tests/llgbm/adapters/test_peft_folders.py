@@ -1,4 +1,4 @@
-"""The folder of an adapter: what is refused, and what readers see while it is replaced."""
+"""The folder of an adapter: refusals, and the view of readers while it is replaced."""
 
 import os
 import pickle
@@ -170,7 +170,7 @@ def test_readers_see_whole_adapters_while_writers_replace_them(folder: Path) -> 
         try:
             weights, base_id = load_peft(folder)
         except AdapterFormatError as error:
-            # between taking the old folder away and putting the new one there
+            # after the old folder is moved away and before the new one is in place
             if "no adapter in" not in str(error) and "is missing" not in str(error):
                 raise
             continue

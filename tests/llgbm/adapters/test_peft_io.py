@@ -126,7 +126,7 @@ def test_tensors_of_a_generator_are_stored_without_their_graph() -> None:
     assert content_digest(grown) == content_digest(weights)
 
 
-# PEFT reads what is written here, and the other way round
+# PEFT reads our files, and we read PEFT's
 
 
 @pytest.mark.parametrize(
@@ -192,18 +192,18 @@ def test_dora_of_peft_is_refused(tiny_base_path: Path, tmp_path: Path) -> None:
         load_peft(tmp_path)
 
 
-# What is torn, hostile or wrong
+# Damaged, hostile and wrong files
 
 
 @given(st.integers(0, len(SMALL_BYTES) - 1))
 def test_file_cut_at_any_byte_is_refused(length: int) -> None:
-    with pytest.raises(AdapterFormatError, match=r"cut short|torn"):
+    with pytest.raises(AdapterFormatError, match=r"cut short|damaged"):
         from_bytes(SMALL_BYTES[:length], SMALL_CONFIG)
 
 
 @given(st.binary(min_size=1, max_size=50))
 def test_file_with_something_behind_is_refused(more: bytes) -> None:
-    with pytest.raises(AdapterFormatError, match="torn"):
+    with pytest.raises(AdapterFormatError, match="damaged"):
         from_bytes(SMALL_BYTES + more, SMALL_CONFIG)
 
 
@@ -236,9 +236,9 @@ def test_any_bytes_are_refused(data: bytes) -> None:
         (pickle.dumps({"a": 1}, protocol=4), "looks like a pickle"),
         (b"PK\x03\x04" + bytes(100), "looks like a pickle"),
         (with_header({}), "0 modules"),
-        (with_header({"x": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 0]}}), "torn"),
-        (with_header({"x": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)), "torn"),
-        (with_header({"x": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, bytes(8)), "torn"),
+        (with_header({"x": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 0]}}), "damaged"),
+        (with_header({"x": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)), "damaged"),
+        (with_header({"x": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, bytes(8)), "damaged"),
         (
             with_header({"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
             "'x' is not a",

@@ -1,4 +1,4 @@
-"""What tests of the decoder do with it: run it to the end, and compare the steps of rows."""
+"""Helpers for tests of the decoder: run it to the end, and compare the steps of rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(decoder: Decoder, rows: Sequence[DecodeRequest] = ()) -> list[Step]:
 
 
 def alone(base: Base, row: DecodeRequest) -> list[Step]:
-    """The steps of an equal row that is decoded by itself."""
+    """The steps of an equal row, decoded alone."""
     return run(Decoder(base), [dataclasses.replace(row, output=[], finish_reason=None)])
 
 
@@ -34,7 +34,7 @@ def assert_same(actual: Sequence[Step], expected: Sequence[Step]) -> None:
 
 
 def cache_bytes(cache: RowCache) -> int:
-    """Memory that its keys and values take now."""
+    """Current size of its keys and values in bytes."""
     return sum(t.numel() * t.element_size() for t in (*cache._keys, *cache._values))
 
 

@@ -11,7 +11,7 @@ from llgbm.errors import ConfigError
 
 
 def states(base: Base, texts: list[list[int]], steps: int) -> list[torch.Tensor]:
-    """Last hidden states (rows, hidden) of the last `steps` tokens, one step each, after a prompt of the others."""
+    """Last hidden states (rows, hidden) of the last `steps` tokens, one step each; the others are the prompt."""
     model: Any = base.model
     cache = RowCache(base.spec.num_layers, base.spec.num_kv_heads, base.spec.head_dim, torch.float32)
     decode = DecodePass(model)

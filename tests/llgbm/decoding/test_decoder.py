@@ -151,7 +151,7 @@ def test_a_row_fails_when_its_numbers_run_away_later(tiny_base_path: Path) -> No
 
 @pytest.mark.parametrize("width", [2, 9])
 def test_rows_of_a_mixed_batch_are_the_rows_alone_on_an_int8_base(tiny_base_path: Path, width: int) -> None:
-    """To about one step of an activation, which the last bits of a float32 sum may tip over."""
+    """To about one quantisation step of an activation, which the last bits of a float32 sum may change."""
     base = load_base(tiny_base_path, storage="int8")
     params = SamplingParams(max_tokens=6, logprobs=20, stop_token_ids=())
     batch = [DecodeRequest([7 * i + 1] * (3 + 2 * i), ADAPTERS[i % 4], params) for i in range(width)]
@@ -162,10 +162,10 @@ def test_rows_of_a_mixed_batch_are_the_rows_alone_on_an_int8_base(tiny_base_path
             assert values[actual.token] == pytest.approx(expected.logprob, abs=0.1)
             assert [v for _, v in actual.top_logprobs] == pytest.approx(list(values.values()), abs=0.1)
             if actual.token != expected.token:
-                break  # a near tie; from here on they read different texts
+                break  # a near tie: from here on the two texts differ
 
 
-# What ends a row
+# The end of a row
 
 
 def test_tokens_end_at_the_limit_or_before_a_stop_token(tiny_base: Base) -> None:
@@ -205,7 +205,7 @@ def test_tokens_that_only_fill_up_the_head_are_never_chosen(tiny_base: Base) -> 
     assert max(answer) < 100 <= max(free)
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_base_is_plain_between_steps(tiny_base: Base) -> None:
         decoder.add([DecodeRequest([1, 2], ADAPTERS[1]), DecodeRequest([3], ADAPTERS[3])])
         for _ in range(3):
             decoder.step()
-            # transformers leaves some of its own on a model that was asked for hidden states
+            # transformers leaves hooks on a model after a request for hidden states
             assert sum(len(m._forward_hooks) for m in model.modules()) == hooks
             assert torch.equal(model(ids).logits, before)
 

@@ -12,13 +12,13 @@ LAYERS, HEADS, SIZE = 2, 2, 3
 
 
 def states(tokens: list[int], layer: int) -> Tensor:
-    """Recognisable keys (heads, tokens, size) of a row with these tokens."""
+    """Distinct keys (heads, tokens, size) for a row with these tokens."""
     values = torch.tensor(tokens, dtype=torch.float32) + 1000 * layer
     return values[None, :, None] + torch.arange(HEADS)[:, None, None] / 10 + torch.arange(SIZE) / 100
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """Against a model that is a list of rows, each a list of tokens."""
+    """Compares the cache with a list of rows, each a list of tokens."""
 
     @initialize()
     def start(self) -> None:
@@ -60,7 +60,7 @@ class CacheMachine(RuleBasedStateMachine):
                 assert torch.equal(all_values[i, :, : len(row)], -states(row, layer))
         for i, row in enumerate(after):
             assert mask[i, 0, 0].tolist() == [0.0] * len(row) + [-torch.inf] * (longest - len(row))
-        if finish:  # else the pass failed after it wrote, and is forgotten
+        if finish:  # else the pass failed after its writes, and has no effect
             self.cache.finish_step()
             self.rows = after
 

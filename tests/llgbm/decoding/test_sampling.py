@@ -82,7 +82,7 @@ def test_draws_have_the_right_frequencies(temperature: float, top_p: float) -> N
 @given(vectors, hot, st.floats(0.01, 1), st.integers(0, 99))
 def test_draws_stay_in_the_nucleus(logits: Tensor, temperature: float, top_p: float, seed: int) -> None:
     params = SamplingParams(temperature=temperature, top_p=top_p)
-    # rounding decides about a token that ends exactly at top_p
+    # rounding decides about a token whose cumulative probability is exactly top_p
     wider = SamplingParams(temperature=temperature, top_p=min(1.0, top_p + 1e-6))
     generator = make_generator(seed)
     probabilities = (logits / temperature).softmax(-1)

@@ -16,7 +16,7 @@ from tests.fixtures import random_lora
 TINY, SPEC = model_spec("tiny"), lora_spec("tiny")
 FEW = LoRASpec.for_model(TINY, rank=3, alpha=6.0, targets=("v_proj", "down_proj"))
 
-# several of one kind, other ranks and modules, another scaling and dtype
+# several of one kind; others with another rank, modules, scaling or dtype
 ADAPTERS: list[LoRAWeights | None] = [
     None,
     *(random_lora(SPEC, seed) for seed in range(5)),

@@ -46,7 +46,7 @@ def test_the_target_may_be_what_the_groups_own_adapter_says_of_the_bare_input(ti
     with torch.no_grad():
         logits = label_logits(tiny_base, functional, pack([BARE]), [own])
     torch.testing.assert_close(found.values, logits.log_softmax(-1).topk(5).values)
-    with pytest.raises(AdapterMismatchError, match="taught has no adapter to be taught by"):
+    with pytest.raises(AdapterMismatchError, match="taught has no teacher adapter"):
         teacher(generator, [TAUGHT])
 
 
@@ -141,7 +141,7 @@ def test_matching_states_adds_their_distance_to_the_loss_of_the_rows_taught(tiny
 
 
 def test_matching_states_brings_a_student_to_its_teacher(tiny_base: Base) -> None:
-    """The gradient reaches the generator: a few steps on the states alone bring the bare rows nearer to the teacher."""
+    """The gradient reaches the generator: a few steps on the states bring the bare rows closer to the teacher."""
     generator = active_generator()
     still = random_lora(generator.lora, 4)
     objective = TaskObjective(

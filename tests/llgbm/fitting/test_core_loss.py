@@ -66,7 +66,7 @@ def test_moments_are_of_what_the_modules_read_under_the_adapter(tiny_base: Base,
                 tiny_base.model.get_submodule("model")(torch.tensor([[*row.prompt, *row.answer]]))
             for handle in handles:
                 handle.remove()
-    # rows of a group share the tokens of their common beginning, which are read once
+    # the common prefix of a group's rows is read once
     shared = next(i for i, (x, y) in enumerate(zip(rows[0].prompt, rows[1].prompt, strict=False)) if x != y)
     for place, name in enumerate(generator.lora.names):
         first, second, again = read[name]
@@ -99,7 +99,7 @@ def test_zero_is_all_targets_hit_and_one_is_their_mean(generator: LoRAGenerator)
 
     class Mean(LoRAGenerator):
         def cores(self, condition: torch.Tensor | None, count: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-            """Cores whose product is the mean of all products: with rank R = r it needs no factorisation."""
+            """Cores whose product is the mean of all products; with R = r no factorisation is needed."""
             assert condition is not None
             q, p = LoRAGenerator.cores(self, asked)
             mean = (p @ q).mean(0)

@@ -21,7 +21,7 @@ Fitted: TypeAlias = tuple[LoRAGenerator, list[TrainingState]]
 
 
 class Meeting:
-    """Where the members of a group of threads add up their tensors."""
+    """Sums the tensors of a group of threads."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -54,7 +54,7 @@ def batch(step: int) -> TrainingBatch:
 
 
 def start(base_path: Path) -> tuple[Base, LoRAGenerator]:
-    """A base of its own, since hooks belong to a model, and a fresh generator."""
+    """A separate base, since hooks belong to a model, and a fresh generator."""
     base = load_base(base_path)
     config = GeneratorConfig(basis_rank=8, hidden_size=32, num_blocks=1)
     return base, create_generator(base.spec, lora_spec("tiny"), config)

@@ -41,7 +41,7 @@ def test_a_stack_is_its_matrices_one_by_one() -> None:
 
 
 def test_on_a_matrix_it_is_torchs_muon() -> None:
-    """Which iterates in bfloat16."""
+    """torch iterates in bfloat16."""
     mine, theirs = nn.Parameter(random(32, 48)), nn.Parameter(random(32, 48))
     one = Muon([mine], lr=0.02, weight_decay=0.1)
     other = torch.optim.Muon([theirs], lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")

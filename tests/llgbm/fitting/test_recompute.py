@@ -85,7 +85,7 @@ def test_the_model_is_as_before(tiny_base: Base) -> None:
 
 
 def test_the_backward_pass_can_be_run_after_another_adapter_was_applied(tiny_base: Base) -> None:
-    """Each graph runs its layers again with its own adapters, whatever was applied in between."""
+    """Each graph runs its layers again with its own adapters, also after others were applied."""
     functional, packed = FunctionalLoRA(tiny_base.model), batch(tiny_base)
 
     def one(seed: int) -> tuple[LoRAWeights, torch.Tensor]:

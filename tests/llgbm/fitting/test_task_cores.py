@@ -46,7 +46,7 @@ def test_a_task_that_a_step_does_not_see_stays_where_it_is() -> None:
     optimiser = TaskCoresAdam([stack], lr=0.1)
     gradient = torch.zeros_like(stack)
     gradient[1] = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
-    for _ in range(4):  # the same gradient each time: Adam moves by the rate, times a gradient of unit mean square
+    for _ in range(4):  # with a constant gradient Adam moves by the rate, times the gradient scaled to unit mean square
         stack.grad = gradient.clone()
         optimiser.step()
     root = gradient[1].square().mean((-1, -2), keepdim=True).sqrt()

@@ -23,7 +23,7 @@ def random_logits(seed: int, *, scale: float = 2.0, labels: int = len(BATCH.labe
 
 
 def top(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """A teacher: its k largest log-probabilities and their tokens."""
+    """A teacher's k largest log-probabilities and their tokens."""
     values, indices = logits.log_softmax(-1).topk(k)
     return values, indices
 

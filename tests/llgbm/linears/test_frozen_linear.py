@@ -17,7 +17,7 @@ from tests.fixtures import random_lora
 STORED: list[Storage] = ["bfloat16", "int8", "int8_training"]
 TRAINABLE: list[Storage] = ["bfloat16", "int8_training"]
 ERROR = {"bfloat16": 0.01, "int8": 0.03, "int8_training": 0.03}
-"""Relative error of an output that the form of storage may cause."""
+"""Largest relative error of an output by the storage."""
 
 
 def linear(rows: int, columns: int, seed: int, *, bias: bool = True) -> nn.Linear:
@@ -46,7 +46,7 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 def test_output_is_near_that_of_float32(storage: Storage, rows: int, columns: int, bias: bool, seed: int) -> None:
     module = linear(rows, columns, seed, bias=bias)
     x = torch.randn(2, 32, columns, generator=torch.Generator().manual_seed(seed))
-    # the bias is not stored in fewer bits, and cancels of large numbers are no error of the form
+    # the bias keeps its precision, and cancellation of large numbers is no error of the storage
     expected = module(x)
     actual = stored(module, storage)(x)
     assert actual.shape == expected.shape
@@ -123,7 +123,7 @@ def test_bfloat16_is_multiplied_in_float32_where_the_processor_has_no_such_produ
     half = stored(module, "bfloat16")
     few = x.detach()[:8]
     low = torch.nn.functional.linear(few.bfloat16(), module.weight.bfloat16()).float() + module.bias
-    assert torch.equal(half(few), low)  # few rows are read in bfloat16 everywhere
+    assert torch.equal(half(few), low)  # few rows are multiplied in bfloat16 on every CPU
     out = half(x)
     (gradient,) = torch.autograd.grad(out.sum(), x)
     rounded = module.weight.to(torch.bfloat16).float()

@@ -92,7 +92,7 @@ def test_a_token_of_large_magnitude_costs_only_itself_precision() -> None:
 
 
 def test_adding_to_its_output_in_place_leaves_the_gradient_right() -> None:
-    """As the hooks do."""
+    """Hooks add in place."""
     module = Int8TrainingLinear(linear(8, 16, 1))
     x = torch.randn(1, 3, 16, generator=torch.Generator().manual_seed(2)).requires_grad_()
     (plain,) = torch.autograd.grad(module(x).sum(), x)

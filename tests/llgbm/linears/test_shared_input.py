@@ -32,7 +32,7 @@ def test_an_input_whose_memory_is_used_anew_is_read_anew() -> None:
     x.fill_(1)
     assert shared.read(0, x) == 1
     x.fill_(2)
-    assert shared.read(0, x) == 2  # the same reader again: the others have not followed
+    assert shared.read(0, x) == 2  # the same reader again, before the others
 
 
 def test_readers_in_turn_have_it_computed_once_and_nothing_is_kept_afterwards() -> None:

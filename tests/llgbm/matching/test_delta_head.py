@@ -1,4 +1,4 @@
-"""The head reads products BA: not the gauge, not the rank, not the order of rows; and it can learn."""
+"""The head depends on the products BA only, not on factorisation, rank or order of rows; and it can learn."""
 
 import pytest
 import torch
@@ -94,7 +94,7 @@ def test_frozen_prediction_is_the_same_and_trains_the_adapter_only() -> None:
 
 
 def test_it_learns_a_map_that_it_can_hold() -> None:
-    """Deltas made by one head are learned by another from 48 pairs, well enough for pairs it never saw."""
+    """One head learns another head's deltas from 48 pairs, well enough for unseen pairs."""
     target, learner = head(3), DeltaHead(TINY, SPEC, [0, 1], SMALL)
     with torch.no_grad():
         target.write.zero_()

@@ -42,7 +42,7 @@ def batch(meter: DeltaMeter) -> list[TaskGroup]:
 @pytest.fixture
 def generator(tiny_base: Base) -> LoRAGenerator:
     made = create_generator(tiny_base.spec, SPEC, GeneratorConfig(basis_rank=8, hidden_size=32, num_blocks=1))
-    with torch.no_grad():  # away from the start, where every generated adapter changes nothing
+    with torch.no_grad():  # away from the initial generator, whose adapters change nothing
         for b0 in made.b0.values():
             b0.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
     return made
@@ -50,7 +50,7 @@ def generator(tiny_base: Base) -> LoRAGenerator:
 
 def head(base: Base) -> DeltaHead:
     made = DeltaHead(base.spec, SPEC, [0, 1], DeltaHeadConfig(sketch_size=4, output_rank=8, correction_size=8))
-    with torch.no_grad():  # a fresh head predicts zero, which passes no gradient to the adapters
+    with torch.no_grad():  # a fresh head predicts zero and passes no gradient to the adapters
         made.linear.normal_(std=0.1, generator=torch.Generator().manual_seed(2))
     return made
 

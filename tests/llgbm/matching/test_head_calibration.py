@@ -1,4 +1,4 @@
-"""A calibrated head is the base's linearisation: with full sketches and small adapters it is right without training."""
+"""A calibrated head is the base's linearisation: exact without training for full sketches and small adapters."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,7 @@ def error_of(predicted: torch.Tensor, wanted: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("targets", [["v_proj", "gate_proj"], ["q_proj", "o_proj", "down_proj"]])
 def test_full_sketches_predict_small_deltas_of_unseen_adapters(tiny_base: Base, targets: list[str]) -> None:
-    """The whole output space is covered by 128 backward passes, and 32 directions see all that modules of 32 write."""
+    """128 backward passes cover the output space, and 32 directions all outputs of modules of size 32."""
     spec = LoRASpec.for_model(tiny_base.spec, rank=4, alpha=8.0, targets=targets)
     meter = DeltaMeter(tiny_base, PROBES, LAYERS)
     adapters = [random_lora(spec, i, size=1e-3) for i in range(6)]
@@ -45,7 +45,7 @@ def test_full_sketches_predict_small_deltas_of_unseen_adapters(tiny_base: Base, 
 
 
 def test_calibration_beats_chance_with_small_sketches(tiny_base: Base) -> None:
-    """Without a step of training; a head with random factors stays near 0 even after training on as many pairs."""
+    """Without training; a head with random factors stays near 0 even after training on as many pairs."""
     meter = DeltaMeter(tiny_base, PROBES, LAYERS)
     adapters = [random_lora(spec_of(tiny_base), i, size=0.01) for i in range(12)]
     with torch.no_grad():

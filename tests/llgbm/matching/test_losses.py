@@ -1,4 +1,4 @@
-"""Scale counts, shapes must fit, and each term's gradient reaches the side it is to train and no other."""
+"""Scale counts, shapes must fit, and each term's gradient reaches only the side that it trains."""
 
 from collections.abc import Callable, Sequence
 
@@ -34,7 +34,7 @@ def deltas(seed: int, *shape: int) -> Tensor:
 
 
 def head(seed: int = 0) -> DeltaHead:
-    """A head whose every parameter matters: fresh ones predict zero."""
+    """A head with nonzero parameters: a fresh one predicts zero."""
     made = DeltaHead(TINY, SPEC, [0, 1], DeltaHeadConfig(sketch_size=4, output_rank=8, correction_size=8))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -98,7 +98,7 @@ def narrow() -> LoRAWeights:
 
 @pytest.mark.parametrize("mode", ["product", "tokens"])
 def test_weight_loss_raises_where_things_do_not_fit(mode: str) -> None:
-    """The research code skipped tensors of other shapes, so that its weight loss was exactly 0."""
+    """The research code skipped tensors of other shapes, so its weight loss was exactly 0."""
     loss = WeightLoss(mode, TokenNormalizer.fit([random_lora(SPEC, 2)]))  # type: ignore[arg-type]
     full = random_lora(SPEC, 1)
     with pytest.raises(AdapterMismatchError, match="different modules"):
@@ -134,7 +134,7 @@ def test_delta_loss_is_zero_only_at_the_teacher(shape: tuple[int, ...]) -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.floats(0.0, 5.0), st.integers(0, 20))
 def test_scale_of_a_delta_matters(scale: float, seed: int) -> None:
-    """Delta losses on normalised vectors leave the scale free; here the right direction alone costs its error."""
+    """Delta losses on normalised vectors leave the scale free; here a wrong scale has a loss."""
     teacher = deltas(seed, 2, 4, 3, 16)
     loss, parts = DeltaOnlyLoss()(scale * teacher, teacher)
     assert parts["delta_error"] == pytest.approx((scale - 1) ** 2, rel=1e-3, abs=1e-6)
@@ -226,7 +226,7 @@ def moved(reader: DeltaHead) -> dict[str, bool]:
 
 
 def test_consistency_trains_the_head_and_only_the_head() -> None:
-    """The research code detached the side that the consistency term was to train."""
+    """The research code detached the side that the consistency term should train."""
     reader, generated, computed = guided(only(lambda_consistency=1.0))
     assert all(moved(reader).values())
     assert not has_gradient([generated])
@@ -243,7 +243,7 @@ def test_prediction_trains_the_generator_and_leaves_the_head() -> None:
 def test_computed_delta_trains_the_generator_through_the_base() -> None:
     reader, generated, computed = guided(only(lambda_computed=1.0))
     assert not any(moved(reader).values())
-    assert not has_gradient([generated])  # here the computed delta stands alone; it is a leaf
+    assert not has_gradient([generated])  # here the computed delta is a leaf
     assert computed.grad is not None
     assert float(computed.grad.abs().sum()) > 0
 
@@ -259,7 +259,7 @@ def test_teachers_with_weights_train_the_head() -> None:
 
 
 def test_guided_loss_survives_the_first_step_of_a_fresh_generator() -> None:
-    """B is zero there, and so is the computed delta."""
+    """Its B is zero, and so is the computed delta."""
     fresh = leaf(zeros(SPEC))
     total, _ = DeltaGuidedLoss()(head(), [fresh], deltas(6, 1, 4, 2, 64), torch.zeros(1, 4, 2, 64))
     total.backward()

@@ -1,4 +1,4 @@
-"""The round trip is exact for any rank, target set and token size; the index and the mask say what a token is."""
+"""The round trip is exact for any rank, target set and token size; index and mask describe each token."""
 
 import math
 
@@ -74,7 +74,7 @@ def test_mask_covers_every_weight_once_and_padding_is_zero(spec: LoRASpec, size:
 @settings(max_examples=20, deadline=None)
 @given(specs, token_sizes)
 def test_index_says_where_a_token_comes_from(spec: LoRASpec, size: int) -> None:
-    """Every weight is given a number that encodes where it stands; each token holds the numbers its index names."""
+    """Every weight is a code of its position; each token holds the codes of its index."""
     layout = TokenLayout(spec, size)
     index = layout.index
     assert {len(t) for t in index} == {layout.num_tokens}

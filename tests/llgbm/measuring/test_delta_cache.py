@@ -1,4 +1,4 @@
-"""The cache gives back what was put in, refuses what it cannot vouch for, and two processes can fill it."""
+"""The cache returns the stored deltas, refuses damaged and foreign ones, and two processes can fill it."""
 
 import json
 import multiprocessing
@@ -88,7 +88,7 @@ def test_a_torn_file_is_refused_until_it_is_discarded(
     cache = filled(tmp_path)
     damage(tmp_path / f"{name}.npy")
     read = cache.get_base if name == "base_activation" else lambda: cache.get(name)
-    with pytest.raises(CacheMismatchError, match="torn, missing"):
+    with pytest.raises(CacheMismatchError, match="damaged, missing"):
         read()
     cache.discard(name)
     assert read() is None

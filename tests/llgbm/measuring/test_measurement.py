@@ -1,4 +1,4 @@
-"""What was measured in different ways is not compared, and the refusal says what differs."""
+"""Deltas of different measurements are not compared, and the error names the differences."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Truncation keeps the assistant position; a measurement sees everything that changes the numbers."""
+"""Truncation keeps the assistant position; every change of the numbers changes the measurement."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A model hub on this machine with one model, spoken to by the hub's own client."""
+"""A local model hub with one model, for the hub's own client."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ COMMIT = "fedcba9876543210fedcba9876543210fedcba98"
 
 
 class FakeHub:
-    """Where the hub listens, and which files of the model it was asked for."""
+    """The hub's address, and the requested files of the model."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -21,7 +21,7 @@ class FakeHub:
 
 @contextmanager
 def serve_hub(name: str, files: Mapping[str, bytes]) -> Iterator[FakeHub]:
-    """Serve `files` as the model `name` at commit `COMMIT`; everything else is answered with 404."""
+    """Serve `files` as the model `name` at commit `COMMIT`, and 404 for everything else."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -42,7 +42,7 @@ def serve_hub(name: str, files: Mapping[str, bytes]) -> Iterator[FakeHub]:
             else:
                 self.send_error(404)
 
-        do_HEAD = do_GET  # noqa: N815 - the base class looks for this name
+        do_HEAD = do_GET  # noqa: N815 - a name of the base class
 
         def answer(self, body: bytes, etag: str = "none") -> None:
             self.send_response(200)

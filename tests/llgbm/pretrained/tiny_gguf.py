@@ -26,7 +26,7 @@ CHAT_TEMPLATE = (
 
 
 def _byte_characters() -> list[str]:
-    """The 256 characters with which GPT-2's tokenizer writes bytes, in the order of the bytes."""
+    """The 256 characters for bytes in GPT-2's tokenizer, in the order of the bytes."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
@@ -35,11 +35,11 @@ def _byte_characters() -> list[str]:
 WORDS = _byte_characters() + ["".join(pair.split()) for pair in MERGES]
 ENDOFTEXT, IM_START, IM_END = range(len(WORDS), len(WORDS) + len(SPECIAL))
 VOCABULARY = 288
-"""Rows of the embedding: more than there are tokens, as Qwen has."""
+"""Rows of the embedding: more than tokens, as in Qwen."""
 
 
 def tiny_tensors(seed: int = 0, layers: int = LAYERS) -> dict[str, NDArray[np.float32]]:
-    """Random float32 tensors by their GGUF names, shapes as numpy has them (out, in)."""
+    """Random float32 tensors by their GGUF names, with numpy's shapes (out, in)."""
     shapes: dict[str, tuple[int, ...]] = {
         "output.weight": (VOCABULARY, HIDDEN),
         "token_embd.weight": (VOCABULARY, HIDDEN),

@@ -66,7 +66,7 @@ def test_the_base_goes_to_the_named_device(tiny_settings: Settings, monkeypatch:
         with pytest.raises(ConfigError, match="torch finds no GPU for cuda:1"):
             load_models(tiny_settings.model_copy(update={"device": "cuda:1"}), Metrics(), lambda text: None)
         assert asked == ["cpu", "cuda:1"]
-    with pytest.raises(ConfigError, match="int8 is for processors"):
+    with pytest.raises(ConfigError, match="int8 is for CPUs"):
         load_models(
             tiny_settings.model_copy(update={"device": "cuda", "base_storage": "int8"}), Metrics(), lambda text: None
         )

@@ -143,7 +143,7 @@ def test_later_files_and_overrides_win_key_by_key(tmp_path: Path) -> None:
         ("=1", "'=1': expected name=value"),
         ("tasks=[a", r"tasks: '\[a' is not YAML"),
         ("steps=-1", "steps must not be negative, not -1"),
-        ("teachers.rank=1", "teachers: is for another command than fit"),
+        ("teachers.rank=1", "teachers: belongs to another command than fit"),
     ],
 )
 def test_what_is_wrong_is_refused_with_its_path(override: str, message: str) -> None:
@@ -167,7 +167,7 @@ def test_a_value_without_default_must_be_given_and_nested_errors_have_the_path()
             "name: a\noptimiser:\n  lr: 1\n  lrx: 2",
             r"c\.yaml:4: optimiser.lrx: unknown key; did you mean lr\?",
         ),
-        ("steps: 1\nsteps: 2", r"c\.yaml:1: steps: the key stands twice"),
+        ("steps: 1\nsteps: 2", r"c\.yaml:1: steps: duplicate key"),
         ("- a", r"c\.yaml:1: the file: expected a mapping"),
         ("a: [", r"c\.yaml: is not YAML"),
         ("? [a]\n: 1", r"c\.yaml:1: a key must be a plain text"),

@@ -12,6 +12,7 @@ from llgbm.checkpoint import load_generator
 from llgbm.delta import DeltaMeter, delta_cosine
 from llgbm.errors import ConfigError
 from tests.training.conftest import small_tasks
+from tests.training.tasks.test_families import write
 from training.adapters.delta_store import ProbeConfig
 from training.quality import cells, evaluate
 from training.quality.methods import METHODS
@@ -231,6 +232,24 @@ def test_held_out_tasks_have_a_column_of_their_own(config: evaluate.Config, task
         "heldout_kinds": 1,
     }
     assert list(columns["heldout_kinds"]["methods"]["generated"]["tasks"]) == ["title"]
+
+
+def test_families_have_two_columns_without_the_tasks_that_exact_match_cannot_measure(
+    config: evaluate.Config, tmp_path: Path
+) -> None:
+    folders = [tmp_path / name for name in ("trained", "new")]
+    for folder in folders:
+        folder.mkdir()
+        write(folder)  # two tasks, one of them with several right answers
+    families, heldout = folders
+    evaluate.run(
+        replace(config, tasks=None, task_ids=(), methods=("base",), families=families, heldout_families=heldout)
+    )
+    columns = table(config)["columns"]
+    assert {name: list(column["categories"]) for name, column in columns.items()} == {
+        "trained_families": ["parcels.status"],
+        "heldout_families": ["parcels.status"],
+    }
 
 
 def test_an_unknown_method_is_refused() -> None:

@@ -252,7 +252,7 @@ def test_the_table_shows_what_the_bases_are_worth_without_the_trunk(amortised: a
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"training": TrainingConfig(shared_rate=0.3)}, "stand still"),
+        ({"training": TrainingConfig(shared_rate=0.3)}, "are frozen"),
         ({"synthetic_tasks": 3}, "set synthetic_tasks and synthetic_groups"),
         ({"groups": 0}, "groups must be at least 1"),
     ],

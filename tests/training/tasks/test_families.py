@@ -76,13 +76,13 @@ def test_a_folder_is_read_family_by_family(tmp_path: Path) -> None:
         ("family: parcels", "family: boxes", "the file's name says 'parcels'"),
         ("category: logistics\n", "", "category: the line is missing"),
         ("exact: no", "exact: maybe", "'exact' does not belong there"),
-        ("d: parcel status", "d: NAME the status: delayed or delivered.", "status: descriptions.*says the same"),
+        ("d: parcel status", "d: NAME the status: delayed or delivered.", "status: descriptions.*is the same"),
         ("task: reply", "task: status", "line 9: there are two tasks called 'status'"),
         ("d: parcel status", "parcel status", "line 6: 'parcel status' is not 'key: value'"),
         ("labels: delayed, delivered", "labels: delayed, lost", "status: train.*'delivered' is not in label_set"),
         ("---\n", "", "has no line '---'"),
         ("parcel 5 || delayed", "parcel 5", "line 20: needs an input and 2 answers"),
-        ("parcel 5 ||", "parcel 4 ||", "the input 'parcel 4' stands twice"),
+        ("parcel 5 ||", "parcel 4 ||", "duplicate input 'parcel 4'"),
     ],
 )
 def test_faults_are_named_with_file_and_place(tmp_path: Path, old: str, new: str, message: str) -> None:

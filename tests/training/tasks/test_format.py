@@ -97,7 +97,7 @@ def test_unique_descriptions_keeps_the_first_of_each(texts: list[str]) -> None:
     [
         ({"label": []}, r"label: unknown key; did you mean label_set\?"),
         ({"descriptions": []}, "descriptions: the list is empty"),
-        ({"descriptions": ["  "]}, r"descriptions\[0\]: holds only white space"),
+        ({"descriptions": ["  "]}, r"descriptions\[0\]: contains only white space"),
         ({"descriptions": "one"}, "descriptions: expected a list, got str"),
         ({"metric": "bleu"}, "metric: 'bleu' is not one of exact_match, exact_match_any"),
         ({"label_set": ["cat"]}, r"train\[0\].output: 'CAT' is not in label_set"),
@@ -108,7 +108,7 @@ def test_unique_descriptions_keeps_the_first_of_each(texts: list[str]) -> None:
         ({"train": ["cat"]}, r"train\[0\]: expected an object, got str"),
         (
             {"test": [{"input": "cat", "output": "CAT"}]},
-            "test: 1 inputs stand in train too, for example 'cat'",
+            "test: 1 inputs also occur in train, for example 'cat'",
         ),
         ({"task_id": "_x"}, "task_id: '_x' names files"),
     ],
@@ -200,7 +200,7 @@ def test_a_wording_that_the_task_has_is_refused(tmp_path: Path, place: str) -> N
     task = load_task(write(tmp_path))
     path = tmp_path / "wordings.json"
     path.write_text(json.dumps({task.task_id: [getattr(task, place)[0].upper()]}), encoding="utf-8")
-    with pytest.raises(TaskFormatError, match=rf"wordings\.json: {task.task_id}: .* says the same as"):
+    with pytest.raises(TaskFormatError, match=rf"wordings\.json: {task.task_id}: .* is the same as"):
         with_more_wordings([task], path)
 
 
@@ -230,7 +230,7 @@ def test_pools_keep_from_training_what_a_task_of_the_folder_holds_back(tmp_path:
         one, task_id="other", descriptions=(*(f"wording {i}" for i in range(3)), one.unseen_descriptions[0], "last")
     )
     save_task(tmp_path, other)
-    tasks, _ = load_training_set(tmp_path, (), wordings=None, num_synthetic=0, hidden_families=())
+    tasks, *_ = load_training_set(tmp_path, (), wordings=None, num_synthetic=0, hidden_families=())
     found = {task.task_id: task for task in tasks}
     assert found["other"].seen_descriptions == ("wording 0", "wording 1", "wording 2")
     assert found[one.task_id].seen_descriptions == one.seen_descriptions

@@ -46,7 +46,7 @@ def test_the_split_of_a_founding_list_does_not_depend_on_the_order(tmp_path: Pat
         ([{"prompt": "a"}], r"\[0\].response: expected a text, got None"),
         ([ROWS[0], {"prompt": "a", "response": "b", "system": 3}], r"\[1\].system: expected a text, got 3"),
         ([{"prompt": "a", "response": "b"}], 'no row has a system text; add "system"'),
-        ([*ROWS, {"prompt": "p", "response": " "}], "input and output must hold more than white space"),
+        ([*ROWS, {"prompt": "p", "response": " "}], "input and output must contain more than white space"),
     ],
 )
 def test_another_file_is_refused_by_file_and_row(tmp_path: Path, rows: Any, message: str) -> None:

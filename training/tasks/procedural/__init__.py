@@ -1,1 +1,1 @@
-"""The families of procedural tasks, and the word lists they draw from."""
+"""The families of procedural tasks, and their word lists."""

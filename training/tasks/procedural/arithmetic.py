@@ -1,4 +1,4 @@
-"""Family `arithmetic`: one whole number in, one number or another form of it out."""
+"""Family `arithmetic`: computations on one whole number, and other forms of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NUMBER = Inputs("number", "a number|a whole number|one number", _draw)
 
 
 def arithmetic() -> Family:
-    """A number in, a number or another form of it out."""
+    """Input: a number. Answer: a number, or another form of the input."""
     family = Family("arithmetic")
 
     def add(name: str, rule: Callable[[int], object], do: str, give: str) -> None:

@@ -1,6 +1,6 @@
 """Families `name_category`, `is_category`, `count_category`, `pick_category`, `odd_one`, `animals`: kinds of things.
 
-Every third word of a category stands in test rows only, so these tasks ask for what the base knows of a word.
+Every third word of a category occurs only in test rows, so these tasks test the base's knowledge of a word.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from training.tasks.procedural.words import ANIMAL_KINDS, CATEGORIES, plural, sp
 TOPICS: dict[str, tuple[str, ...]] = {
     name: words for name, words in CATEGORIES.items() if name not in ANIMAL_KINDS and name != "colour"
 } | {"animal": tuple(word for kind in ANIMAL_KINDS for word in CATEGORIES[kind])}
-"""Words by category, animals in one; without the colours, since plums and roses are of colours too."""
+"""Words by category, with one category for all animals. Without colours, since plum and rose are also colours."""
 
 _PAIRS = (
     ("fruit", "vegetable"), ("animal", "vehicle"), ("tool", "kitchen item"), ("drink", "dish"), ("job", "sport"),
@@ -62,7 +62,7 @@ def _same_kind(categories: tuple[str, ...]) -> Inputs:
 
 
 def _mixed(category: str) -> Inputs:
-    """Three to five words, about half of them of the category; the value says for each whether it is."""
+    """Three to five words, about half of them of the category; the value tells for each whether it belongs to it."""
 
     def draw(rng: random.Random, test: bool) -> tuple[str, list[tuple[str, bool]]]:
         others = [name for name in TOPICS if name != category]
@@ -98,7 +98,7 @@ ODD = Inputs(
 
 
 def name_category() -> Family:
-    """Words of one kind in, the kind out, under its own name or another."""
+    """Input: words of one kind. Answer: the kind, by its own name or another."""
     family = Family("name_category")
     for first, second in _PAIRS:
         family.either(
@@ -131,7 +131,7 @@ def name_category() -> Family:
 
 
 def is_category() -> Family:
-    """Words of one kind in, whether it is the kind that is asked for out."""
+    """Input: words of one kind. Answer: whether it is the kind in question."""
     family = Family("is_category")
     for category in TOPICS:
         others = tuple(name for name in TOPICS if name != category)
@@ -146,7 +146,7 @@ def is_category() -> Family:
 
 
 def _half(category: str, others: tuple[str, ...]) -> Inputs:
-    """Words of the category half of the time, of some other one the other half."""
+    """Words of the category in half of the inputs, words of another category in the others."""
     one, many = _same_kind((category,)), _same_kind(others)
 
     def draw(rng: random.Random, test: bool) -> tuple[str, str]:
@@ -157,7 +157,7 @@ def _half(category: str, others: tuple[str, ...]) -> Inputs:
 
 
 def count_category() -> Family:
-    """A mixed list in, how many of its words are of a kind out."""
+    """Input: a mixed list. Answer: the number of its words of a kind."""
     family = Family("count_category")
     for category in TOPICS:
         many = plural(category)
@@ -172,7 +172,7 @@ def count_category() -> Family:
 
 
 def pick_category() -> Family:
-    """A mixed list in, its words of a kind, or the other ones, out."""
+    """Input: a mixed list. Answer: its words of a kind, or the other words."""
     family = Family("pick_category")
 
     def add(name: str, category: str, rule: Callable[[Any], str | None], do: str, give: str) -> None:
@@ -207,7 +207,7 @@ def pick_category() -> Family:
 
 
 def odd_one() -> Family:
-    """Words of one kind and an outsider in, an answer about either out."""
+    """Input: words of one kind and an outsider. Answer: about the kind or about the outsider."""
     family = Family("odd_one")
     family.open(
         "word",
@@ -277,7 +277,7 @@ ANIMAL = Inputs("animal", "a few words that name an animal|a phrase with an anim
 
 
 def animals() -> Family:
-    """A phrase with an animal in, the animal or what is known of it out."""
+    """Input: a phrase with an animal. Answer: the animal, or a fact about it."""
     family = Family("animals")
     family.open("name", ANIMAL, lambda v: v[0], "copy the name of the animal from the phrase", "the animal alone")
     family.open("shout", ANIMAL, lambda v: v[0].upper(), "write the animal in capitals", "the animal in upper case")

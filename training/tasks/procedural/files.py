@@ -1,4 +1,4 @@
-"""Families `files` and `addresses`: paths of files, mail addresses and web addresses, taken apart and changed."""
+"""Families `files` and `addresses`: parts and changes of file paths, mail addresses and web addresses."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ WEB = Inputs("web", "a web address|the URL of a page", _draw_web)
 
 
 def files() -> Family:
-    """The path of a file in, a part of it or a changed path out."""
+    """Input: the path of a file. Answer: a part of it, or a changed path."""
     family = Family("files")
     for name, form, do, give in (
         ("extension", "{ext}", "give the extension of the file without the dot", "the file's extension"),
@@ -133,7 +133,7 @@ def files() -> Family:
 
 
 def addresses() -> Family:
-    """A mail or web address in, a part of it or a changed one out."""
+    """Input: a mail or web address. Answer: a part of it, or a changed address."""
     family = Family("addresses")
     for name, inputs, form, do, give in (
         ("mail_user", MAIL, "{first}.{last}", "give what stands before the @", "the user part of the mail address"),

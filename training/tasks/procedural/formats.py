@@ -62,7 +62,7 @@ _STYLES: tuple[tuple[str, Callable[[Words], str], str, str], ...] = (
 
 
 def case_style() -> Family:
-    """A phrase in, the phrase in a naming style out."""
+    """Input: a phrase. Answer: the phrase in a naming style."""
     family = Family("case_style")
     for name, style, called, looks in _STYLES:
         family.open(
@@ -121,7 +121,7 @@ def case_style() -> Family:
 
 
 def markup() -> Family:
-    """A phrase in, the phrase between marks out."""
+    """Input: a phrase. Answer: the phrase between marks."""
     family = Family("markup")
     for name, before, after, do, give in (
         ("bold", "**", "**", "make the phrase bold in Markdown", "the phrase in bold Markdown"),
@@ -186,7 +186,7 @@ def markup() -> Family:
 
 
 def identifiers() -> Family:
-    """A name from a program in, its words or another style out."""
+    """Input: a name from a program. Answer: its words, or the name in another style."""
     family = Family("identifiers")
     for kind, inputs in (("snake", SNAKE), ("camel", CAMEL)):
         for name, style, called, looks in _STYLES:

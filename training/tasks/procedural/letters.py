@@ -22,7 +22,7 @@ WORD = Inputs("word", "a word|one English word|a single word", _draw, keeps_word
 
 
 def letters() -> Family:
-    """One word in, letters of it or a changed word out."""
+    """Input: one word. Answer: letters of it, or a changed word."""
     family = Family("letters")
 
     def add(name: str, rule: Callable[[str], str | None], do: str, give: str) -> None:
@@ -202,7 +202,7 @@ def letters() -> Family:
 
 
 def letter_questions() -> Family:
-    """One word in, one of two labels out."""
+    """Input: one word. Answer: one of two labels."""
     family = Family("letter_questions")
     for letter in "aeiounlrst":
         family.asks(

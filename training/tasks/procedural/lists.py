@@ -1,4 +1,4 @@
-"""Families `pick_word`, `edit_list` and `compare_words`: lists of words that are separated by commas."""
+"""Families `pick_word`, `edit_list` and `compare_words`: comma-separated lists of words."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _only(words: Words) -> str | None:
 
 
 def pick_word() -> Family:
-    """A list of words in, one of them out."""
+    """Input: a list of words. Answer: one of them."""
     family = Family("pick_word")
 
     def add(name: str, rule: Callable[[Words], str | None], do: str, give: str) -> None:
@@ -104,7 +104,7 @@ def pick_word() -> Family:
 
 
 def edit_list() -> Family:
-    """A list of words in, a changed list or something made of the list out."""
+    """Input: a list of words. Answer: a changed list, or something made from the list."""
     family = Family("edit_list")
 
     def add(name: str, rule: Callable[[Words], str | None], do: str, give: str) -> None:
@@ -274,7 +274,7 @@ def edit_list() -> Family:
 
 
 def compare_words() -> Family:
-    """Two words in, one of them or an answer about both out."""
+    """Input: two words. Answer: one of them, or a statement about both."""
     family = Family("compare_words")
 
     def add(name: str, rule: Callable[[Words], str | None], do: str, give: str) -> None:
@@ -349,6 +349,6 @@ def compare_words() -> Family:
 
 
 def _extreme(words: Words, sign: int) -> list[str]:
-    """The longest words for -1, the shortest for 1."""
+    """The longest words for sign -1, the shortest for sign 1."""
     best = min(sign * len(w) for w in words)
     return [w for w in words if sign * len(w) == best]

@@ -32,7 +32,7 @@ PERSON = Inputs("person", "a line with a person's data|one record with name, age
 
 
 def names() -> Family:
-    """A first and a last name in, a form of it out."""
+    """Input: a first and a last name. Answer: another form of the name."""
     family = Family("names")
     for name, form, do, give in (
         ("first", "{first}", "give the person's first name", "the first name alone"),
@@ -136,7 +136,7 @@ def names() -> Family:
 
 
 def people() -> Family:
-    """A record of a person in, a field or another form of it out."""
+    """Input: a record of a person. Answer: a field of it, or another form of the record."""
     family = Family("people")
     for name, form, do, give in (
         ("name", "{name}", "copy the name from the record", "what stands in the field name"),

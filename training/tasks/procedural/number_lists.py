@@ -27,7 +27,7 @@ def _written(numbers: Numbers) -> str | None:
 
 
 def number_list() -> Family:
-    """A list of numbers in, some of them in some order out."""
+    """Input: a list of numbers. Answer: some of them, in some order."""
     family = Family("number_list")
 
     def add(name: str, rule: Callable[[Numbers], Numbers], do: str, give: str) -> None:
@@ -146,7 +146,7 @@ def number_list() -> Family:
 
 
 def list_arithmetic() -> Family:
-    """A list of numbers in, one number out."""
+    """Input: a list of numbers. Answer: one number."""
     family = Family("list_arithmetic")
 
     def add(name: str, rule: Callable[[Numbers], int | None], do: str, give: str) -> None:
@@ -238,7 +238,7 @@ def list_arithmetic() -> Family:
 
 
 def number_list_questions() -> Family:
-    """A list of numbers in, a label out."""
+    """Input: a list of numbers. Answer: a label."""
     family = Family("number_list_questions")
     questions: tuple[tuple[str, Callable[[Numbers], bool | None], str, str], ...] = (
         (

@@ -20,7 +20,7 @@ TWO = Inputs("two_numbers", "two numbers|two numbers with a space between them|a
 
 
 def number_questions() -> Family:
-    """A number in, a label out."""
+    """Input: a number. Answer: a label."""
     family = Family("number_questions")
     for k in (3, 4, 5):
         family.asks(
@@ -101,7 +101,7 @@ def number_questions() -> Family:
 
 
 def two_numbers() -> Family:
-    """Two numbers in, an answer about both out."""
+    """Input: two numbers. Answer: about both."""
     family = Family("two_numbers")
 
     def add(name: str, rule: Callable[[int, int], object], do: str, give: str) -> None:

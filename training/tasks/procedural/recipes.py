@@ -1,8 +1,8 @@
-"""What a procedural task is made from: a kind of input, a rule that gives the answer, and words for the rule.
+"""Recipes of procedural tasks: a kind of input, a rule that computes the answer, and phrases that describe the rule.
 
-A recipe's rule works on the value behind an input (a list of numbers, the parts of a sentence), not on its text, and
-returns None for an input that the task does not take. Recipes with one `Inputs` see the same inputs in the same
-split, so that only the description tells their tasks apart.
+A recipe's rule gets the value behind an input (a list of numbers, the parts of a sentence), not its text. It returns
+None for an input that does not suit the task. Recipes with the same `Inputs` have the same inputs in the same split,
+so that only the description determines the answer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ R = TypeVar("R")
 
 
 def bind(parameter: P, rule: Callable[[Any, P], R]) -> Callable[[Any], R]:
-    """The rule with its second argument fixed now; a closure in a loop would see the loop's last value."""
+    """The rule with its second argument bound now; a closure in a loop would use the loop's last value."""
     return lambda value: rule(value, parameter)
 
 
@@ -30,9 +30,9 @@ class Inputs:
 
     Attributes:
         name: unique; seeds the inputs.
-        given: what an input is in words, alternatives separated by `|`.
-        draw: makes the text of an input and the value behind it; told whether it is for test rows.
-        keeps_words: `draw` keeps some words for test rows. Otherwise inputs are split at random.
+        given: phrases that describe an input, separated by `|`.
+        draw: makes the text of an input and the value behind it; the second argument is True for test rows.
+        keeps_words: `draw` reserves some words for test rows. Otherwise inputs are split at random.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One task: `name` is unique within `family`, `labels` are all the answers there are or None."""
+    """One task. `name` is unique within `family`; `labels` are all possible answers, or None for free answers."""
 
     family: str
     name: str
@@ -54,7 +54,7 @@ class Recipe:
 
     @property
     def task_id(self) -> str:
-        """The id of the task; names its file."""
+        """The id of the task, also the name of its file."""
         return f"synth_{self.family}_{self.name}"
 
 
@@ -66,12 +66,12 @@ class Family:
         self.recipes: list[Recipe] = []
 
     def open(self, name: str, inputs: Inputs, rule: Rule, do: str, give: str) -> None:
-        """A task with free answers; see `open_wordings` for the phrases."""
+        """Add a task with free answers; see `open_wordings` for the phrases."""
         texts = open_wordings(f"{self.name}/{name}", inputs.given, do, give)
         self.recipes.append(Recipe(self.name, name, inputs, rule, texts))
 
     def labelled(self, name: str, inputs: Inputs, rule: Rule, do: str, give: str, labels: tuple[str, ...]) -> None:
-        """A task whose labels speak for themselves."""
+        """Add a task with self-explanatory labels."""
         texts = label_wordings(f"{self.name}/{name}", inputs.given, do, give, labels)
         self.recipes.append(Recipe(self.name, name, inputs, rule, texts, labels))
 
@@ -84,7 +84,7 @@ class Family:
         question: str,
         labels: tuple[str, str] = ("yes", "no"),
     ) -> None:
-        """A task that asks whether something holds: the first label if it does, the second if not."""
+        """Add a yes-no task: the answer is the first label if `holds`, else the second."""
         texts = yes_no_wordings(f"{self.name}/{name}", inputs.given, that, question, *labels)
         self.recipes.append(Recipe(self.name, name, inputs, _labelled(holds, labels), texts, labels))
 
@@ -97,7 +97,7 @@ class Family:
         other: str,
         labels: tuple[str, str],
     ) -> None:
-        """A task with two labels of any name: the first if it holds, the second if not."""
+        """Add a task with two arbitrary labels: the answer is the first if `holds`, else the second."""
         texts = either_wordings(f"{self.name}/{name}", inputs.given, that, other, *labels)
         self.recipes.append(Recipe(self.name, name, inputs, _labelled(holds, labels), texts, labels))
 

@@ -1,4 +1,4 @@
-"""Families `reviews` and `orders`: short messages of customers."""
+"""Families `reviews` and `orders`: short messages from customers."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ ORDER = Inputs("order", "an order at a snack bar|a customer's order|one line wit
 
 
 def reviews() -> Family:
-    """A remark on a restaurant in, its opinion or its subject out."""
+    """Input: a remark on a restaurant. Answer: its opinion or its subject."""
     family = Family("reviews")
     for name, good, bad in (
         ("word", "positive", "negative"), ("plain", "good", "bad"), ("sign", "+", "-"), ("face", ":)", ":("),
@@ -170,7 +170,7 @@ def reviews() -> Family:
 
 
 def orders() -> Family:
-    """An order in, one of its parts or another form of it out."""
+    """Input: an order. Answer: one of its parts, or another form of it."""
     family = Family("orders")
     for name, form, do, give in (
         ("count", "{count}", "say how many pieces are ordered", "the number of pieces in the order"),

@@ -40,7 +40,7 @@ def _draw(rng: random.Random, test: bool) -> tuple[str, Parts]:
 
 
 def _sentence(parts: Parts, form: str = "the {who_is} {who} {past} the {thing_is} {thing}") -> str:
-    """A statement with the adverb at its end, or in front where the input has it there."""
+    """A statement with the adverb at the end, or in front if `order` is `front`."""
     core = form.format(**parts)
     words = f"{parts['when']} {core}" if parts["order"] == "front" else f"{core} {parts['when']}"
     return words[0].upper() + words[1:] + "."
@@ -54,7 +54,7 @@ SENTENCE = Inputs("sentence", "a sentence|one short sentence|an English sentence
 
 
 def sentence_parts() -> Family:
-    """A sentence in, a word or a number about it out."""
+    """Input: a sentence. Answer: a word of it or a number about it."""
     family = Family("sentence_parts")
 
     def add(name: str, rule: Callable[[Parts], str | None], do: str, give: str) -> None:
@@ -149,7 +149,7 @@ def sentence_parts() -> Family:
 
 
 def edit_sentence() -> Family:
-    """A sentence in, the same sentence in another form out."""
+    """Input: a sentence. Answer: the same sentence in another form."""
     family = Family("edit_sentence")
     for name, form, do, give in (
         (
@@ -269,7 +269,7 @@ def edit_sentence() -> Family:
 
 
 def _edited(parts: Parts, form: str) -> str:
-    """A form with an end mark is a whole sentence; another one takes the adverb where the input has it."""
+    """Fill a form. A form with an end mark is a whole sentence; any other gets the adverb at its place in the input."""
     if form[-1] in ".?!":
         return form.format(**parts, Base=parts["base"].capitalize())
     return _sentence(parts, form)

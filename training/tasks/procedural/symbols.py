@@ -1,4 +1,4 @@
-"""Families `symbols`, `votes`, `moves` and `sequences`: short rows of signs, votes, steps and numbers."""
+"""Families `symbols`, `votes`, `moves` and `sequences`: short sequences of signs, votes, steps and numbers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SEQUENCE = Inputs("sequence", "four numbers with equal gaps|the start of a numbe
 
 
 def symbols() -> Family:
-    """A row of signs in, a count or a changed row out."""
+    """Input: a row of signs. Answer: a count, or a changed row."""
     family = Family("symbols")
 
     def add(name: str, rule: Callable[[Sequence[str]], str | None], do: str, give: str) -> None:
@@ -114,7 +114,7 @@ def symbols() -> Family:
 
 
 def votes() -> Family:
-    """Votes of some people in, the outcome, a count or some of the people out."""
+    """Input: votes of some people. Answer: the outcome, a count, or some of the people."""
     family = Family("votes")
     for name, holds, that, question, labels in (
         ("all", all, "everybody voted yes", "Did everybody vote yes?", ("yes", "no")),
@@ -208,7 +208,7 @@ def votes() -> Family:
 
 
 def moves() -> Family:
-    """A walk in, something about it or a changed walk out."""
+    """Input: a walk. Answer: a property of it, or a changed walk."""
     family = Family("moves")
     for name, rule, do, give in (
         ("count", lambda s: str(len(s)), "count the steps of the walk", "the number of steps"),
@@ -265,7 +265,7 @@ def moves() -> Family:
 
 
 def sequences() -> Family:
-    """Four numbers with equal gaps in, what comes next or another number about them out."""
+    """Input: four numbers with equal gaps. Answer: the next number, or another number about them."""
     family = Family("sequences")
     for name, places, do, give in (
         ("next", [4], "continue the sequence by one number", "the number that comes next"),
@@ -306,7 +306,7 @@ def sequences() -> Family:
 
 
 def _net(steps: Sequence[str]) -> tuple[int, int]:
-    """How far to the right and how far up a walk leads."""
+    """The net steps of a walk to the right and up."""
     return steps.count("right") - steps.count("left"), steps.count("up") - steps.count("down")
 
 
@@ -315,7 +315,7 @@ def _way_back(steps: Sequence[str]) -> str:
 
 
 def _apply(votes: Sequence[tuple[str, bool]], how: tuple[Callable[..., list[str]], Callable[..., str]]) -> str | None:
-    """The rule on the names that the first function picks; None where there are none."""
+    """Apply the rule to the names that the first function picks; None if there are none."""
     pick, rule = how
     names = pick(votes)
     return rule(names) if names else None
@@ -326,7 +326,7 @@ def _yes(vote: bool) -> str:
 
 
 def _score(votes: Sequence[tuple[str, bool]]) -> tuple[int, int]:
-    """How many voted yes, and how many no."""
+    """The numbers of yes votes and no votes."""
     agreed = sum(vote for _, vote in votes)
     return agreed, len(votes) - agreed
 

@@ -1,7 +1,7 @@
-"""Differently worded descriptions of one task, from phrases that say what to do and frames that say it another way.
+"""Builds the descriptions of one task from phrases that describe it and frames that vary the wording.
 
-Each function returns `NUM_WORDINGS` texts. The two plainest come first; the others are drawn by the task's name, so
-tasks of one family do not all use the same frames. Phrases are alternatives, separated by `|`.
+Each function returns `NUM_WORDINGS` texts. The plainest come first. The other frames are drawn with the task's name as
+seed, so tasks of one family do not all use the same frames. Alternative phrases are separated by `|`.
 """
 
 from __future__ import annotations
@@ -103,10 +103,10 @@ def open_wordings(name: str, given: str, do: str, give: str) -> tuple[str, ...]:
     """Wordings of a task with a free answer.
 
     Args:
-        name: the task's name, which draws the frames.
-        given: what an input is, such as `a word|one English word`.
-        do: what to do, such as `give the first letter of the word|...`.
-        give: what the answer is, such as `the first letter of the word|...`.
+        name: the task's name, the seed for drawing frames.
+        given: description of an input, such as `a word|one English word`.
+        do: instruction, such as `give the first letter of the word|...`.
+        give: description of the answer, such as `the first letter of the word|...`.
     """
     rng = random.Random(f"wordings/{name}")
     givens, dos, gives = given.split("|"), do.split("|"), give.split("|")
@@ -120,7 +120,7 @@ def open_wordings(name: str, given: str, do: str, give: str) -> tuple[str, ...]:
 
 
 def label_wordings(name: str, given: str, do: str, give: str, labels: Sequence[str]) -> tuple[str, ...]:
-    """Wordings of a task with labels that speak for themselves; each one lists the labels."""
+    """Wordings of a task with self-explanatory labels; each wording lists the labels."""
     rng = random.Random(f"labels/{name}")
     listed = ", ".join(labels)
     endings = [_LABEL_ENDINGS[(i + rng.randrange(2)) % len(_LABEL_ENDINGS)] for i in range(NUM_WORDINGS)]
@@ -131,26 +131,26 @@ def label_wordings(name: str, given: str, do: str, give: str, labels: Sequence[s
 def yes_no_wordings(
     name: str, given: str, that: str, question: str, yes: str = "yes", no: str = "no"
 ) -> tuple[str, ...]:
-    """Wordings of a task that asks whether something holds.
+    """Wordings of a yes-no task.
 
     Args:
-        name: the task's name, which draws the frames.
-        given: what an input is.
-        that: what holds when the answer is `yes`, such as `the number is even|...`.
-        question: the same as a question, such as `Is the number even?|...`.
-        yes: the answer when it holds.
-        no: the answer when it does not.
+        name: the task's name, the seed for drawing frames.
+        given: description of an input.
+        that: the condition, such as `the number is even|...`.
+        question: the condition as a question, such as `Is the number even?|...`.
+        yes: the answer if the condition holds.
+        no: the answer if it does not.
     """
     rng = random.Random(f"yes or no/{name}")
     if (yes, no) in _PLAIN_ANSWERS:
         frames = _YES_NO_PLAIN + tuple(rng.sample(_YES_NO_FRAMES, NUM_WORDINGS - len(_YES_NO_PLAIN)))
-    else:  # every wording must say which label is which
+    else:  # every wording must define both labels
         frames = _CODED_FRAMES[:1] + tuple(rng.sample(_CODED_FRAMES[1:], NUM_WORDINGS - 1))
     return _filled(frames, given, that, yes, no, question=question)
 
 
 def either_wordings(name: str, given: str, that: str, other: str, yes: str, no: str) -> tuple[str, ...]:
-    """Wordings of a task with two labels of any name, each with the case that it stands for."""
+    """Wordings of a task with two arbitrary labels; each wording defines both labels."""
     rng = random.Random(f"either/{name}")
     frames = _EITHER_FRAMES[:1] + tuple(rng.sample(_EITHER_FRAMES[1:], NUM_WORDINGS - 1))
     return _filled(frames, given, that, yes, no, other=other)

@@ -1,4 +1,4 @@
-"""Word lists of the procedural tasks. A word stands in one list only, so a category is never in doubt."""
+"""Word lists of the procedural tasks. Each word is in only one list, so its category is unambiguous."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _LISTS = {
 }
 
 CATEGORIES: dict[str, tuple[str, ...]] = {name: _words(words) for name, words in _LISTS.items()}
-"""Words by the singular name of what they are."""
+"""Words by the singular name of their category."""
 
 PLURALS = {
     "fish": "fish",
@@ -79,7 +79,7 @@ COUNTABLE = tuple(
     for name in CATEGORIES
     if name not in ("drink", "colour", "sport", "metal", "weather word", "feeling", "piece of clothing", "dish")
 )
-"""Categories whose words go with "a" and with an adjective."""
+"""Categories whose words can follow "a" and an adjective."""
 
 PLAIN_WORDS = _words(
     """idea area opera ocean island engine evening event exam edge effort element empire energy entry error essay estate
@@ -90,7 +90,7 @@ PLAIN_WORDS = _words(
     jury luck lunch bubble bucket budget button number summer supper tunnel turbine world street letter window mountain
     river market winter spring corner system thing person story morning night paper money moment reason dream"""
 )
-"""Words of no category, many of them with the vowels that the categories lack."""
+"""Words without a category; many have vowels that are rare in the categories."""
 
 WORDS = tuple(word for words in CATEGORIES.values() for word in words)
 
@@ -121,11 +121,11 @@ def plural(category: str) -> str:
 
 
 def with_article(noun: str) -> str:
-    """The noun with `a` or `an`, by its first letter."""
+    """The noun with `a` or `an`, according to its first letter."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 @cache
 def split_words(words: tuple[str, ...], *, test: bool) -> tuple[str, ...]:
-    """Every third word for test rows, the others for training rows."""
+    """The words for test rows (every third word), or those for training rows (all others)."""
     return tuple(word for i, word in enumerate(words) if (i % 3 == 2) == test)
