@@ -12,14 +12,14 @@ from training.cli.command_line import main
 from training.cli.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
-CURRENT = ("README.md", "CHANGELOG.md", "checkpoints/MODEL_CARD.md", "docs/METHOD.md")
+CURRENT = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "checkpoints/MODEL_CARD.md", "docs/METHOD.md")
 """Documents of the present state: every result file that they name is in the repository."""
 PAST = ("docs/EXPERIMENTS.md",)
 """Documents whose results and commands are those of the tag `experiments`; only their links lead to files here."""
 
 _PROGRAM = "python -m training"
 _COMMAND = re.compile(
-    r"`(python\s+-m\s+training\s[^`]+)`|^ {4}(python -m training (?:[^\n]*\\\n)*[^\n]*)", re.MULTILINE
+    r"`(python\s+-m\s+training\s[^`]+)`|^ {4,}(python -m training (?:[^\n]*\\\n)*[^\n]*)", re.MULTILINE
 )
 _RESULT = re.compile(r"results/[\w./-]+\.json")
 _LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
@@ -31,12 +31,15 @@ def commands(text: str) -> list[str]:
     return list(dict.fromkeys(" ".join(command.replace("\\\n", " ").split()) for command in found))
 
 
-METHOD_COMMANDS = commands((ROOT / "docs/METHOD.md").read_text("utf-8"))
+CURRENT_COMMANDS = [
+    command for name in ("README.md", "docs/METHOD.md") for command in commands((ROOT / name).read_text("utf-8"))
+]
 
 
 def test_commands_are_found_in_spans_and_in_blocks_of_several_lines() -> None:
     text = "Run `python -m training\ntables`.\n\n    python -m training fit a=1 \\\n        b=2\n    python -m other\n"
-    assert commands(text) == [f"{_PROGRAM} tables", f"{_PROGRAM} fit a=1 b=2"]
+    in_a_list = "1. First:\n\n       python -m training cores\n"
+    assert commands(text + in_a_list) == [f"{_PROGRAM} tables", f"{_PROGRAM} fit a=1 b=2", f"{_PROGRAM} cores"]
 
 
 @pytest.mark.parametrize("document", CURRENT)
@@ -60,8 +63,13 @@ def test_links_of_a_document_lead_to_files(document: str) -> None:
     assert {link for link in named if not (path.parent / link).exists()} == set()
 
 
-@pytest.mark.parametrize("command", METHOD_COMMANDS)
-def test_a_command_of_the_method_is_accepted(
+def test_the_readme_has_the_commands_that_train_a_generator() -> None:
+    found = [command.split()[3] for command in CURRENT_COMMANDS]
+    assert found[:4] == ["tasks", "fit", "calibrate", "evaluate"]
+
+
+@pytest.mark.parametrize("command", CURRENT_COMMANDS)
+def test_a_command_of_readme_and_method_is_accepted(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)

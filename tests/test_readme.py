@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,18 +24,25 @@ def port(real_base_path: Path, real_encoder_path: Path) -> Iterator[int]:
 
 def test_the_readme_has_an_example_for_every_way_to_use_the_service() -> None:
     commands = " ".join(e.command for e in EXAMPLES)
-    for path in ("/generate-adapter", "/adapters/", "adapter_model.safetensors", "/chat", "/livez", "/readyz"):
+    for path in ("/generate-adapter", "/adapters/", "adapter_model.safetensors", "/chat"):
         assert path in commands
-    for file in ("curl.sh", "openai_client.py", "generate_and_load_with_peft.py"):
+    for file in ("openai_client.py", "generate_and_load_with_peft.py"):
         assert f"examples/{file}" in commands
 
 
-def test_the_readme_names_each_example() -> None:
-    text = README.read_text("utf-8")
-    examples = [path for path in (README.parent / "examples").iterdir() if path.is_file() and path.stem != "__init__"]
-    assert {
-        p.name for p in examples if f"| `examples/{p.name}` |" not in text and f"examples.{p.stem}\n" not in text
-    } == set()
+def test_each_example_is_named_by_the_readme_or_with_its_subject() -> None:
+    root = README.parent
+    text = "\n".join(path.read_text("utf-8") for path in (README, *(root / "docs").glob("*.md")))
+    examples = [path for path in (root / "examples").iterdir() if path.is_file() and path.stem != "__init__"]
+    assert {path.name for path in examples if path.name not in text and f"examples.{path.stem}\n" not in text} == set()
+
+
+def test_the_readme_names_the_folders_that_there_are() -> None:
+    (tree,) = re.findall(r"^```\n((?:\w+/ +.*\n)+)```", README.read_text("utf-8"), flags=re.MULTILINE)
+    named = [line.split("/")[0] for line in tree.splitlines()]
+    assert [name for name in named if not (README.parent / name).is_dir()] == []
+    project = tomllib.loads((README.parent / "pyproject.toml").read_text("utf-8"))
+    assert set(project["tool"]["importlinter"]["root_packages"]) <= set(named)
 
 
 @pytest.mark.real
