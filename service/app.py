@@ -28,6 +28,7 @@ from llgbm.errors import LLGBMError
 from service import routes
 from service.adapters.catalogue import AdapterCatalogue
 from service.adapters.generation_lock import GenerationLock
+from service.adapters.index import AdapterIndex, index_path
 from service.adapters.service import AdapterService
 from service.adapters.shared_files import open_files
 from service.adapters.store import AdapterStore
@@ -91,6 +92,7 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
             await asyncio.gather(loading, return_exceptions=True)
             if state.services is not None:
                 state.services.models.cache.close()
+                await asyncio.to_thread(state.services.catalogue.close)
             await lock.close()
             if limiter is not None:
                 await limiter.close()
@@ -161,9 +163,14 @@ async def _loaded(state: State, engine: Engine, lock: GenerationLock, load: Load
         state.progress = text
 
     models = await engine.run(lambda: load(settings, metrics, progress))
-    files = await asyncio.to_thread(open_files, settings.store_dir, settings.store_url)
-    store = AdapterStore(files, models.base.spec, max_bytes=settings.adapter_memory, metrics=metrics)
-    catalogue = AdapterCatalogue(store, models.base.spec.base_id, metrics)
+    files = await asyncio.to_thread(open_files, settings.store_dir, settings.store_url, settings.copy_bytes)
+    path = index_path(settings.cache_dir, settings.store_url or str(settings.store_dir.resolve()))
+    index = await asyncio.to_thread(AdapterIndex, files, path)
+    await asyncio.to_thread(index.catch_up, 0.0)  # so that it is there when the first list is asked for
+    store = AdapterStore(
+        files, models.base.spec, max_bytes=settings.adapter_memory, metrics=metrics, strict_base=settings.strict_base
+    )
+    catalogue = AdapterCatalogue(store, index, models.base.spec.base_id, metrics)
     adapters = AdapterService(settings, models, engine, store, catalogue, lock, metrics)
     decoding: DecodingEngine = engine
     if settings.engine == "vllm":

@@ -153,9 +153,16 @@ class Settings(BaseSettings):
         description="Address of a store that machines share, in fsspec's form, such as s3://bucket/adapters; then "
         "LLGBM_STORE_DIR keeps copies of what this machine used. Empty: LLGBM_STORE_DIR is the store.",
     )
+    copy_bytes: int = Field(
+        20 * 2**30,
+        ge=0,
+        description="With LLGBM_STORE_URL: bytes of the copies in LLGBM_STORE_DIR. The least recently used leave first,"
+        " and none that was used within a minute.",
+    )
     cache_dir: Path = Field(
         default_factory=_user_cache,
-        description="Folder of fetched weights and of the embedding cache. Default: the user's cache folder.",
+        description="Folder of fetched weights, of the embedding cache and of the index of the adapters. Default: the"
+        " user's cache folder.",
     )
     adapter_memory: int = Field(
         512 * 2**20, ge=0, description="Bytes of adapters kept in memory; those in use are never dropped."
@@ -211,6 +218,11 @@ class Settings(BaseSettings):
     )
     max_tokens: int = Field(256, ge=1, description="Tokens of an answer when the request does not say.")
     max_choices: int = Field(8, ge=1, description="Largest `n` of a chat request.")
+    strict_base: bool = Field(
+        False,
+        description="Refuse adapters that name another base than the one that is loaded, though their shapes fit."
+        " Otherwise they are served with a warning.",
+    )
     max_rank: int = Field(64, ge=1, description="Largest rank of an adapter that is loaded or combined.")
 
     # who may use it

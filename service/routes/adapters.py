@@ -74,7 +74,7 @@ async def generate_adapter(
         return await _archive(services, outcome.record, status, headers)
     if _BYTES in accept:
         return await _tensors(services, outcome.record, status, headers)
-    names = (await services.catalogue.names()).get(outcome.record.id, [])
+    names = (await services.catalogue.names_of([outcome.record.id])).get(outcome.record.id, [])
     view = views.generated(outcome.record, names, prefix, outcome.seconds, time.perf_counter() - start)
     return JSONResponse(view.model_dump(mode="json"), status, headers)
 
@@ -88,7 +88,7 @@ async def list_adapters(
 ) -> AdapterPage:
     """One page of the adapters in the store, without their norms."""
     records, more = await services.catalogue.page(limit, after)
-    names = await services.catalogue.names()
+    names = await services.catalogue.names_of([record.id for record in records])
     return AdapterPage(
         data=[views.adapter(record, names.get(record.id, []), prefix) for record in records],
         has_more=more,
@@ -110,7 +110,7 @@ async def compose(body: ComposeRequest, services: Ready, response: Response, pre
     outcome = await services.adapters.compose(body.ids, body.weights)
     if body.name is not None:
         await services.catalogue.name(body.name, outcome.record.id)
-    names = (await services.catalogue.names()).get(outcome.record.id, [])
+    names = (await services.catalogue.names_of([outcome.record.id])).get(outcome.record.id, [])
     response.status_code = 201 if outcome.made else 200
     response.headers["Location"] = f"{prefix}/adapters/{outcome.record.id}"
     return views.generated(outcome.record, names, prefix, outcome.seconds, time.perf_counter() - start)
@@ -120,7 +120,8 @@ async def compose(body: ComposeRequest, services: Ready, response: Response, pre
 async def show_adapter(adapter_id: str, services: Ready, prefix: RootPath) -> AdapterDetail:
     """What is known of an adapter, with the size of its effect by module and layer."""
     record = await services.catalogue.record(adapter_id)
-    return views.detail(record, (await services.catalogue.names()).get(record.id, []), prefix)
+    names = await services.catalogue.names_of([record.id], fresh=True)
+    return views.detail(record, names.get(record.id, []), prefix)
 
 
 @router.delete("/adapters/{adapter_id}", response_model=Deleted, responses=errors(404), summary="Delete an adapter")
@@ -231,11 +232,15 @@ async def _archive(
     summary="Load a PEFT folder, as vLLM does",
 )
 async def load_lora_adapter(body: LoadAdapterRequest, services: Ready) -> Response:
-    """Check the PEFT folder `lora_path`, copy it into the store and name it `lora_name`."""
+    """Check the PEFT folder `lora_path`, copy it into the store and name it `lora_name`.
+
+    The answer has a warning for one that names another base than the one that is loaded.
+    """
     await services.catalogue.require_free(body.lora_name, None, taken_status=400)
     outcome = await services.adapters.load(body.lora_path)
     await services.catalogue.name(body.lora_name, outcome.record.id, taken_status=400)
-    return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+    warning = "" if outcome.record.warning is None else f" Warning: {outcome.record.warning}."
+    return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.{warning}")
 
 
 @router.post(

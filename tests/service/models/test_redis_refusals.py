@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import redis
+import structlog
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
@@ -21,6 +22,11 @@ from tests.service.support.harness import free_port, running, wait_until
 from tests.service.support.redis_server import RedisServer
 
 Cache = tuple[ResilientCache, RedisEmbeddingCache]
+
+
+@pytest.fixture(autouse=True)
+def every_level_is_logged() -> None:
+    structlog.reset_defaults()  # an application of an earlier test may have left only errors
 
 
 def cache_over(url: str, *, timeout: float = 5.0) -> Cache:
