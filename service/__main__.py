@@ -17,6 +17,7 @@ import structlog
 import uvicorn
 
 from service.app import create_app, drain, end_answers
+from service.http.server import server_config
 from service.settings import Settings
 from service.state import State
 
@@ -69,18 +70,7 @@ def main() -> int:
     os.environ["LLGBM_CACHE_DIR"] = str(settings.cache_dir)
     app = create_app(settings)
     state: State = app.state.llgbm
-    server = DrainingServer(
-        uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=5,
-        ),
-        state,
-    )
+    server = DrainingServer(server_config(app, settings), state)
     state.on_failure = server.fail
     server.run()
     return 1 if state.failure is not None or not server.started else 0

@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from llgbm.base import Base, load_base
+from llgbm.byte_level import byte_vocabulary
 from llgbm.config import TARGET_MODULES, model_spec
-from llgbm.tiny import build_tiny_base, build_tiny_encoder, byte_vocabulary
+from llgbm.tiny import build_tiny_base, build_tiny_encoder
 
 SENTENCES = [
     "Translate the English word to French.",

@@ -24,6 +24,7 @@ from starlette.routing import Route
 
 from llgbm.decoding import Row, Step
 from llgbm.errors import LLGBMError
+from llgbm.json_grammar import JsonGrammar
 from llgbm.peft_io import load_peft
 from llgbm.sampling import SamplingParams
 from service.engine.interface import DecoderLike, EngineLimits, TokenStream
@@ -173,11 +174,20 @@ class FakeVLLM:
             max_tokens=body["max_tokens"],
             temperature=body["temperature"],
             top_p=body["top_p"],
+            top_k=body["top_k"],
+            min_p=body["min_p"],
+            repetition_penalty=body["repetition_penalty"],
+            presence_penalty=body["presence_penalty"],
+            frequency_penalty=body["frequency_penalty"],
+            logit_bias=tuple((int(token), value) for token, value in body.get("logit_bias", {}).items()),
             seed=body.get("seed"),
             stop_token_ids=tuple(body["stop_token_ids"]) if "stop_token_ids" in body else None,
             logprobs=body.get("logprobs"),
         )
-        row = Row(tuple(body["prompt"]), self.adapters.get(model), params)
+        grammar = None
+        if (form := body.get("response_format")) is not None:
+            grammar = JsonGrammar(form["json_schema"]["schema"] if form["type"] == "json_schema" else None)
+        row = Row(tuple(body["prompt"]), self.adapters.get(model), params, grammar)
         (stream,) = await request.app.state.engine.submit([row], [model], timeout=60)
         return StreamingResponse(self._events(stream, with_logprobs=params.logprobs is not None), 200)
 
