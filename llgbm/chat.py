@@ -10,9 +10,28 @@ from llgbm.errors import ConfigError
 END_OF_TURN = "<|im_end|>"
 
 
-def prompt_ids(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
-    """Token ids of a conversation up to the assistant's turn, default system message included."""
-    ids = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
+def prompt_ids(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
+) -> tuple[int, ...]:
+    """Token ids of a conversation up to where the assistant speaks, default system message included.
+
+    Args:
+        tokenizer: with the base's chat template.
+        messages: in the form that the template knows: `role`, `content`, `tool_calls`.
+        add_generation_prompt: end with the head of the assistant's turn.
+        continue_final_message: end inside the last message, so that the answer goes on from its text; then there is no
+            head after it.
+    """
+    ids = tokenizer.apply_chat_template(
+        list(messages),
+        add_generation_prompt=add_generation_prompt and not continue_final_message,
+        continue_final_message=continue_final_message,
+        return_dict=False,
+    )
     return tuple(ids)
 
 
@@ -32,17 +51,17 @@ def task_messages(
     return messages
 
 
-def with_description(messages: Sequence[tuple[str, str]], description: str) -> list[tuple[str, str]]:
-    """A conversation of (role, text) with the description above the first user turn, as in `task_messages`.
+def with_description(messages: Sequence[Mapping[str, Any]], description: str) -> list[Mapping[str, Any]]:
+    """A conversation with a description above the first turn of the user, as in `task_messages`.
 
     Raises:
         ConfigError: there is no user turn.
     """
-    first = next((place for place, (role, _) in enumerate(messages) if role == "user"), None)
+    first = next((place for place, message in enumerate(messages) if message["role"] == "user"), None)
     if first is None:
         raise ConfigError("the description goes above the user's first turn, and there is none")
-    role, text = messages[first]
-    return [*messages[:first], (role, _preamble(description) + text), *messages[first + 1 :]]
+    described = {**messages[first], "content": _preamble(description) + messages[first]["content"]}
+    return [*messages[:first], described, *messages[first + 1 :]]
 
 
 def _preamble(description: str | None) -> str:

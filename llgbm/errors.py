@@ -43,3 +43,16 @@ class TaskFormatError(LLGBMError):
 
 class ConfigError(LLGBMError):
     """A configuration value is unknown, of the wrong type or out of range."""
+
+
+class SchemaError(LLGBMError):
+    """A JSON schema is not valid, or asks for what answers cannot be held to.
+
+    Args:
+        place: path from the root to the part at fault, with dots; empty for the root.
+        problem: of that part.
+    """
+
+    def __init__(self, place: str, problem: str) -> None:
+        super().__init__(f"at {place}: {problem}" if place else f"at its root: {problem}")
+        self.place = place

@@ -18,6 +18,7 @@ import uvicorn
 from pydantic import ValidationError
 
 from service.app import create_app, drain, end_answers
+from service.http.server import server_config
 from service.settings import Settings, refused
 from service.state import State
 
@@ -74,19 +75,7 @@ def main() -> int:
     os.environ["LLGBM_CACHE_DIR"] = str(settings.cache_dir)
     app = create_app(settings)
     state: State = app.state.llgbm
-    server = DrainingServer(
-        uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,  # the application reads them itself, LLGBM_TRUSTED_PROXIES
-            timeout_graceful_shutdown=5,
-        ),
-        state,
-    )
+    server = DrainingServer(server_config(app, settings), state)
     state.on_failure = server.fail
     server.run()
     return 1 if state.failure is not None or not server.started else 0

@@ -1,6 +1,6 @@
 """The application: what it is put together from, and how it starts and stops. The main path of the service.
 
-    request -> RequestContext (id, log, metrics) -> AccessMiddleware (key, rate, size) -> a route
+    request -> RequestContext (id, log, metrics) -> AccessMiddleware (key, rate, size) -> JsonBodies -> a route
       /generate-adapter   AdapterService.get_or_make -> Engine.run(AdapterMaker.make) -> AdapterFiles.write
       /chat, /v1/...      ChatService.start -> AdapterStore.acquire -> DecodingEngine.submit -> tokens -> text
 
@@ -40,6 +40,7 @@ from service.engine.worker_threads import worker_threads
 from service.environment import service_links
 from service.http import errors
 from service.http.forwarded import ForwardedMiddleware
+from service.http.json_body import JsonBodies
 from service.http.request_context import RequestContext
 from service.http.security import AccessMiddleware, rate_limiter
 from service.models.loading import LoadModels, load_models
@@ -113,6 +114,7 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
     openapi_document.install(app)
     for router in routes.ROUTERS:
         app.include_router(router)
+    app.add_middleware(JsonBodies)
     # the one that is added last is the outermost. CORS is around all that answer, so that they have its headers
     app.add_middleware(AccessMiddleware, settings=settings, limiter=limiter, metrics=metrics)
     app.add_middleware(RequestContext, metrics=metrics, counter=state)

@@ -30,7 +30,6 @@ _INSTALLED = Path(__file__).parent / "checkpoints"
 DEFAULT_CHECKPOINT = (_INSTALLED if _INSTALLED.is_dir() else ROOT / "checkpoints") / "qwen2.5-0.5b"
 """The generator that an installed package brings, or that of a checkout."""
 TABLE_DOCUMENT = ROOT / "docs" / "OPERATIONS.md"
-TABLE_START, TABLE_END = "<!-- settings: start -->", "<!-- settings: end -->"
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -68,6 +67,12 @@ class Settings(BaseSettings):
     # where it listens
     host: str = Field("127.0.0.1", description="Address to listen on. 0.0.0.0 in a container.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    keep_alive_seconds: int = Field(
+        75,
+        ge=1,
+        description="Seconds that an idle connection is kept open. More than those of the proxy before the service, or"
+        " the proxy now and then sends a request into a connection that has just been closed.",
+    )
     allowed_hosts: Strings = Field(
         (),
         description="Host names that requests may be sent to, without a port, or *; others are answered 403. Empty:"
@@ -302,17 +307,23 @@ def _default_text(name: str, default: Any) -> str:
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
-def with_table(document: str) -> str:
-    """`document` with the current table between its two marks.
+def with_section(document: str, name: str, text: str) -> str:
+    """`document` with `text` between the two marks of a section that is made from the code.
 
     Raises:
         ValueError: the marks are not there.
     """
-    before, start, rest = document.partition(TABLE_START)
-    _, end, after = rest.partition(TABLE_END)
-    if not start or not end:
-        raise ValueError(f"the document must hold the lines {TABLE_START} and {TABLE_END}")
-    return f"{before}{start}\n{table()}{end}{after}"
+    start, end = f"<!-- {name}: start -->", f"<!-- {name}: end -->"
+    before, found, rest = document.partition(start)
+    _, ended, after = rest.partition(end)
+    if not found or not ended:
+        raise ValueError(f"the document must hold the lines {start} and {end}")
+    return f"{before}{start}\n{text}{end}{after}"
+
+
+def with_table(document: str) -> str:
+    """`document` with the current table of the settings. Raises ValueError as `with_section`."""
+    return with_section(document, "settings", table())
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:

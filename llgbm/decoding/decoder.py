@@ -16,8 +16,9 @@ from torch import Tensor
 
 from llgbm.base import Base
 from llgbm.decoding.decode_pass import DecodePass
+from llgbm.decoding.json_grammar import Constraint, JsonGrammar, TokenTable, token_table
 from llgbm.decoding.kv_cache import RowCache
-from llgbm.decoding.sampling import SamplingParams, log_probabilities, make_generator, sample
+from llgbm.decoding.sampling import SamplingParams, adjusted, log_probabilities, make_generator, sample
 from llgbm.decoding.stacked_lora import StackedLoRA
 from llgbm.errors import AdapterMismatchError, ConfigError, ContextLengthError
 from llgbm.functional import FunctionalLoRA, PreparedLoRA
@@ -36,16 +37,20 @@ class DecodeRequest:
     Attributes:
         prompt: token ids, at least one.
         adapter: None for the plain base.
-        params: its sampling parameters.
-        output: the tokens so far, without the stop token.
-        finish_reason: None while it runs; "error" if its logits are no longer finite.
+        params: how to decode it.
+        grammar: what the answer must be; None for any text.
+        output: the tokens so far, without the token that stopped it.
+        finish_reason: None while it can go on; "error" if the model's numbers were not finite any more, or if the
+            grammar had too many open possibilities: then `problem` has the grammar's words.
     """
 
     prompt: Sequence[int]
     adapter: LoRAWeights | None = None
     params: SamplingParams = field(default_factory=SamplingParams)
+    grammar: JsonGrammar | None = None
     output: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    problem: str | None = None
 
 
 class Step(NamedTuple):
@@ -70,6 +75,7 @@ class _Running(NamedTuple):
     row: DecodeRequest
     adapter: LoRAWeights | None
     generator: torch.Generator
+    constraint: Constraint | None
 
 
 class Decoder:
@@ -98,6 +104,7 @@ class Decoder:
         self._model = model
         self._prefill_tokens = prefill_tokens
         self._vocabulary = min(config.vocab_size, len(base.tokenizer))
+        self._tokenizer = base.tokenizer
         embedding: Tensor = model.get_input_embeddings().weight
         self._dtype, self._device = embedding.dtype, embedding.device
         spec = base.spec
@@ -127,6 +134,10 @@ class Decoder:
             raise ConfigError(f"a prompt's tokens must be 0 to {self._vocabulary - 1}")
         if row.output or row.finish_reason is not None:
             raise ConfigError("this row ran before; make a new one")
+        if any(token >= self._vocabulary for token, _ in row.params.logit_bias):
+            raise ConfigError(f"the tokens of logit_bias must be 0 to {self._vocabulary - 1}")
+        if row.grammar is not None and row.params.stop_token_ids is not None:
+            raise ConfigError("an answer with a grammar ends with the base's own stop tokens; leave stop_token_ids out")
         wanted = len(row.prompt) + row.params.max_tokens
         if wanted > self.max_context:
             raise ContextLengthError(
@@ -156,7 +167,7 @@ class Decoder:
             for row in rows:
                 self.remove(row)
                 row.output.clear()
-                row.finish_reason = None
+                row.finish_reason = row.problem = None
             raise
         order = {id(row): place for place, row in enumerate(rows)}
         return sorted(steps, key=lambda step: order[id(step.row)])
@@ -180,6 +191,10 @@ class Decoder:
         """Take a row out and free its memory; False if it is not running."""
         return self._remove(row, wipe=False)
 
+    @property
+    def _token_table(self) -> TokenTable:
+        return token_table(self._tokenizer, self._vocabulary, tuple(sorted(self.stop_token_ids)))
+
     def _prefill_groups(self, rows: Sequence[DecodeRequest]) -> list[list[DecodeRequest]]:
         groups: list[list[DecodeRequest]] = []
         for row in sorted(rows, key=lambda r: len(r.prompt), reverse=True):
@@ -198,7 +213,13 @@ class Decoder:
     def _prefill(self, rows: list[DecodeRequest]) -> list[Step]:
         adapters = self._adapters_of(rows)
         new = [
-            _Running(row, adapter, make_generator(row.params.seed)) for row, adapter in zip(rows, adapters, strict=True)
+            _Running(
+                row,
+                adapter,
+                make_generator(row.params.seed),
+                None if row.grammar is None else self._token_table.start(row.grammar),
+            )
+            for row, adapter in zip(rows, adapters, strict=True)
         ]
         lengths = [len(row.prompt) for row in rows]
         width = max(lengths)
@@ -250,8 +271,19 @@ class Decoder:
         return steps
 
     def _next(self, running: _Running, logits: Tensor, best: int) -> Step:
-        row, params = running.row, running.row.params
-        token = best if params.temperature == 0 else sample(logits, params, running.generator)
+        row, params, constraint = running.row, running.row.params, running.constraint
+        scores = adjusted(logits, params, row.prompt, row.output)
+        if constraint is not None:
+            scores = constraint.apply(scores)
+            if constraint.problem is not None:
+                row.problem = constraint.problem
+                return _failed(row)
+        if params.temperature == 0:
+            token = best if scores is logits else int(scores.argmax())
+        else:
+            token = sample(scores, params, running.generator)
+        if constraint is not None:
+            constraint.take(token)
         logprob: float | None = None
         top: tuple[tuple[int, float], ...] = ()
         if params.logprobs is not None:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from llgbm.config import model_spec
+from llgbm.decoding.byte_level import byte_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -33,7 +34,15 @@ _CHAT_TEMPLATE = (
     + """<|im_end|>\\n' }}
 {%- endif %}
 {%- for message in messages %}
-    {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}
+    {%- if message['role'] == 'tool' %}
+        {{- '<|im_start|>user\\n<tool_response>\\n' + message['content'] + '\\n</tool_response><|im_end|>\\n' }}
+    {%- else %}
+        {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] }}
+        {%- for call in message.tool_calls or () %}
+            {{- '\\n<tool_call>\\n' + call.function | tojson + '\\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\\n' }}
+    {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}
     {{- '<|im_start|>assistant\\n' }}
@@ -192,15 +201,6 @@ def _write_model(folder: Path, config: PretrainedConfig, model: nn.Module, *, se
     config.dtype = torch.float32
     config.save_pretrained(folder)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def byte_vocabulary() -> dict[str, int]:
-    """The printable characters for the 256 bytes in GPT-2's byte-level tokenizers, in order of bytes."""
-    ranges = (("!", "~"), ("¡", "¬"), ("®", "ÿ"))
-    printable = {byte for first, last in ranges for byte in range(ord(first), ord(last) + 1)}
-    others = [byte for byte in range(256) if byte not in printable]
-    stand_ins = {byte: chr(256 + i) for i, byte in enumerate(others)}
-    return {stand_ins.get(byte, chr(byte)): byte for byte in range(256)}
 
 
 def _encoder_vocabulary() -> dict[str, int]:

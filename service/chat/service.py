@@ -7,18 +7,21 @@ whose pieces come as they are made. Whoever gets one closes it: that frees its r
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from jinja2 import TemplateError
 
 from llgbm.chat import prompt_ids, with_description
+from llgbm.decoding.byte_level import token_bytes
 from llgbm.decoding.decoder import DecodeRequest
+from llgbm.decoding.json_grammar import JsonGrammar
 from llgbm.decoding.sampling import SamplingParams
-from llgbm.errors import ConfigError
+from llgbm.errors import ConfigError, SchemaError
 from llgbm.prompting import AdapterRequest
 from service.adapters.catalogue import AdapterCatalogue
 from service.adapters.errors import UnknownAdapterError
@@ -35,18 +38,49 @@ PROMPT_PREFIX = "prompt:"
 
 
 @dataclass(frozen=True)
-class ChatOptions:
-    """What a caller wants: a conversation and how to answer it. None stands for the service's default."""
+class JsonWanted:
+    """The answer is JSON: of this schema, or any object; `place` is where the request has the schema."""
 
-    messages: Sequence[tuple[str, str]]
+    schema: Mapping[str, Any] | None
+    place: str
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """What a caller wants: a conversation and how to answer it.
+
+    Attributes:
+        messages: as a chat template reads them.
+        add_generation_prompt, continue_final_message: as `llgbm.chat.prompt_ids` has them.
+        max_tokens: None for the service's default, -1 for all that is left of the context.
+        temperature, top_p, top_k, min_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias: as
+            `llgbm.sampling.SamplingParams` has them.
+        seed: None for a fresh one.
+        stop: strings that end the answer.
+        top_logprobs: None for no log probabilities.
+        choices: answers to the same prompt.
+        compare_base: answer with the plain base too.
+        json: the answer is JSON.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
     max_tokens: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
     choices: int = 1
     compare_base: bool = False
+    json: JsonWanted | None = None
 
 
 class ChatService:
@@ -65,16 +99,32 @@ class ChatService:
         self._refer = adapters.lease if engine.needs_tensors else adapters.refer
         self._tokenizer = models.base.tokenizer
         self._tokenising = threading.Lock()  # a tokenizer may change its settings while it works
-        self._byte_of = _byte_decoder()
 
-    async def start(self, model: str, options: ChatOptions) -> Generation:
+    async def start(self, model: str, options: ChatOptions, adapter: str | None = None) -> Generation:
         """Answer with `model`: the base's id, an adapter's id or name, or `prompt:` and a description.
 
+        Args:
+            model: as above.
+            options: the conversation and how to answer it.
+            adapter: id or name of an adapter on the base that `model` names.
+
         Raises:
-            ApiError: 404 unknown model, 400 too long or a conversation the template refuses, 413 a prompt too
-                large, 422 too many answers or no valid Unicode, 429 no room, 502 and 503 from an engine elsewhere.
+            ApiError: 404 unknown model or adapter, 400 too long, an option that cannot be, or a conversation the
+                template refuses, 413 a prompt too large, 429 no room, 502 and 503 from an engine elsewhere.
         """
-        return await self._start(lambda: self._find(model), options)
+        if adapter is None or adapter == model:
+            return await self._start(lambda: self._find(model), options)
+        if model != self._models.base.spec.base_id:
+            raise ApiError(
+                400,
+                f"adapter_id goes with the base as model ({self._models.base.spec.base_id}), and model is {model!r}; "
+                "name the adapter in one of the two",
+                param="adapter_id",
+            )
+        try:
+            return await self._start(lambda: self._find_named(adapter), options)
+        except UnknownAdapterError as error:
+            raise ApiError(404, error.message, code=error.code, param="adapter_id") from error
 
     async def start_adapted(self, prompt: str | None, adapter: str | None, options: ChatOptions) -> Generation:
         """Answer with an adapter, never with the plain base alone: that of the task `prompt`, or one by id or name.
@@ -109,8 +159,12 @@ class ChatService:
 
     async def _start(self, find: Callable[[], Awaitable[AdapterReference | None]], options: ChatOptions) -> Generation:
         if options.choices > self._settings.max_choices:
-            raise ApiError(422, f"n is at most {self._settings.max_choices} here", param="n")
-        prompt = await asyncio.to_thread(self._tokenise, options.messages)
+            raise ApiError(400, f"n is at most {self._settings.max_choices} here", param="n")
+        vocabulary = len(self._tokenizer)
+        if any(token >= vocabulary for token, _ in options.logit_bias):
+            raise ApiError(400, f"the tokens of logit_bias are 0 to {vocabulary - 1}", param="logit_bias")
+        prompt = await asyncio.to_thread(self._tokenise, options)
+        grammar = None if options.json is None else await asyncio.to_thread(_grammar, options.json)
         max_tokens = self._room(len(prompt), options.max_tokens)
         found = await find()
         try:
@@ -124,9 +178,16 @@ class ChatService:
                         max_tokens=max_tokens,
                         temperature=options.temperature,
                         top_p=options.top_p,
+                        top_k=options.top_k,
+                        min_p=options.min_p,
+                        repetition_penalty=options.repetition_penalty,
+                        presence_penalty=options.presence_penalty,
+                        frequency_penalty=options.frequency_penalty,
+                        logit_bias=options.logit_bias,
                         seed=(seed + i % options.choices) % 2**63,
                         logprobs=options.top_logprobs,
                     ),
+                    grammar,
                 )
                 for i, adapter in enumerate(adapters)
             ]
@@ -163,30 +224,37 @@ class ChatService:
     async def _find_named(self, name_or_id: str) -> AdapterReference:
         return await self._refer(await self._catalogue.resolve(name_or_id))
 
-    def _tokenise(self, messages: Sequence[tuple[str, str]]) -> tuple[int, ...]:
-        turns = [{"role": "system" if role == "developer" else role, "content": text} for role, text in messages]
+    def _tokenise(self, options: ChatOptions) -> tuple[int, ...]:
         try:
-            "".join(text for _, text in messages).encode()
+            json.dumps(options.messages, ensure_ascii=False).encode()
             with self._tokenising:
-                return prompt_ids(self._tokenizer, turns)
+                return prompt_ids(
+                    self._tokenizer,
+                    options.messages,
+                    add_generation_prompt=options.add_generation_prompt,
+                    continue_final_message=options.continue_final_message,
+                )
         except UnicodeEncodeError as error:
             raise ApiError(
-                422, "the messages hold half of a character, which is no valid Unicode; send it whole", param="messages"
+                400, "the messages hold half of a character, which is no valid Unicode; send it whole", param="messages"
             ) from error
-        except TemplateError as error:
+        except (TemplateError, ValueError) as error:  # the second if there is nothing that could be continued
             raise ApiError(400, f"the chat template refuses these messages: {error}", param="messages") from error
 
     def _room(self, prompt: int, wanted: int | None) -> int:
-        limit = self.max_context
-        if prompt + (wanted or 1) > limit:
+        left = self.max_context - prompt
+        if left < 1:
+            # clients look for these words to try again with less
             raise ApiError(
                 400,
-                f"the prompt has {prompt} tokens and max_tokens is {wanted or self._settings.max_tokens}, but both "
-                f"together are at most {limit}; shorten one of them",
+                f"This model's maximum context length is {self.max_context} tokens, and the messages have {prompt}; "
+                "shorten them so that an answer has room",
                 code="context_length_exceeded",
                 param="messages",
             )
-        return wanted or min(self._settings.max_tokens, limit - prompt)
+        if wanted is None:
+            wanted = self._settings.max_tokens
+        return left if wanted < 0 else min(wanted, left)
 
     @property
     def max_context(self) -> int:
@@ -202,14 +270,8 @@ class ChatService:
 
     def token_text(self, token: int) -> tuple[str, list[int] | None]:
         """A single token as text and as bytes, for logprobs."""
-        name = self._tokenizer.convert_ids_to_tokens(token)
-        if name is None:
-            return "", None
-        if all(character in self._byte_of for character in name):
-            raw = bytes(self._byte_of[character] for character in name)
-        else:  # a special token is itself
-            raw = name.encode()
-        return raw.decode(errors="replace"), list(raw)
+        raw = token_bytes(self._tokenizer, token)
+        return ("", None) if raw is None else (raw.decode(errors="replace"), list(raw))
 
     @property
     def fingerprint(self) -> str:
@@ -217,9 +279,9 @@ class ChatService:
         return f"fp_{self._models.base.revision[:8]}_{self._models.generator_digest[:8]}"
 
 
-def _byte_decoder() -> dict[str, int]:
-    """GPT-2's table of printable stand-ins for bytes, the other way round."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    table: dict[str, Any] = {chr(byte): byte for byte in printable}
-    return table | {chr(256 + i): byte for i, byte in enumerate(others)}
+def _grammar(wanted: JsonWanted) -> JsonGrammar:
+    try:
+        return JsonGrammar(wanted.schema)
+    except SchemaError as error:
+        param = ".".join(filter(None, (wanted.place, error.place)))
+        raise ApiError(400, f"the JSON schema cannot be held to {error}", param=param) from error

@@ -47,6 +47,13 @@ class UnstableError(EngineError):
         super().__init__(message, 422, code="adapter_unstable")
 
 
+class GrammarError(EngineError):
+    """The JSON schema of an answer has too many open possibilities at some place of it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"the answer cannot be held to its JSON schema any further: {message}", 422)
+
+
 class StoppedError(EngineError):
     """The engine is shutting down."""
 

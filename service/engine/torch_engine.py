@@ -26,6 +26,7 @@ from service.engine.interface import (
     DecoderLike,
     EngineError,
     EngineLimits,
+    GrammarError,
     QueueFullError,
     Reason,
     StoppedError,
@@ -321,6 +322,9 @@ class Engine:
                     del self._running[step.row]
                 self._row_seconds += 0.1 * (now - entry.submitted - self._row_seconds)
             if step.finish_reason == "error":
+                if step.row.problem is not None:
+                    self._end(entry, "failed", GrammarError(step.row.problem))
+                    continue
                 problem = "the model's numbers ran out of range; the adapter is too large, try a smaller scale"
                 self._end(entry, "unstable", UnstableError(problem))
                 continue

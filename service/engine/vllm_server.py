@@ -179,13 +179,14 @@ def _body(model: str, row: DecodeRequest) -> dict[str, Any]:
         "model": model,
         "prompt": list(row.prompt),
         "max_tokens": params.max_tokens,
-        "temperature": params.temperature,
-        "top_p": params.top_p,
-        "top_k": 0,
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
+        # vLLM knows no top_p of 0
+        "temperature": params.temperature if params.top_p > 0 else 0.0,
+        "top_p": params.top_p or 1.0,
+        "top_k": params.top_k,
+        "min_p": params.min_p,
+        "repetition_penalty": params.repetition_penalty,
+        "presence_penalty": params.presence_penalty,
+        "frequency_penalty": params.frequency_penalty,
         "stream": True,
         "return_token_ids": True,
     }
@@ -193,6 +194,15 @@ def _body(model: str, row: DecodeRequest) -> dict[str, Any]:
         body["seed"] = params.seed
     if params.stop_token_ids is not None:
         body |= {"stop_token_ids": list(params.stop_token_ids), "ignore_eos": True}
+    if params.logit_bias:
+        body["logit_bias"] = {str(token): value for token, value in params.logit_bias}
+    if row.grammar is not None and row.grammar.schema is None:
+        body["response_format"] = {"type": "json_object"}
+    elif row.grammar is not None:
+        body["response_format"] = {
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "schema": row.grammar.schema},
+        }
     if params.logprobs is not None:
         body |= {"logprobs": params.logprobs, "return_tokens_as_token_ids": True}
     return body

@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import Scope
 
 from llgbm.errors import AdapterFormatError, AdapterMismatchError, ConfigError
 from service.errors import ApiError
@@ -32,6 +33,7 @@ _TYPES = {
     406: ("invalid_request_error", "not_acceptable"),
     409: ("conflict_error", "conflict"),
     413: ("invalid_request_error", "too_large"),
+    415: ("invalid_request_error", "unsupported_media_type"),
     416: ("invalid_request_error", "range_not_satisfiable"),
     422: ("invalid_request_error", "invalid_value"),
     429: ("rate_limit_error", "rate_limited"),
@@ -41,6 +43,8 @@ _TYPES = {
     504: ("server_error", "deadline_exceeded"),
     507: ("server_error", "insufficient_storage"),
 }
+GIVEN_TYPE = "llgbm.content_type"
+"""Key of a request's scope: the Content-Type of a body that was taken for JSON all the same."""
 _FALLBACK = ("server_error", "error")
 _LIBRARY = {
     AdapterMismatchError: "adapter_mismatch",
@@ -104,12 +108,26 @@ def _of_framework(error: HTTPException) -> ApiError:
     if isinstance(error.__cause__, ClientDisconnect):
         return ApiError(499, "the client hung up while it sent its request", code="client_closed_request")
     if error.status_code == 400:  # what FastAPI makes of a body that is no text
-        return ApiError(422, "the body is not JSON in UTF-8")
+        return _NotJSONError("the body is not JSON in UTF-8")
     message = {
         404: "there is no such path; GET /openapi.json lists all of them",
         405: "this path does not take that method; the Allow header lists those that it takes",
     }.get(error.status_code, str(error.detail))
-    return ApiError(error.status_code, message, headers=error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == 405 and "GET" in (methods := headers.get("Allow", "").split(", ")):
+        headers["Allow"] = ", ".join(sorted({*methods, "HEAD"}))
+    return ApiError(error.status_code, message, headers=headers)
+
+
+def wrong_type(given: str) -> ApiError:
+    """A body that is not JSON, sent as `given`."""
+    return ApiError(
+        415,
+        f"the header Content-Type is {given!r}; send JSON as application/json"
+        if given
+        else "the header Content-Type is missing; send JSON as application/json",
+        headers={"Accept": "application/json"},
+    )
 
 
 def _invalid(error: RequestValidationError) -> ApiError:
@@ -117,17 +135,67 @@ def _invalid(error: RequestValidationError) -> ApiError:
 
     The values themselves are left out: they may be prompts, and clients print errors into logs.
     """
-    problems = []
+    problems: dict[str, list[str]] = {}
     for item in error.errors():
         if item["type"] == "json_invalid":
-            return ApiError(422, "the body is not JSON")
-        place = ".".join(str(part) for part in item["loc"] if part not in ("body", "query", "path", "header"))
-        problems.append((place, item["msg"]))
-    message = "; ".join(f"{place or 'body'}: {text}" for place, text in problems[:8])
-    return ApiError(422, message, param=problems[0][0] or None if problems else None)
+            return _NotJSONError("the body is not JSON")
+        told = problems.setdefault(_place(item["loc"], item["type"] == "missing", error.body), [])
+        text = "it is not known here; leave it out" if item["type"] == "extra_forbidden" else item["msg"]
+        text = text.removeprefix("Value error, ")
+        if text not in told:
+            told.append(text)
+    # of a field that may have several forms, only the form that the value came nearest to
+    found = [place for place in problems if not any(other.startswith(f"{place}.") for other in problems if place)]
+    message = "; ".join(f"{place or 'body'}: {_joined(problems[place])}" for place in found[:8])
+    return ApiError(422, message, param=found[0] or None)
 
 
-async def _handle(_: Request, error: Exception) -> JSONResponse:
+def _place(location: tuple[int | str, ...], missing: bool, body: Any) -> str:
+    """The field at fault, as a path through the body: without the forms of a field that pydantic puts in between."""
+    source, *steps = location
+    if source != "body":
+        return ".".join(map(str, steps))
+    path: list[str] = []
+    for place, step in enumerate(steps):
+        is_field = isinstance(step, int) or (
+            isinstance(body, dict) and (step in body or (missing and place == len(steps) - 1))
+        )
+        if not is_field:
+            continue
+        path.append(str(step))
+        try:
+            body = body[step]
+        except (LookupError, TypeError):
+            body = None
+    return ".".join(path)
+
+
+def _joined(texts: list[str]) -> str:
+    """What is wrong with one field, in one sentence."""
+    start = "Input should be "
+    first, *others = texts
+    return " or ".join([first, *(text.removeprefix(start) for text in others)])
+
+
+class _NotJSONError(ApiError):
+    """The body is not JSON."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(422, message)
+
+
+def _of_request(error: ApiError, scope: Scope) -> ApiError:
+    """An error of the framework as this request should be told of it."""
+    if isinstance(error, _NotJSONError) and GIVEN_TYPE in scope:
+        return wrong_type(scope[GIVEN_TYPE])
+    if error.status_code == 422 and getattr(scope.get("route"), "path", "").startswith("/v1/"):
+        return ApiError(400, error.message, code=_TYPES[422][1], param=error.param)  # as OpenAI numbers it
+    return error
+
+
+async def _handle(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, RequestValidationError | HTTPException):
+        error = _of_request(_api_error(error), request.scope)
     return answer_to(error).response()
 
 

@@ -15,6 +15,7 @@ from llgbm.base import BareBase, Base, load_bare_base, load_base
 from llgbm.checkpoint import load_generator
 from llgbm.conditioning.embedding_cache import SqliteEmbeddingCache
 from llgbm.decoding.decoder import Decoder, DecodeRequest
+from llgbm.decoding.json_grammar import JsonGrammar
 from llgbm.decoding.sampling import SamplingParams
 from llgbm.errors import CheckpointError
 from llgbm.pretrained.find import resolve_pretrained
@@ -118,9 +119,10 @@ def load_models(settings: Settings, metrics: Metrics, progress: Progress) -> Mod
         return Decoder(base, max_context=limit, prefill_tokens=settings.prefill_tokens)
 
     say("warming up")
-    # weights are read from the disk when they are first used: better now than in the first request
+    # weights are read from the disk, and the vocabulary made ready for grammars, when they are first used: better now
+    # than in the first request
     hello = base.tokenizer("Hello", add_special_tokens=False)["input_ids"]
-    new_decoder().add([DecodeRequest(hello, None, SamplingParams(max_tokens=1))])
+    new_decoder().add([DecodeRequest(hello, None, SamplingParams(max_tokens=1), JsonGrammar())])
     return Models(base, maker, new_decoder, limit, cache)
 
 

@@ -1,5 +1,25 @@
 """The routes: they translate between HTTP and the use cases, and hold no tensors."""
 
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
+
 from service.routes import adapters, chat, openai, ops, playground
 
-ROUTERS = (adapters.router, chat.router, openai.router, ops.router, playground.router)
+
+def _with_head(router: APIRouter) -> APIRouter:
+    """The router with HEAD beside every GET: the server sends the head of the same answer."""
+    gets = [route for route in router.routes if isinstance(route, APIRoute) and route.methods == {"GET"}]
+    for route in gets:
+        router.add_api_route(
+            route.path.removeprefix(router.prefix),
+            route.endpoint,
+            methods=["HEAD"],
+            name=route.name,
+            response_model=route.response_model,
+            response_class=route.response_class,
+            include_in_schema=False,
+        )
+    return router
+
+
+ROUTERS = tuple(_with_head(module.router) for module in (adapters, chat, openai, ops, playground))

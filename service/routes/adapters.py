@@ -190,14 +190,6 @@ async def adapter_archive(adapter_id: str, request: Request, services: Ready) ->
     return unchanged or await _archive(services, record, 200, {}, head=request.method == "HEAD")
 
 
-for _path, _endpoint in (
-    (WEIGHTS_FILE, adapter_weights),
-    (CONFIG_FILE, adapter_configuration),
-    ("archive", adapter_archive),
-):
-    router.add_api_route(f"/adapters/{{adapter_id}}/{_path}", _endpoint, methods=["HEAD"], include_in_schema=False)
-
-
 async def _tensors(services: Services, record: AdapterRecord, status: int, headers: dict[str, str]) -> Response:
     fact = record.files[WEIGHTS_FILE]
     headers = {**headers, "ETag": etag_of(fact.sha256)}

@@ -30,7 +30,7 @@ async def chat(body: ChatRequest, request: Request, services: Ready) -> ChatResp
 async def _answer(body: ChatRequest, services: Services) -> ChatResponse:
     start = time.perf_counter()
     options = ChatOptions(
-        messages=[(message.role, message.text) for message in body.conversation],
+        messages=[message.turn for message in body.conversation],
         max_tokens=body.max_tokens,
         temperature=body.temperature,
         top_p=body.top_p,

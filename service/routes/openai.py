@@ -12,14 +12,14 @@ from fastapi.responses import Response
 
 from llgbm.decoding.decoder import Step
 from service.chat.generation import Generation
-from service.chat.service import ChatOptions, ChatService
+from service.chat.service import ChatOptions, ChatService, JsonWanted
 from service.http.sse import EventStream, event, while_connected
+from service.schemas.chat_completion import ChatCompletionRequest
 from service.schemas.common import Usage, errors
 from service.schemas.openai import (
     AssistantMessage,
     ChatCompletion,
     ChatCompletionChunk,
-    ChatCompletionRequest,
     Choice,
     ChunkChoice,
     Delta,
@@ -53,26 +53,36 @@ async def chat_completions(body: ChatCompletionRequest, request: Request, servic
     """
     if not body.stream:
         return await while_connected(request, _complete(body, services))
-    generation = await while_connected(request, services.chat.start(body.model, _options(body)))
+    generation = await while_connected(request, services.chat.start(body.model, _options(body), body.adapter_id))
     headers = {} if generation.adapter_id is None else {"X-Adapter-Id": generation.adapter_id}
     return EventStream(_events(body, services.chat, generation), generation.close, headers)
 
 
 def _options(body: ChatCompletionRequest) -> ChatOptions:
+    wanted = None if body.response_format is None else body.response_format.wanted
     return ChatOptions(
-        messages=[(message.role, message.text) for message in body.messages],
+        messages=[message.turn for message in body.messages],
+        add_generation_prompt=body.add_generation_prompt is not False,
+        continue_final_message=bool(body.continue_final_message),
         max_tokens=body.max_completion_tokens or body.max_tokens,
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,
+        top_k=max(body.top_k or 0, 0),
+        min_p=body.min_p or 0.0,
+        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias=tuple((body.logit_bias or {}).items()),
         seed=body.seed,
         stop=body.stops,
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         choices=body.n or 1,
+        json=None if wanted is None else JsonWanted(*wanted),
     )
 
 
 async def _complete(body: ChatCompletionRequest, services: Services) -> ChatCompletion:
-    generation = await services.chat.start(body.model, _options(body))
+    generation = await services.chat.start(body.model, _options(body), body.adapter_id)
     answers = await generation.answers()
     return ChatCompletion(
         id=_new_id(),
@@ -161,6 +171,12 @@ async def list_models(
     for identity, created in adapters:
         models += [_adapter_model(services, name, created) for name in (identity, *names.get(identity, ()))]
     return ModelList(data=models, has_more=more, last_id=models[-1].id if models else None)
+
+
+@router.get("/models/", response_model=ModelList, include_in_schema=False)
+async def list_models_below_a_slash(services: Ready) -> ModelList:
+    """As some clients join addresses."""
+    return await list_models(services)
 
 
 @router.get("/models/{model:path}", response_model=Model, responses=errors(404), summary="One model")

@@ -8,8 +8,10 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from service.schemas import adapters, chat, common, openai, ops
+from service.schemas import adapters, chat, chat_completion, common, messages, openai, ops, response_format
 
+MODULES = (adapters, chat, chat_completion, common, messages, openai, ops, response_format)
+"""Where the models are."""
 _ON_AN_ADAPTER = ("show_adapter", "adapter_weights", "adapter_configuration", "adapter_archive", "delete_adapter")
 
 
@@ -41,7 +43,7 @@ def complete(app: FastAPI) -> dict[str, Any]:
     chunk = openai.ChatCompletionChunk.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas.update(chunk.pop("$defs", {}))
     schemas["ChatCompletionChunk"] = chunk
-    for module in (adapters, chat, common, openai, ops):
+    for module in MODULES:
         for name, model in vars(module).items():
             if name in schemas and "examples" in (
                 extra := getattr(model, "model_config", {}).get("json_schema_extra", {})

@@ -7,12 +7,17 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.schemas.adapters import FRENCH, Text
-from service.schemas.common import Message, Strict, Usage, example
+from service.schemas.common import Strict, Usage, example
+from service.schemas.messages import Message
 
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63, description="The same seed gives the same answer.")]
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False, description="0 takes the likeliest token.")]
-TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False, description="Nucleus that is sampled from.")]
-MaxTokens = Annotated[int, Field(ge=1, le=2**20, description="Most tokens of the answer.")]
+TopP = Annotated[
+    float, Field(ge=0, le=1, allow_inf_nan=False, description="Nucleus that is sampled from; 0 is greedy.")
+]
+MaxTokens = Annotated[
+    int, Field(ge=1, lt=2**31, description="Most tokens of the answer; cut at what is left of the context.")
+]
 
 
 class ChatRequest(Strict):

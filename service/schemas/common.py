@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -61,28 +61,6 @@ class Usage(BaseModel):
     total_tokens: int
 
 
-class TextPart(BaseModel):
-    """One part of a message's content. Only text is understood."""
-
-    model_config = example({"type": "text", "text": "cheese"})
-    type: Literal["text"] = "text"
-    text: str
-
-
-class Message(BaseModel):
-    """One turn of a conversation."""
-
-    model_config = example({"role": "user", "content": "cheese"})
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
-
-    @property
-    def text(self) -> str:
-        """The content as one string."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-
-
 _MEANING = {
     400: "The request cannot be served as it is",
     401: "The API key is missing or unknown",
@@ -90,6 +68,7 @@ _MEANING = {
     404: "There is no such thing",
     409: "The name is taken",
     413: "The body or the prompt is too large",
+    415: "The body is not JSON, or is compressed",
     416: "No byte of that range exists",
     422: "A field is missing, unknown or out of range",
     429: "Too many requests; Retry-After says when to come back",
@@ -105,5 +84,5 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI entries for the errors of a route: those named, and those that any route can give."""
     return {
         status: {"model": ErrorEnvelope, "description": _MEANING[status]}
-        for status in sorted({*statuses, 401, 403, 413, 422, 429, 500, 503})
+        for status in sorted({*statuses, 401, 403, 413, 415, 422, 429, 500, 503})
     }

@@ -1,85 +1,12 @@
-"""Models of the OpenAI-compatible routes. Fields and meanings are OpenAI's; what is added is said so."""
+"""Answers of the OpenAI-compatible routes. Fields and meanings are OpenAI's; what is added is said so."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from service.schemas.chat import MaxTokens, Seed, Temperature, TopP
-from service.schemas.common import Message, Usage, example
-
-
-class StreamOptions(BaseModel):
-    """What a stream tells besides its text."""
-
-    model_config = example({"include_usage": True})
-    include_usage: bool = Field(False, description="Send one last chunk with the token counts.")
-
-
-class ChatCompletionRequest(BaseModel):
-    """A chat completion. Fields of OpenAI's that would change the answer and are not understood here are refused."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "model": "prompt:Translate the English word to French.",
-                    "messages": [{"role": "user", "content": "cheese"}],
-                    "max_tokens": 16,
-                    "temperature": 0,
-                }
-            ]
-        }
-    )
-    model: str = Field(
-        min_length=1, description="The base's id, an adapter's id or name, or `prompt:` and the description of a task."
-    )
-    messages: list[Message] = Field(min_length=1, max_length=256)
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    max_tokens: MaxTokens | None = None
-    max_completion_tokens: MaxTokens | None = Field(None, description="The newer name of max_tokens.")
-    temperature: Temperature | None = Field(None, description="Default 1; 0 takes the likeliest token.")
-    top_p: TopP | None = None
-    seed: Seed | None = None
-    stop: str | list[str] | None = None
-    n: int | None = Field(None, ge=1, description="Answers to the same prompt; their seeds follow each other.")
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    response_format: dict[str, Any] | None = None
-    tools: list[Any] | None = None
-    functions: list[Any] | None = None
-    function_call: str | dict[str, Any] | None = None
-    modalities: list[str] | None = None
-    audio: dict[str, Any] | None = None
-    logit_bias: dict[str, float] | None = None
-
-    @model_validator(mode="after")
-    def _only_what_is_done(self) -> ChatCompletionRequest:
-        if self.presence_penalty or self.frequency_penalty or self.logit_bias:
-            raise ValueError("presence_penalty, frequency_penalty and logit_bias are not supported; leave them out")
-        if self.response_format is not None and self.response_format.get("type") != "text":
-            raise ValueError("response_format is not supported other than {'type': 'text'}; leave it out")
-        if self.tools or self.functions or self.function_call not in (None, "none"):
-            raise ValueError("tools, functions and function_call are not supported; leave them out")
-        if self.modalities not in (None, ["text"]) or self.audio is not None:
-            raise ValueError("audio, and modalities other than ['text'], are not supported; leave them out")
-        if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs: true")
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options needs stream: true")
-        if len(self.stops) > 16 or not all(self.stops):
-            raise ValueError("stop is one string or up to 16, none of them empty")
-        return self
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """All stop strings."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-
+from service.schemas.common import Usage, example
 
 _LOGPROB: dict[str, Any] = {"token": "from", "logprob": -0.02, "bytes": [102, 114, 111, 109]}
 

@@ -111,14 +111,28 @@ def test_prompts_differ_in_the_input_alone(tiny_base: Base, left: str, right: st
 def test_a_described_conversation_begins_like_the_one_of_training(
     description: str, given: str, earlier: list[tuple[str, str]]
 ) -> None:
-    turns = [turn for asked, said in earlier for turn in (("user", asked), ("assistant", said))]
-    system, first, *others = with_description([("system", "be kind"), *turns, ("user", given)], description)
-    expected = task_messages(earlier[0][0] if earlier else given, description=description)
-    assert system == ("system", "be kind")
-    assert [first] == [(m["role"], m["content"]) for m in expected]
-    assert others == [*turns, ("user", given)][1:]
+    turns = [turn for asked, said in earlier for turn in (_turn("user", asked), _turn("assistant", said))]
+    system, first, *others = with_description([_turn("system", "be kind"), *turns, _turn("user", given)], description)
+    assert system == _turn("system", "be kind")
+    assert [first] == task_messages(earlier[0][0] if earlier else given, description=description)
+    assert others == [*turns, _turn("user", given)][1:]
 
 
 def test_a_conversation_in_which_nobody_asks_cannot_be_described() -> None:
     with pytest.raises(ConfigError, match="and there is none"):
-        with_description([("system", "be kind")], "Say it in French.")
+        with_description([_turn("system", "be kind")], "Say it in French.")
+
+
+def test_the_answer_goes_on_from_the_last_message(tiny_base: Base) -> None:
+    tokenizer = tiny_base.tokenizer
+    asked = task_messages("cheese")
+    head = tokenizer.decode(prompt_ids(tokenizer, asked))
+    for begun in ("from", "from ", ""):
+        text = tokenizer.decode(prompt_ids(tokenizer, [*asked, _turn("assistant", begun)], continue_final_message=True))
+        assert text == head + begun
+    without = tokenizer.decode(prompt_ids(tokenizer, asked, add_generation_prompt=False))
+    assert head.removeprefix(without) == "<|im_start|>assistant\n"
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}

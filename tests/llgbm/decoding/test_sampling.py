@@ -1,12 +1,14 @@
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
-from llgbm.decoding.sampling import SamplingParams, log_probabilities, make_generator, sample
+from llgbm.decoding.sampling import SamplingParams, adjusted, log_probabilities, make_generator, sample
 from llgbm.errors import ConfigError
 
 vectors = st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=50).map(torch.tensor)
@@ -36,17 +38,26 @@ def nucleus(logits: Tensor, params: SamplingParams) -> set[int]:
         ("temperature", -0.1),
         ("temperature", math.inf),
         ("temperature", math.nan),
-        ("top_p", 0.0),
+        ("top_p", -0.1),
         ("top_p", 1.1),
         ("top_p", math.nan),
+        ("top_k", -1),
+        ("min_p", 1.5),
+        ("min_p", math.nan),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", math.inf),
+        ("presence_penalty", math.nan),
+        ("frequency_penalty", math.inf),
+        ("logit_bias", ((-1, 1.0),)),
+        ("logit_bias", ((1, math.nan),)),
         ("seed", 2**63),
         ("logprobs", -1),
         ("logprobs", 21),
     ],
 )
-def test_values_out_of_range_are_refused(name: str, value: float) -> None:
+def test_values_out_of_range_are_refused(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=name):
-        SamplingParams(**{name: value})  # type: ignore[arg-type]
+        SamplingParams(**{name: value})
 
 
 @given(vectors, hot, st.integers(-(2**63), 2**63 - 1))
@@ -117,3 +128,71 @@ def test_log_probabilities_are_those_of_the_plain_softmax(logits: Tensor, data: 
     assert [v for _, v in best] == pytest.approx(expected.sort(descending=True).values[:count].tolist(), abs=1e-4)
     assert all(v == pytest.approx(float(expected[t]), abs=1e-4) for t, v in best)
     assert len({t for t, _ in best}) == count
+
+
+@given(vectors, st.integers(0, 99))
+def test_a_nucleus_of_nothing_is_greedy(logits: Tensor, seed: int) -> None:
+    token = sample(logits, SamplingParams(temperature=1.0, top_p=0.0), make_generator(seed))
+    assert logits[token] >= logits.max() - 1e-4
+
+
+@pytest.mark.parametrize(
+    ("top_k", "min_p", "top_p"),
+    [
+        (1, 0.0, 1.0),
+        (5, 0.0, 1.0),
+        (0, 0.2, 1.0),
+        (8, 0.05, 1.0),
+        (6, 0.0, 0.7),
+        (0, 0.1, 0.8),
+        (9, 0.1, 0.6),
+        (500, 0, 1),
+    ],
+)
+def test_draws_are_from_what_transformers_keeps(top_k: int, min_p: float, top_p: float) -> None:
+    """min-p, then top-k, then top-p of what they left, after the temperature: the order of vLLM."""
+    temperature = 1.3
+    logits = random_logits(40, 2.0, seed=3)
+    params = SamplingParams(temperature=temperature, top_k=top_k, min_p=min_p, top_p=top_p)
+    scores = logits[None] / temperature
+    ids: Any = None
+    if min_p:
+        scores = MinPLogitsWarper(min_p)(ids, scores)
+    if top_k:
+        scores = TopKLogitsWarper(top_k)(ids, scores)
+    scores = TopPLogitsWarper(top_p)(ids, scores)[0]
+    expected = scores.softmax(-1)
+    generator, draws = make_generator(5), 4_000
+    counts = torch.bincount(torch.tensor([sample(logits, params, generator) for _ in range(draws)]), minlength=40)
+    assert not counts[expected == 0].any()
+    spread = (expected * (1 - expected) / draws).sqrt()
+    assert bool(((counts / draws - expected).abs() <= 4.5 * spread).all())
+
+
+def test_more_than_the_first_guess_may_be_drawn_from() -> None:
+    logits = random_logits(5000, 0.1, seed=2)
+    order = logits.argsort(descending=True)
+    params = SamplingParams(temperature=1.0, top_k=3000)
+    generator = make_generator(0)
+    draws = {sample(logits, params, generator) for _ in range(400)}
+    assert draws <= set(order[:3000].tolist())
+    assert draws & set(order[1024:].tolist())
+
+
+@given(vectors, st.floats(0.2, 3), st.lists(st.integers(0, 49), max_size=9), st.lists(st.integers(0, 49), max_size=9))
+def test_repetition_is_penalised_as_by_transformers(
+    logits: Tensor, penalty: float, prompt: list[int], output: list[int]
+) -> None:
+    prompt, output = ([token % len(logits) for token in tokens] for tokens in (prompt, output))
+    actual = adjusted(logits, SamplingParams(repetition_penalty=penalty), prompt, output)
+    ids = torch.tensor([[*prompt, *output]], dtype=torch.long)
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits[None].clone())[0] if ids.numel() else logits
+    assert torch.allclose(actual, expected)
+
+
+def test_presence_counts_once_and_frequency_each_time_in_the_answer_alone() -> None:
+    logits = torch.zeros(6)
+    params = SamplingParams(presence_penalty=0.5, frequency_penalty=0.25, logit_bias=((3, 2.0), (0, -1.0)))
+    assert adjusted(logits, params, [5, 5], [1, 2, 1]).tolist() == [-1.0, -1.0, -0.75, 2.0, 0.0, 0.0]
+    assert adjusted(logits, SamplingParams(presence_penalty=0.5), [5], []) is logits
+    assert logits.tolist() == [0.0] * 6

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import httpx
 import pytest
 from fastapi import FastAPI
 
 from service.chat.service import ChatOptions
 from service.errors import ApiError
+from service.schemas.messages import Message
 from tests.service.support.dummy_decoder import DummyDecoder
 from tests.service.support.harness import services_of
 
@@ -27,21 +31,27 @@ async def test_a_token_alone_has_its_bytes_and_a_special_one_its_name(dummy_app:
 async def test_a_developer_is_a_system_to_the_template(dummy_app: App, dummy: DummyDecoder) -> None:
     chat = services_of(dummy_app[0]).chat
     for role in ("developer", "system"):
-        generation = await chat.start("prompt:a task", ChatOptions(messages=[(role, "be brief"), ("user", "x")]))
+        messages: list[Any] = [{"role": role, "content": "be brief"}, {"role": "user", "content": "x"}]
+        turns = [Message.model_validate(message).turn for message in messages]
+        generation = await chat.start("prompt:a task", ChatOptions(messages=turns))
         await generation.answers()
     assert dummy.added[0].prompt == dummy.added[1].prompt
 
 
 async def test_the_default_length_is_what_is_left_of_the_context(dummy_app: App, dummy: DummyDecoder) -> None:
     chat = services_of(dummy_app[0]).chat
-    await (await chat.start("prompt:a task", ChatOptions(messages=[("user", "x")]))).answers()
+    await (await chat.start("prompt:a task", ChatOptions(messages=[{"role": "user", "content": "x"}]))).answers()
     assert dummy.added[-1].params.max_tokens == 256
     long = "x" * (chat.max_context - 200)
-    await (await chat.start("prompt:a task", ChatOptions(messages=[("user", long)]))).answers()
+    await (await chat.start("prompt:a task", ChatOptions(messages=[{"role": "user", "content": long}]))).answers()
     row = dummy.added[-1]
     assert len(row.prompt) + row.params.max_tokens == chat.max_context
-    with pytest.raises(ApiError) as caught:
-        await chat.start("prompt:a task", ChatOptions(messages=[("user", long)], max_tokens=256))
+    for wanted in (256, 10**6, -1):
+        options = ChatOptions(messages=[{"role": "user", "content": long}], max_tokens=wanted)
+        await (await chat.start("prompt:a task", options)).answers()
+        assert dummy.added[-1].params == dataclasses.replace(row.params, seed=dummy.added[-1].params.seed)
+    with pytest.raises(ApiError, match="maximum context length is 4096 tokens") as caught:
+        await chat.start("prompt:a task", ChatOptions(messages=[{"role": "user", "content": long * 2}]))
     assert caught.value.code == "context_length_exceeded"
 
 
@@ -51,7 +61,7 @@ async def test_a_generation_that_is_closed_early_frees_its_rows_and_its_adapter(
     services = services_of(dummy_app[0])
     dummy._script = lambda row: [65] * 10_000
     dummy.step_seconds = 0.005
-    options = ChatOptions(messages=[("user", "x")], choices=3, max_tokens=3000)
+    options = ChatOptions(messages=[{"role": "user", "content": "x"}], choices=3, max_tokens=3000)
     generation = await services.chat.start("prompt:a task", options)
     async for piece in generation.pieces():
         if piece.index == 2:
@@ -65,7 +75,7 @@ async def test_a_generation_that_is_closed_early_frees_its_rows_and_its_adapter(
 
 
 def options_of_one() -> ChatOptions:
-    return ChatOptions(messages=[("user", "x")], max_tokens=1)
+    return ChatOptions(messages=[{"role": "user", "content": "x"}], max_tokens=1)
 
 
 async def test_a_refused_start_holds_no_reference(dummy_app: App, dummy: DummyDecoder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ def client(server: LiveServer) -> Iterator[OpenAI]:
 
 
 def ask(client: OpenAI, model: str, **more: Any) -> Any:
-    return client.chat.completions.create(model=model, messages=USER, **{"max_tokens": 8, "temperature": 0, **more})
+    body: dict[str, Any] = {"messages": USER, "max_tokens": 8, "temperature": 0, **more}
+    return client.chat.completions.create(model=model, **body)
 
 
 def test_answers_are_those_of_the_base_and_of_each_adapter(client: OpenAI, server: LiveServer, tiny_base: Base) -> None:
@@ -101,11 +103,24 @@ def test_a_stop_string_ends_the_answer_before_it(client: OpenAI) -> None:
     assert (stopped.message.content, stopped.finish_reason) == (text[: text.index(text[4:6])], "stop")
 
 
+def test_samplers_and_schemas_reach_what_decodes(client: OpenAI) -> None:
+    free = ask(client, FRENCH).choices[0].message.content
+    for more in ({"top_k": 1}, {"min_p": 1.0}):
+        assert ask(client, FRENCH, temperature=2, extra_body=more).choices[0].message.content == free
+    assert ask(client, FRENCH, temperature=2, top_p=0).choices[0].message.content == free
+    other = ask(client, FRENCH, logit_bias={str(token): -100 for token in range(97, 123)}).choices[0].message.content
+    assert not set(other) & set("abcdefghijklmnopqrstuvwxyz")
+    schema = {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 2}
+    form = {"type": "json_schema", "json_schema": {"name": "two", "schema": schema}}
+    text = ask(client, FRENCH, response_format=form, max_tokens=300).choices[0].message.content
+    assert [type(item) for item in json.loads(text)] == [bool, bool]
+
+
 def test_errors_are_raised_as_openais(client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         ask(client, "nobody")
     with pytest.raises(openai.BadRequestError) as caught:
-        ask(client, FRENCH, max_tokens=5000)
+        ask(client, FRENCH, messages=[{"role": "user", "content": "x" * 5000}])
     assert caught.value.code == "context_length_exceeded"
 
 

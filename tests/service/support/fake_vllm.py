@@ -23,7 +23,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from llgbm.adapters.peft_io import load_peft
-from llgbm.decoding.decoder import DecodeRequest, Step
+from llgbm.decoding.decoder import Step
+from llgbm.decoding.json_grammar import JsonGrammar
 from llgbm.decoding.sampling import SamplingParams
 from llgbm.errors import LLGBMError
 from service.engine.interface import DecoderLike, EngineLimits, TokenStream
@@ -173,11 +174,20 @@ class FakeVLLM:
             max_tokens=body["max_tokens"],
             temperature=body["temperature"],
             top_p=body["top_p"],
+            top_k=body["top_k"],
+            min_p=body["min_p"],
+            repetition_penalty=body["repetition_penalty"],
+            presence_penalty=body["presence_penalty"],
+            frequency_penalty=body["frequency_penalty"],
+            logit_bias=tuple((int(token), value) for token, value in body.get("logit_bias", {}).items()),
             seed=body.get("seed"),
             stop_token_ids=tuple(body["stop_token_ids"]) if "stop_token_ids" in body else None,
             logprobs=body.get("logprobs"),
         )
-        row = DecodeRequest(tuple(body["prompt"]), self.adapters.get(model), params)
+        grammar = None
+        if (form := body.get("response_format")) is not None:
+            grammar = JsonGrammar(form["json_schema"]["schema"] if form["type"] == "json_schema" else None)
+        row = DecodeRequest(tuple(body["prompt"]), self.adapters.get(model), params, grammar)
         (stream,) = await request.app.state.engine.submit([row], [model], timeout=60)
         return StreamingResponse(self._events(stream, with_logprobs=params.logprobs is not None), 200)
 

@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.app import create_app
+from service.http.server import server_config
 from service.models.loading import LoadModels
 from service.settings import Settings
 from service.state import Services, State
@@ -80,11 +81,10 @@ def live(settings: Settings, load: LoadModels) -> Iterator[LiveServer]:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(server_config(app, settings))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
         thread.start()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240  # a busy machine is no fault
         while state_of(app).services is None:
             assert time.monotonic() < deadline, state_of(app).failure
             assert state_of(app).failure is None, state_of(app).failure

@@ -1,0 +1,118 @@
+"""The turns of a conversation, in OpenAI's form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from service.schemas.common import example
+
+IGNORED_IN_MESSAGES = {
+    "name": "the base's template has no place for it",
+    "tool_call_id": "the results of calls are rendered in their order",
+    "refusal": "of an earlier answer",
+    "annotations": "of an earlier answer",
+    "reasoning": "of an earlier answer",
+    "reasoning_content": "of an earlier answer",
+}
+"""Fields of a message that cannot change the answer of the bases that there are, and why."""
+
+
+def without(data: Any, names: Mapping[str, str] | frozenset[str]) -> Any:
+    """An object without these fields and without nulls, which say nothing; anything else as it is."""
+    if not isinstance(data, dict):
+        return data
+    return {name: value for name, value in data.items() if value is not None and name not in names}
+
+
+class TextPart(BaseModel):
+    """One part of a message's content. Only text is understood."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"type": "text", "text": "cheese"}]})
+    type: Literal["text"] = "text"
+    text: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_hints(cls, data: Any) -> Any:
+        return without(data, frozenset({"cache_control"}))  # of other servers' caches
+
+
+class FunctionCall(BaseModel):
+    """The function that the assistant called."""
+
+    model_config = example({"name": "weather", "arguments": '{"town": "Bern"}'})
+    name: str
+    arguments: str | dict[str, Any] = Field(description="A JSON object, as text.")
+
+    @field_validator("arguments")
+    @classmethod
+    def _is_an_object(cls, value: str | dict[str, Any]) -> str | dict[str, Any]:
+        try:
+            given = json.loads(value or "{}") if isinstance(value, str) else value
+        except (ValueError, RecursionError):
+            given = None
+        if not isinstance(given, dict):
+            raise ValueError("Input should be a JSON object, as text")
+        return given
+
+
+class ToolCall(BaseModel):
+    """A call that the assistant made. Its `id` is not rendered."""
+
+    model_config = example({"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}})
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class Message(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"role": "user", "content": "cheese"}]})
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    tool_calls: list[ToolCall] | None = Field(None, description="Calls that the assistant made in this turn.")
+    function_call: FunctionCall | None = Field(None, description="The older form of tool_calls.")
+    content: str | list[TextPart] | None = Field(
+        None, validate_default=True, description="May be null only where the assistant made calls."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_what_is_rendered(cls, data: Any) -> Any:
+        return without(data, IGNORED_IN_MESSAGES)
+
+    @field_validator("tool_calls", "function_call")
+    @classmethod
+    def _of_the_assistant(cls, value: Any, info: ValidationInfo) -> Any:
+        if value and info.data.get("role", "assistant") != "assistant":
+            raise ValueError("only the assistant makes calls")
+        return value
+
+    @field_validator("content")
+    @classmethod
+    def _there(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None and not (info.data.get("tool_calls") or info.data.get("function_call")):
+            raise ValueError("Input should be a string or a list of text parts")
+        return value
+
+    @property
+    def text(self) -> str:
+        """The content as one string."""
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
+
+    @property
+    def turn(self) -> dict[str, Any]:
+        """The message as a chat template reads it: newer names of roles, and arguments as objects."""
+        role = {"developer": "system", "function": "tool"}.get(self.role, self.role)
+        calls = [call.function for call in self.tool_calls or ()]
+        calls += [self.function_call] if self.function_call is not None else []
+        turn: dict[str, Any] = {"role": role, "content": self.text}
+        if calls:
+            turn["tool_calls"] = [{"type": "function", "function": call.model_dump()} for call in calls]
+        return turn

@@ -1,0 +1,52 @@
+"""The form that an answer must have."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from service.errors import ApiError
+
+_PERSON = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+
+
+class JsonSchema(BaseModel):
+    """A JSON schema and what OpenAI's clients send along."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"name": "person", "strict": True, "schema": _PERSON}]}
+    )
+    name: str | None = Field(None, description="Not used.")
+    description: str | None = Field(None, description="Not used: what the model shall know stands in a message.")
+    strict: bool | None = Field(None, description="The answer is held to the schema in any case.")
+    definition: dict[str, Any] = Field(alias="schema", description="The JSON schema.")
+
+
+class ResponseFormat(BaseModel):
+    """`text`, `json_object`, or `json_schema` with its schema."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"type": "json_object"}]})
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = Field(None, description="With the type json_schema.")
+    definition: dict[str, Any] | None = Field(
+        None, alias="schema", description="With the type json_object: a JSON schema, as llama.cpp takes it."
+    )
+
+    @model_validator(mode="after")
+    def _schema_where_it_belongs(self) -> Self:
+        if (self.json_schema is None) == (self.type == "json_schema"):
+            words = "is missing" if self.json_schema is None else "goes with the type json_schema"
+            raise ApiError(400, f"response_format.json_schema {words}", param="response_format.json_schema")
+        if self.definition is not None and self.type != "json_object":
+            raise ApiError(400, "response_format.schema goes with the type json_object", param="response_format.schema")
+        return self
+
+    @property
+    def wanted(self) -> tuple[dict[str, Any] | None, str] | None:
+        """The schema, None for any object, and where it stands in the request; None for text."""
+        if self.type == "text":
+            return None
+        if self.json_schema is not None:
+            return self.json_schema.definition, "response_format.json_schema.schema"
+        return self.definition, "response_format.schema"

@@ -1,0 +1,165 @@
+"""What clients' HTTP does: upgrades, missing headers, HEAD, kept connections."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from uvicorn.server import ServerState
+
+from service.http.server import server_config
+from service.settings import Settings
+from tests.service.clients.conftest import BASE, CHAT, USER, refusal
+from tests.service.support.harness import LiveServer, make_settings, services_of, wait_until
+
+BODY = {"model": BASE, "messages": USER, "max_tokens": 4, "temperature": 0}
+RAW = json.dumps(BODY).encode()
+JAVA = (
+    "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\nUser-Agent: Java-http-client/21\r\n"
+)
+
+
+def head(more: str, *, method: str = "POST", path: str = CHAT) -> bytes:
+    return f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n{more}\r\n".encode()
+
+
+@pytest.fixture
+def connection(server: LiveServer) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        yield connection
+
+
+def read_answer(connection: socket.socket) -> tuple[int, bytes]:
+    """Status and body of one answer with a Content-Length."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += connection.recv(65536)
+    header, _, body = received.partition(b"\r\n\r\n")
+    length = next(
+        int(line.split(b":")[1]) for line in header.split(b"\r\n") if line.lower().startswith(b"content-length")
+    )
+    while len(body) < length:
+        body += connection.recv(65536)
+    return int(header.split()[1]), body
+
+
+@pytest.mark.parametrize("upgrade", ["h2c", "websocket", "TLS/1.3"])
+@pytest.mark.parametrize("way", ["one segment", "two segments", "chunked"])
+def test_an_offer_to_upgrade_is_ignored_and_the_body_is_read(connection: socket.socket, upgrade: str, way: str) -> None:
+    offer = JAVA.replace("h2c", upgrade)
+    for _ in range(2):  # the connection is good for another request
+        if way == "chunked":
+            start = head(offer + "Transfer-Encoding: chunked\r\n")
+            parts = [
+                start,
+                b"%x\r\n%s\r\n" % (len(RAW[:9]), RAW[:9]),
+                b"%x\r\n%s\r\n0\r\n\r\n" % (len(RAW[9:]), RAW[9:]),
+            ]
+        else:
+            start = head(offer + f"Content-Length: {len(RAW)}\r\n")
+            parts = [start + RAW] if way == "one segment" else [start, RAW]
+        for part in parts:
+            connection.sendall(part)
+            time.sleep(0.02)
+        status, body = read_answer(connection)
+        assert status == 200
+        assert json.loads(body)["usage"]["completion_tokens"] > 0
+
+
+def test_a_client_that_offered_to_upgrade_and_hangs_up_frees_its_row(
+    server: LiveServer, connection: socket.socket
+) -> None:
+    body = json.dumps({**BODY, "max_tokens": 4000, "logit_bias": {"257": -100, "258": -100, "256": -100}}).encode()
+    connection.sendall(head(JAVA + f"Content-Length: {len(body)}\r\n") + body)
+    engine = services_of(server.app).engine
+    wait_until(lambda: engine.rows == 1, seconds=10)
+    connection.close()
+    wait_until(lambda: engine.rows == 0, seconds=5)
+
+
+@pytest.mark.parametrize("kind", [None, "application/x-www-form-urlencoded", "text/plain;charset=UTF-8"])
+def test_json_is_taken_as_json_whatever_its_type(client: httpx.Client, kind: str | None) -> None:
+    headers = {} if kind is None else {"Content-Type": kind}
+    request = client.build_request("POST", CHAT, content=RAW, headers=headers)
+    assert request.headers.get("content-type") == kind
+    assert client.send(request).status_code == 200
+    chunked = client.build_request("POST", CHAT, content=iter([RAW[:5], RAW[5:]]), headers=headers)
+    assert client.send(chunked).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [(None, b"model=x&messages=y"), ("multipart/form-data; boundary=x", b"--x--"), ("text/xml", b"<a/>")],
+)
+@pytest.mark.parametrize("path", [CHAT, "/chat", "/generate-adapter"])
+def test_what_is_not_json_is_told_to_name_it(client: httpx.Client, path: str, kind: str | None, content: bytes) -> None:
+    headers = {} if kind is None else {"Content-Type": kind}
+    _, words = refusal(client.post(path, content=content, headers=headers), 415)
+    assert "Content-Type" in words
+    assert (kind or "missing") in words
+
+
+def test_a_page_of_another_origin_cannot_leave_the_type_out(client: httpx.Client) -> None:
+    """Browsers send such requests without asking first, so they must not do anything."""
+    for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
+        headers = {"Origin": "http://evil.example", "Content-Type": kind}
+        refusal(client.post("/generate-adapter", content=b'{"prompt": "x"}', headers=headers), 415)
+    assert "x" not in [adapter["prompt"] for adapter in client.get("/adapters").json()["data"]]
+
+
+def test_a_compressed_body_is_refused_by_its_header(client: httpx.Client) -> None:
+    answer = client.post(CHAT, content=b"\x1f\x8b", headers={"Content-Encoding": "gzip"})
+    assert "Content-Encoding" in refusal(answer, 415)[1]
+    assert answer.headers["Accept-Encoding"] == "identity"
+
+
+def test_a_body_that_says_json_and_is_none_is_the_callers_mistake(client: httpx.Client) -> None:
+    answer = client.post(CHAT, content=b"{", headers={"Content-Type": "application/json"})
+    assert refusal(answer)[1] == "the body is not JSON"
+    refusal(client.post("/chat", content=b"{", headers={"Content-Type": "application/json"}), 422)
+
+
+def test_head_is_answered_wherever_get_is(client: httpx.Client, server: LiveServer, french: str) -> None:
+    document = client.get("/openapi.json").json()
+    gets = [path for path, methods in document["paths"].items() if "get" in methods]
+    assert len(gets) > 8
+    for path in [*gets, "/openapi.json", "/", "/v1/models/"]:
+        path = path.replace("{adapter_id}", french).replace("{model}", BASE)
+        get, headed = client.get(path), client.head(path)
+        assert (get.status_code, headed.status_code, headed.content) == (200, 200, b""), path
+        for name in ("content-type", "etag"):
+            assert headed.headers.get(name) == get.headers.get(name), path
+        if path != "/metrics":
+            assert headed.headers["content-length"] == str(len(get.content)), path
+    assert client.head("/adapters/nobody").status_code == 404
+    assert client.put("/v1/models").headers["Allow"] == "GET, HEAD"
+
+
+def test_models_below_a_slash_are_the_list(client: httpx.Client, french: str) -> None:
+    assert client.get("/v1/models/").json() == client.get("/v1/models").json()
+
+
+async def test_an_idle_connection_is_kept_as_long_as_the_setting_says(tmp_path: Path) -> None:
+    assert Settings(_env_file=None).keep_alive_seconds == 75
+    assert server_config(FastAPI(), make_settings(tmp_path)).timeout_keep_alive == 75
+    config = server_config(FastAPI(), make_settings(tmp_path, keep_alive_seconds=1))
+    config.load()
+    loop = asyncio.get_running_loop()
+    listener = await loop.create_server(lambda: config.http_protocol_class(config, ServerState(), {}), "127.0.0.1", 0)  # type: ignore[call-arg]
+    async with listener:
+        reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
+        writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        start = time.monotonic()
+        while await asyncio.wait_for(reader.read(1000), 10):
+            pass
+        assert 0.8 < time.monotonic() - start < 8
+        writer.close()
