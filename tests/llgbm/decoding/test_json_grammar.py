@@ -31,7 +31,7 @@ LIST = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 9
 YES = {"const": "yes"}
 
 
-def text_of(base: Base, row: Row) -> str:
+def text_of(base: Base, row: DecodeRequest) -> str:
     text: str = base.tokenizer.decode(row.output)
     return text
 

@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from llgbm.adapters.peft_io import load_peft
-from llgbm.decoding.decoder import Step
+from llgbm.decoding.decoder import DecodeRequest, Step
 from llgbm.decoding.json_grammar import JsonGrammar
 from llgbm.decoding.sampling import SamplingParams
 from llgbm.errors import LLGBMError
