@@ -78,10 +78,11 @@ def test_it_serves_the_main_path_and_drains_at_sigterm(process: Process, tiny_ba
     answer = httpx.post(f"{process.url}/chat", json=body, timeout=60).json()
     assert answer["modules_hooked"] == 14
 
-    with endless_answer(process, tiny_base) as events:
+    # one client, made beforehand: draining takes two seconds, in which a busy machine may not get to make another
+    with httpx.Client(base_url=process.url, timeout=60) as client, endless_answer(process, tiny_base) as events:
         process.popen.send_signal(signal.SIGTERM)
-        wait_until(lambda: process.status() == "draining", seconds=10)
-        refused = httpx.post(f"{process.url}/chat", json=body, timeout=60)
+        wait_until(lambda: client.get("/readyz").json()["status"] == "draining", seconds=10)
+        refused = client.post("/chat", json=body)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
     assert process.popen.wait(30) in (0, -signal.SIGTERM)
     assert ending(events) == ("draining", "data: [DONE]")
