@@ -14,7 +14,7 @@ from llgbm.decoding.json_grammar import MAX_SCHEMA_CHARS, JsonGrammar, token_tab
 from llgbm.decoding.sampling import SamplingParams
 from llgbm.errors import ConfigError, SchemaError
 from tests.fixtures import random_lora
-from tests.llgbm.decoder_runs import run
+from tests.llgbm.decoding.decoder_runs import run
 
 PERSON: dict[str, Any] = {
     "type": "object",
