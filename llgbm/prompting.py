@@ -233,7 +233,7 @@ def _normalise(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ConfigError(f"a text has half of a surrogate pair, which is not a character: {error}") from error
+        raise ConfigError(f"a text has half of a surrogate pair, which is no character: {error}") from error
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
