@@ -40,8 +40,10 @@ RUN pip install --no-deps -e . && python -m compileall -q llgbm service
 
 FROM ${BASE_IMAGE}
 
-RUN groupadd --system --gid 10001 llgbm \
-    && useradd --system --uid 10001 --gid 10001 --home-dir /var/lib/llgbm --create-home llgbm
+# Platforms such as OpenShift run the image under a uid of their own choice, always with the group 0: what the service
+# writes to belongs to that group, whose rights are those of the user.
+RUN useradd --system --uid 10001 --gid 0 --home-dir /var/lib/llgbm --create-home llgbm \
+    && chmod -R g=u /var/lib/llgbm
 
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /app /app
@@ -51,6 +53,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/var/lib/llgbm \
+    USER=llgbm \
     HF_HOME=/var/lib/llgbm/huggingface \
     LLGBM_CACHE_DIR=/var/lib/llgbm/cache \
     LLGBM_STORE_DIR=/var/lib/llgbm/adapters \
@@ -58,7 +61,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     LLGBM_PORT=8000
 
 WORKDIR /app
-USER 10001:10001
+USER 10001:0
 VOLUME /var/lib/llgbm
 EXPOSE 8000
 
@@ -66,4 +69,5 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=15m --retries=3 \
     CMD ["python", "-c", "import os; from urllib.request import ProxyHandler, build_opener; build_opener(ProxyHandler({})).open(f'http://127.0.0.1:{os.environ[\"LLGBM_PORT\"]}/livez', timeout=4)"]
 
-ENTRYPOINT ["python", "-m", "service"]
+# A file that one uid of the group has written can be replaced by the next one.
+ENTRYPOINT ["sh", "-c", "umask 0002 && exec python -m service \"$@\"", "service"]

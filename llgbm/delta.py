@@ -221,6 +221,7 @@ def _wants_gradients(weights: LoRAWeights) -> bool:
 
 def _packs(input_ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
     """Indices of the sequences of each packed row; their common prefix counts once per row."""
+    # zip stops at the shortest sequence, and so does the common prefix
     same = (len(set(tokens)) == 1 for tokens in zip(*input_ids, strict=False))
     shared = sum(1 for _ in takewhile(bool, same))
     members: list[int] = []

@@ -114,6 +114,7 @@ def paired_bootstrap(
         return float("nan"), float("nan"), float("nan")
     means: NDArray[np.float64] = np.empty(samples)
     for i in range(samples):
+        # with replacement: first tasks, then the rows of each chosen task; every task has the same weight
         chosen = rng.integers(len(tasks), size=len(tasks))
         means[i] = np.mean([tasks[t][rng.integers(len(tasks[t]), size=len(tasks[t]))].mean() for t in chosen])
     low, high = np.percentile(means, [2.5, 97.5])

@@ -175,6 +175,7 @@ def train(
         rate = config.learning_rate_at(step, spent)
         for settings in (group for optimiser in optimisers for group in optimiser.param_groups):
             settings["lr"] = settings["rate"] * rate
+        # groups, not rows, are shared out: a group's adapter is made in one place
         share = share_of(batches(step), group or Alone())
         pieces = [share[i :: config.accumulation] for i in range(min(config.accumulation, len(share)))]
         for optimiser in optimisers:
@@ -186,6 +187,7 @@ def train(
             trained.parameters(),
             group or Alone(),
         )
+        # the gradients are now those of the whole batch on every process, so all clip and step alike
         norm = float(nn.utils.clip_grad_norm_(trained.parameters(), config.max_grad_norm))
         if not (torch.isfinite(loss) and math.isfinite(norm)):
             raise ConfigError(
@@ -213,7 +215,7 @@ def _optimisers(trained: nn.Module, generator: LoRAGenerator, config: TrainingCo
     of_tasks = [p for m in trained.modules() if isinstance(m, TaskCores) for p in m.parameters()]
     known = {id(p) for p in [*shared, *trunk, *of_tasks]}
     others = [p for p in trained.parameters() if p.dim() > 1 and id(p) not in known]
-    vectors = [p for p in trained.parameters() if p.dim() <= 1]
+    vectors = [p for p in trained.parameters() if p.dim() <= 1]  # norms and biases: no weight decay
     groups: list[dict[str, Any]] = [
         {"params": shared, "weight_decay": config.weight_decay, "rate": config.shared_rate},
         {"params": others, "weight_decay": config.weight_decay, "rate": 1.0},
@@ -222,6 +224,7 @@ def _optimisers(trained: nn.Module, generator: LoRAGenerator, config: TrainingCo
     of_trunk = {"params": trunk, "weight_decay": config.weight_decay, "rate": config.trunk_rate}
     if config.trunk_optimiser == "adamw":
         groups.append(of_trunk)
+    # lr is set in every step, to the schedule times the group's rate
     optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98))]
     if config.trunk_optimiser == "muon":
         optimisers.append(Muon([of_trunk], dtype=getattr(torch, config.trunk_dtype)))
@@ -247,7 +250,7 @@ def _save(
     state = {"step": step, "seconds": spent, **parts, "settings": _settings(config)}
     temporary = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary.open("wb") as file:
+    with temporary.open("wb") as file:  # written aside and renamed: a kill leaves the old state or the new one
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())

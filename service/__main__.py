@@ -1,7 +1,7 @@
 """`python -m service`: runs the application with uvicorn, from the settings.
 
 SIGTERM and SIGINT drain first and stop then; a second signal ends the answers that are still running at once. The
-process ends with status 1 when the models cannot be loaded.
+process ends with status 1 when the models cannot be loaded, and with 2 when a setting is refused.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from types import FrameType
 
 import structlog
 import uvicorn
+from pydantic import ValidationError
 
 from service.app import create_app, drain, end_answers
-from service.settings import Settings
+from service.settings import Settings, refused
 from service.state import State
 
 
@@ -64,7 +65,11 @@ def main() -> int:
     argparse.ArgumentParser(
         prog="python -m service", description="Serves with the settings of the environment, see docs/OPERATIONS.md."
     ).parse_args()
-    settings = Settings().with_default_hosts()
+    try:
+        settings = Settings().with_default_hosts()
+    except ValidationError as error:
+        sys.stderr.write("".join(f"{line}\n" for line in refused(error)))
+        return 2
     # llgbm reads it from there; the setting may have come from a .env file
     os.environ["LLGBM_CACHE_DIR"] = str(settings.cache_dir)
     app = create_app(settings)
@@ -77,6 +82,7 @@ def main() -> int:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # the application reads them itself, LLGBM_TRUSTED_PROXIES
             timeout_graceful_shutdown=5,
         ),
         state,

@@ -28,6 +28,7 @@ from llgbm.errors import LLGBMError
 from service import routes
 from service.adapters.catalogue import AdapterCatalogue
 from service.adapters.generation_lock import GenerationLock
+from service.adapters.index import AdapterIndex, index_path
 from service.adapters.service import AdapterService
 from service.adapters.shared_files import open_files
 from service.adapters.store import AdapterStore
@@ -36,7 +37,9 @@ from service.engine.interface import DecodingEngine, EngineError, EngineLimits, 
 from service.engine.torch_engine import Engine
 from service.engine.vllm_engine import VLLMEngine
 from service.engine.worker_threads import worker_threads
+from service.environment import service_links
 from service.http import errors
+from service.http.forwarded import ForwardedMiddleware
 from service.http.request_context import RequestContext
 from service.http.security import AccessMiddleware, rate_limiter
 from service.models.loading import LoadModels, load_models
@@ -44,7 +47,8 @@ from service.observability.logs import configure_logging
 from service.observability.metrics import Metrics
 from service.observability.tracing import tracing
 from service.routes import openapi_document
-from service.settings import Settings, unknown_variables, without_password
+from service.setting_values import without_password
+from service.settings import Settings, unknown_variables
 from service.state import Services, State
 
 _log = structlog.get_logger("service")
@@ -56,6 +60,8 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
     """The application. `load` is what makes the models; tests put a quicker one in its place."""
     settings = settings or Settings()
     configure_logging(settings)
+    if links := service_links(os.environ):
+        _log.info("kubernetes_service_links_left_aside", names=links)
     for name in unknown_variables(os.environ):
         _log.warning("unknown_setting", name=name)
     metrics = Metrics()
@@ -86,6 +92,7 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
             await asyncio.gather(loading, return_exceptions=True)
             if state.services is not None:
                 state.services.models.cache.close()
+                await asyncio.to_thread(state.services.catalogue.close)
             await lock.close()
             if limiter is not None:
                 await limiter.close()
@@ -106,7 +113,7 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
     openapi_document.install(app)
     for router in routes.ROUTERS:
         app.include_router(router)
-    # the one that is added last is the outermost: CORS, so that the answers of all others have its headers
+    # the one that is added last is the outermost. CORS is around all that answer, so that they have its headers
     app.add_middleware(AccessMiddleware, settings=settings, limiter=limiter, metrics=metrics)
     app.add_middleware(RequestContext, metrics=metrics, counter=state)
     if settings.cors_origins:
@@ -115,8 +122,10 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
             allow_origins=list(settings.cors_origins),
             allow_methods=["*"],
             allow_headers=["*"],
+            allow_private_network=True,  # a page on the internet that is allowed may call a service in a local network
             expose_headers=["ETag", "Location", "Retry-After", "X-Adapter-Id", "X-Request-ID"],
         )
+    app.add_middleware(ForwardedMiddleware, root_path=settings.root_path, trusted=settings.trusted_proxies)
     return app
 
 
@@ -154,9 +163,14 @@ async def _loaded(state: State, engine: Engine, lock: GenerationLock, load: Load
         state.progress = text
 
     models = await engine.run(lambda: load(settings, metrics, progress))
-    files = await asyncio.to_thread(open_files, settings.store_dir, settings.store_url)
-    store = AdapterStore(files, models.base.spec, max_bytes=settings.adapter_memory, metrics=metrics)
-    catalogue = AdapterCatalogue(store, models.base.spec.base_id, metrics)
+    files = await asyncio.to_thread(open_files, settings.store_dir, settings.store_url, settings.copy_bytes)
+    path = index_path(settings.cache_dir, settings.store_url or str(settings.store_dir.resolve()))
+    index = await asyncio.to_thread(AdapterIndex, files, path)
+    await asyncio.to_thread(index.catch_up, 0.0)  # so that it is there when the first list is asked for
+    store = AdapterStore(
+        files, models.base.spec, max_bytes=settings.adapter_memory, metrics=metrics, strict_base=settings.strict_base
+    )
+    catalogue = AdapterCatalogue(store, index, models.base.spec.base_id, metrics)
     adapters = AdapterService(settings, models, engine, store, catalogue, lock, metrics)
     decoding: DecodingEngine = engine
     if settings.engine == "vllm":

@@ -7,17 +7,23 @@ Lists are JSON or separated by commas. `python -m service.settings` prints the t
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from platformdirs import user_cache_dir, user_data_dir
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from service.environment import EnvironmentSource, is_service_link
+from service.setting_values import checked_path, key_hashes, networks, origins, rate, server_urls, split_list
 
 ROOT = Path(__file__).resolve().parent.parent
 _INSTALLED = Path(__file__).parent / "checkpoints"
@@ -27,68 +33,10 @@ TABLE_DOCUMENT = ROOT / "docs" / "OPERATIONS.md"
 TABLE_START, TABLE_END = "<!-- settings: start -->", "<!-- settings: end -->"
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_RATE = re.compile(r"\d+\s*(/|per)\s*(\d+\s*)?(second|minute|hour|day)s?")
 
 
 _VARIABLES_OF_OTHERS = {"LLGBM_URL", "LLGBM_API_KEY", "LLGBM_PUBLISH"}
 """Read by the clients in examples/ and by the compose file."""
-
-
-def without_password(address: str) -> str:
-    """An address fit for a log: what stands before the @ of its host is left out."""
-    scheme, separator, rest = address.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}" if separator else address
-
-
-def _split(value: Any) -> Any:
-    """A JSON list, or words separated by commas."""
-    if not isinstance(value, str):
-        return value
-    text = value.strip()
-    values = json.loads(text) if text.startswith("[") else [part.strip() for part in text.split(",") if part.strip()]
-    if text and not values and text != "[]":  # what was to be put there is missing, and a list of keys would be open
-        raise ValueError("there are commas and nothing between them; leave the variable unset for an empty list")
-    return values
-
-
-def _hashes(values: tuple[str, ...]) -> tuple[str, ...]:
-    values = tuple(value.lower() for value in values)
-    for value in values:
-        if _SHA256.fullmatch(value) is None:
-            raise ValueError(
-                'an API key is given as the 64 hexadecimal digits of its sha256: printf %s "$KEY" | sha256sum'
-            )
-    return values
-
-
-def _rate(value: str) -> str:
-    if value and _RATE.fullmatch(value.strip()) is None:
-        raise ValueError(f"{value!r} is not a rate such as 60/minute or 1000/2 hours")
-    return value.strip()
-
-
-def _urls(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Addresses without a slash or /v1 at the end, each once."""
-    values = tuple(value.rstrip("/").removesuffix("/v1").rstrip("/") for value in values)
-    for value in values:
-        if not _is_server(value):
-            raise ValueError(f"{without_password(value)!r} is no address of a vLLM server, such as http://host:8000")
-        if "@" in urlsplit(value).netloc:
-            raise ValueError(
-                f"{without_password(value)!r} comes with a user or a password, which the log would show; the key of "
-                "the servers goes into LLGBM_VLLM_API_KEY"
-            )
-    return tuple(dict.fromkeys(values))
-
-
-def _is_server(address: str) -> bool:
-    try:
-        parts = urlsplit(address)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:  # a port that is no number
-        return False
 
 
 def _user_data() -> Path:
@@ -99,9 +47,9 @@ def _user_cache() -> Path:
     return Path(user_cache_dir("llgbm"))
 
 
-Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-Paths = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split)]
-Rate = Annotated[str, AfterValidator(_rate)]
+Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
+Paths = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split_list)]
+Rate = Annotated[str, AfterValidator(rate)]
 
 
 class Settings(BaseSettings):
@@ -126,7 +74,19 @@ class Settings(BaseSettings):
         " any, but for `python -m service` on a loopback address without keys, where it is localhost and its addresses,"
         " so that no web page can reach the service by a name of its own that leads here.",
     )
-    cors_origins: Strings = Field((), description="Origins that browsers may call from. Empty: no CORS headers.")
+    cors_origins: Annotated[Strings, AfterValidator(origins)] = Field(
+        (), description="Origins that browsers may call from, such as https://page.example. Empty: no CORS headers."
+    )
+    root_path: Annotated[str, AfterValidator(checked_path)] = Field(
+        "",
+        description="Path under which a proxy shows the service, such as /llgbm, whether or not the proxy takes it off."
+        " Empty: none, or the `X-Forwarded-Prefix` of a trusted proxy.",
+    )
+    trusted_proxies: Annotated[Strings, AfterValidator(networks)] = Field(
+        ("127.0.0.1", "::1"),
+        description="Addresses or networks of the proxies whose `X-Forwarded-For`, `-Proto` and `-Prefix` are believed;"
+        " * for all.",
+    )
     public_paths: Strings = Field(
         ("/", "/static/*", "/livez", "/readyz", "/openapi.json"),
         description="Paths that need no API key; a trailing * stands for any ending.",
@@ -158,7 +118,7 @@ class Settings(BaseSettings):
         "torch",
         description="What decodes: this process with torch, or vLLM servers. Adapters are made here either way.",
     )
-    vllm_url: Annotated[Strings, AfterValidator(_urls)] = Field(
+    vllm_url: Annotated[Strings, AfterValidator(server_urls)] = Field(
         (), description="Addresses of the vLLM servers, such as http://gpu-1:8000. All serve the same base."
     )
     vllm_api_key: SecretStr | None = Field(None, description="The key that the servers were given with --api-key.")
@@ -193,9 +153,16 @@ class Settings(BaseSettings):
         description="Address of a store that machines share, in fsspec's form, such as s3://bucket/adapters; then "
         "LLGBM_STORE_DIR keeps copies of what this machine used. Empty: LLGBM_STORE_DIR is the store.",
     )
+    copy_bytes: int = Field(
+        20 * 2**30,
+        ge=0,
+        description="With LLGBM_STORE_URL: bytes of the copies in LLGBM_STORE_DIR. The least recently used leave first,"
+        " and none that was used within a minute.",
+    )
     cache_dir: Path = Field(
         default_factory=_user_cache,
-        description="Folder of fetched weights and of the embedding cache. Default: the user's cache folder.",
+        description="Folder of fetched weights, of the embedding cache and of the index of the adapters. Default: the"
+        " user's cache folder.",
     )
     adapter_memory: int = Field(
         512 * 2**20, ge=0, description="Bytes of adapters kept in memory; those in use are never dropped."
@@ -251,10 +218,15 @@ class Settings(BaseSettings):
     )
     max_tokens: int = Field(256, ge=1, description="Tokens of an answer when the request does not say.")
     max_choices: int = Field(8, ge=1, description="Largest `n` of a chat request.")
+    strict_base: bool = Field(
+        False,
+        description="Refuse adapters that name another base than the one that is loaded, though their shapes fit."
+        " Otherwise they are served with a warning.",
+    )
     max_rank: int = Field(64, ge=1, description="Largest rank of an adapter that is loaded or combined.")
 
     # who may use it
-    api_key_hashes: Annotated[Strings, AfterValidator(_hashes)] = Field(
+    api_key_hashes: Annotated[Strings, AfterValidator(key_hashes)] = Field(
         (), description="sha256 of each API key, in hexadecimal. Empty: no key is asked for."
     )
     rate_limit: Rate = Field(
@@ -279,6 +251,18 @@ class Settings(BaseSettings):
             return self
         return self.model_copy(update={"allowed_hosts": LOOPBACK})
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """As usual, but for what tools leave in the environment, see `service.environment`."""
+        return init_settings, EnvironmentSource(settings_cls), dotenv_settings, file_secret_settings
+
     @model_validator(mode="after")
     def _vllm_is_whole(self) -> Self:
         if self.engine == "vllm" and not self.vllm_url:
@@ -289,6 +273,12 @@ class Settings(BaseSettings):
                 f"{self.vllm_max_cpu_loras}; a server keeps the adapters that it decodes with, so raise the second"
             )
         return self
+
+
+def refused(error: ValidationError) -> list[str]:
+    """What is wrong with the settings, a line for each variable; without its value, which may be a secret."""
+    found = error.errors(include_input=False, include_context=False, include_url=False)
+    return [": ".join([*(f"LLGBM_{name}".upper() for name in each["loc"][:1]), each["msg"]]) for each in found]
 
 
 def table() -> str:
@@ -333,7 +323,8 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     """
     in_file = (name.upper() for name in DotEnvSettingsSource(Settings).env_vars)
     known = {f"LLGBM_{name.upper()}" for name in Settings.model_fields} | _VARIABLES_OF_OTHERS
-    found = {name for name in (*environment, *in_file) if name.startswith("LLGBM_")}
+    ours = (name for name, value in environment.items() if not is_service_link(name, value))
+    found = {name for name in (*ours, *in_file) if name.startswith("LLGBM_")}
     return sorted(name for name in found - known if not name.startswith("LLGBM_TEST_"))
 
 

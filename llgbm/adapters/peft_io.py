@@ -1,8 +1,9 @@
 """LoRAWeights <-> a PEFT adapter, as a folder or as bytes, and its content digest.
 
 A folder holds `adapter_config.json` and `adapter_model.safetensors` as PEFT writes them, so PEFT, vLLM and LoRAX can
-read it. It is written atomically. The reader trusts nothing: it opens two regular files by their fixed names, never a
-pickle, and refuses damaged or oversized files, values that are not finite, and unexpected shapes or types.
+read it. It is written atomically. The reader trusts nothing: it opens two regular files by their fixed names
+(`llgbm.adapters.peft_files`), never a pickle, and refuses damaged or oversized files, values that are not finite, and
+unexpected shapes or types.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import os
 import re
 import secrets
 import shutil
-import stat
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +34,7 @@ from llgbm.adapters.peft_config import (
     read_config,
     require_coverage,
 )
+from llgbm.adapters.peft_files import read_adapter_file, refuse_other_kinds
 from llgbm.config import LoRASpec, ModuleShape
 from llgbm.errors import AdapterFormatError, AdapterMismatchError
 from llgbm.lora import LoRAWeights
@@ -52,7 +53,6 @@ __all__ = [
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-_PICKLE_FILE = "adapter_model.bin"
 
 MAX_CONFIG_BYTES = 2**20
 MAX_HEADER_BYTES = 4 * 2**20
@@ -155,8 +155,8 @@ def load_peft(folder: Path) -> tuple[LoRAWeights, str]:
     except OSError as error:
         raise AdapterFormatError(f"no adapter in {folder}: {error.strerror}") from error
     try:
-        raw_config = _read_plain_file(handle, CONFIG_FILE, MAX_CONFIG_BYTES)
-        data = _read_plain_file(handle, WEIGHTS_FILE, MAX_WEIGHTS_BYTES)
+        raw_config = read_adapter_file(handle, folder, CONFIG_FILE, MAX_CONFIG_BYTES)
+        data = read_adapter_file(handle, folder, WEIGHTS_FILE, MAX_WEIGHTS_BYTES)
         config = read_config(parse_config_bytes(raw_config))
         return _assemble(config, _read_tensors(data)), config.base_id
     except AdapterFormatError as error:
@@ -181,6 +181,11 @@ def load_peft_for(folder: Path, base_id: str) -> LoRAWeights:
 
 
 def _assemble(config: PeftConfig, tensors: Mapping[str, Tensor]) -> LoRAWeights:
+    if not tensors or all(tensor.numel() == 0 for tensor in tensors.values()):
+        raise AdapterFormatError(
+            f"{WEIGHTS_FILE} holds no numbers; it was saved where the weights were not (DeepSpeed's ZeRO-3 and FSDP "
+            "keep them on several processes): gather them first, then call save_pretrained again"
+        )
     sides: dict[str, dict[str, Tensor]] = {"A": {}, "B": {}}
     for key, tensor in tensors.items():
         match = _TENSOR_NAME.fullmatch(key)
@@ -193,7 +198,7 @@ def _assemble(config: PeftConfig, tensors: Mapping[str, Tensor]) -> LoRAWeights:
             )
         sides[match[2]][match[1]] = tensor
     a, b = sides["A"], sides["B"]
-    if not tensors or a.keys() != b.keys():
+    if a.keys() != b.keys():
         raise AdapterFormatError(
             f"{len(a)} modules have a lora_A and {len(b)} a lora_B; unpaired are {sorted(a.keys() ^ b.keys())[:3]}"
         )
@@ -212,39 +217,14 @@ def _read_tensors(data: bytes) -> dict[str, Tensor]:
         raise AdapterFormatError(f"{WEIGHTS_FILE} has {len(data)} bytes, more than {MAX_WEIGHTS_BYTES}")
     header = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
     if not 2 <= header <= len(data) - 8:
-        hint = "; it looks like a pickle" if data[:2] in (b"\x80\x02", b"\x80\x04", b"PK") else ""
-        raise AdapterFormatError(f"{WEIGHTS_FILE} is cut short or not a safetensors file{hint}")
+        refuse_other_kinds(data, WEIGHTS_FILE)  # only now: the length of a header may look like any of them
+        raise AdapterFormatError(f"{WEIGHTS_FILE} is cut short or not a safetensors file; copy or download it again")
     if header > MAX_HEADER_BYTES:
         raise AdapterFormatError(f"{WEIGHTS_FILE} has a header of {header} bytes, more than {MAX_HEADER_BYTES}")
     try:
         return load_tensors(data)
     except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError) as error:
         raise AdapterFormatError(f"{WEIGHTS_FILE} is damaged or not a safetensors file: {error}") from error
-
-
-def _read_plain_file(folder: int, name: str, limit: int) -> bytes:
-    try:
-        # do not follow a link, and do not wait for the writer of a pipe
-        handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-    except FileNotFoundError:
-        if name == WEIGHTS_FILE and _PICKLE_FILE in os.listdir(folder):  # listed by handle, not by path
-            raise AdapterFormatError(
-                f"{_PICKLE_FILE} is a pickle, which can run code when it is read, so it is not read; "
-                "save the adapter with safe_serialization=True"
-            ) from None
-        raise AdapterFormatError(f"{name} is missing") from None
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise AdapterFormatError(f"{name} is a symbolic link; copy the folder with its files (cp -rL)") from None
-        raise AdapterFormatError(f"{name} cannot be read: {error.strerror}") from error
-    status = os.fstat(handle)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(handle)
-        raise AdapterFormatError(f"{name} is not a plain file")
-    with os.fdopen(handle, "rb") as file:
-        if status.st_size > limit:
-            raise AdapterFormatError(f"{name} is larger than {limit} bytes")
-        return file.read(status.st_size)  # bytes appended meanwhile are ignored
 
 
 def _temporary_path(folder: Path) -> Path:

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from llgbm.errors import EmbeddingCacheError
 
-_KEYS_PER_QUERY = 500
+_KEYS_PER_QUERY = 500  # sqlite limits the parameters of a query, to 999 in old versions
 
 
 class EmbeddingCache(Protocol):

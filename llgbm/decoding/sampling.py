@@ -75,12 +75,12 @@ def sample(logits: Tensor, params: SamplingParams, generator: torch.Generator) -
     point = torch.rand((), generator=generator, dtype=torch.double)
     if params.top_p == 1:
         return _pick(probabilities.double().cumsum(0), point)
-    values, tokens = probabilities.topk(min(_NUCLEUS_GUESS, len(probabilities)))
+    values, tokens = probabilities.topk(min(_NUCLEUS_GUESS, len(probabilities)))  # descending
     reached = values.double().cumsum(0)
     if reached[-1] < params.top_p:
         values, tokens = probabilities.sort(descending=True)
         reached = values.double().cumsum(0)
-    kept = int((reached < params.top_p).sum()) + 1
+    kept = int((reached < params.top_p).sum()) + 1  # the token that reaches top_p is in the nucleus
     return int(tokens[_pick(reached[:kept], point)])
 
 

@@ -107,6 +107,7 @@ class _Stack:
             self._make_room(-(-size // _BLOCK) * _BLOCK if size > 1 else 1)
         staying = [adapter for adapter in self._slots[:size] if adapter in members]
         coming = [adapter for adapter in members if adapter not in staying]
+        # new adapters take the slots of those that left, the others go behind
         slots = [a if a in members else coming.pop() for a in self._slots[:size]]
         slots += coming
         before, self._slots = self._slots, []  # if a copy fails, no slot counts as filled

@@ -30,6 +30,7 @@ def recomputed_layers(model: nn.Module, functional: FunctionalLoRA, prepared: Pr
     layers = list(model.get_submodule("model.layers").children())
     for number, layer in enumerate(layers):
         prefix = f"model.layers.{number}."
+        # only this layer's hooks: a context whose hooks do not all run raises
         own = PreparedLoRA({name: hook for name, hook in prepared.hooks.items() if name.startswith(prefix)})
         layer.forward = _checkpointed(layer.forward, lambda own=own: _second_pass(model, functional, own))  # type: ignore[misc]
     try:
@@ -46,7 +47,7 @@ def _checkpointed(
         result: Tensor = checkpoint(
             forward,
             *args,
-            use_reentrant=False,
+            use_reentrant=False,  # the reentrant form needs an input with gradient, and the first layer's has none
             preserve_rng_state=False,  # the frozen base draws no random numbers
             context_fn=lambda: (nullcontext(), again()),
             **kwargs,

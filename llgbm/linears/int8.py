@@ -81,6 +81,7 @@ class IntMmProduct(nn.Module):
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         rows, scales = quantised_rows(weight)
+        # transposed once here: the kernel multiplies x (rows, in) by (in, out)
         self._weight = nn.Buffer(rows.t().contiguous(), persistent=False)  # (in, out)
         self._scales = nn.Buffer(scales.t().contiguous(), persistent=False)  # (1, out)
 
@@ -121,7 +122,7 @@ class FbgemmProduct:
         # Without VNNI the kernel adds pairs of uint8 * int8 products in 16 bits. 2 * 255 * 127 overflows there,
         # 2 * 127 * 127 fits, so activations get 7 bits.
         self._steps = 127 if torch.cpu._is_vnni_supported() else 63
-        scales = weight.abs().amax(dim=1).clamp_min(1e-8) / 127
+        scales = weight.abs().amax(dim=1).clamp_min(1e-8) / 127  # (out,); symmetric, so all zero points are 0
         zeros = torch.zeros(len(weight), dtype=torch.long)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch deprecates this kernel; its successor is not faster on a CPU

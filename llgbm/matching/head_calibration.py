@@ -138,6 +138,7 @@ def _cores(factors: list[tuple[Tensor, Tensor]], read: list[Tensor], grads: list
 def _output_gradients(values: Tensor, written: list[Tensor]) -> Iterator[list[Tensor]]:
     """For each value, its gradients with respect to the module outputs, (tokens, out) each."""
     for value in values:
+        # modules after the last of the layers have no gradient: zeros in its place
         grads = torch.autograd.grad(value, written, retain_graph=True, materialize_grads=True)
         yield [grad[0] for grad in grads]
 
@@ -151,7 +152,7 @@ def _main_directions(rows: Tensor, count: int, generator: torch.Generator) -> Te
     known = min(count, len(rows))
     basis = torch.randn(rows.shape[1], known, generator=generator)
     if known:
-        rows = rows / rows.abs().max()
+        rows = rows / rows.abs().max()  # keeps squares of tiny gradients in the range of float32
     for _ in range(_ITERATIONS if known else 0):
         basis = torch.linalg.qr(rows.t() @ (rows @ basis))[0]
     filling = torch.randn(rows.shape[1], count - known, generator=generator)

@@ -1,4 +1,7 @@
-"""Which adapters there are and what they are called. Knows HTTP's errors but not its requests."""
+"""Which adapters there are and what they are called. Knows HTTP's errors but not its requests.
+
+One adapter is looked up in the store itself, lists and the names of an adapter come from the index.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from service.adapters.errors import AdapterDamagedError, NameTakenError, UnknownAdapterError, UnusableAdapterError
+from service.adapters.index import AdapterIndex
 from service.adapters.records import AdapterRecord, require_name
 from service.adapters.store import AdapterStore
 from service.errors import ApiError
@@ -20,8 +24,9 @@ class AdapterCatalogue:
         base_id: the base's name, which no adapter may have.
     """
 
-    def __init__(self, store: AdapterStore, base_id: str, metrics: Metrics) -> None:
+    def __init__(self, store: AdapterStore, index: AdapterIndex, base_id: str, metrics: Metrics) -> None:
         self._store, self._files, self._base_id, self._metrics = store, store.files, base_id, metrics
+        self._index = index
 
     async def resolve(self, name_or_id: str) -> str:
         """The id of an adapter.
@@ -43,24 +48,41 @@ class AdapterCatalogue:
         return record
 
     async def page(self, limit: int, after: str | None) -> tuple[list[AdapterRecord], bool]:
-        """Up to `limit` adapters, the newest first, after the one with id `after`; and whether there are more."""
-        records = await asyncio.to_thread(self._files.records)
-        start = 0
-        if after is not None:
-            start = next((i + 1 for i, record in enumerate(records) if record.id == after), -1)
-            if start < 0:
-                raise ApiError(
-                    404, f"there is no adapter {after!r} to go on after; start again without it", param="after"
-                )
-        return records[start : start + limit], len(records) > start + limit
+        """Up to `limit` adapters without their norms, the newest first; and whether there are more.
 
-    async def all_records(self) -> tuple[list[AdapterRecord], dict[str, list[str]]]:
-        """All adapters, the newest first, and their names by id."""
-        return await asyncio.to_thread(self._files.records), await self.names()
+        Args:
+            after: id of the last one of the page before.
 
-    async def names(self) -> dict[str, list[str]]:
-        """Id -> names."""
-        return await asyncio.to_thread(self._files.names)
+        Raises:
+            ApiError: 404, there is no adapter `after` (any more).
+        """
+        await asyncio.to_thread(self._index.catch_up)
+        records = await asyncio.to_thread(self._index.page, limit + 1, after)
+        if records is None:
+            raise _no_such_page(after)
+        return records[:limit], len(records) > limit
+
+    async def ids(self, limit: int, after: str | None) -> tuple[list[tuple[str, float]], bool]:
+        """As `page`, but of each adapter only its id and when it was made, in seconds since 1970."""
+        await asyncio.to_thread(self._index.catch_up)
+        found = await asyncio.to_thread(self._index.ids, limit + 1, after)
+        if found is None:
+            raise _no_such_page(after)
+        return found[:limit], len(found) > limit
+
+    async def names_of(self, identities: Sequence[str], *, fresh: bool = False) -> dict[str, list[str]]:
+        """Id -> its names, sorted, for those that have any; `fresh` looks for those that others gave just now."""
+        if fresh:
+            await asyncio.to_thread(self._index.catch_up)
+        return await asyncio.to_thread(self._index.names_of, identities)
+
+    async def stored(self, record: AdapterRecord) -> None:
+        """List an adapter that was just written to the store."""
+        await asyncio.to_thread(self._index.put, record)
+
+    def close(self) -> None:
+        """Close the index."""
+        self._index.close()
 
     async def folder(self, identity: str) -> Path:
         """The adapter's PEFT folder on this machine. Raises ApiError: 404, or 500 for a damaged one."""
@@ -81,6 +103,7 @@ class AdapterCatalogue:
             raise ApiError(taken_status, f"{error}; choose another", code="name_taken", param="name") from error
         except ValueError as error:
             raise ApiError(422, str(error), param="name") from error
+        await asyncio.to_thread(self._index.put_name, name, identity)
 
     async def require_free(self, name: str | None, identity: str | None, *, taken_status: int = 409) -> None:
         """Refuse early a name that belongs to another adapter than `identity`, or that none may have."""
@@ -109,14 +132,23 @@ class AdapterCatalogue:
         identity = await self.resolve(name)
         if identity == name or not await asyncio.to_thread(self._files.unname, name):
             raise UnknownAdapterError(name)
+        await asyncio.to_thread(self._index.remove_name, name)
         record = await asyncio.to_thread(self._files.record, identity)
-        if record is not None and record.source == "loaded" and not (await self.names()).get(identity):
+        if record is not None and record.source == "loaded" and not await self.names_of([identity], fresh=True):
             await self.delete(identity)
 
     async def delete(self, name_or_id: str) -> str:
         """Remove an adapter with its names; its id. Answers that use it are finished. Raises ApiError 404."""
         identity = await self.resolve(name_or_id)
-        if not await asyncio.to_thread(self._store.delete, identity):
+        names = (await self.names_of([identity], fresh=True)).get(identity, [])
+        if name_or_id != identity and name_or_id not in names:
+            names.append(name_or_id)
+        if not await asyncio.to_thread(self._store.delete, identity, names):
             raise UnknownAdapterError(name_or_id)
+        await asyncio.to_thread(self._index.remove, identity)
         self._metrics.adapters.labels("deleted").inc()
         return identity
+
+
+def _no_such_page(after: str | None) -> ApiError:
+    return ApiError(404, f"there is no adapter {after!r} to go on after; start again without it", param="after")

@@ -11,11 +11,10 @@ store is opened. Everything here blocks and may run in any thread.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from llgbm.adapters.peft_io import content_digest, load_peft, save_peft
 from llgbm.lora import LoRAWeights
 from service.adapter_id import ADAPTER_ID
 from service.adapters.errors import AdapterDamagedError, NameTakenError, StoreFullError
+from service.adapters.recent import Recent
 from service.adapters.records import (
     ADAPTER_NAME,
     CONFIG_FILE,
@@ -35,6 +35,7 @@ from service.adapters.records import (
 )
 from service.adapters.work_folder import sweep, unused_path, work_folder
 
+_KEPT_RECORDS = 1000
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -44,7 +45,7 @@ class AdapterFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._records: dict[str, AdapterRecord] = {}
+        self._records = Recent[AdapterRecord](_KEPT_RECORDS)
         sweep(folder)
 
     def path(self, identity: str) -> Path:
@@ -66,7 +67,7 @@ class AdapterFiles:
     def record(self, identity: str) -> AdapterRecord | None:
         """The record of an adapter, None if there is no such adapter or its record is not readable."""
         if not self.exists(identity):
-            self._records.pop(identity, None)
+            self._records.pop(identity)
             return None
         known = self._records.get(identity)
         if known is None:
@@ -85,12 +86,41 @@ class AdapterFiles:
         except OSError:
             return None
 
-    def records(self) -> list[AdapterRecord]:
-        """All adapters, the newest first. Each record is read once, since adapters do not change."""
+    def read_records(self, identities: Iterable[str]) -> list[AdapterRecord]:
+        """The records of those that are there, read anew."""
+        found = (self._read_record(identity) for identity in identities if self.exists(identity))
+        return [record for record in found if record is not None]
+
+    # everything: these read the whole store, and no request should, see `service.adapters.index`
+
+    def state(self) -> object:
+        """Something that is different when the store has changed; None if only a look at all of it can say."""
+        return self.folder.stat().st_mtime_ns
+
+    def identities(self) -> Iterator[str]:
+        """What may be an adapter, one after the other."""
         with os.scandir(self.folder) as entries:
-            identities = [entry.name for entry in entries if ADAPTER_ID.fullmatch(entry.name)]
-        found = [record for identity in identities if (record := self.record(identity)) is not None]
-        return sorted(found, key=lambda record: (-record.created, record.id))
+            yield from (entry.name for entry in entries if ADAPTER_ID.fullmatch(entry.name))
+
+    def name_marks(self) -> Iterator[tuple[str, str]]:
+        """Each name, and something that is different when it means something else."""
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                if entry.is_symlink() and ADAPTER_NAME.fullmatch(entry.name):
+                    yield entry.name, self.meaning(entry.name) or ""
+
+    def records(self) -> list[AdapterRecord]:
+        """All adapters, the newest first."""
+        return sorted(self.read_records(self.identities()), key=lambda record: (-record.created, record.id))
+
+    def names(self) -> dict[str, list[str]]:
+        """Id -> its names, sorted."""
+        found: dict[str, list[str]] = {}
+        for name in sorted(name for name, _ in self.name_marks()):
+            identity = self.meaning(name)
+            if identity is not None:
+                found.setdefault(identity, []).append(name)
+        return found
 
     def write(self, weights: LoRAWeights, record: AdapterRecord) -> tuple[AdapterRecord, bool]:
         """Store an adapter.
@@ -154,18 +184,23 @@ class AdapterFiles:
             raise AdapterDamagedError(f"the tensors of {identity} are not those that were stored")
         return weights
 
-    def delete(self, identity: str) -> bool:
-        """Remove an adapter and all its names; False if it was not there."""
-        self._records.pop(identity, None)
+    def delete(self, identity: str, names: Iterable[str] | None = None) -> bool:
+        """Remove an adapter and its names; False if it was not there.
+
+        Args:
+            names: those that it has; looked for in the whole store if they are not given.
+        """
+        self._records.pop(identity)
         if ADAPTER_ID.fullmatch(identity) is None or not (self.folder / identity).is_dir():
             return False
-        for name in self.names().get(identity, ()):
-            self.unname(name)
+        for name in self.names().get(identity, ()) if names is None else names:
+            if self.meaning(name) == identity:
+                self.unname(name)
         return self._remove_folder(self.folder / identity)
 
     def discard(self, identity: str) -> None:
         """Remove an adapter's folder but keep its names, for one that is about to be written again."""
-        self._records.pop(identity, None)
+        self._records.pop(identity)
         self._remove_folder(self.folder / identity)
 
     def _remove_folder(self, path: Path) -> bool:
@@ -184,13 +219,17 @@ class AdapterFiles:
         """The id of an adapter by its id or one of its names; None if there is none."""
         if ADAPTER_ID.fullmatch(name_or_id):
             return name_or_id if self.exists(name_or_id) else None
-        if ADAPTER_NAME.fullmatch(name_or_id) is None:
+        target = self.meaning(name_or_id)
+        return target if target is not None and self.exists(target) else None
+
+    def meaning(self, name: str) -> str | None:
+        """The id that a name stands for, whether or not there is such an adapter; None if there is no such name."""
+        if ADAPTER_NAME.fullmatch(name) is None:
             return None
         try:
-            target = str((self.folder / name_or_id).readlink())
+            return str((self.folder / name).readlink())
         except OSError:
             return None
-        return target if self.exists(target) else None
 
     def name(self, name: str, identity: str) -> None:
         """Give an adapter a name. A name whose adapter is gone is free again.
@@ -229,16 +268,6 @@ class AdapterFiles:
         except FileNotFoundError:
             return False
         return True
-
-    def names(self) -> dict[str, list[str]]:
-        """Id -> its names, sorted."""
-        found: dict[str, list[str]] = {}
-        with os.scandir(self.folder) as entries:
-            links = [e.name for e in entries if e.is_symlink() and ADAPTER_NAME.fullmatch(e.name)]
-        for name in sorted(links):
-            with contextlib.suppress(OSError):
-                found.setdefault(str((self.folder / name).readlink()), []).append(name)
-        return found
 
 
 def is_full(error: OSError) -> bool:

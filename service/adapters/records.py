@@ -113,6 +113,16 @@ def file_info(path: Path) -> FileInfo:
     return FileInfo(bytes=path.stat().st_size, sha256=digest)
 
 
+def other_base(named: str, loaded: str) -> str | None:
+    """A warning if an adapter names another base than the one that is loaded; the last part of the names counts.
+
+    Adapters name their base by a hub's id or by the path of whoever trained them.
+    """
+    if named.rstrip("/").rpartition("/")[2].lower() == loaded.rstrip("/").rpartition("/")[2].lower():
+        return None
+    return f"the adapter was made for {named}, and the base here is {loaded}"
+
+
 def require_name(name: str) -> None:
     """Raise ValueError if `name` is not one that an adapter may have."""
     if ADAPTER_NAME.fullmatch(name) is None:

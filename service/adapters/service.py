@@ -26,7 +26,7 @@ from service.adapter_id import id_of_content
 from service.adapters.catalogue import AdapterCatalogue
 from service.adapters.errors import AdapterDamagedError, UnknownAdapterError, UnusableAdapterError
 from service.adapters.generation_lock import GenerationLock
-from service.adapters.records import AdapterRecord, new_record
+from service.adapters.records import AdapterRecord, new_record, other_base
 from service.adapters.store import AdapterReference, AdapterStore, Lease
 from service.engine.interface import QueueFullError
 from service.engine.torch_engine import Engine
@@ -215,7 +215,9 @@ class AdapterService:
             self._store.keep(record.id, weights)
             return stored
 
-        return await asyncio.to_thread(write)
+        stored = await asyncio.to_thread(write)
+        await self._catalogue.stored(stored[0])
+        return stored
 
     # using
 
@@ -322,7 +324,8 @@ class AdapterService:
         """Copy a PEFT folder from under one of the allowed roots into the store.
 
         Raises:
-            ApiError: 403 outside of the roots, 404 if there is no folder, 422 if it is no adapter for this base.
+            ApiError: 403 outside of the roots, 404 if there is no folder, 422 if it is no adapter for this base, or
+                names another one and LLGBM_STRICT_BASE is set.
         """
         if not self._settings.adapter_roots:
             raise ApiError(403, "loading from folders is switched off; the operator can set LLGBM_ADAPTER_ROOTS")
@@ -333,7 +336,12 @@ class AdapterService:
             reason = str(error).removeprefix(f"{folder}: ")
             raise ApiError(422, f"not a valid adapter: {reason}", code="adapter_invalid", param="lora_path") from error
         self._check_rank(weights.spec.rank)
-        return await self._store_new(lambda: weights, base_id=base_id, source="loaded")
+        warning = other_base(base_id, self._models.base.spec.base_id)
+        if warning is not None:
+            if self._settings.strict_base:
+                raise ApiError(422, f"{warning} (LLGBM_STRICT_BASE)", code="other_base", param="lora_path")
+            _log.warning("adapter_of_another_base", reason=warning)
+        return await self._store_new(lambda: weights, base_id=base_id, source="loaded", warning=warning)
 
     def _allowed_folder(self, path: str) -> Path:
         try:

@@ -16,7 +16,7 @@ import contextlib
 import errno
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,10 @@ from fsspec.core import url_to_fs
 from llgbm.errors import ConfigError
 from llgbm.lora import LoRAWeights
 from service.adapter_id import ADAPTER_ID
+from service.adapters.copies import Copies
 from service.adapters.errors import AdapterDamagedError, NameTakenError, StoreUnavailableError
 from service.adapters.files import AdapterFiles, is_full, room_for
+from service.adapters.recent import Recent
 from service.adapters.records import (
     ADAPTER_NAME,
     CONFIG_FILE,
@@ -39,10 +41,13 @@ from service.adapters.records import (
     require_name,
 )
 from service.adapters.work_folder import work_folder
-from service.settings import without_password
+from service.setting_values import without_password
 
 FRESH_SECONDS = 2.0
 _NAMES = ".names"
+_KEPT_RECORDS = 1000
+_MARKS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "created", "size")
+"""What backends call the facts that change with an object's content."""
 
 
 class _CheckedFilesystem:
@@ -76,7 +81,7 @@ class SharedFiles(AdapterFiles):
         ConfigError: fsspec does not know such an address, or lacks the package for it.
     """
 
-    def __init__(self, folder: Path, url: str) -> None:
+    def __init__(self, folder: Path, url: str, max_copy_bytes: int = 2**62) -> None:
         super().__init__(folder)
         try:
             fs, root = url_to_fs(url, use_listings_cache=False)
@@ -84,8 +89,8 @@ class SharedFiles(AdapterFiles):
             raise ConfigError(f"LLGBM_STORE_URL {without_password(url)!r} cannot be opened: {error}") from error
         self._fs: Any = _CheckedFilesystem(fs)
         self._root = str(root).rstrip("/")
-        self._seen: dict[str, float] = {}
-        self._names: tuple[float, Mapping[str, list[str]]] = (-math.inf, {})
+        self._seen = Recent[float](_KEPT_RECORDS)
+        self._copies = Copies(folder, max_copy_bytes, self._remove_folder)
 
     def _at(self, *parts: str) -> str:
         return "/".join((self._root, *parts))
@@ -96,7 +101,7 @@ class SharedFiles(AdapterFiles):
         """Whether the store has such an adapter; an answer may be `FRESH_SECONDS` old."""
         if ADAPTER_ID.fullmatch(identity) is None:
             return False
-        if time.monotonic() - self._seen.get(identity, -math.inf) < FRESH_SECONDS:
+        if time.monotonic() - (self._seen.get(identity) or -math.inf) < FRESH_SECONDS:
             return True
         try:
             self._fs.info(self._at(identity, RECORD_FILE))  # not `exists`, which takes an outage for an absence
@@ -107,8 +112,8 @@ class SharedFiles(AdapterFiles):
         return True
 
     def _forget(self, identity: str) -> None:
-        self._seen.pop(identity, None)
-        self._records.pop(identity, None)
+        self._seen.pop(identity)
+        self._records.pop(identity)
         self._remove_folder(self.folder / identity)
 
     def _read_record(self, identity: str) -> AdapterRecord | None:
@@ -118,20 +123,39 @@ class SharedFiles(AdapterFiles):
             return None
         return parse_record(data, identity)
 
-    def records(self) -> list[AdapterRecord]:
-        """All adapters, the newest first: one listing, and one read for each that is new here."""
-        found = []
-        for identity in self._listed(self._root):
-            if ADAPTER_ID.fullmatch(identity):
-                record = self._records.get(identity) or self._read_record(identity)
-                if record is not None:
-                    self._records[identity] = record
-                    found.append(record)
-        return sorted(found, key=lambda record: (-record.created, record.id))
+    def read_records(self, identities: Iterable[str]) -> list[AdapterRecord]:
+        """The records of those that are there, read anew, many at once."""
+        paths = {self._at(identity, RECORD_FILE): identity for identity in identities}
+        found = self._fs.cat(list(paths), on_error="return") if paths else {}
+        records = []
+        for path, content in found.items():
+            if isinstance(content, bytes):
+                records.append(parse_record(content, _last_part(path, 2)))
+            elif not isinstance(content, FileNotFoundError):
+                raise StoreUnavailableError(f"the store of adapters does not answer: {type(content).__name__}")
+        return [record for record in records if record is not None]
 
-    def _listed(self, folder: str) -> list[str]:
+    # everything
+
+    def state(self) -> object:
+        """None: only a listing says whether something has changed."""
+        return None
+
+    def identities(self) -> Iterator[str]:
+        """What may be an adapter."""
+        names = (_last_part(entry["name"]) for entry in self._listed(self._root))
+        yield from (name for name in names if ADAPTER_ID.fullmatch(name))
+
+    def name_marks(self) -> Iterator[tuple[str, str]]:
+        """Each name, and what the listing says of its object's content."""
+        for entry in self._listed(self._at(_NAMES)):
+            name = _last_part(entry["name"])
+            if ADAPTER_NAME.fullmatch(name):
+                yield name, str([entry.get(key) for key in _MARKS])
+
+    def _listed(self, folder: str) -> list[Mapping[str, Any]]:
         try:
-            return [str(path).rstrip("/").rpartition("/")[2] for path in self._fs.ls(folder, detail=False)]
+            return list(self._fs.ls(folder, detail=True))
         except FileNotFoundError:
             return []
 
@@ -145,6 +169,7 @@ class SharedFiles(AdapterFiles):
         """
         record, final = self.record(identity), self.folder / identity
         if record is not None and self._record_here(identity) == record:
+            self._copies.used(identity)
             return final
         record = self._read_record(identity)  # it may have been made anew since that one was read
         if record is None:
@@ -154,6 +179,7 @@ class SharedFiles(AdapterFiles):
             return final
         with room_for(f"a copy of {identity}"):
             self._fetch(identity, record)
+        self._copies.added(sum(fact.bytes for fact in record.files.values()))
         return final
 
     def _fetch(self, identity: str, record: AdapterRecord) -> None:
@@ -193,6 +219,7 @@ class SharedFiles(AdapterFiles):
             if made:  # only now: until the record is there, nobody may take this for the store's
                 self._remove_folder(self.folder / record.id)
                 self._publish(inner, self.folder / record.id)
+                self._copies.added(sum(fact.bytes for fact in mine.files.values()))
             else:
                 self._settle(mine, inner.parent)
         return (mine if made else self.record(record.id) or mine), made
@@ -209,7 +236,7 @@ class SharedFiles(AdapterFiles):
         self._fs.get_file(self._at(mine.id, WEIGHTS_FILE), str(copy))
         if file_info(copy) == mine.files[WEIGHTS_FILE]:
             self._fs.pipe_file(self._at(mine.id, RECORD_FILE), mine.content())
-            self._records.pop(mine.id, None)
+            self._records.pop(mine.id)
 
     def _put_record(self, record: AdapterRecord) -> bool:
         path, data = self._at(record.id, RECORD_FILE), record.content()
@@ -222,15 +249,16 @@ class SharedFiles(AdapterFiles):
         self._seen[record.id] = time.monotonic()
         return True
 
-    def delete(self, identity: str) -> bool:
-        """Remove an adapter and all its names; False if it was not there."""
-        self._seen.pop(identity, None)
+    def delete(self, identity: str, names: Iterable[str] | None = None) -> bool:
+        """Remove an adapter and its names, looked for if they are not given; False if it was not there."""
+        self._seen.pop(identity)
         if not self.exists(identity):
             return False
-        names = self.names().get(identity, ())
+        names = self.names().get(identity, ()) if names is None else names
         self.discard(identity)
         for name in names:
-            self.unname(name)
+            if self.meaning(name) == identity:
+                self.unname(name)
         return True
 
     def discard(self, identity: str) -> None:
@@ -244,16 +272,10 @@ class SharedFiles(AdapterFiles):
 
     # names
 
-    def resolve(self, name_or_id: str) -> str | None:
-        """The id of an adapter by its id or one of its names; None if there is none."""
-        if ADAPTER_ID.fullmatch(name_or_id):
-            return name_or_id if self.exists(name_or_id) else None
-        if ADAPTER_NAME.fullmatch(name_or_id) is None:
+    def meaning(self, name: str) -> str | None:
+        """The id that a name stands for, whether or not there is such an adapter; None if there is no such name."""
+        if ADAPTER_NAME.fullmatch(name) is None:
             return None
-        identity = self._meaning(name_or_id)
-        return identity if identity is not None and self.exists(identity) else None
-
-    def _meaning(self, name: str) -> str | None:
         try:
             return str(self._fs.cat_file(self._at(_NAMES, name)).decode("ascii", "replace")).strip()
         except FileNotFoundError:
@@ -270,7 +292,6 @@ class SharedFiles(AdapterFiles):
         require_name(name)
         self._fs.makedirs(self._at(_NAMES), exist_ok=True)
         for _ in range(3):
-            self._names = (-math.inf, {})
             try:
                 with room_for(f"the name {name!r}"):
                     self._fs.pipe_file(self._at(_NAMES, name), identity.encode(), mode="create")
@@ -289,27 +310,17 @@ class SharedFiles(AdapterFiles):
         """Take a name away; False if it was not there."""
         if ADAPTER_NAME.fullmatch(name) is None:
             return False
-        self._names = (-math.inf, {})
         try:
             self._fs.rm_file(self._at(_NAMES, name))
         except FileNotFoundError:
             return False
         return True
 
-    def names(self) -> dict[str, list[str]]:
-        """Id -> its names, sorted; those that other machines gave may be missing for `FRESH_SECONDS`."""
-        read, known = self._names
-        if time.monotonic() - read >= FRESH_SECONDS:
-            found: dict[str, list[str]] = {}
-            for name in sorted(self._listed(self._at(_NAMES))):
-                identity = self._meaning(name)
-                if identity is not None:
-                    found.setdefault(identity, []).append(name)
-            known = found
-            self._names = (time.monotonic(), known)
-        return {identity: list(names) for identity, names in known.items()}
+
+def _last_part(path: str, place: int = 1) -> str:
+    return path.rstrip("/").split("/")[-place]
 
 
-def open_files(folder: Path, url: str) -> AdapterFiles:
+def open_files(folder: Path, url: str, max_copy_bytes: int = 2**62) -> AdapterFiles:
     """The store that the settings ask for."""
-    return SharedFiles(folder, url) if url else AdapterFiles(folder)
+    return SharedFiles(folder, url, max_copy_bytes) if url else AdapterFiles(folder)

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import structlog
+
 from llgbm.config import ModelSpec
+from llgbm.errors import AdapterMismatchError
 from llgbm.lora import LoRAWeights
 from service.adapters.files import AdapterFiles
+from service.adapters.records import other_base
 from service.observability.metrics import Metrics
+
+_log = structlog.get_logger("service.adapters")
 
 
 @dataclass(eq=False)
@@ -70,9 +76,13 @@ class AdapterStore:
         files: the folder store.
         base: shape of the base; an adapter that does not fit it is refused.
         max_bytes: bytes of tensors to keep. Those in use may exceed it.
+        strict_base: refuse an adapter that names another base, instead of a line in the log.
     """
 
-    def __init__(self, files: AdapterFiles, base: ModelSpec, *, max_bytes: int, metrics: Metrics) -> None:
+    def __init__(
+        self, files: AdapterFiles, base: ModelSpec, *, max_bytes: int, metrics: Metrics, strict_base: bool = False
+    ) -> None:
+        self._strict_base = strict_base
         self.files, self._base, self._max_bytes, self._metrics = files, base, max_bytes, metrics
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._lock = threading.Lock()
@@ -107,6 +117,7 @@ class AdapterStore:
             if lease is None:
                 weights = self.files.read(identity)
                 weights.spec.require_fits(self._base)
+                self._require_base(identity)
                 self._metrics.adapter_cache.labels("disk").inc()
                 with self._lock:
                     # not over an entry with references, which another who read it may have put there meanwhile
@@ -114,6 +125,15 @@ class AdapterStore:
                     lease = self._reference(identity)
                     self._evict()
         return lease
+
+    def _require_base(self, identity: str) -> None:
+        record = self.files.record(identity)
+        warning = None if record is None else other_base(record.base, self._base.base_id)
+        if warning is None:
+            return
+        if self._strict_base:
+            raise AdapterMismatchError(f"{warning} (LLGBM_STRICT_BASE)")
+        _log.warning("adapter_of_another_base", adapter_id=identity, reason=warning)
 
     @contextmanager
     def _single_flight(self, identity: str) -> Iterator[None]:
@@ -148,10 +168,14 @@ class AdapterStore:
             self._entries.pop(identity, None)
             self._report()
 
-    def delete(self, identity: str) -> bool:
-        """Remove an adapter from memory and disk; False if it was not there."""
+    def delete(self, identity: str, names: Iterable[str] | None = None) -> bool:
+        """Remove an adapter from memory and, with its names, from disk; False if it was not there.
+
+        Args:
+            names: those that it has; looked for in the whole store if they are not given.
+        """
         self.forget(identity)
-        return self.files.delete(identity)
+        return self.files.delete(identity, names)
 
     def _evict(self) -> None:
         size = sum(entry.weights.num_bytes for entry in self._entries.values())

@@ -17,6 +17,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.errors import answer_to
+from service.http.forwarded import own_path
 from service.http.request_id import REQUEST_ID
 from service.observability.metrics import Metrics
 
@@ -48,7 +49,7 @@ class RequestContext:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=identity)
         start, status = time.perf_counter(), 0
-        counts = scope["path"] not in _UNCOUNTED_ROUTES
+        counts = own_path(scope) not in _UNCOUNTED_ROUTES
         self._counter.active += counts
 
         async def send_with_id(message: Message) -> None:

@@ -26,12 +26,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ApiError
 from service.http.errors import answer_to
+from service.http.forwarded import own_path
 
 if TYPE_CHECKING:
     from service.observability.metrics import Metrics
     from service.settings import Settings
 
 _log = structlog.get_logger("service.security")
+_FOR_PROBES = frozenset({"/livez", "/readyz", "/metrics"})
+"""Answered under any host name: probes and scrapers use the pod's address, or HTTP/1.0 without a name."""
 
 
 class ApiKeys:
@@ -145,8 +148,10 @@ class AccessMiddleware:
             return
         headers = Headers(scope=scope)
         try:
-            self._check_host(headers.get("host", ""))
-            if not self.is_public(scope["path"]):
+            path = own_path(scope)
+            if path not in _FOR_PROBES:
+                self._check_host(headers.get("host", ""))
+            if not self.is_public(path):
                 client = (scope.get("client") or ("local",))[0]
                 if self._keys:
                     client = scope["llgbm.key"] = self._keys.identify(headers.get("authorization"))

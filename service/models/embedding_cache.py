@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import threading
 import time
 import zlib
@@ -21,7 +22,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, InvalidResponse, ResponseError
+from redis.exceptions import AuthenticationError, BusyLoadingError, InvalidResponse, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -31,6 +32,11 @@ from service.observability.metrics import Metrics
 
 _T = TypeVar("_T")
 _MAGIC = b"LGE1"
+_PROBE_KEY, _PROBE_SECONDS = (
+    "llgbm:embedding:probe",
+    60,
+)  # beside the embeddings, for users that may write no other keys
+_ERROR_WORD = re.compile(r"(?:.* caused error: \(['\"])?([A-Z]{3,}) ", re.DOTALL)  # in a pipeline, after the command
 _log = structlog.get_logger("service.embedding_cache")
 
 
@@ -72,9 +78,9 @@ class RedisEmbeddingCache:
 
         self._result(keep())
 
-    def ping(self) -> None:
-        """Raise what is wrong with the server."""
-        self._result(self._redis.ping())
+    def probe(self) -> None:
+        """Raise what is wrong with the server. It writes, since one that refuses writes may answer all else."""
+        self._result(self._redis.set(_PROBE_KEY, b"", ex=_PROBE_SECONDS))
 
     def close(self) -> None:
         """Close the connections."""
@@ -119,7 +125,7 @@ class ResilientCache:
         open_persistent: makes the persistent cache, at its first use and again if that failed.
         max_items: entries of the memory.
         retry_after: seconds without the persistent cache after it failed.
-        check: raises if the persistent cache cannot be reached; None if there is nothing to ask.
+        check: raises if the persistent cache cannot be reached or written to; None if there is nothing to ask.
 
     Attributes:
         problem: the kind of failure that the persistent cache suffers from, None when it works.
@@ -138,6 +144,7 @@ class ResilientCache:
         self._memory, self._metrics = MemoryEmbeddingCache(max_items), metrics
         self._persistent: PersistentCache | None = None
         self._closed_until = 0.0
+        self._refuses_writes = False
         self.problem: str | None = None
 
     def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
@@ -158,13 +165,13 @@ class ResilientCache:
         """Keep the contents, in memory at least. Never raises."""
         self._memory.set_many(items)
         if items:
-            self._try(lambda persistent: persistent.set_many(items))
+            self._try(lambda persistent: persistent.set_many(items), writes=True)
 
     def current_problem(self) -> str | None:
         """`problem`, after asking the persistent cache. Blocks for at most its timeout."""
         check = self._check
         if check is not None and time.monotonic() >= self._closed_until:
-            self._try(lambda _: check())
+            self._try(lambda _: check(), writes=True)
         return self.problem
 
     def close(self) -> None:
@@ -172,7 +179,7 @@ class ResilientCache:
         if self._persistent is not None:
             self._persistent.close()
 
-    def _try(self, action: Callable[[EmbeddingCache], _T]) -> _T | None:
+    def _try(self, action: Callable[[EmbeddingCache], _T], *, writes: bool = False) -> _T | None:
         if time.monotonic() < self._closed_until:
             self._metrics.embedding_errors.labels("skipped").inc()
             return None
@@ -181,19 +188,21 @@ class ResilientCache:
                 self._persistent = self._open_persistent()
             result = action(self._persistent)
         except Exception as error:  # whatever it is: a cache must not fail a request
-            self._failed(error)
+            self._failed(error, writes)
             return None
-        if self.problem is not None:
-            _log.info("embedding_cache_back")
-        self.problem = None
+        if writes or not self._refuses_writes:  # a look-up that succeeds says nothing about writes
+            if self.problem is not None:
+                _log.info("embedding_cache_back")
+            self.problem, self._refuses_writes = None, False
         return result
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: Exception, writes: bool) -> None:
         kind = _kind(error)
+        self._refuses_writes = self._refuses_writes or writes
         self._metrics.embedding_errors.labels(kind).inc()
         self._closed_until = time.monotonic() + self._retry_after
         if self.problem is None:  # once per outage; the metric counts all of them
-            _log.warning("embedding_cache_failed", kind=kind, error=type(error).__name__, again_in=self._retry_after)
+            _log.warning("embedding_cache_failed", kind=kind, error=_code(error), again_in=self._retry_after)
         self.problem = kind
 
 
@@ -201,10 +210,16 @@ def _pack(content: bytes) -> bytes:
     return _MAGIC + zlib.crc32(content).to_bytes(4, "big") + content
 
 
+def _code(error: Exception) -> str:
+    """The word that Redis begins its error with, such as MISCONF, or the error's class; never its text."""
+    word = _ERROR_WORD.match(str(error)) if isinstance(error, ResponseError) else None
+    return getattr(error, "status_code", None) or (type(error).__name__ if word is None else word[1])
+
+
 def _kind(error: Exception) -> str:
     if isinstance(error, (RedisTimeoutError, TimeoutError)):
         return "timeout"
-    if isinstance(error, (ResponseError, AuthenticationError)):
+    if isinstance(error, (ResponseError, AuthenticationError, BusyLoadingError)):
         return "refused"
     if isinstance(error, EmbeddingCacheError):
         return "file"

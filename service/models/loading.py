@@ -155,7 +155,7 @@ def embedding_cache(settings: Settings, metrics: Metrics) -> ResilientCache:
             timeout=settings.redis_timeout,
             metrics=metrics,
         )
-        check = redis.ping
+        check = redis.probe
 
         def open_persistent() -> PersistentCache:
             return redis

@@ -1,4 +1,4 @@
-"""Records as the models that clients see."""
+"""Records as the models that clients see; `prefix` stands in front of the links, see `service.http.forwarded`."""
 
 from __future__ import annotations
 
@@ -17,24 +17,28 @@ from service.schemas.adapters import (
 )
 
 
-def adapter(record: AdapterRecord, names: Sequence[str]) -> Adapter:
+def adapter(record: AdapterRecord, names: Sequence[str], prefix: str) -> Adapter:
     """An adapter without its norms."""
-    return Adapter(**_fields(record, names))
+    return Adapter(**_fields(record, names, prefix))
 
 
-def detail(record: AdapterRecord, names: Sequence[str]) -> AdapterDetail:
+def detail(record: AdapterRecord, names: Sequence[str], prefix: str) -> AdapterDetail:
     """An adapter with its norms."""
-    return AdapterDetail(**_fields(record, names), norms={k: list(v) for k, v in record.norms.items()})
+    return AdapterDetail(**_fields(record, names, prefix), norms={k: list(v) for k, v in record.norms.items()})
 
 
-def generated(record: AdapterRecord, names: Sequence[str], seconds: dict[str, float], total: float) -> GeneratedAdapter:
+def generated(
+    record: AdapterRecord, names: Sequence[str], prefix: str, seconds: dict[str, float], total: float
+) -> GeneratedAdapter:
     """An adapter with what making it took; `total` in seconds."""
     stages = {stage: round(1000 * seconds.get(stage, 0.0), 3) for stage in ("encode", "generate", "store")}
-    return GeneratedAdapter(**_fields(record, names), timings_ms=TimingsMs(**stages, total=round(1000 * total, 3)))
+    return GeneratedAdapter(
+        **_fields(record, names, prefix), timings_ms=TimingsMs(**stages, total=round(1000 * total, 3))
+    )
 
 
-def _fields(record: AdapterRecord, names: Sequence[str]) -> dict[str, Any]:
-    path = f"/adapters/{record.id}"
+def _fields(record: AdapterRecord, names: Sequence[str], prefix: str) -> dict[str, Any]:
+    path = f"{prefix}/adapters/{record.id}"
     return {
         "id": record.id,
         "names": list(names),

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from service.adapters.errors import UnknownAdapterError
 from service.adapters.records import CONFIG_FILE, WEIGHTS_FILE, AdapterRecord
 from service.http.file_response import Part, PartsResponse, etag_of, head_only, not_modified, send_file
+from service.http.forwarded import RootPath
 from service.http.sse import while_connected
 from service.routes import adapter_views as views
 from service.routes.adapter_archive import archive_bytes, archive_parts, archive_sha256
@@ -51,7 +52,9 @@ _BINARY: dict[int | str, dict[str, object]] = {
     responses={**_FILES, **errors(409, 504, 507)},
     summary="Make the adapter of a task",
 )
-async def generate_adapter(body: GenerateAdapterRequest, request: Request, services: Ready) -> Response:
+async def generate_adapter(
+    body: GenerateAdapterRequest, request: Request, services: Ready, prefix: RootPath
+) -> Response:
     """Make an adapter from a description, examples, or both.
 
     The id is a hash of the request and the generator, so the same request always means the same adapter: 201 when it
@@ -65,28 +68,29 @@ async def generate_adapter(body: GenerateAdapterRequest, request: Request, servi
     if body.name is not None:
         await services.catalogue.name(body.name, outcome.record.id)
     status = 201 if outcome.made else 200
-    headers = {"Location": f"/adapters/{outcome.record.id}", "X-Adapter-Id": outcome.record.id}
+    headers = {"Location": f"{prefix}/adapters/{outcome.record.id}", "X-Adapter-Id": outcome.record.id}
     accept = request.headers.get("accept", "")
     if _ZIP in accept:
         return await _archive(services, outcome.record, status, headers)
     if _BYTES in accept:
         return await _tensors(services, outcome.record, status, headers)
-    names = (await services.catalogue.names()).get(outcome.record.id, [])
-    view = views.generated(outcome.record, names, outcome.seconds, time.perf_counter() - start)
+    names = (await services.catalogue.names_of([outcome.record.id])).get(outcome.record.id, [])
+    view = views.generated(outcome.record, names, prefix, outcome.seconds, time.perf_counter() - start)
     return JSONResponse(view.model_dump(mode="json"), status, headers)
 
 
 @router.get("/adapters", response_model=AdapterPage, responses=errors(404), summary="List adapters, the newest first")
 async def list_adapters(
     services: Ready,
+    prefix: RootPath,
     limit: Annotated[int, Query(ge=1, le=100, description="Adapters on a page.")] = 20,
     after: Annotated[str | None, Query(max_length=64, description="`next` of the page before.")] = None,
 ) -> AdapterPage:
     """One page of the adapters in the store, without their norms."""
     records, more = await services.catalogue.page(limit, after)
-    names = await services.catalogue.names()
+    names = await services.catalogue.names_of([record.id for record in records])
     return AdapterPage(
-        data=[views.adapter(record, names.get(record.id, [])) for record in records],
+        data=[views.adapter(record, names.get(record.id, []), prefix) for record in records],
         has_more=more,
         next=records[-1].id if more else None,
     )
@@ -98,7 +102,7 @@ async def list_adapters(
     responses={201: {"model": GeneratedAdapter, "description": "Just made"}, **errors(404, 409, 504, 507)},
     summary="Add adapters up",
 )
-async def compose(body: ComposeRequest, services: Ready, response: Response) -> GeneratedAdapter:
+async def compose(body: ComposeRequest, services: Ready, response: Response, prefix: RootPath) -> GeneratedAdapter:
     """The adapter whose effect is the exact weighted sum of others'; its rank is the sum of theirs."""
     start = time.perf_counter()
     before = await services.catalogue.composed_as(body.name, body.ids, body.weights)
@@ -106,17 +110,18 @@ async def compose(body: ComposeRequest, services: Ready, response: Response) -> 
     outcome = await services.adapters.compose(body.ids, body.weights)
     if body.name is not None:
         await services.catalogue.name(body.name, outcome.record.id)
-    names = (await services.catalogue.names()).get(outcome.record.id, [])
+    names = (await services.catalogue.names_of([outcome.record.id])).get(outcome.record.id, [])
     response.status_code = 201 if outcome.made else 200
-    response.headers["Location"] = f"/adapters/{outcome.record.id}"
-    return views.generated(outcome.record, names, outcome.seconds, time.perf_counter() - start)
+    response.headers["Location"] = f"{prefix}/adapters/{outcome.record.id}"
+    return views.generated(outcome.record, names, prefix, outcome.seconds, time.perf_counter() - start)
 
 
 @router.get("/adapters/{adapter_id}", response_model=AdapterDetail, responses=errors(404), summary="Show an adapter")
-async def show_adapter(adapter_id: str, services: Ready) -> AdapterDetail:
+async def show_adapter(adapter_id: str, services: Ready, prefix: RootPath) -> AdapterDetail:
     """What is known of an adapter, with the size of its effect by module and layer."""
     record = await services.catalogue.record(adapter_id)
-    return views.detail(record, (await services.catalogue.names()).get(record.id, []))
+    names = await services.catalogue.names_of([record.id], fresh=True)
+    return views.detail(record, names.get(record.id, []), prefix)
 
 
 @router.delete("/adapters/{adapter_id}", response_model=Deleted, responses=errors(404), summary="Delete an adapter")
@@ -227,11 +232,15 @@ async def _archive(
     summary="Load a PEFT folder, as vLLM does",
 )
 async def load_lora_adapter(body: LoadAdapterRequest, services: Ready) -> Response:
-    """Check the PEFT folder `lora_path`, copy it into the store and name it `lora_name`."""
+    """Check the PEFT folder `lora_path`, copy it into the store and name it `lora_name`.
+
+    The answer has a warning for one that names another base than the one that is loaded.
+    """
     await services.catalogue.require_free(body.lora_name, None, taken_status=400)
     outcome = await services.adapters.load(body.lora_path)
     await services.catalogue.name(body.lora_name, outcome.record.id, taken_status=400)
-    return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+    warning = "" if outcome.record.warning is None else f" Warning: {outcome.record.warning}."
+    return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.{warning}")
 
 
 @router.post(

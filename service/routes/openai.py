@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from llgbm.decoding.decoder import Step
@@ -146,10 +147,20 @@ def _new_id() -> str:
     return f"chatcmpl-{uuid.uuid4().hex}"
 
 
-@router.get("/models", response_model=ModelList, responses=errors(), summary="All models: the base and the adapters")
-async def list_models(services: Ready) -> ModelList:
-    """The base, then every adapter under its id, then every name."""
-    return ModelList(data=await _models(services))
+@router.get("/models", response_model=ModelList, responses=errors(404), summary="All models: the base and the adapters")
+async def list_models(
+    services: Ready,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Adapters on a page; their names are on it too.")] = 1000,
+    after: Annotated[str | None, Query(max_length=64, description="`last_id` of the page before.")] = None,
+) -> ModelList:
+    """The base, then the adapters, the newest first, each under its id and then under its names."""
+    cursor = None if after is None else await services.catalogue.resolve(after)
+    adapters, more = await services.catalogue.ids(limit, cursor)
+    names = await services.catalogue.names_of([identity for identity, _ in adapters])
+    models = [_base_model(services)] if after is None else []
+    for identity, created in adapters:
+        models += [_adapter_model(services, name, created) for name in (identity, *names.get(identity, ()))]
+    return ModelList(data=models, has_more=more, last_id=models[-1].id if models else None)
 
 
 @router.get("/models/{model:path}", response_model=Model, responses=errors(404), summary="One model")
@@ -160,14 +171,6 @@ async def show_model(model: str, services: Ready) -> Model:
         return _base_model(services)
     record = await services.catalogue.record(model)
     return _adapter_model(services, model, record.created)
-
-
-async def _models(services: Services) -> list[Model]:
-    records, names = await services.catalogue.all_records()
-    models = [_base_model(services)]
-    for record in records:
-        models += [_adapter_model(services, name, record.created) for name in (record.id, *names.get(record.id, ()))]
-    return models
 
 
 def _base_model(services: Services) -> Model:

@@ -234,8 +234,10 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All models."""
+    """One page of the models."""
 
-    model_config = example({"object": "list", "data": [_MODEL]})
+    model_config = example({"object": "list", "data": [_MODEL], "has_more": False, "last_id": "french"})
     object: Literal["list"] = "list"
     data: list[Model]
+    has_more: bool
+    last_id: str | None

@@ -26,6 +26,14 @@ from tests.service.support.real_vllm import real_vllm as start_vllm
 from tests.service.support.redis_server import RedisServer
 from tests.service.support.tiny_checkpoint import build_tiny_checkpoint
 
+# The fixture that starts the tool, and the marker that says so: no test can take the one without having the other.
+MARKER_OF_FIXTURE = {"redis_server": "redis", "browser": "browser"}
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    for fixture in MARKER_OF_FIXTURE.keys() & set(getattr(item, "fixturenames", ())):
+        item.add_marker(MARKER_OF_FIXTURE[fixture])
+
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint_path(

@@ -69,16 +69,13 @@ async def test_past_the_deadline_of_the_drain_answers_end_with_an_error(
         assert dummy.rows == []
 
 
-@pytest.mark.redis
 def test_redis_killed_frozen_and_restarted_under_load_fails_no_request(
-    tmp_path: Path, tiny_base_path: Path, tiny_encoder_path: Path, tiny_checkpoint_path: Path
+    tmp_path: Path, redis_server: RedisServer, tiny_base_path: Path, tiny_encoder_path: Path, tiny_checkpoint_path: Path
 ) -> None:
     """Eight clients make adapters and chat, with a rate limit in Redis, until Redis has been away six times."""
-    redis = RedisServer(tmp_path)
-    redis.start()
     settings = make_settings(
         tmp_path,
-        redis_url=SecretStr(redis.url),
+        redis_url=SecretStr(redis_server.url),
         redis_retry_after=0.05,
         rate_limit="1000000/minute",
         embedding_memory=1,
@@ -93,13 +90,13 @@ def test_redis_killed_frozen_and_restarted_under_load_fails_no_request(
                 break
             time.sleep(0.3)
             if outage % 3 == 2:
-                redis.freeze()
+                redis_server.freeze()
                 time.sleep(0.2)
-                redis.thaw()
+                redis_server.thaw()
             else:
-                redis.stop()
+                redis_server.stop()
                 time.sleep(0.1)
-                redis.start()
+                redis_server.start()
         stop.set()
 
     def work(client: httpx.Client, worker: int) -> None:
@@ -128,7 +125,6 @@ def test_redis_killed_frozen_and_restarted_under_load_fails_no_request(
             wait_until(lambda: client.get("/readyz").json()["status"] == "ready")
     finally:
         stop.set()
-        redis.stop()
 
 
 async def test_two_applications_on_one_store(tmp_path: Path, load_dummy: LoadModels) -> None:

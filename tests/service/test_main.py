@@ -123,3 +123,16 @@ def test_without_a_generator_it_ends_with_status_1_and_says_why(tmp_path: Path, 
         assert "no generator in" in process.log.read_text()
     finally:
         process.end()
+
+
+def test_a_refused_setting_ends_it_with_status_2_and_a_line_that_names_it(tmp_path: Path, tiny_base_path: Path) -> None:
+    wrong = {"REDIS_TIMEOUT": "soon-and-secret", "CORS_ORIGINS": "https://page.example/app"}
+    process = Process(tmp_path, tmp_path / "nothing", tiny_base_path, **wrong)
+    try:
+        assert process.popen.wait(240) == 2
+        first, second = process.log.read_text().splitlines()
+        assert first.startswith("LLGBM_CORS_ORIGINS: ")
+        assert second.startswith("LLGBM_REDIS_TIMEOUT: ")
+        assert "secret" not in second
+    finally:
+        process.end()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +58,7 @@ def test_each_container_is_hardened_and_the_app_waits_for_redis(compose: dict[st
     assert services["prometheus"]["profiles"] == ["observability"]
     grace = int(services["app"]["stop_grace_period"].removesuffix("s"))
     assert grace > Settings.model_fields["drain_seconds"].default
-    assert re.search(r"^USER 10001:10001$", DOCKERFILE, flags=re.MULTILINE)
+    assert re.search(r"^USER 10001:0$", DOCKERFILE, flags=re.MULTILINE)
     assert "HEALTHCHECK" in DOCKERFILE
 
 
@@ -65,3 +68,26 @@ def test_prometheus_scrapes_the_port_that_the_image_serves_on(compose: dict[str,
     (port,) = re.findall(r"LLGBM_PORT=(\d+)", DOCKERFILE)
     assert job["static_configs"] == [{"targets": [f"app:{port}"]}]
     assert compose["services"]["app"]["ports"][0].endswith(f":{port}")
+
+
+def test_any_uid_of_group_0_may_write_where_the_image_writes(tmp_path: Path) -> None:
+    """As on OpenShift. The image is not built here: its lines are looked at, and its entry point is run."""
+    home = re.findall(r"\bHOME=(\S+)", DOCKERFILE)[0]
+    assert re.search(rf"useradd .*--gid 0 --home-dir {home} --create-home", DOCKERFILE)
+    assert f"chmod -R g=u {home}\n" in DOCKERFILE
+    written = re.findall(r"\b(?:HF_HOME|LLGBM_CACHE_DIR|LLGBM_STORE_DIR)=(\S+)", DOCKERFILE)
+    assert len(written) == 3
+    assert all(path.startswith(f"{home}/") for path in written)
+    assert re.findall(r"^VOLUME (\S+)$", DOCKERFILE, flags=re.MULTILINE) == [home]
+    # the user has no name in /etc/passwd there, and libraries ask for one
+    assert re.search(r"\bUSER=\w+", DOCKERFILE)
+
+    entry = json.loads(re.findall(r"^ENTRYPOINT (.*)$", DOCKERFILE, flags=re.MULTILINE)[0])
+    stand_in = tmp_path / "python"
+    stand_in.write_text('#!/bin/sh\ntouch written && echo $$ "$@"\n')
+    stand_in.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    process = subprocess.Popen([*entry, "--help"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    said, _ = process.communicate()
+    assert said == f"{process.pid} -m service --help\n"  # in place of the shell, so that signals reach it
+    assert (tmp_path / "written").stat().st_mode & 0o777 == 0o664

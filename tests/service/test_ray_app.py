@@ -11,7 +11,7 @@ import pytest
 from tests.service.support.redis_server import RedisServer
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.ray, pytest.mark.redis]
+pytestmark = pytest.mark.ray
 
 
 @pytest.mark.timeout(900)  # the example alone may wait 300 seconds for its start

@@ -1,9 +1,9 @@
 """`python -m training evaluate`: the quality table. Methods x tasks on the same rows, with intervals, as one JSON file.
 
-Rows are test rows, and descriptions are ones that training never saw. Where a task has a teacher, the table also says
-how an adapter's delta stands to the teacher's (`training/quality/deltas.py`). Each cell (method, task) is written to
-`{workdir}/cells.jsonl` when it is done and never computed twice for the same generator, adapters, rows and seed, so a
-stopped evaluation goes on where it was, and a further seed costs only the cells that it decides.
+Rows are test rows, and descriptions are unseen ones. If a task has a teacher, the table also has the cosine of each
+adapter's delta with the teacher's (`training/quality/deltas.py`). Each finished cell (method, task) is written to
+`{workdir}/cells.jsonl`, and never measured twice for the same generator, adapters, rows and seed. A stopped evaluation
+resumes, and another seed costs only the cells that depend on the seed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from training.tasks.families import load_families
 from training.tasks.format import Task, evenly, load_tasks, tasks_digest
 
 BASELINE = "base"
-"""Every method's difference to this one is reported."""
+"""The difference of every method to this one is reported."""
 NEEDS_OTHER = (
     "generated, wrong description",
     "generated, wrong description + description",
@@ -77,7 +77,7 @@ COMPARED = (
     ("generated + description", "softmax over 5 nearest teachers"),
     ("generated + description", "nearest task's teacher, its own among them"),
 )
-"""Pairs whose difference is reported, task by task and row by row."""
+"""Pairs whose difference is reported, paired by task and row."""
 
 
 @dataclass(frozen=True)
@@ -85,48 +85,48 @@ class Config:
     """Settings of an evaluation."""
 
     workdir: Path = Path("runs/evaluate")
-    """Folder for the finished cells."""
+    """Folder of the finished cells."""
     output: Path = Path("results/quality.json")
-    """The table."""
+    """File of the table."""
     checkpoint: Path = Path("checkpoints/qwen2.5-0.5b")
-    """The generator's artefact."""
+    """The generator artefact."""
     multitask: Path | None = None
-    """Artefact of a fit with warm-start steps only: its shared adapter is the multi-task LoRA."""
+    """Artefact of a fit with warm-start steps only; its shared adapter is the multi-task LoRA."""
     teachers: Path = Path("runs/teachers")
-    """Folder of teachers; methods that need one are not run where it is missing."""
+    """Folder of teachers; methods that need a missing teacher are skipped."""
     cores: Path | None = None
-    """Folder of cores that were trained inside the checkpoint's own bases, see the command cores."""
+    """Folder of cores that were trained within the checkpoint's bases, see the command cores."""
     tasks: Path | None = Path("tasks/train")
-    """Folder of the training tasks' files, for descriptions never trained on; none for no such column."""
+    """Folder of the training tasks, for the column of unseen descriptions; none skips the column."""
     task_ids: tuple[str, ...] = ()
-    """Only these training tasks; empty for all."""
+    """Only these training tasks; empty uses all."""
     heldout: Path | None = Path("tasks/heldout")
-    """Folder of tasks of kinds never trained on."""
+    """Folder of tasks of unseen kinds."""
     families: Path | None = None
-    """Folder of the families trained on, for descriptions and rows never trained on."""
+    """Folder of the trained families, for unseen descriptions and rows; none skips the column."""
     heldout_families: Path | None = None
-    """Folder of families never trained on."""
+    """Folder of held-out families; none skips the column."""
     family_tasks: int = 100
-    """Tasks of each of these two folders, spread evenly over it."""
+    """Number of tasks from each of these two folders, evenly spaced."""
     methods: tuple[str, ...] = tuple(METHODS)
-    """Rows of the table."""
+    """Methods to evaluate, the rows of the table."""
     num_rows: int = 50
-    """Test rows of each task."""
+    """Maximum number of test rows per task."""
     base: str = ""
-    """Hub id or folder of the base; by default the one that the checkpoint names."""
+    """Hub id or folder of the base; by default the checkpoint's."""
     base_storage: Storage = "float32"
     """How the base's Linear weights are stored."""
     text_encoder: str = ""
-    """Hub id or folder of the text encoder; by default the one that the checkpoint names."""
+    """Hub id or folder of the text encoder; by default the checkpoint's."""
     baselines: Path | None = None
-    """A table made before, of the same rows: what it has of methods that do not depend on the generator, and are not
-    measured now, is taken from it."""
+    """An earlier table of the same rows. Methods that do not depend on the generator and are not measured now are taken
+    from it."""
     seeds: tuple[int, ...] = (0,)
-    """Each picks the wordings, the examples and the gibberish anew; a row counts with its mean over all of them."""
+    """Random seeds; each draws wordings, examples and gibberish anew. A row's score is its mean over the seeds."""
     probes: ProbeConfig = field(default_factory=ProbeConfig)
-    """What the delta cosines of adapters and teachers are measured on."""
+    """Probes of the delta cosines."""
     ray: str | None = None
-    """Compute the cells on a Ray cluster: local, auto or its address, see `docs/SCALING.md`; none: in this process."""
+    """Ray cluster to measure on: local, auto or an address, see `docs/SCALING.md`; none uses this process."""
     ray_task: RayTask = field(default_factory=RayTask)
 
     def __post_init__(self) -> None:
@@ -140,7 +140,7 @@ class Config:
 
 
 def run(config: Config) -> None:
-    """Fill the table and write it."""
+    """Measure missing cells, and write the table."""
     checkpoint = load_generator(config.checkpoint)
     columns = {name: column for name, column in columns_of(config).items() if column}
     all_tasks = [task for column in columns.values() for task in column]
@@ -229,7 +229,7 @@ def run(config: Config) -> None:
 
 
 def columns_of(config: Config) -> dict[str, list[Task]]:
-    """The tasks of each column of the table; empty for a folder that is not named."""
+    """The tasks of each column of the table; empty without a folder."""
     return {
         "unseen_descriptions": load_tasks(config.tasks, config.task_ids or None) if config.tasks else [],
         "heldout_kinds": load_tasks(config.heldout) if config.heldout else [],
@@ -239,13 +239,13 @@ def columns_of(config: Config) -> dict[str, list[Task]]:
 
 
 def _some(folder: Path | None, count: int) -> list[Task]:
-    """Tasks of families that exact match can measure."""
+    """At most `count` tasks of families whose metric is exact match."""
     tasks = load_families(folder) if folder else []
     return evenly([task for task in tasks if task.metric != "log_likelihood"], count)
 
 
 def load_sources(config: Config, checkpoint: Checkpoint, tasks: Sequence[Task]) -> list[MethodSources]:
-    """Load what the methods draw from, text encoder, teachers and multi-task adapter: once for each seed."""
+    """Load the sources of the methods (text encoder, teachers, multi-task adapter); one entry for each seed."""
     trained = [task.task_id for task in checkpoint.manifest.tasks]
     wanted = dict.fromkeys([*trained, *(task.task_id for task in tasks)])
     sources = MethodSources(
@@ -268,14 +268,14 @@ def summarise(
     earlier: Mapping[str, Any],
     cosines: Mapping[tuple[str, str], float],
 ) -> dict[str, Any]:
-    """Macro means with 95 % intervals, every task's accuracy, and paired differences with theirs.
+    """Macro means with 95 % intervals, every task's accuracy, and paired differences with intervals.
 
     Args:
-        cells: by method and task.
-        methods: that were measured.
-        tasks: of the column.
-        earlier: rows of methods that were not, from an earlier table.
-        cosines: of deltas with the teacher's, by method and task, where there are any.
+        cells: cells by method and task.
+        methods: the measured methods.
+        tasks: tasks of the column.
+        earlier: rows of other methods, from an earlier table.
+        cosines: cosines of deltas with the teacher's, by method and task; may lack entries.
     """
     rows: dict[str, Any] = {}
     for method in methods:
@@ -319,9 +319,9 @@ def summarise(
 def _difference(
     cells: Mapping[tuple[str, str], dict[str, Any]], method: str, other: str, tasks: Sequence[Task]
 ) -> dict[str, Any] | None:
-    """Accuracy of `method` minus that of `other` on the tasks that have both; None where none has.
+    """Accuracy of `method` minus that of `other` on the tasks with both; None if no task has both.
 
-    Row by row where both were measured here; of an earlier table only the means of tasks are known.
+    Paired by row if both were measured here; an earlier table has only the means of tasks.
     """
     pairs = [(cells.get((method, t.task_id)), cells.get((other, t.task_id))) for t in tasks]
     both = [_row_differences(a, b) for a, b in pairs if a and b]
@@ -342,7 +342,7 @@ def _row_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[f
 def _failures(
     sources: MethodSources, tasks: Sequence[Task], cells: Mapping[tuple[str, str], dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """For each task whose generated adapter was scored and is not always right, an example of that."""
+    """For each task with a wrong answer of the generated adapter, one such answer."""
     scored = [(task, cells[SHOWN, task.task_id]) for task in tasks if (SHOWN, task.task_id) in cells]
     return [
         {"task": task.task_id, "description": sources.description(task), **cell["failure"]}
@@ -352,7 +352,7 @@ def _failures(
 
 
 def _others(tasks: Sequence[Task], seed: int) -> dict[str, str]:
-    """For each task a description of one of another category, the same for every run with this seed."""
+    """For each task the description of a task of another category; deterministic for a seed."""
     found = {}
     for index, mine in enumerate(tasks):
         later = [tasks[(index + 7 * shift) % len(tasks)] for shift in range(1, len(tasks))] + list(tasks)

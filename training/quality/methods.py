@@ -1,4 +1,4 @@
-"""The methods that the quality table compares: what adapter a task gets, and what stands in the context of its rows."""
+"""The methods of the quality table: the adapter for a task, and the context of its rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NUM_SHOTS = 3
 
 @dataclass(frozen=True, eq=False)
 class MethodSetup:
-    """One method on one task: the adapter (None: the plain base) and what is added to every row's context."""
+    """One method on one task: the adapter (None: the plain base) and the additions to every row's context."""
 
     adapter: LoRAWeights | None
     description: str | None = None
@@ -38,16 +38,16 @@ class MethodSetup:
 
 @dataclass(frozen=True, eq=False)
 class MethodSources:
-    """What the methods draw from.
+    """Models and data that the methods use.
 
     Attributes:
         checkpoint: the generator under test.
         encoder: its text encoder.
         teachers: adapters trained by gradient descent on one task each, by task id.
-        cores: trained inside the generator's bases on one task each, by task id.
+        cores: cores trained within the generator's bases on one task each, by task id.
         multitask: one adapter trained on all tasks with the description in the context, or None.
-        others: for each task id, the description of another task, for the control with a wrong prompt.
-        seed: picks wording, examples and gibberish.
+        others: task id -> description of another task, for the control with a wrong prompt.
+        seed: random seed of wording, examples and gibberish.
     """
 
     checkpoint: Checkpoint
@@ -59,16 +59,16 @@ class MethodSources:
     seed: int
 
     def description(self, task: Task) -> str:
-        """The wording under test: one that training never saw.
+        """The wording under test, which was not trained on.
 
-        Of a task that was trained on, one of those held back. Of any other no wording was seen, and the first ones say
-        what an answer looks like, as a user would who has nothing else to say it with.
+        For a trained task, a held-back wording. Otherwise any wording is unseen, and the first ones are taken, because
+        they describe the form of the answer, as a user without examples would do.
         """
         wordings = task.unseen_descriptions if task.task_id in self._trained else task.descriptions
         return wordings[self.seed % len(wordings)]
 
     def seen_description(self, task: Task) -> str | None:
-        """A wording that training did see; None of a task that was not trained on."""
+        """A wording that was trained on; None for a task that was not trained on."""
         wordings = self._trained.get(task.task_id)
         return wordings[self.seed % len(wordings)] if wordings else None
 
@@ -91,14 +91,14 @@ class MethodSources:
         return made.weights
 
     def scale_in_context(self, task: Task) -> float | None:
-        """The scale that calibration gives an adapter beside the task's description; None without calibration."""
+        """The calibrated scale of an adapter whose description is in the context too; None without calibration."""
         request = AdapterRequest((self.description(task),))
         return AdapterMaker(self.checkpoint, self.encoder).scale_in_context(request)
 
     def retrieved(self, task: Task, *, count: int, temperature: float = 0.05, own: bool = False) -> LoRAWeights | None:
-        """Softmax over the `count` nearest training tasks that have a teacher, the task itself only if `own`.
+        """Mean of the teachers of the `count` nearest training tasks, weighted by softmax of their cosines.
 
-        None where no other training task has one.
+        The task itself is only included if `own`. None if there is no such teacher.
         """
         tasks = self.checkpoint.manifest.tasks
         query = self.encoder.encode([self.description(task)])[0]
@@ -118,9 +118,9 @@ class MethodSources:
 
 
 def mean_adapter(adapters: Sequence[LoRAWeights], weights: Tensor) -> LoRAWeights:
-    """Weighted mean of the A and of the B tensors, of adapters of one spec.
+    """Weighted mean of the A and of the B tensors of adapters with one spec.
 
-    The rank stays what it is, as in the usual averaging of adapters; with a shared A the mean of the products is exact.
+    The rank does not change, as usual when adapters are averaged. With a shared A, the mean of the products is exact.
     """
     spec = adapters[0].spec
     factors = [float(w) for w in weights]
@@ -138,7 +138,7 @@ def mean_adapter(adapters: Sequence[LoRAWeights], weights: Tensor) -> LoRAWeight
 def _adapter(
     adapter: LoRAWeights | None, description: str | None = None, shots: tuple[Example, ...] = ()
 ) -> MethodSetup | None:
-    """The setup of an adapter that may not be there."""
+    """The setup of an adapter; None without an adapter."""
     return None if adapter is None else MethodSetup(adapter, description, shots)
 
 
@@ -153,7 +153,7 @@ def _trained_cores(sources: MethodSources, task: Task) -> MethodSetup | None:
 
 
 def _scaled(sources: MethodSources, task: Task, text: str) -> MethodSetup | None:
-    """The adapter of `text` beside the task's description, at the scale that calibration gives to that description."""
+    """The adapter of `text` with the task's description in the context, at the calibrated scale of that description."""
     scale = sources.scale_in_context(task)
     if scale is None:
         return None
@@ -223,7 +223,7 @@ METHODS: dict[str, Callable[[MethodSources, Task], MethodSetup | None]] = {
     "cores trained on the task": _trained_cores,
     "teacher": lambda sources, task: _adapter(sources.teachers.get(task.task_id)),
 }
-"""Every method, in the order of the table; one that lacks what it needs gives None and is reported as not run."""
+"""Every method, in the order of the table. A method that lacks a source gives None and is reported as not run."""
 
 INDEPENDENT = (
     "base",
@@ -239,4 +239,4 @@ INDEPENDENT = (
     "softmax over 5 nearest teachers",
     "teacher",
 )
-"""The methods that the generator has no part in, but for the list of its training tasks."""
+"""Methods that do not depend on the generator, except for the list of its training tasks."""

@@ -1,9 +1,8 @@
 """`python -m training tables`: updates the result tables in Markdown documents.
 
-A place is `<!-- table: NAME -->` and, further down, `<!-- end -->`; the lines between them are replaced, and nothing
-else is touched. Names are those of `TABLES` and `failures`. After the name may follow, in this order: the group of
-tasks, for a table of one group; `from` and a path, for another result than `quality`; `only` and the methods to show,
-separated by semicolons, for a table that has some of them in an order of its own:
+A table's place is marked by `<!-- table: NAME -->` and a later `<!-- end -->`; only the lines between are replaced.
+NAME is a key of `TABLES` or `failures`. Optional parts follow in this order: a group of tasks; `from` and the path of
+another result than `quality`; `only` and the methods to show in this order, separated by semicolons:
 
     <!-- table: methods unseen_descriptions from results/quality.json only generated; teacher -->
 """
@@ -42,7 +41,7 @@ _PLACE = re.compile(
     re.DOTALL,
 )
 _BY_METHOD = ("methods", "tasks", "kinds")
-"""Tables with a row or a column for each method, of which a place may choose some."""
+"""Tables with a row or a column for each method, for which `only` may select methods."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,8 @@ def run(config: Config) -> None:
     """Update every table of every document.
 
     Raises:
-        ConfigError: a document has no place, one without an end, one of an unknown name, or one that chooses a method
-            which the result does not have.
+        ConfigError: a document has no marked table, or a table lacks its end, has an unknown name, or selects a method
+            that the result does not have.
         TaskFormatError: a result is missing.
     """
     texts = {}
@@ -78,7 +77,7 @@ def run(config: Config) -> None:
 
 
 def filled(place: re.Match[str], config: Config) -> str:
-    """A place with its table in it."""
+    """A marked place with its new table."""
     opening, name, group, path, only, closing = place.groups()
     source = Path(path) if path else config.quality
     if only is not None and name not in _BY_METHOD:
@@ -96,7 +95,7 @@ def filled(place: re.Match[str], config: Config) -> str:
 
 
 def chosen(columns: Result, names: Sequence[str], source: Path) -> dict[str, Any]:
-    """The columns with these methods alone, in this order; a method that one of them lacks counts as not run there.
+    """The columns with only these methods, in this order; a method that a column lacks counts as not run there.
 
     Raises:
         ConfigError: no column has one of the methods; the message lists those of `source`.

@@ -1,10 +1,10 @@
-"""`python -m training calibrate`: gives a generator its notion of what it does not know.
+"""`python -m training calibrate`: calibrates a generator's task detector, confidence and scale in context.
 
-First a detector of texts that ask for no task, fitted on prompts alone, see `training.recipe.task_detector`: their
-adapters become near none. Then a confidence, from how well it does near and far from training, and the scale at which
-its adapters do best in conversations that have the description too.
-Near are training tasks with wordings never trained on; far are procedural tasks of families that the fit kept back.
-Rows are those that neither training nor `evaluate` reads. The held-out kinds of `evaluate` are not touched.
+The detector recognises texts that ask for no task, and is fitted on prompts alone, see `training.recipe.task_detector`;
+the adapters of such texts are scaled to nearly nothing. The confidence is fitted to accuracies near to and far from the
+training data. The scale is the best one for an adapter whose description is in the context too.
+Near are training tasks with unseen wordings; far are tasks of the families that were hidden from the fit. Rows are
+those that neither training nor `evaluate` uses. The held-out kinds of `evaluate` are not used.
 """
 
 from __future__ import annotations
@@ -37,42 +37,42 @@ from training.tasks.training_set import hidden_tasks
 
 @dataclass(frozen=True)
 class Config:
-    """What the confidence is measured on."""
+    """Settings of a calibration."""
 
     workdir: Path = Path("runs/calibrate")
-    """Folder for the log and the result."""
+    """Folder of the log and the result."""
     checkpoint: Path = Path("checkpoints/qwen2.5-0.5b")
-    """The generator's artefact; it gets the detector and the curve."""
+    """The generator artefact; detector, curve and scale are written into it."""
     tasks: Path | None = Path("tasks/train")
-    """Folder of the training tasks' files; none for families alone."""
+    """Folder of the training tasks; none uses only families."""
     task_ids: tuple[str, ...] = ()
-    """Only these of them; empty for all."""
+    """Only these training tasks; empty uses all."""
     families: Path | None = None
-    """Folder of the family files that the fit read."""
+    """Folder of the family files that the fit used."""
     family_tasks: int = 150
-    """Tasks of the families trained on, spread evenly over them."""
+    """Number of tasks of trained families, evenly spaced."""
     hidden_families: tuple[str, ...] = ()
-    """Families, of files or of procedural tasks, that the fit kept back."""
+    """Families, of files or procedural, that were hidden from the fit."""
     hidden_tasks: int = 80
-    """Procedural tasks of these families, taken from them in turn."""
+    """Maximum number of procedural tasks of these families, taken from them in turn."""
     wordings: int = 2
-    """Wordings of each task, such as training never saw."""
+    """Number of unseen wordings per task."""
     num_rows: int = 8
-    """Test rows of each task."""
+    """Test rows per task."""
     skip_rows: int = 50
-    """First test rows, which are left to `evaluate`. A task of a family has too few rows for that: all are measured."""
+    """Number of first test rows to reserve for `evaluate`; not for tasks of families, which have too few test rows."""
     threshold: float = 0.25
     """Confidence below which the service warns."""
     context_tasks: int = 60
-    """Tasks that the scale in context is chosen on: so many of the folder, evenly, and so many hidden ones."""
+    """Number of training tasks, and of other tasks, for choosing the scale in context."""
     context_scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
-    """What that scale may be."""
+    """Candidate scales."""
     base: str = ""
-    """Hub id or folder of the base; by default the one that the checkpoint names."""
+    """Hub id or folder of the base; by default the checkpoint's."""
     base_storage: Storage = "float32"
     """How the base's Linear weights are stored."""
     text_encoder: str = ""
-    """Hub id or folder of the text encoder; by default the one that the checkpoint names."""
+    """Hub id or folder of the text encoder; by default the checkpoint's."""
 
     def __post_init__(self) -> None:
         if min(self.wordings, self.num_rows, self.hidden_tasks, self.context_tasks) < 1 or self.skip_rows < 0:
@@ -80,16 +80,16 @@ class Config:
                 "wordings, num_rows, hidden_tasks and context_tasks must be at least 1, and skip_rows not negative"
             )
         if not self.context_scales or not all(0 < scale <= 1 for scale in self.context_scales):
-            raise ConfigError("context_scales lie above 0 and up to 1, and there is one at least")
+            raise ConfigError("context_scales must have at least one value, all above 0 and up to 1")
         if not 0 <= self.threshold <= 1:
-            raise ConfigError("threshold lies between 0 and 1")
+            raise ConfigError("threshold must be between 0 and 1")
 
 
 def run(config: Config) -> None:
-    """Fit the detector, measure, and write both into the artefact.
+    """Fit the detector, measure, and write the calibration into the artefact.
 
     Raises:
-        ConfigError: a hidden task was trained on, or there is too little to measure on.
+        ConfigError: a hidden task was trained on, or there are too few tasks to measure.
     """
     checkpoint = load_generator(config.checkpoint)
     near = load_tasks(config.tasks, config.task_ids or None) if config.tasks else []
@@ -139,7 +139,7 @@ def run(config: Config) -> None:
 
 
 def detected(near: Sequence[Task], far: Sequence[Task]) -> dict[str, Sequence[str]]:
-    """The texts on which the detector is measured; it has seen none of them."""
+    """The texts on which the detector is measured; it was not fitted on any of them."""
     rng = random.Random(1)
     groups = {
         "training tasks, unseen wordings": [text for task in near for text in task.unseen_descriptions],
@@ -150,13 +150,13 @@ def detected(near: Sequence[Task], far: Sequence[Task]) -> dict[str, Sequence[st
 
 
 def never_seen(tasks: Sequence[Task], manifest: GeneratorManifest) -> dict[str, list[str]]:
-    """By task id, the wordings that a task holds back and that the generator was not trained on for any task."""
+    """Task id -> the held-back wordings of the task that the generator was not trained on for any task."""
     seen = {text for trained in manifest.tasks for text in trained.descriptions}
     return {task.task_id: [text for text in task.unseen_descriptions if text not in seen] for task in tasks}
 
 
 def measured(task: Task, unseen: Sequence[str], maker: AdapterMaker, base: Base, config: Config) -> Iterator[Point]:
-    """The points of one task: one for each of its first wordings never seen, all measured on the same rows."""
+    """The points of one task: one for each of its first unseen wordings, all measured on the same rows."""
     wordings = unseen[: config.wordings]
     made = maker.make([AdapterRequest((text,)) for text in wordings])
     rows = [eval_row(base, example) for example in _rows(task, config)]
@@ -167,7 +167,7 @@ def measured(task: Task, unseen: Sequence[str], maker: AdapterMaker, base: Base,
 def measured_in_context(
     task: Task, wording: str, trained: bool, maker: AdapterMaker, base: Base, config: Config
 ) -> ContextPoint:
-    """The point of one task: a wording never seen, in the context and as an adapter at every scale."""
+    """The point of one task: an unseen wording in the context, and as an adapter at every scale."""
     made = maker.make([AdapterRequest((wording,), scale=scale) for scale in config.context_scales])
     rows = [eval_row(base, example, description=wording) for example in _rows(task, config)]
     scores = score_rows(base, [(adapter.weights, rows) for adapter in made])
@@ -176,10 +176,10 @@ def measured_in_context(
 
 
 def _exact(tasks: Sequence[Task]) -> list[Task]:
-    """The tasks that exact match can measure."""
+    """The tasks whose metric is exact match."""
     return [task for task in tasks if task.metric != "log_likelihood"]
 
 
 def _rows(task: Task, config: Config) -> Sequence[Example]:
-    """The test rows of a task that are measured."""
+    """The test rows of a task to measure."""
     return task.test[0 if task.family else config.skip_rows :][: config.num_rows]

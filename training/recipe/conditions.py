@@ -1,4 +1,4 @@
-"""Conditions of tasks as a fit draws them: of a seen description, of examples or of both, with noise."""
+"""Draws the conditions of tasks for training: from a seen description, from examples, or from both, with noise."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from llgbm.text_encoder import PretrainedTextEncoder, SqliteEmbeddingCache
 from training.tasks.format import Task
 
 TEXTS_FILE = "embeddings.sqlite"
-"""In the working directory of a command that trains: what the encoder has made of tens of thousands of texts."""
+"""File in a training command's working directory that caches the encoder's embeddings of tens of thousands of texts."""
 
 
 @dataclass(frozen=True)
 class ConditionConfig:
-    """What a condition is made of."""
+    """Sources and noise of conditions."""
 
     example_fraction: float = 0.2
-    """Share of conditions that come from examples instead of a description."""
+    """Fraction of conditions made from examples instead of a description."""
     mixed_fraction: float = 0.1
-    """Share of conditions that come from a description and examples together."""
+    """Fraction of conditions made from a description and examples."""
     num_examples: int = 3
-    """Examples in such a condition."""
+    """Number of examples in a condition."""
     example_pool: int = 16
-    """Training rows of a task that examples are drawn from."""
+    """Number of training rows per task that examples are drawn from."""
     noise: float = 0.1
-    """Length of the random vector that is added to a condition, whose own length is 1."""
+    """Length of the random vector added to a condition; conditions have length 1."""
 
     def __post_init__(self) -> None:
         if self.num_examples < 1 or self.noise < 0:
@@ -46,7 +46,7 @@ class ConditionConfig:
 
 @contextmanager
 def lasting_encoder(name_or_path: str, file: Path) -> Iterator[PretrainedTextEncoder]:
-    """A text encoder that keeps what it makes of texts in `file`, so that no run encodes them again."""
+    """A text encoder that caches its embeddings in `file`, so that no text is encoded twice."""
     with closing(SqliteEmbeddingCache(file)) as cache:
         yield PretrainedTextEncoder(name_or_path, cache=cache)
 
@@ -55,8 +55,8 @@ class ConditionSampler:
     """Draws conditions of tasks. Texts are encoded when they are drawn, so that a short run encodes few.
 
     Args:
-        encoder: should have a cache, since the same texts are drawn again and again.
-        seed: picks the training rows of which the examples are drawn.
+        encoder: should have a cache, since the same texts are drawn repeatedly.
+        seed: random seed that selects the training rows for examples.
 
     Raises:
         ConfigError: a task has no description to train on.
@@ -80,9 +80,9 @@ class ConditionSampler:
         """A condition (condition_size,) of the task at `index`.
 
         Args:
-            index: of the task.
-            wording: of the seen descriptions, the one that the condition reads, if it reads any.
-            rng: decides what the condition is made of.
+            index: index of the task.
+            wording: index of the seen description to use, if the condition uses one.
+            rng: draws the sources, the examples and the noise.
         """
         config, lines = self._config, self._lines[index]
         examples = [lines[i] for i in rng.permutation(len(lines))[: config.num_examples]]

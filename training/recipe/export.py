@@ -1,7 +1,7 @@
 """`python -m training export`: writes an adapter from a prompt, or a generator's artefact from the state of a fit.
 
     python -m training export prompt="Translate the English word to French." out=french
-    python -m training export state=runs/fit/state.pt fit=training/configs/shipped.yaml out=checkpoints/mine
+    python -m training export state=runs/fit/state.pt fit=training/configs/recipe.yaml out=checkpoints/mine
 
 The first writes a PEFT folder. The second reads the state that a running fit saves, so that a generator can be tried or
 kept before the fit ends.

@@ -1,6 +1,6 @@
 """`python -m training fit`: trains a generator on tasks and writes the artefact that the service loads.
 
-One command, one configuration, resumable: the state is written every few minutes, and the same command goes on from it.
+The fit is resumable: its state is saved every few minutes, and the same command continues from it.
 """
 
 from __future__ import annotations
@@ -56,73 +56,73 @@ class Config:
     """Settings of a fit."""
 
     workdir: Path = Path("runs/fit")
-    """Folder for the state, the log and the artefact."""
+    """Folder of the state, the log and the artefact."""
     tasks: Path | None = Path("tasks/train")
-    """Folder of task files; none for families and procedural tasks alone."""
+    """Folder of task files; none trains only on families and procedural tasks."""
     wordings: Path | None = None
-    """File of more wordings of these tasks to train on, see `training.tasks.format.with_more_wordings`."""
+    """File of additional wordings to train on, see `training.tasks.format.with_more_wordings`."""
     task_ids: tuple[str, ...] = ()
-    """Only these tasks; empty for all in the folder."""
+    """Only these tasks; empty uses all in the folder."""
     families: Path | None = None
-    """Folder of family files, see `training.tasks.families`; `sampler.family_groups` says how often these are drawn."""
+    """Folder of family files, see `training.tasks.families`; `sampler.family_groups` is their number per step."""
     synthetic_tasks: int = 0
-    """Procedural tasks beside them; `sampler.synthetic_groups` says how often these are drawn."""
+    """Number of additional procedural tasks; `sampler.synthetic_groups` is their number per step."""
     hidden_families: tuple[str, ...] = ()
-    """Families of procedural tasks that are kept from training; the check reports them apart, as kinds never seen."""
+    """Families excluded from training; the check reports them separately, as unseen kinds."""
     start: Path | None = None
-    """A generator artefact to go on from, with a new schedule and maybe other tasks; none for a fresh generator."""
+    """A generator artefact to start from, with a new schedule and possibly other tasks; none starts from scratch."""
     base: str = BASE_0_5B
     """Hub id or folder of the frozen base."""
     base_storage: Storage = "float32"
-    """How the base's Linear weights are stored while training; bfloat16 is faster where the processor has it."""
+    """How the base's Linear weights are stored during training; bfloat16 is faster on a processor that supports it."""
     text_encoder: str = TEXT_ENCODER
     """Hub id or folder of the frozen text encoder."""
     label_smoothing: float = 0.05
     """Label smoothing of the task loss."""
     distillation: float = 0.0
-    """Share that the KL to what a teacher says has in the task loss, 0 to 1."""
+    """Weight of the KL divergence to a teacher's predictions in the task loss, 0 to 1."""
     context_teacher: Teacher = "shared"
-    """That teacher: the generator's shared adapter with the description in the context, or the task's own adapter out
-    of `teachers`, without it."""
+    """The teacher: `shared` is the generator's shared adapter with the description in the context, `adapter` is the
+    task's adapter in `teachers` without it."""
     context_teacher_from: Path | None = None
-    """Artefact whose shared adapter is that teacher, held still; none for the shared adapter of the fit as it is."""
+    """Artefact whose shared adapter is the frozen teacher; none uses the current shared adapter of the fit."""
     state_matching: float = 0.0
-    """Weight of behavioural matching: the distance of the hidden states at the answers from that teacher's, which has
-    the description in its context."""
+    """Weight of behavioural matching: the distance between the hidden states at the answer tokens and those of the
+    teacher, which has the description in its context."""
     state_layers: int = 3
-    """Layers whose states are matched, at equal distances, the last one among them."""
+    """Number of layers whose states are matched, evenly spaced and ending with the last."""
     matching: float = 0.0
-    """Weight of the delta loss beside the task loss, for tasks that have a teacher in `teachers`; the command `deltas`
-    measures these first."""
+    """Weight of the delta loss in addition to the task loss, for tasks with a teacher in `teachers`; run the command
+    `deltas` first."""
     probes: ProbeConfig = field(default_factory=ProbeConfig)
     deltas: str = "deltas"
-    """Folder of the teachers' deltas in `teachers`."""
+    """Subfolder of `teachers` with the teachers' deltas."""
     teachers: Path | None = None
-    """Folder of teachers for `context_teacher: adapter` and `matching`; tasks without one have no KL and no delta
+    """Folder of teachers for `context_teacher: adapter` and `matching`; tasks without a teacher have no KL and no delta
     loss."""
     task_cores_from: int | None = None
-    """From this step on, each task of the folder has cores of its own beside what the trunk makes, see
-    `llgbm.fitting.task_cores`; the first of the rounds starts from the sum. None for never."""
+    """From this step on, each task of the folder has cores of its own that are added to the trunk's output, see
+    `llgbm.fitting.task_cores`; the first round starts from the sum. None for never."""
     recompute: bool = False
-    """Activation checkpointing: less memory, one more forward pass of each layer in a step."""
+    """Activation checkpointing: less memory, but one more forward pass of each layer per step."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     check: CheckConfig = field(default_factory=CheckConfig)
     rounds: int = 0
-    """Rounds of amortised inference after the steps by the task loss."""
+    """Number of rounds of amortised inference after the steps with the task loss."""
     round: RoundConfig = field(default_factory=RoundConfig)
 
     def __post_init__(self) -> None:
         if min(self.matching, self.rounds, self.state_matching) < 0 or self.state_layers < 1:
             raise ConfigError("matching, state_matching and rounds must not be negative, state_layers at least 1")
         if self.context_teacher_from and self.context_teacher != "shared":
-            raise ConfigError("context_teacher_from names a shared adapter; leave context_teacher at shared")
+            raise ConfigError("context_teacher_from is a shared adapter; set context_teacher to shared")
         if self.context_teacher == "adapter" and self.state_matching:
-            raise ConfigError("state_matching needs a teacher that reads descriptions; leave context_teacher at shared")
+            raise ConfigError("state_matching needs a teacher that reads descriptions; set context_teacher to shared")
         if self.task_cores_from is not None and (self.task_cores_from < 0 or not self.rounds):
             raise ConfigError(
-                "task_cores_from is a step from 0 on, and goes with rounds, which teach these cores to the trunk"
+                "task_cores_from must not be negative, and needs rounds, which train the trunk on these cores"
             )
         wanted = self.context_teacher == "adapter" or self.matching > 0
         if wanted != (self.teachers is not None):
@@ -130,22 +130,22 @@ class Config:
 
     @property
     def artefact(self) -> Path:
-        """Folder of the generator that the fit makes."""
+        """Folder of the final generator."""
         return self.workdir / "generator"
 
     @property
     def fitted(self) -> Path:
-        """Folder of the generator that the steps by the task loss make."""
+        """Folder of the generator after the steps with the task loss."""
         return self.workdir / "fitted" if self.rounds else self.artefact
 
     @property
     def task_cores(self) -> Path:
-        """Folder of the cores that the tasks have come to by the end of these steps."""
+        """Folder of the tasks' cores at the end of these steps."""
         return self.workdir / "task_cores"
 
 
 def run(config: Config) -> None:
-    """Train, check as it goes, and write `{workdir}/generator/`; if it is there already, it keeps its calibration.
+    """Train with checks, and write `{workdir}/generator/`; an existing equal artefact keeps its calibration.
 
     Raises:
         ConfigError: the working directory has the state of a run with other settings or tasks, or the artefact to
@@ -185,7 +185,7 @@ def _fit(
     pools: TrainingSet,
     kept_back: Sequence[Task],
 ) -> bool:
-    """The steps by the task loss; whether this process is the one that has written what they made."""
+    """Run the steps with the task loss; returns whether this process has written the result."""
     tasks = pools.own
     base = load_base(config.base, storage=config.base_storage)
     teachers = load_teachers(config.teachers, [t.task_id for t in tasks], base.spec.base_id) if config.teachers else {}
@@ -219,7 +219,7 @@ def _fit(
         recompute=config.recompute,
     )
     state_path, group = config.workdir / STATE_FILE, process_group()
-    if group is not None and group.rank > 0:  # takes its share of the work; the first process writes and checks
+    if group is not None and group.rank > 0:  # only the first process writes and checks
         train(generator, objective, sampler, config.training, state_path=state_path, group=group)
         group.close()
         return False
@@ -248,7 +248,7 @@ def _fit(
         manifest, prompts = manifest_of(config, generator, base, all_tasks, encoder, made, start=start)
         if not config.rounds and saved_in(config.artefact, generator, manifest):
             log.logger.info("already made", artefact=str(config.artefact))
-        else:  # rounds know their start by its digest, so that one is written anew without what calibration adds
+        else:  # rounds identify their start by its digest, so it is written again without a calibration
             manifest = save_generator(config.fitted, generator, manifest, prompts)
             log.record_artefact(
                 config.fitted,
@@ -270,7 +270,7 @@ def fingerprint_of(
     start: GeneratorManifest | None,
     teachers: Mapping[str, LoRAWeights],
 ) -> Fingerprint:
-    """What the state of a fit depends on."""
+    """Everything that the state of a fit depends on."""
     teacher = _context_teacher(config, base)
     places = ("workdir", "tasks", "families", "wordings", "task_ids", "base", "context_teacher_from")
     without = (*places, "check", "recompute", "rounds", "round", *RESUMABLE)
@@ -286,7 +286,7 @@ def fingerprint_of(
 
 
 def _context_teacher(config: Config, base: Base) -> Teacher | LoRAWeights:
-    """The teacher that `config` names; an adapter if it is held still."""
+    """The configured teacher; an adapter if it is frozen."""
     if config.context_teacher_from is None:
         return config.context_teacher
     return shared_adapter_for(config.context_teacher_from, base.spec.base_id)
@@ -300,7 +300,7 @@ def _write_task_cores(
     tasks: Sequence[Task],
     sampler: TaskSampler,
 ) -> None:
-    """Write, for each task, its own cores added to what the generator makes of its descriptions."""
+    """Write the cores of each task: its own cores added to the generator's output for its descriptions."""
     owner = belonging(load_generator(config.fitted))
     for index, task in enumerate(tasks):
         made = generated_cores(generator, sampler.description_embeddings(index))
@@ -311,7 +311,7 @@ def _write_task_cores(
 def _teacher_deltas(
     config: Config, base: Base, teachers: Mapping[str, LoRAWeights]
 ) -> tuple[DeltaMeter | None, dict[str, Tensor]]:
-    """For `matching`, the meter and the deltas by task id, (probes, layers, hidden) each; otherwise nothing."""
+    """The meter and the deltas by task id, (probes, layers, hidden) each, for `matching`; otherwise None and empty."""
     if config.teachers is None or not config.matching:
         return None, {}
     meter, cache = open_deltas(config.teachers / config.deltas, base, config.probes)
@@ -320,7 +320,7 @@ def _teacher_deltas(
 
 
 def training_tasks(config: Config) -> TrainingSet:
-    """The tasks that `config` names."""
+    """The configured training tasks."""
     return load_training_set(
         config.tasks,
         config.task_ids,
@@ -332,16 +332,16 @@ def training_tasks(config: Config) -> TrainingSet:
 
 
 def started_from(folder: Path, generator: LoRAGenerator) -> GeneratorManifest:
-    """Give `generator` the parameters of an artefact.
+    """Load the parameters of an artefact into `generator`.
 
     Raises:
         CheckpointError: there is no readable artefact.
-        ConfigError: it has another base, LoRASpec or size.
+        ConfigError: the artefact has another base, LoRASpec or size.
     """
     start = load_generator(folder)
     theirs = (start.generator.model, start.generator.lora, start.generator.config)
     if theirs != (generator.model, generator.lora, generator.config):
-        raise ConfigError(f"the generator in {folder} is of another base, LoRASpec or size than this fit")
+        raise ConfigError(f"the generator in {folder} has another base, LoRASpec or size than this fit")
     generator.load_state_dict(start.generator.state_dict())
     return start.manifest
 
@@ -356,14 +356,14 @@ def manifest_of(
     *,
     start: GeneratorManifest | None = None,
 ) -> tuple[GeneratorManifest, list[Tensor]]:
-    """What the artefact of a generator that was fitted with `config` says of it, and its block of prompts of each task.
+    """The manifest of a generator that was fitted with `config`, and the prompt embeddings of each task for the index.
 
     Args:
         encoder: of the prompt index. Of a procedural task and of a task of a family only the first wordings go into
             it, since there are many such tasks, and of any other task those of its file.
-        made: what else the manifest says of how it was made.
-        start: of the generator that this one went on from. Its other tasks are listed too, but no prompt is reported
-            as near to them, since what was learnt of them may be lost.
+        made: further values of the manifest's `made_by`.
+        start: manifest of the generator that the fit started from. Its other tasks are listed too, but not indexed,
+            since the generator may have forgotten them.
     """
     trained = [TrainingTask(t.task_id, t.category, t.source, t.licence, t.seen_descriptions) for t in tasks]
     many = [t.family is not None or t.category.startswith(SYNTHETIC_CATEGORY) for t in tasks]

@@ -1,7 +1,7 @@
-"""Batches of tasks for `fit`: the tasks, their rows and wordings, and the context of each row.
+"""Draws the training batches of `fit`: the tasks, their rows and wordings, and the context of each row.
 
-The batch of a step depends on the seed and the step alone. Only `train` rows and seen descriptions are ever read.
-Groups are filled up to a token budget, so that every step costs about the same whatever the length of its inputs.
+The batch of a step depends only on the seed and the step. Only `train` rows and seen descriptions are used. Groups are
+filled up to a token budget, so that every step costs about the same, whatever the length of its inputs.
 """
 
 from __future__ import annotations
@@ -22,40 +22,40 @@ from training.recipe.conditions import ConditionConfig, ConditionSampler
 from training.tasks.format import Example, Task
 
 MAX_SHOTS = 5
-"""Examples that may stand in the context of a group, at most."""
+"""Maximum number of examples in the context of a group."""
 
 
 @dataclass(frozen=True)
 class SamplerConfig(ConditionConfig):
-    """The make-up of a batch, the conditions of its groups included."""
+    """Composition of a batch, including the conditions of its groups."""
 
     groups: int = 8
-    """Tasks in a step; each has one adapter."""
+    """Tasks per step; each has one adapter."""
     synthetic_groups: int = 0
-    """Number of these groups that are procedural tasks."""
+    """Number of these groups with procedural tasks."""
     family_groups: int = 0
-    """Number of these groups that are tasks of families. The rest come from the folder of task files."""
+    """Number of these groups with tasks of families. The remaining groups are tasks of the folder of task files."""
     sisters: int = 2
-    """Tasks of one family that are drawn together, on the same inputs, so that only the prompt can tell their answers
-    apart; 1 draws every task on its own."""
+    """Number of tasks of one family that are drawn together, on the same inputs, so that only the prompt determines
+    their answers; 1 draws every task separately."""
     tokens_per_group: int = 110
-    """Token budget of a group. Its rows share the chat template's head, and maybe a description, which are counted
-    once; examples in the context come on top."""
+    """Token budget of a group. The common prefix of its rows (start of the chat template, description) counts once;
+    examples in the context do not count."""
     max_row_tokens: int = 130
-    """Rows whose input and answer are longer, the template's tokens around them included, are never drawn."""
+    """Maximum length of a row's input and answer in tokens, including template tokens; longer rows are never drawn."""
     warm_start_steps: int = 0
-    """First steps that train only the shared part: no condition, the description in the context of every row."""
+    """Number of first steps that train only the shared part: no condition, description in the context of every row."""
     shared_fraction: float = 0.1
-    """Share of groups that go on training the shared part so."""
+    """Fraction of groups that train the shared part in the same way in later steps."""
     context_fraction: float = 0.2
-    """Share of conditioned groups whose rows also carry the description in their context."""
+    """Fraction of conditioned groups whose rows also have the description in the context."""
     shots_fraction: float = 0.0
-    """Share of the groups with a description in the context that carry 1 to 5 examples there too, as earlier turns
-    (in-context learning is trained, as in MetaICL, arXiv 2110.15943)."""
+    """Fraction of the groups with a description in the context that also have 1 to 5 examples there, as earlier turns.
+    This trains in-context learning, as in MetaICL (arXiv 2110.15943)."""
     shots_tokens: int = 160
     """Token budget of these examples."""
     taught_fraction: float = 1.0
-    """Share of conditioned groups of bare rows that a teacher, if there is one, teaches in addition to the answers."""
+    """Fraction of conditioned groups without description in the context that are also taught by a teacher, if any."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,7 +64,7 @@ class SamplerConfig(ConditionConfig):
         if min(self.warm_start_steps, self.synthetic_groups, self.family_groups) < 0:
             raise ConfigError("warm_start_steps, synthetic_groups and family_groups must not be negative")
         if self.synthetic_groups + self.family_groups > self.groups:
-            raise ConfigError("synthetic_groups and family_groups together must not be more than groups")
+            raise ConfigError("synthetic_groups + family_groups must not be more than groups")
         fractions = (self.shared_fraction, self.context_fraction, self.taught_fraction, self.shots_fraction)
         if not all(0 <= fraction <= 1 for fraction in fractions):
             raise ConfigError("fractions lie between 0 and 1")
@@ -76,25 +76,26 @@ class SamplerConfig(ConditionConfig):
 
 
 def drawn_in_epochs(count: int, step: int, groups: int, seed: int, *, stream: int) -> list[int]:
-    """The `groups` tasks of a step out of `count`, each once in an epoch; `stream` tells pools of one seed apart."""
+    """The `groups` tasks of a step out of `count`, each once per epoch; `stream` separates pools with the same seed."""
     places = [divmod(step * groups + slot, count) for slot in range(groups)]
     return [int(np.random.default_rng([seed, epoch, stream]).permutation(count)[i]) for epoch, i in places]
 
 
 class TaskSampler:
-    """Draws batches for `llgbm.training.train`. In an epoch, every task (of families: every family) is drawn once.
+    """Draws batches for `llgbm.training.train`. In an epoch, every task (for families: every family) is drawn once.
 
     Args:
-        tasks: those of the folder.
-        synthetic: procedural tasks, which have epochs of their own.
-        relatives: tasks of families, in the order of their families.
-        with_context_rows: also give rows of conditioned groups with the description in the context, for distillation.
-        teachers: adapters by task id, to distil from in place of these; their rows are the bare ones.
-        deltas: of teachers by task id, (probes, layers, hidden) each, for conditioned groups of these tasks.
+        tasks: tasks of the folder.
+        synthetic: procedural tasks, with separate epochs.
+        relatives: tasks of families, ordered by family.
+        with_context_rows: also give the rows of conditioned groups with the description in the context, for a teacher
+            that reads it.
+        teachers: adapters by task id that teach instead; they read the rows without a description.
+        deltas: deltas of teachers by task id, each (probes, layers, hidden), for conditioned groups of these tasks.
 
     Raises:
-        ConfigError: there is no task, or one has no description to train on, or no row short enough; or groups are
-            wanted of a kind of task that there is none of, or the other way round.
+        ConfigError: a task has no description to train on or no short enough row, or a kind of task has groups but no
+            tasks, or tasks but no groups.
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class TaskSampler:
             self._require_short_row(task)
 
     def description_embeddings(self, index: int) -> Tensor:
-        """(seen descriptions, condition_size) of a task; those of the folder come first, then procedural ones."""
+        """Embeddings (seen descriptions, condition_size) of a task; tasks are indexed folder, procedural, families."""
         return self._conditions.descriptions(index)
 
     def __call__(self, step: int) -> TrainingBatch:
@@ -150,7 +151,7 @@ class TaskSampler:
         return groups
 
     def _drawn_sisters(self, step: int, rng: np.random.Generator) -> list[list[int]]:
-        """Places of the tasks of families of a step, those of one family together."""
+        """Indices of a step's tasks of families, grouped by family."""
         groups, sisters = self._config.family_groups, self._config.sisters
         per_step = -(-groups // sisters)
         families = drawn_in_epochs(len(self._families), step, per_step, self._seed, stream=3) if groups else []
@@ -164,7 +165,7 @@ class TaskSampler:
     def _group(
         self, index: int, rng: np.random.Generator, *, shared_only: bool, inputs: Mapping[str, int] | None = None
     ) -> TaskGroup:
-        """A group of the task at `index`; `inputs` says the order in which its rows are taken."""
+        """A group of the task at `index`; `inputs` gives the order in which its rows are taken."""
         task, config = self._tasks[index], self._config
         wording = int(rng.integers(len(task.seen_descriptions)))
         description = task.seen_descriptions[wording]
@@ -176,7 +177,7 @@ class TaskSampler:
             return TaskGroup(task.task_id, condition, self._in_context(task, description, rng, inputs), delta=delta)
         examples, rows = self._fitting(task, _order(task, rng, inputs), None, ())
         group = TaskGroup(task.task_id, condition, rows, delta=delta)
-        # no draw where all are taught, so that the batches of a seed stay the same
+        # no random draw if all are taught, so that the batches of a seed stay the same
         taught = config.taught_fraction == 1 or rng.random() < config.taught_fraction
         if not self._with_context_rows or not taught:
             return group
@@ -188,16 +189,16 @@ class TaskSampler:
     def _in_context(
         self, task: Task, description: str, rng: np.random.Generator, inputs: Mapping[str, int] | None
     ) -> list[Row]:
-        """Rows with the description in the context, those of some groups with examples there too."""
+        """Rows with the description in the context; some groups also have examples there."""
         order = _order(task, rng, inputs)
         with_shots = self._config.shots_fraction > 0 and rng.random() < self._config.shots_fraction
         return self._fitting(task, order, description, self._shots(task, order, rng) if with_shots else ())[1]
 
     def _shots(self, task: Task, order: Sequence[int], rng: np.random.Generator) -> tuple[Example, ...]:
-        """1 to 5 examples for the context, the last of `order`, as far as their token budget goes."""
+        """1 to 5 examples for the context, from the end of `order`, within their token budget."""
         wanted, spent = int(rng.integers(1, MAX_SHOTS + 1)), 0
         chosen: list[Example] = []
-        for i in order[:0:-1]:  # never the first, which is left for a row
+        for i in order[:0:-1]:  # never the first, which is reserved for a row
             row = self._row(task.train[i], None, ())
             spent += len(row.prompt) + len(row.answer) - len(self._head())
             if len(chosen) == wanted or spent > self._config.shots_tokens:
@@ -208,7 +209,7 @@ class TaskSampler:
     def _fitting(
         self, task: Task, order: Sequence[int], description: str | None, shots: Sequence[Example]
     ) -> tuple[list[Example], list[Row]]:
-        """The first of the task's training examples in `order` that the token budget holds, and their rows."""
+        """The first training examples in `order` that fit the token budget, and their rows."""
         examples: list[Example] = []
         rows: list[Row] = []
         spent = head = self._head_length(description, shots)
@@ -230,7 +231,7 @@ class TaskSampler:
         return examples, rows
 
     def _require_short_row(self, task: Task) -> None:
-        """Fail before the first step, and not at the one that happens to draw this task."""
+        """Raise before the first step instead of at the step that draws this task."""
         head = self._head_length(None, ())
         rows = (self._row(example, None, ()) for example in task.train)
         if not any(len(row.prompt) + len(row.answer) - head <= self._config.max_row_tokens for row in rows):
@@ -251,24 +252,24 @@ class TaskSampler:
         return prompt_ids(self._base.tokenizer, task_messages(given, description=description, examples=pairs))
 
     def _head_length(self, description: str | None, shots: Sequence[Example]) -> int:
-        """Tokens before the input, which the rows of a group share and `pack` stores once."""
+        """Number of tokens before the input, which the rows of a group share and `pack` stores once."""
         return len(self._prompt("", description, shots)) - self._tail
 
     def _head(self) -> tuple[int, ...]:
-        """The tokens before the input, whatever the input is, where no description stands in the context."""
+        """The tokens before the input that are the same for all inputs, without a description in the context."""
         one, other = self._prompt("a", None), self._prompt("b", None)
         return one[: next(i for i, (x, y) in enumerate(zip(one, other, strict=False)) if x != y)]
 
 
 def _order(task: Task, rng: np.random.Generator, inputs: Mapping[str, int] | None) -> list[int]:
-    """The task's training rows in random order, or in that of `inputs`."""
+    """Indices of the task's training rows in random order, or in the order of `inputs`."""
     if inputs is not None:
         return sorted(range(len(task.train)), key=lambda i: inputs[task.train[i].input])
     return [int(i) for i in rng.permutation(len(task.train))]
 
 
 def _by_family(tasks: Sequence[Task], *, first: int) -> list[list[int]]:
-    """Places of the tasks of each family, the first task at `first`."""
+    """Indices of the tasks of each family; the first task has index `first`."""
     families: dict[str, list[int]] = {}
     for place, task in enumerate(tasks, start=first):
         families.setdefault(task.family or task.task_id, []).append(place)
@@ -276,6 +277,6 @@ def _by_family(tasks: Sequence[Task], *, first: int) -> list[list[int]]:
 
 
 def _shuffled_inputs(tasks: Sequence[Task], rng: np.random.Generator) -> dict[str, int]:
-    """A random place for each input of the tasks, the same for all tasks that have it."""
+    """A random rank for each input, common to all tasks with this input."""
     inputs = list(dict.fromkeys(row.input for task in tasks for row in task.train))
     return {inputs[i]: place for place, i in enumerate(rng.permutation(len(inputs)))}

@@ -57,7 +57,7 @@ def load_families(
     Args:
         folder: subfolders are not read.
         names: only these families; None for all.
-        without: families to leave out; those that are not there do not matter.
+        without: families to exclude; unknown names are ignored.
 
     Raises:
         TaskFormatError: the folder or a family does not exist, there are no family files, or a file is invalid.

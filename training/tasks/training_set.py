@@ -63,20 +63,20 @@ def load_training_set(
 
 
 def hidden_tasks(hidden_families: Sequence[str], families: Path | None, limit: int | None = None) -> list[Task]:
-    """The tasks that are kept from training, of families of files and of procedural ones.
+    """The tasks of the families that are excluded from training: procedural families and family files.
 
     Args:
         hidden_families: names of both kinds.
-        families: folder of family files; None for none.
-        limit: at most this number of procedural tasks.
+        families: folder of family files; None for no family files.
+        limit: maximum number of procedural tasks.
 
     Raises:
-        ConfigError: a name that is of neither kind.
-        TaskFormatError: a family file is refused.
+        ConfigError: a name is not of a procedural family, and there is no folder of family files.
+        TaskFormatError: a family file does not exist or is invalid.
     """
     procedural = [name for name in hidden_families if name in FAMILIES]
     others = [name for name in hidden_families if name not in FAMILIES]
     if others and families is None:
-        synthetic_tasks(families=others)  # refuses them, and names close ones
+        synthetic_tasks(families=others)  # raises an error that suggests similar names
     made_up = synthetic_tasks(families=procedural, limit=limit) if procedural else []
     return [*made_up, *(load_families(families, others) if families and others else [])]

@@ -197,7 +197,7 @@ def test_dora_of_peft_is_refused(tiny_base_path: Path, tmp_path: Path) -> None:
 
 @given(st.integers(0, len(SMALL_BYTES) - 1))
 def test_file_cut_at_any_byte_is_refused(length: int) -> None:
-    with pytest.raises(AdapterFormatError, match=r"cut short|damaged"):
+    with pytest.raises(AdapterFormatError, match=r"cut short|damaged|empty"):
         from_bytes(SMALL_BYTES[:length], SMALL_CONFIG)
 
 
@@ -233,9 +233,9 @@ def test_any_bytes_are_refused(data: bytes) -> None:
     [
         (struct.pack("<Q", 2**63) + b"{}", "cut short"),
         (struct.pack("<Q", peft_io.MAX_HEADER_BYTES + 1) + bytes(peft_io.MAX_HEADER_BYTES + 9), "header of"),
-        (pickle.dumps({"a": 1}, protocol=4), "looks like a pickle"),
-        (b"PK\x03\x04" + bytes(100), "looks like a pickle"),
-        (with_header({}), "0 modules"),
+        (pickle.dumps({"a": 1}, protocol=4), "is a pickle or a zip"),
+        (b"PK\x03\x04" + bytes(100), "is a pickle or a zip"),
+        (with_header({}), "holds no numbers"),
         (with_header({"x": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 0]}}), "damaged"),
         (with_header({"x": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)), "damaged"),
         (with_header({"x": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, bytes(8)), "damaged"),

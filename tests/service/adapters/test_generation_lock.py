@@ -35,7 +35,6 @@ async def test_without_redis_nobody_waits() -> None:
     await lock.close()
 
 
-@pytest.mark.redis
 async def test_one_waits_for_the_other_longer_than_a_lease_and_other_names_do_not_wait(
     two: tuple[GenerationLock, GenerationLock],
 ) -> None:
@@ -51,7 +50,6 @@ async def test_one_waits_for_the_other_longer_than_a_lease_and_other_names_do_no
     assert order == ["first", "first done", "second", "second done"]
 
 
-@pytest.mark.redis
 async def test_the_lock_of_a_process_that_is_gone_is_free_again(
     two: tuple[GenerationLock, GenerationLock], redis_server: RedisServer
 ) -> None:
@@ -63,7 +61,6 @@ async def test_the_lock_of_a_process_that_is_gone_is_free_again(
         assert not client.exists("llgbm:generate:a")
 
 
-@pytest.mark.redis
 async def test_a_redis_that_goes_away_stops_nobody(
     two: tuple[GenerationLock, GenerationLock], redis_server: RedisServer
 ) -> None:
@@ -75,7 +72,6 @@ async def test_a_redis_that_goes_away_stops_nobody(
         pass
 
 
-@pytest.mark.redis
 async def test_two_replicas_make_an_adapter_once(
     redis_server: RedisServer, tmp_path: Path, load_dummy: LoadModels, monkeypatch: pytest.MonkeyPatch
 ) -> None:

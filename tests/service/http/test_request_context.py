@@ -20,7 +20,8 @@ from service.http.request_id import REQUEST_ID
 from service.models.loading import LoadModels
 from service.observability.logs import configure_logging
 from service.observability.tracing import tracing
-from service.settings import Settings, without_password
+from service.setting_values import without_password
+from service.settings import Settings
 from tests.service.support.dummy_decoder import DummyDecoder
 from tests.service.support.harness import running
 

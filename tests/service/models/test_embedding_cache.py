@@ -33,7 +33,7 @@ def over_redis(
     url: str, metrics: Metrics, *, timeout: float = 5.0, retry_after: float = 0.0
 ) -> tuple[ResilientCache, RedisEmbeddingCache]:
     redis = RedisEmbeddingCache(url, ttl=60, timeout=timeout, metrics=metrics)
-    cache = ResilientCache(lambda: redis, max_items=1, retry_after=retry_after, metrics=metrics, check=redis.ping)
+    cache = ResilientCache(lambda: redis, max_items=1, retry_after=retry_after, metrics=metrics, check=redis.probe)
     return cache, redis
 
 
@@ -122,7 +122,6 @@ def test_a_cache_that_cannot_be_opened_is_opened_later(metrics: Metrics, tmp_pat
     cache.close()
 
 
-@pytest.mark.redis
 def test_redis_keeps_what_it_was_given_for_as_long_as_it_was_told(redis_server: RedisServer, metrics: Metrics) -> None:
     cache, redis = over_redis(redis_server.url, metrics)
     content = {f"key-{i}": bytes([i]) * 1536 for i in range(50)}
@@ -135,7 +134,6 @@ def test_redis_keeps_what_it_was_given_for_as_long_as_it_was_told(redis_server: 
     other_redis.close()
 
 
-@pytest.mark.redis
 @pytest.mark.parametrize("rubbish", [b"", b"x", b"LGE1", b"LGE1\0\0\0\0abc", b"\x80\x04pickle", b"LGE1" * 1000])
 def test_rubbish_is_a_miss_and_is_replaced(redis_server: RedisServer, metrics: Metrics, rubbish: bytes) -> None:
     with redis_server.client() as client:
@@ -151,7 +149,6 @@ def test_rubbish_is_a_miss_and_is_replaced(redis_server: RedisServer, metrics: M
     fresh_redis.close()
 
 
-@pytest.mark.redis
 def test_killed_and_started_again(redis_server: RedisServer, metrics: Metrics) -> None:
     cache, redis = over_redis(redis_server.url, metrics)
     cache.set_many({"a": b"1", "b": b"2"})
@@ -166,7 +163,6 @@ def test_killed_and_started_again(redis_server: RedisServer, metrics: Metrics) -
     redis.close()
 
 
-@pytest.mark.redis
 def test_a_server_that_does_not_answer_costs_the_timeout_once(redis_server: RedisServer, metrics: Metrics) -> None:
     cache, redis = over_redis(redis_server.url, metrics, timeout=0.05, retry_after=60)
     cache.set_many({"a": b"1"})
@@ -182,7 +178,6 @@ def test_a_server_that_does_not_answer_costs_the_timeout_once(redis_server: Redi
     redis.close()
 
 
-@pytest.mark.redis
 @pytest.mark.parametrize("password", ["", ":wrong@"])
 def test_a_server_that_refuses_us(redis_server: RedisServer, metrics: Metrics, password: str) -> None:
     cache, redis = over_redis(f"redis://{password}127.0.0.1:{redis_server.port}/0", metrics)
@@ -191,7 +186,6 @@ def test_a_server_that_refuses_us(redis_server: RedisServer, metrics: Metrics, p
     redis.close()
 
 
-@pytest.mark.redis
 def test_a_server_without_memory_refuses_to_keep_but_still_answers(redis_server: RedisServer, metrics: Metrics) -> None:
     cache, redis = over_redis(redis_server.url, metrics)
     cache.set_many({"a": b"1", "b": b"2"})

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import httpx
+import pytest
+from structlog.testing import capture_logs
 
 from llgbm.adapters.peft_io import save_peft
 from llgbm.config import LoRASpec, model_spec
@@ -13,12 +15,12 @@ from service.adapters.records import WEIGHTS_FILE
 from service.models.loading import LoadModels
 from service.settings import Settings
 from tests.fixtures import random_lora
-from tests.service.support.harness import running
+from tests.service.support.harness import running, services_of
 
 
-def foreign(folder: Path, weights: LoRAWeights | None = None) -> Path:
+def foreign(folder: Path, weights: LoRAWeights | None = None, base_id: str = "someone/else") -> Path:
     spec = LoRASpec.for_model(model_spec("tiny"), rank=3, alpha=6.0, targets=("q_proj", "v_proj"))
-    save_peft(weights or random_lora(spec, 7), folder, base_id="someone/else")
+    save_peft(weights or random_lora(spec, 7), folder, base_id=base_id)
     return folder
 
 
@@ -31,7 +33,7 @@ async def test_an_adapter_from_elsewhere_is_loaded_used_and_unloaded(
         body = {"lora_name": "sql", "lora_path": str(folder)}
         loaded = await client.post("/v1/load_lora_adapter", json=body)
         assert loaded.status_code == 200
-        assert loaded.text == "Success: LoRA adapter 'sql' added successfully."
+        assert loaded.text.startswith("Success: LoRA adapter 'sql' added successfully.")
         assert (await client.post("/v1/load_lora_adapter", json=body)).status_code == 400
         detail = (await client.get("/adapters/sql")).json()
         assert (detail["rank"], detail["base"], detail["source"]) == (3, "someone/else", "loaded")
@@ -80,3 +82,51 @@ async def test_what_is_no_adapter_for_this_base_is_422_and_nothing_is_written(
             assert str(root) not in answer.text
         assert (await client.get("/adapters")).json()["data"] == []
     assert list(settings.store_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize("named", ["someone/else", "llgbm/tiny-random-qwen2-it"])
+async def test_one_that_names_another_base_is_served_with_a_warning(
+    settings: Settings, load_dummy: LoadModels, tmp_path: Path, named: str
+) -> None:
+    folder = foreign(tmp_path / "sql", base_id=named)
+    with_root = settings.model_copy(update={"adapter_roots": (tmp_path,), "log_level": "warning"})
+    async with running(with_root, load_dummy) as (app, client):
+        with capture_logs() as logs:
+            body = {"lora_name": "sql", "lora_path": str(folder)}
+            loaded = await client.post("/v1/load_lora_adapter", json=body)
+            warning = (await client.get("/adapters/sql")).json()["warning"]
+            assert f"made for {named}," in warning
+            assert loaded.text == f"Success: LoRA adapter 'sql' added successfully. Warning: {warning}."
+            services_of(app).store.forget((await client.get("/adapters/sql")).json()["id"])
+            assert (await client.post("/chat", json={"adapter_id": "sql", "query": "x"})).status_code == 200
+    told = [entry["reason"] for entry in logs if entry["event"] == "adapter_of_another_base"]
+    assert told == [warning] * 2  # when it was loaded, and when it was read from the store
+
+
+async def test_one_that_names_another_base_is_refused_if_the_operator_says_so(
+    settings: Settings, load_dummy: LoadModels, tmp_path: Path
+) -> None:
+    folder = foreign(tmp_path / "sql")
+    body = {"lora_name": "sql", "lora_path": str(folder)}
+    strict = settings.model_copy(update={"adapter_roots": (tmp_path,), "strict_base": True})
+    async with running(strict, load_dummy) as (_, client):
+        refused = await client.post("/v1/load_lora_adapter", json=body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "other_base")
+        assert "LLGBM_STRICT_BASE" in refused.json()["error"]["message"]
+        assert (await client.get("/adapters")).json()["data"] == []
+    async with running(strict.model_copy(update={"strict_base": False}), load_dummy) as (_, client):
+        assert (await client.post("/v1/load_lora_adapter", json=body)).status_code == 200
+    async with running(strict, load_dummy) as (_, client):  # it is in the store already
+        answer = await client.post("/chat", json={"adapter_id": "sql", "query": "x"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (422, "adapter_mismatch")
+
+
+@pytest.mark.parametrize("named", ["/models/Tiny-Random-Qwen2/", "another-owner/tiny-random-qwen2"])
+async def test_the_same_base_under_another_owner_or_path_is_no_other(
+    settings: Settings, load_dummy: LoadModels, tmp_path: Path, named: str
+) -> None:
+    folder = foreign(tmp_path / "sql", base_id=named)
+    strict = settings.model_copy(update={"adapter_roots": (tmp_path,), "strict_base": True})
+    async with running(strict, load_dummy) as (_, client):
+        loaded = await client.post("/v1/load_lora_adapter", json={"lora_name": "sql", "lora_path": str(folder)})
+        assert (loaded.status_code, loaded.text) == (200, "Success: LoRA adapter 'sql' added successfully.")

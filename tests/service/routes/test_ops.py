@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from pathlib import Path
 
 import httpx
 import pytest
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
 
 from llgbm.errors import CheckpointError
 from service.app import create_app
@@ -93,30 +93,18 @@ async def test_metrics_are_prometheus_text_without_prompts(dummy_app: tuple[Fast
     assert made.status_code == 201
 
 
-@pytest.mark.redis
 async def test_without_redis_it_serves_and_says_degraded(
-    settings: Settings, load_dummy: LoadModels, tmp_path: Path
+    settings: Settings, load_dummy: LoadModels, redis_server: RedisServer
 ) -> None:
-    server = RedisServer(tmp_path)
-    server.start()
-    try:
-        with_redis = settings.model_copy(
-            update={"redis_url": _secret(server.url), "redis_retry_after": 0.0, "redis_timeout": 5.0}
-        )
-        async with running(with_redis, load_dummy) as (_, client):
-            assert (await client.get("/readyz")).json()["status"] == "ready"
-            server.stop()
-            down = await client.get("/readyz")
-            assert (down.status_code, down.json()["status"]) == (200, "degraded")
-            assert down.json()["embedding_cache"] == "degraded"
-            assert (await client.post("/generate-adapter", json={"prompt": "a task"})).status_code == 201
-            server.start()
-            assert (await client.get("/readyz")).json()["status"] == "ready"
-    finally:
-        server.stop()
-
-
-def _secret(url: str):  # type: ignore[no-untyped-def]
-    from pydantic import SecretStr
-
-    return SecretStr(url)
+    with_redis = settings.model_copy(
+        update={"redis_url": SecretStr(redis_server.url), "redis_retry_after": 0.0, "redis_timeout": 5.0}
+    )
+    async with running(with_redis, load_dummy) as (_, client):
+        assert (await client.get("/readyz")).json()["status"] == "ready"
+        redis_server.stop()
+        down = await client.get("/readyz")
+        assert (down.status_code, down.json()["status"]) == (200, "degraded")
+        assert down.json()["embedding_cache"] == "degraded"
+        assert (await client.post("/generate-adapter", json={"prompt": "a task"})).status_code == 201
+        redis_server.start()
+        assert (await client.get("/readyz")).json()["status"] == "ready"

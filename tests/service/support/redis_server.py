@@ -1,4 +1,4 @@
-"""A real redis-server for tests, on a free port, that can be stopped and started again."""
+"""A real Redis, or its fork Valkey, for tests: on a free port, and it can be stopped and started again."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from pathlib import Path
 
 import redis
 
+from tests.conftest import find_redis
 from tests.service.support.harness import free_port, wait_until
 
 
 class RedisServer:
-    """One redis-server, without persistence."""
+    """One server, without persistence; `options` are further arguments for it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
+        self._options = options
         self.port = free_port()
         self.url = f"redis://:secret@127.0.0.1:{self.port}/0"
         self.socket_url = f"unix://:secret@{folder}/redis.sock?db=0"
@@ -24,8 +26,16 @@ class RedisServer:
     def start(self) -> None:
         options = f"--port {self.port} --bind 127.0.0.1 --requirepass secret --appendonly no --dir {self._folder}"
         options += f" --unixsocket {self._folder}/redis.sock"
-        self._process = subprocess.Popen(["redis-server", *options.split(), "--save", ""], stdout=subprocess.DEVNULL)
-        wait_until(self._answers)
+        program = find_redis()
+        assert program is not None
+        self._process = subprocess.Popen(
+            [program, *options.split(), "--save", "", *self._options], stdout=subprocess.DEVNULL
+        )
+        wait_until(lambda: self._answers() or self._ended())
+        assert not self._ended(), "the server ended at its start"
+
+    def _ended(self) -> bool:
+        return self._process is not None and self._process.poll() is not None
 
     def _answers(self) -> bool:
         try:

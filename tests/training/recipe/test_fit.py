@@ -150,7 +150,7 @@ def test_a_fit_may_go_on_from_another_generator(config: fit.Config) -> None:
 def test_a_generator_of_another_size_is_no_start(config: fit.Config) -> None:
     fit.run(config)
     other = replace(config, workdir=config.workdir.with_name("other"), start=config.workdir / "generator")
-    with pytest.raises(ConfigError, match="of another base, LoRASpec or size than this fit"):
+    with pytest.raises(ConfigError, match="has another base, LoRASpec or size than this fit"):
         fit.run(replace(other, generator=replace(config.generator, hidden_size=48)))
 
 

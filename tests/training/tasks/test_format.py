@@ -103,7 +103,7 @@ def test_unique_descriptions_keeps_the_first_of_each(texts: list[str]) -> None:
         ({"label_set": ["cat"]}, r"train\[0\].output: 'CAT' is not in label_set"),
         ({"train": [{"input": "cat"}]}, r"train\[0\].output: expected a text, got NoneType"),
         ({"train": [{"input": "1", "output": 1}]}, r"train\[0\].output: expected a text, got int"),
-        ({"train": [{"input": "a", "output": " "}]}, r"train\[0\]: input and output must hold more"),
+        ({"train": [{"input": "a", "output": " "}]}, r"train\[0\]: input and output must contain more"),
         ({"train": [{"input": "a", "output": "b", "note": ""}]}, r"train\[0\].note: unknown key"),
         ({"train": ["cat"]}, r"train\[0\]: expected an object, got str"),
         (

@@ -13,8 +13,8 @@ import { showProblem } from "../base/problem.js";
 export function downloads(adapter) {
   const problem = el("div", { class: "problem", role: "alert", hidden: true });
   const files = [
-    { path: adapter.links.weights, name: "adapter_model.safetensors", label: "safetensors" },
-    { path: adapter.links.archive, name: `${adapter.id}.zip`, label: "PEFT folder, zip" },
+    { path: `/adapters/${adapter.id}/adapter_model.safetensors`, name: "adapter_model.safetensors", label: "safetensors" },
+    { path: `/adapters/${adapter.id}/archive`, name: `${adapter.id}.zip`, label: "PEFT folder, zip" },
   ];
   return el(
     "div",

@@ -47,7 +47,7 @@ function completion({ adapter, question }, model = adapter.id) {
 /** @param {Adapter} adapter */
 function fetched(adapter) {
   const zip = `${adapter.id}.zip`;
-  return `curl -s -o ${zip} ${quoted(address(adapter.links.archive))}${keyHeader()}\nunzip -q ${zip}`;
+  return `curl -s -o ${zip} ${quoted(address(`/adapters/${adapter.id}/archive`))}${keyHeader()}\nunzip -q ${zip}`;
 }
 
 /** @param {Subject} subject */

@@ -1,0 +1,193 @@
+"""What a request costs, and what a process holds in memory, with 100 adapters in the store and with 100,000.
+
+Nothing is decoded: the catalogue, the index and the adapters in memory are used as the routes use them. All but the 200
+adapters that are asked for are tiny records, since their tensors are never read. 50 fit into memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import random
+import resource
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.measure import Result, result
+from benchmarks.workbench import Workbench
+from llgbm.adapters.peft_io import content_digest
+from llgbm.config import LoRASpec, model_spec
+from llgbm.lora import LoRAWeights
+from service.adapters.catalogue import AdapterCatalogue
+from service.adapters.files import AdapterFiles
+from service.adapters.index import AdapterIndex
+from service.adapters.records import CONFIG_FILE, RECORD_FILE, AdapterRecord, new_record
+from service.adapters.store import AdapterStore
+from service.observability.metrics import Metrics
+
+_BASE = model_spec("tiny")
+_SPEC = LoRASpec.for_model(_BASE, rank=2, alpha=4.0)
+_ASKED, _RESIDENT = 200, 50
+_CREATED = 1.7e9
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Of one store: milliseconds of each kind of request, seconds of the first scan, MB that the process grew by."""
+
+    milliseconds: dict[str, list[float]]
+    scan: float
+    megabytes: float
+
+
+def run(bench: Workbench) -> list[Result]:
+    few, many = (100, 2_000) if bench.quick else (100, 100_000)
+    measured = {}
+    with tempfile.TemporaryDirectory(prefix="llgbm-bench-") as scratch:
+        for size in (few, many):
+            folder = Path(scratch) / str(size)
+            _fill(folder / "store", size)
+            # a process of its own, whose memory is that of this store
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                measured[size] = pool.apply(_measure, (folder, bench.times(100)))
+    kinds = {
+        "a page of 20 of all adapters": "page",
+        "one adapter by a name, with all its names": "one",
+        "200 adapters by name at once, 50 in memory": "together",
+    }
+    results = [
+        result(
+            f"{title}: with {many:,} adapters in the store over {few}",
+            {f"{size:,}": measured[size].milliseconds[kind] for size in (few, many)},
+            lambda m: m[f"{many:,}"] / m[f"{few:,}"],
+            arm_unit="ms",
+            higher=False,
+            target=1.5,
+            note=f"The first scan of {many:,} took {measured[many].scan:.1f} s, in the background.",
+        )
+        for title, kind in kinds.items()
+    ]
+    results.append(
+        result(
+            f"memory of the store's parts, {many:,} adapters over {few}",
+            {f"{size:,}": [measured[size].megabytes] for size in (few, many)},
+            lambda m: m[f"{many:,}"] - m[f"{few:,}"],
+            unit="MB",
+            arm_unit="MB",
+            higher=False,
+            target=20,
+            note="Largest resident memory after the first scan and all requests, less that before it.",
+        )
+    )
+    return results
+
+
+def _identity(number: int) -> str:
+    return f"lora-{number:024x}"
+
+
+def _fill(folder: Path, size: int) -> None:
+    """A store with `size` adapters, of which the newest can be read and have a name each."""
+    files = AdapterFiles(folder)
+    torch.manual_seed(1)
+    a = {m.name: torch.randn(_SPEC.rank, m.in_features) for m in _SPEC.modules}
+    b = {m.name: torch.randn(m.out_features, _SPEC.rank) for m in _SPEC.modules}
+    weights = LoRAWeights(_SPEC, a, b)
+    digest, norms = content_digest(weights), weights.product_norms()
+
+    def record(number: int) -> AdapterRecord:
+        made = new_record(
+            _identity(number),
+            weights,
+            digest=digest,
+            norms=norms,
+            base=_BASE,
+            base_id=_BASE.base_id,
+            source="generated",
+            descriptions=(f"The task with the number {number}.",),
+        )
+        return made.model_copy(update={"created": _CREATED + number})
+
+    readable = min(_ASKED, size)
+    for number in range(size - readable, size):
+        files.write(weights, record(number))
+        files.name(f"name-{number}", _identity(number))
+    template = record(0).content()
+    config = folder / _identity(size - 1) / CONFIG_FILE
+    for number in range(size - readable):
+        inner = folder / _identity(number)
+        inner.mkdir()
+        os.link(config, inner / CONFIG_FILE)
+        content = template.replace(_identity(0).encode(), _identity(number).encode())
+        (inner / RECORD_FILE).write_bytes(content.replace(f"{_CREATED}".encode(), f"{_CREATED + number}".encode()))
+
+
+def _measure(folder: Path, times: int) -> _Measured:
+    return asyncio.run(_measured(folder, times))
+
+
+async def _measured(folder: Path, times: int) -> _Measured:
+    before = _peak_megabytes()
+    files = AdapterFiles(folder / "store")
+    index = AdapterIndex(files, folder / "index.sqlite")
+    start = time.perf_counter()
+    index.catch_up(patience=3600)
+    scan = time.perf_counter() - start
+    metrics = Metrics()
+    one_adapter = files.read(_newest(index)).num_bytes
+    store = AdapterStore(files, _BASE, max_bytes=_RESIDENT * one_adapter, metrics=metrics)
+    catalogue = AdapterCatalogue(store, index, _BASE.base_id, metrics)
+    rows = index.ids(10**6, None) or []
+    cursors = [identity for identity, _ in random.Random(1).sample(rows[:-1], min(len(rows) - 1, 500))]
+    del rows
+    names = [name for given in index.names_of([i for i, _ in index.ids(_ASKED, None) or []]).values() for name in given]
+    draw = random.Random(2)
+
+    async def page() -> None:
+        records, _ = await catalogue.page(20, draw.choice(cursors))
+        await catalogue.names_of([record.id for record in records])
+
+    async def one() -> None:
+        record = await catalogue.record(draw.choice(names))
+        await catalogue.names_of([record.id], fresh=True)
+
+    async def together() -> None:
+        async def ask(name: str) -> None:
+            identity = await catalogue.resolve(name)
+            (await asyncio.to_thread(store.acquire, identity)).release()
+
+        await asyncio.gather(*map(ask, names))
+
+    milliseconds = {}
+    kinds: dict[str, tuple[Callable[[], Awaitable[None]], int]] = {
+        "page": (page, times),
+        "one": (one, times),
+        "together": (together, max(2, times // 10)),
+    }
+    for kind, (request, count) in kinds.items():
+        await request()
+        taken = []
+        for _ in range(count):
+            start = time.perf_counter()
+            await request()
+            taken.append(1e3 * (time.perf_counter() - start))
+        milliseconds[kind] = taken
+    catalogue.close()
+    return _Measured(milliseconds, scan, _peak_megabytes() - before)
+
+
+def _newest(index: AdapterIndex) -> str:
+    ids = index.ids(1, None)
+    if not ids:
+        raise RuntimeError("the store is empty")
+    return ids[0][0]
+
+
+def _peak_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

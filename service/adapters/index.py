@@ -1,0 +1,321 @@
+"""The index of a store: which adapters there are, the newest first, and their names, in a SQLite file of this machine.
+
+A request for one adapter looks into the store itself, at that adapter. What asks for many, or for all names of one,
+asks the index, so that no request reads the whole store and no process keeps it in memory. The processes of a machine
+share the file; it holds nothing that the store does not, may be deleted at any time, and is built anew when it is torn.
+
+What this service changes is put into the index at once. What others change, by hand or from another machine, is found
+by a scan of the store: in the background, when a list is asked for and the store has changed, for at most a twentieth
+of the time. A list waits for it for a moment, so that small stores are always shown as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import sqlite3
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as StillRunning
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+
+from service.adapters.files import AdapterFiles
+from service.adapters.records import AdapterRecord, parse_record
+
+PATIENCE = 0.25
+"""Seconds that a list waits for a scan."""
+_REST = 20
+"""The store is left alone for so many times as long as a scan took."""
+_BATCH = 200
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS adapter (
+    id TEXT PRIMARY KEY, created REAL NOT NULL, record BLOB NOT NULL, indexed REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS newest ON adapter (created DESC, id);
+CREATE TABLE IF NOT EXISTS name (
+    name TEXT PRIMARY KEY, id TEXT NOT NULL, mark TEXT NOT NULL, indexed REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS names_of ON name (id, name);
+"""
+_NEW = "SELECT id FROM here WHERE id NOT IN (SELECT id FROM adapter)"
+_RENAMED = "SELECT named.name, named.mark FROM named LEFT JOIN name USING (name) WHERE name.mark IS NOT named.mark"
+_log = structlog.get_logger("service.adapter_index")
+_T = TypeVar("_T")
+
+
+def index_path(cache_folder: Path, store: str) -> Path:
+    """The file of a store, by its folder's path or its address."""
+    return cache_folder / f"adapters-{hashlib.sha256(store.encode()).hexdigest()[:12]}.sqlite"
+
+
+class AdapterIndex:
+    """Over `files`, in the file `path`. Blocks, and may be used from any thread.
+
+    A folder that cannot be written to is replaced by a temporary one, and a log line says so.
+    """
+
+    def __init__(self, files: AdapterFiles, path: Path) -> None:
+        self._files = files
+        self._lock = threading.Lock()
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        try:
+            self._path, self._connection = path, _opened(path)
+        except (sqlite3.OperationalError, OSError) as error:
+            _log.warning("adapter_index_is_temporary", path=str(path), error=str(error))
+            self._temporary = tempfile.TemporaryDirectory(prefix="llgbm-index-")
+            self._path = Path(self._temporary.name) / path.name
+            self._connection = _opened(self._path)
+        self._scan_lock = threading.Lock()
+        self._scanning: Future[None] | None = None
+        self._scanned: object = None
+        self._rests_until = 0.0
+        self._closed = False
+
+    def close(self) -> None:
+        """Close the file, after the scan that may be running."""
+        self._closed = True
+        scanning = self._scanning
+        if scanning is not None:
+            with contextlib.suppress(Exception):
+                scanning.result()
+        with self._lock:
+            self._connection.close()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    # what is asked
+
+    def page(self, limit: int, after: str | None) -> list[AdapterRecord] | None:
+        """Up to `limit` adapters, the newest first, after the one with id `after`, without their norms.
+
+        None if there is no adapter `after`.
+        """
+        rows = self._rows_after("id, record", limit, after)
+        if rows is None:
+            return None
+        return [record for identity, content in rows if (record := parse_record(content, identity)) is not None]
+
+    def ids(self, limit: int, after: str | None) -> list[tuple[str, float]] | None:
+        """As `page`, but only the id of each and when it was made, in seconds since 1970."""
+        return self._rows_after("id, created", limit, after)
+
+    def _rows_after(self, columns: str, limit: int, after: str | None) -> list[Any] | None:
+        def read() -> list[Any] | None:
+            order = f"ORDER BY created DESC, id LIMIT {int(limit)}"
+            if after is None:
+                return self._connection.execute(f"SELECT {columns} FROM adapter {order}").fetchall()
+            found = self._connection.execute("SELECT created FROM adapter WHERE id = ?", (after,)).fetchone()
+            if found is None:
+                return None
+            # two ranges of the index, the second one for adapters of the same moment
+            older = f"SELECT {columns} FROM adapter WHERE created < ? {order}"
+            equal = f"SELECT {columns} FROM adapter WHERE created = ? AND id > ? {order}"
+            rows = self._connection.execute(equal, (*found, after)).fetchall()
+            return (rows + self._connection.execute(older, found).fetchall())[:limit]
+
+        return self._asked(read)
+
+    def names_of(self, identities: Sequence[str]) -> dict[str, list[str]]:
+        """Id -> its names, sorted, for those of `identities` that have any."""
+
+        def read() -> dict[str, list[str]]:
+            found: dict[str, list[str]] = {}
+            for start in range(0, len(identities), _BATCH):
+                part = identities[start : start + _BATCH]
+                marks = ",".join("?" * len(part))
+                rows = self._connection.execute(f"SELECT id, name FROM name WHERE id IN ({marks}) ORDER BY name", part)
+                for identity, name in rows:
+                    found.setdefault(identity, []).append(name)
+            return found
+
+        return self._asked(read)
+
+    def _asked(self, read: Callable[[], _T]) -> _T:
+        try:
+            with self._lock:
+                return read()
+        except sqlite3.OperationalError:  # such as a disk that does not answer: the file itself may be whole
+            raise
+        except sqlite3.DatabaseError as error:
+            _log.error("adapter_index_built_anew", path=str(self._path), error=str(error))
+            with self._lock:
+                self._connection.close()
+                _remove(self._path)
+                self._connection = _opened(self._path)
+            self._scan()
+            with self._lock:
+                return read()
+
+    # what is told
+
+    def put(self, record: AdapterRecord) -> None:
+        """An adapter that was just stored."""
+        self._told(lambda connection: _put(connection, [record]))
+
+    def remove(self, identity: str) -> None:
+        """An adapter that was just removed, with its names."""
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM adapter WHERE id = ?", (identity,))
+            connection.execute("DELETE FROM name WHERE id = ?", (identity,))
+
+        self._told(write)
+
+    def put_name(self, name: str, identity: str) -> None:
+        """A name that was just given."""
+        self._told(lambda connection: _put_name(connection, name, identity, ""))
+
+    def remove_name(self, name: str) -> None:
+        """A name that was just taken away."""
+        self._told(lambda connection: connection.execute("DELETE FROM name WHERE name = ?", (name,)))
+
+    def _told(self, write: Callable[[sqlite3.Connection], object]) -> None:
+        try:
+            with self._lock, _transaction(self._connection):
+                write(self._connection)
+        except sqlite3.Error as error:  # such as a full disk; the store has it, and the next scan finds it
+            _log.warning("adapter_index_not_written", error=str(error))
+
+    # what others changed
+
+    def catch_up(self, patience: float = PATIENCE) -> None:
+        """Scan the store in the background if it has changed, and wait for that for `patience` seconds.
+
+        Raises:
+            StoreUnavailableError: the store was asked within that time, and did not answer.
+        """
+        scanning = self._start_scan()
+        if scanning is not None:
+            with contextlib.suppress(StillRunning):
+                scanning.result(patience)
+
+    def _start_scan(self) -> Future[None] | None:
+        with self._scan_lock:
+            if self._scanning is not None and not self._scanning.done():
+                return self._scanning
+            state = self._files.state()
+            unchanged = state is not None and state == self._scanned
+            if self._closed or unchanged or time.monotonic() < self._rests_until:
+                return None
+            self._scanning = future = Future[None]()
+            threading.Thread(target=self._run_scan, args=(future, state), name="llgbm-index", daemon=True).start()
+            return future
+
+    def _run_scan(self, future: Future[None], state: object) -> None:
+        start = time.monotonic()
+        try:
+            self._scan()
+            self._scanned = state  # as it was before: what changed meanwhile is looked at again
+            outcome: Exception | None = None
+        except Exception as error:  # whoever waits is told; a scan that nobody waits for is tried again
+            _log.warning("adapter_index_scan_failed", error=f"{type(error).__name__}: {error}")
+            outcome = error
+        seconds = time.monotonic() - start
+        self._rests_until = time.monotonic() + _REST * seconds
+        if outcome is None:
+            future.set_result(None)
+        else:
+            future.set_exception(outcome)
+
+    def _scan(self) -> None:
+        """Bring the index to what the store holds. Its memory does not grow with the store."""
+        start = time.time()
+        connection = _opened(self._path)  # its own, so that what is asked need not wait
+        try:
+            connection.execute("CREATE TEMP TABLE here (id TEXT PRIMARY KEY) WITHOUT ROWID")
+            connection.execute("CREATE TEMP TABLE named (name TEXT PRIMARY KEY, mark TEXT NOT NULL) WITHOUT ROWID")
+            with _transaction(connection, "BEGIN"):
+                rows = ((identity,) for identity in self._files.identities())
+                connection.executemany("INSERT OR IGNORE INTO here VALUES (?)", rows)
+                connection.executemany("INSERT OR REPLACE INTO named VALUES (?, ?)", self._files.name_marks())
+            for identities in _batches(connection, _NEW, "id"):
+                records = self._files.read_records([identity for (identity,) in identities])
+                with _transaction(connection):
+                    _put(connection, records)
+                if self._closed:
+                    return
+            for names in _batches(connection, _RENAMED, "named.name"):
+                meanings = [(name, self._files.meaning(name), mark) for name, mark in names]
+                with _transaction(connection):
+                    for name, identity, mark in meanings:
+                        if identity is not None:
+                            _put_name(connection, name, identity, mark)
+            with _transaction(connection):
+                # not what was stored while this scan was on its way
+                gone = "indexed < ? AND {0} NOT IN (SELECT {0} FROM {1})"
+                connection.execute(f"DELETE FROM adapter WHERE {gone.format('id', 'here')}", (start,))
+                connection.execute(f"DELETE FROM name WHERE {gone.format('name', 'named')}", (start,))
+        finally:
+            connection.close()
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    """The file, made anew if it is no index of this version."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return _connected(path)
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError as error:
+        _log.warning("adapter_index_built_anew", path=str(path), error=str(error))
+        _remove(path)
+        return _connected(path)
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version not in (0, _VERSION):
+            raise sqlite3.DatabaseError(f"version {version}")
+        if version == 0:
+            connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _remove(path: Path) -> None:
+    for ending in ("", "-wal", "-shm"):
+        path.with_name(path.name + ending).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
+    connection.execute(begin)
+    try:
+        yield
+    except BaseException:
+        if connection.in_transaction:  # sqlite rolls back by itself when the disk is full
+            connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def _batches(connection: sqlite3.Connection, query: str, key: str) -> Iterator[list[tuple[str, ...]]]:
+    """The rows of a query by parts, each asked for anew, so that the tables may change in between."""
+    joined = "AND" if "WHERE" in query else "WHERE"
+    last = ""
+    while rows := connection.execute(f"{query} {joined} {key} > ? ORDER BY {key} LIMIT {_BATCH}", (last,)).fetchall():
+        last = rows[-1][0]
+        yield rows
+
+
+def _put(connection: sqlite3.Connection, records: Iterable[AdapterRecord]) -> None:
+    now = time.time()
+    rows = ((r.id, r.created, r.model_copy(update={"norms": {}}).model_dump_json(), now) for r in records)
+    connection.executemany("INSERT OR REPLACE INTO adapter VALUES (?, ?, ?, ?)", rows)
+
+
+def _put_name(connection: sqlite3.Connection, name: str, identity: str, mark: str) -> None:
+    connection.execute("INSERT OR REPLACE INTO name VALUES (?, ?, ?, ?)", (name, identity, mark, time.time()))

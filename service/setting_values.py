@@ -1,0 +1,129 @@
+"""The forms in which operators write a setting, each read for what it means or refused with what is right."""
+
+from __future__ import annotations
+
+import json
+import re
+from ipaddress import ip_network
+from typing import Any
+from urllib.parse import urlsplit
+
+_QUOTES = "\"'"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_RATE = re.compile(r"\d+\s*(/|per)\s*(\d+\s*)?(second|minute|hour|day)s?")
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#@]+)/?", re.ASCII | re.IGNORECASE)
+_OWN_PORT = {"http": ":80", "https": ":443"}
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*", re.ASCII)
+
+
+def unquoted(value: str) -> str:
+    """`value` without quotes around the whole of it, which `docker run --env-file` and YAML lists leave there."""
+    text = value.strip()
+    around = len(text) >= 2 and text[0] in _QUOTES and text[0] == text[-1] and text[0] not in text[1:-1]
+    return text[1:-1].strip() if around else value
+
+
+def without_password(address: str) -> str:
+    """An address fit for a log: what stands before the @ of its host is left out."""
+    scheme, separator, rest = address.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}" if separator else address
+
+
+def split_list(value: Any) -> Any:
+    """A JSON list, or words separated by commas."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    words = [unquoted(part.strip()) for part in text.split(",") if part.strip()]
+    values = json.loads(text) if text.startswith("[") else words
+    if text and not values and text != "[]":  # what was to be put there is missing, and a list of keys would be open
+        raise ValueError("there are commas and nothing between them; leave the variable unset for an empty list")
+    return values
+
+
+def key_hashes(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Hashes of API keys, in small letters."""
+    values = tuple(value.lower() for value in values)
+    for value in values:
+        if _SHA256.fullmatch(value) is None:
+            raise ValueError(
+                'an API key is given as the 64 hexadecimal digits of its sha256: printf %s "$KEY" | sha256sum'
+            )
+    return values
+
+
+def rate(value: str) -> str:
+    """A rate as the package `limits` writes it."""
+    if value and _RATE.fullmatch(value.strip()) is None:
+        raise ValueError(f"{value!r} is not a rate such as 60/minute or 1000/2 hours")
+    return value.strip()
+
+
+def server_urls(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Addresses without a slash or /v1 at the end, each once."""
+    values = tuple(value.rstrip("/").removesuffix("/v1").rstrip("/") for value in values)
+    for value in values:
+        if not _is_server(value):
+            raise ValueError(f"{without_password(value)!r} is no address of a vLLM server, such as http://host:8000")
+        if "@" in urlsplit(value).netloc:
+            raise ValueError(
+                f"{without_password(value)!r} comes with a user or a password, which the log would show; the key of "
+                "the servers goes into LLGBM_VLLM_API_KEY"
+            )
+    return tuple(dict.fromkeys(values))
+
+
+def _is_server(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:  # a port that is no number
+        return False
+
+
+def origins(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Origins, each once."""
+    return tuple(dict.fromkeys(checked_origin(value) for value in values))
+
+
+def networks(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Addresses and networks of proxies, or *."""
+    for value in values:
+        try:
+            if value != "*":
+                ip_network(value)
+        except ValueError as error:
+            raise ValueError(f"{value!r} is no address or network of a proxy, such as 10.0.0.0/8: {error}") from error
+    return values
+
+
+def checked_origin(value: str) -> str:
+    """An origin as a browser sends it: in small letters, without the slash at the end and the scheme's own port.
+
+    Raises:
+        ValueError: it is no origin.
+    """
+    if value in ("*", "null"):
+        return value
+    parts = _ORIGIN.fullmatch(value)
+    if parts is None:
+        raise ValueError(
+            f"{value!r} is no origin: a scheme and a host, with a port if need be, such as https://page.example or "
+            "http://localhost:3000, and no path"
+        )
+    scheme, host = parts[1].lower(), parts[2].lower()
+    return f"{scheme}://{host.removesuffix(_OWN_PORT.get(scheme, '/'))}"
+
+
+def checked_path(value: str) -> str:
+    """A path in front of the service's own, with a slash at its start and none at its end; empty for none.
+
+    Raises:
+        ValueError: it is no such path.
+    """
+    path = value.strip().rstrip("/")
+    path = path if path.startswith("/") or not path else f"/{path}"
+    if _ROOT_PATH.fullmatch(path) is None or {".", ".."} & set(path.split("/")):
+        raise ValueError(f"{value!r} is no path such as /llgbm")
+    return path

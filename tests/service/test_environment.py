@@ -1,0 +1,126 @@
+"""What operators and their tools put into the environment is read for what is meant, or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service.environment import service_links
+from service.setting_values import unquoted
+from service.settings import Settings, unknown_variables
+
+LINKS = {  # of Services called llgbm, llgbm-redis and llgbm-vllm, as a container finds them
+    "LLGBM_SERVICE_HOST": "10.0.0.7",
+    "LLGBM_SERVICE_PORT": "8000",
+    "LLGBM_SERVICE_PORT_HTTP": "8000",
+    "LLGBM_PORT": "tcp://10.0.0.7:8000",
+    "LLGBM_PORT_8000_TCP": "tcp://10.0.0.7:8000",
+    "LLGBM_PORT_8000_TCP_PROTO": "tcp",
+    "LLGBM_PORT_8000_TCP_PORT": "8000",
+    "LLGBM_PORT_8000_TCP_ADDR": "10.0.0.7",
+    "LLGBM_REDIS_SERVICE_HOST": "fd00::1",
+    "LLGBM_REDIS_PORT": "tcp://[fd00::1]:6379",
+    "LLGBM_VLLM_PORT_53_UDP_ADDR": "10.0.0.9",
+}
+
+
+def test_service_links_of_kubernetes_are_told_apart_from_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in LINKS.items():
+        monkeypatch.setenv(name, value)
+    settings = Settings(_env_file=None)
+    assert settings.port == 8000
+    assert service_links({**LINKS, "LLGBM_HOST": "0.0.0.0", "HOME": "/"}) == sorted(LINKS)
+    assert unknown_variables(LINKS) == []
+
+
+def test_a_port_in_the_file_holds_when_the_environment_has_a_link(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "env"
+    file.write_text("LLGBM_PORT=9000\n")
+    monkeypatch.setenv("LLGBM_PORT", "tcp://10.0.0.7:8000")
+    assert Settings(_env_file=file).port == 9000
+    monkeypatch.setenv("LLGBM_PORT", "7000")
+    assert Settings(_env_file=file).port == 7000
+
+
+@pytest.mark.parametrize("name", ["LLGBM_PORT", "LLGBM_STORE_URL", "LLGBM_PORTS"])
+def test_what_is_no_link_is_not_taken_for_one(name: str) -> None:
+    assert service_links({name: "http://10.0.0.7:8000"}) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "bare"),
+    [('"a"', "a"), ("'a b'", "a b"), (' "a" ', "a"), ('"a","b"', '"a","b"'), ("\"a'", "\"a'"), ("'", "'"), ("", "")],
+)
+def test_quotes_around_a_whole_value_are_taken_off(value: str, bare: str) -> None:
+    assert unquoted(value) == bare
+
+
+def test_a_file_for_docker_with_quotes_means_the_same_as_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {
+        "PORT": '"9000"',
+        "STORE_URL": "'s3://bucket/adapters'",
+        "RATE_LIMIT": '"60/minute"',
+        "ALLOWED_HOSTS": '"a.example","b.example"',
+        "OTEL": '"true"',
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(f"LLGBM_{name}", value)
+    settings = Settings(_env_file=None)
+    assert (settings.port, settings.store_url, settings.rate_limit, settings.otel) == (
+        9000,
+        "s3://bucket/adapters",
+        "60/minute",
+        True,
+    )
+    assert settings.allowed_hosts == ("a.example", "b.example")
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("https://page.example/", ("https://page.example",)),
+        ("'https://page.example'", ("https://page.example",)),
+        ('"https://a.example", "https://b.example/"', ("https://a.example", "https://b.example")),
+        ('["https://a.example/"]', ("https://a.example",)),
+        ("HTTPS://Page.Example:443", ("https://page.example",)),
+        ("http://page.example:80,http://page.example", ("http://page.example",)),
+        ("http://localhost:3000", ("http://localhost:3000",)),
+        ("https://page.example:80", ("https://page.example:80",)),
+        ("chrome-extension://abcdef", ("chrome-extension://abcdef",)),
+        ("*", ("*",)),
+    ],
+)
+def test_origins_are_kept_as_browsers_send_them(
+    monkeypatch: pytest.MonkeyPatch, given: str, kept: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("LLGBM_CORS_ORIGINS", given)
+    assert Settings(_env_file=None).cors_origins == kept
+
+
+@pytest.mark.parametrize(
+    "given", ["https://page.example/app", "page.example", "https://", "https://me@page.example", "https://a/?q", "//a"]
+)
+def test_what_can_match_no_origin_is_refused(given: str) -> None:
+    with pytest.raises(ValidationError, match="no origin: a scheme and a host"):
+        Settings(_env_file=None, cors_origins=(given,))
+
+
+@pytest.mark.parametrize(("given", "kept"), [("/llgbm/", "/llgbm"), ("llgbm", "/llgbm"), ("/a/b", "/a/b"), ("/", "")])
+def test_root_paths_have_one_form(given: str, kept: str) -> None:
+    assert Settings(_env_file=None, root_path=given).root_path == kept
+
+
+@pytest.mark.parametrize("given", ["/a b", "https://page.example/llgbm", "/a//b", "/a?b", "/../a"])
+def test_other_root_paths_are_refused(given: str) -> None:
+    with pytest.raises(ValidationError, match="no path such as /llgbm"):
+        Settings(_env_file=None, root_path=given)
+
+
+def test_proxies_are_addresses_or_networks() -> None:
+    assert Settings(_env_file=None, trusted_proxies=("10.0.0.0/8", "*", "::1")).trusted_proxies[0] == "10.0.0.0/8"
+    with pytest.raises(ValidationError, match="no address or network"):
+        Settings(_env_file=None, trusted_proxies=("10.0.0.1/8",))
