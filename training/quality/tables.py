@@ -58,8 +58,8 @@ def run(config: Config) -> None:
     """Update every table of every document.
 
     Raises:
-        ConfigError: a document has no marked table, or a table lacks its end, has an unknown name, or selects a method
-            that the result does not have.
+        ConfigError: a document has no marked table, or a table lacks its end, has an unknown name, or names a method
+            or a group of tasks that the result does not have.
         TaskFormatError: a result is missing.
     """
     texts = {}
