@@ -139,7 +139,7 @@ $(DEV_STAMP): $(VENV_STAMP) pyproject.toml $(CONSTRAINTS)
 # vLLM pins versions of its own, so it has an environment of its own. Of its dependencies these three come from the
 # package index for CUDA only, which the CPU build of torch cannot load, and serving text needs none of them.
 $(VLLM_STAMP): $(VENV_STAMP)
-	@echo 'make: installing $(VLLM) beside; about 3 GB'
+	@echo 'make: installing $(VLLM) into an environment of its own; about 3 GB'
 	@$(PYTHON) -m venv $(VENV)-vllm
 	$(VENV)-vllm/bin/python -m pip --disable-pip-version-check install $(PIP_ARGS) $(VLLM)
 	$(VENV)-vllm/bin/python -m pip --disable-pip-version-check uninstall --yes torchvision torchaudio torchcodec

@@ -58,8 +58,8 @@ def run(config: Config) -> None:
     """Update every table of every document.
 
     Raises:
-        ConfigError: a document has no marked table, or a table lacks its end, has an unknown name, or selects a method
-            that the result does not have.
+        ConfigError: a document has no marked table, or a table lacks its end, has an unknown name, or names a method
+            or a group of tasks that the result does not have.
         TaskFormatError: a result is missing.
     """
     texts = {}
@@ -83,10 +83,9 @@ def filled(place: re.Match[str], config: Config) -> str:
     if only is not None and name not in _BY_METHOD:
         raise ConfigError(f"the table {name} has no choice of methods; `only` goes with {', '.join(_BY_METHOD)}")
     if name == "failures" and group in COLUMNS:
-        lines = failures(read_result(source)["failures"][group])
+        lines = failures(_of_group(source, "failures", group))
     elif name in TABLES and (group in COLUMNS or group is None):
-        columns = read_result(source)["columns"]
-        shown = columns if group is None else {group: columns[group]}
+        shown = read_result(source)["columns"] if group is None else {group: _of_group(source, "columns", group)}
         lines = TABLES[name](shown if only is None else chosen(shown, only.split("; "), source))
     else:
         known = ", ".join((*TABLES, "failures"))
@@ -194,6 +193,14 @@ def failures(found: Sequence[Result]) -> list[str]:
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """The lines of a Markdown table."""
     return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+def _of_group(source: Path, part: str, group: str) -> Any:
+    """The entry of a group of tasks in a part of the result."""
+    found = read_result(source)[part]
+    if group not in found:
+        raise ConfigError(f"{source} has no group {group} in its {part}; it has {', '.join(found)}")
+    return found[group]
 
 
 def _mean(scores: Result, tasks: Sequence[str]) -> float | None:

@@ -121,11 +121,13 @@ def test_a_place_may_choose_methods_and_their_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "message"),
     [
+        ("methods trained_families", "no group trained_families in its columns; it has unseen_descriptions, heldout_k"),
+        ("failures unseen_descriptions", "no group unseen_descriptions in its failures; it has heldout_kinds"),
         ("methods only base; guess", "has no method 'guess'; it has base; generated; teacher"),
         ("differences only base", "differences has no choice of methods"),
     ],
 )
-def test_a_choice_that_a_table_cannot_make_is_refused(tmp_path: Path, place: str, message: str) -> None:
+def test_a_group_or_method_that_the_result_lacks_is_refused(tmp_path: Path, place: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         filled(tmp_path, place)
 
