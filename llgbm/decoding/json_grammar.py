@@ -44,7 +44,7 @@ class JsonGrammar:
 
     def __init__(self, schema: Mapping[str, Any] | None = None) -> None:
         self.schema = schema
-        whole = {"type": "object"} if schema is None else schema
+        whole: Mapping[str, Any] = {"type": "object"} if schema is None else schema
         try:
             size = len(json.dumps(whole))
         except RecursionError:

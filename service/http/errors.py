@@ -139,7 +139,8 @@ def _invalid(error: RequestValidationError) -> ApiError:
     for item in error.errors():
         if item["type"] == "json_invalid":
             return _NotJSONError("the body is not JSON")
-        told = problems.setdefault(_place(item["loc"], item["type"] == "missing", error.body), [])
+        absent = item["type"] == "missing" or item.get("input") is None
+        told = problems.setdefault(_place(item["loc"], absent, error.body), [])
         text = "it is not known here; leave it out" if item["type"] == "extra_forbidden" else item["msg"]
         text = text.removeprefix("Value error, ")
         if text not in told:
@@ -150,7 +151,7 @@ def _invalid(error: RequestValidationError) -> ApiError:
     return ApiError(422, message, param=found[0] or None)
 
 
-def _place(location: tuple[int | str, ...], missing: bool, body: Any) -> str:
+def _place(location: tuple[int | str, ...], absent: bool, body: Any) -> str:
     """The field at fault, as a path through the body: without the forms of a field that pydantic puts in between."""
     source, *steps = location
     if source != "body":
@@ -158,7 +159,7 @@ def _place(location: tuple[int | str, ...], missing: bool, body: Any) -> str:
     path: list[str] = []
     for place, step in enumerate(steps):
         is_field = isinstance(step, int) or (
-            isinstance(body, dict) and (step in body or (missing and place == len(steps) - 1))
+            isinstance(body, dict) and (step in body or (absent and place == len(steps) - 1))
         )
         if not is_field:
             continue

@@ -49,10 +49,10 @@ IGNORED: Mapping[str, str] = {
 _MODEL = "`model` takes the adapter's id or name"
 _LENGTH, _FORMAT = "use max_tokens", "use response_format"
 REFUSED: Mapping[str, Refused] = {
-    "tools": Refused("tools are not supported", ([],)),
-    "tool_choice": Refused("tools are not supported", ("none", "auto")),
-    "functions": Refused("tools are not supported", ([],)),
-    "function_call": Refused("tools are not supported", ("none", "auto")),
+    "tools": Refused("no tools are called here", ([],)),
+    "tool_choice": Refused("no tools are called here", ("none", "auto")),
+    "functions": Refused("no tools are called here", ([],)),
+    "function_call": Refused("no tools are called here", ("none", "auto")),
     "modalities": Refused("answers are text", (["text"],)),
     "audio": Refused("answers are text"),
     "web_search_options": Refused("nothing is searched"),

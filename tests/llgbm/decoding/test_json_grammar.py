@@ -102,7 +102,7 @@ def test_white_space_ends(tiny_base: Base) -> None:
         ({"type": "string", "minLength": 3, "maxLength": 1}, "", "greater than"),
         ({"properties": 5}, "", "must be an object"),
         ({"x-guidance": {"lenient": True}, "contains": {}}, "", "Unimplemented keys"),
-        ({"properties": {"a": {"enum": []}}, "required": ["a"]}, "properties.a", "Unsatisfiable"),
+        ({"type": "object", "properties": {"a": {"enum": []}}, "required": ["a"]}, "properties.a", "Unsatisfiable"),
         ({"anyOf": [True, {"not": {}}]}, "anyOf.1", "Unimplemented keys"),
         ({"enum": ["x" * MAX_SCHEMA_CHARS]}, "", "characters"),
     ],

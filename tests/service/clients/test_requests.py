@@ -17,6 +17,9 @@ from service.schemas.messages import IGNORED_IN_MESSAGES, Message
 from tests.service.clients.conftest import BASE, USER, ask, refusal, text_of
 from tests.service.support.harness import LiveServer
 
+ENDLESS = {str(token): -100.0 for token in range(128, 259)}
+"""Biases under which the tiny base goes on for ever, in ASCII: a token is a character."""
+
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_adapter_id_means_what_it_means_in_chat(client: httpx.Client, french: str, stream: bool) -> None:
@@ -157,8 +160,8 @@ def test_penalties_are_those_of_the_library_and_lessen_repetition(
 ) -> None:
     from llgbm.chat import prompt_ids
 
-    answer = ask(client, max_tokens=60, logit_bias={"257": -100, "258": -100, "256": -100}, **more)
-    bias = ((256, -100.0), (257, -100.0), (258, -100.0))
+    answer = ask(client, max_tokens=60, logit_bias=ENDLESS, **more)
+    bias = tuple((int(token), value) for token, value in ENDLESS.items())
     params = SamplingParams(max_tokens=60, logit_bias=bias, **more)  # type: ignore[arg-type]
     (expected,) = generate(tiny_base, [prompt_ids(tiny_base.tokenizer, USER)], None, params)
     assert answer.json()["usage"]["completion_tokens"] == 60
@@ -170,11 +173,13 @@ def test_penalties_are_those_of_the_library_and_lessen_repetition(
 
 
 def test_the_answer_goes_on_from_the_assistants_last_message(client: httpx.Client) -> None:
-    whole = text_of(ask(client, max_tokens=12))
-    begun = {"role": "assistant", "content": whole[:4]}
-    more: dict[str, Any] = {"continue_final_message": True, "add_generation_prompt": False}
-    assert text_of(ask(client, messages=[*USER, begun], max_tokens=12 - len(whole[:4].encode()), **more)) == whole[4:]
-    assert text_of(ask(client, messages=[*USER, begun])) != whole[4:12]
+    whole = text_of(ask(client, max_tokens=12, logit_bias=ENDLESS))
+    messages = [*USER, {"role": "assistant", "content": whole[:4]}]
+    more: dict[str, Any] = {"messages": messages, "max_tokens": 8, "logit_bias": ENDLESS}
+    rest = text_of(ask(client, continue_final_message=True, add_generation_prompt=False, **more))
+    assert rest == whole[4:]
+    assert text_of(ask(client, continue_final_message=True, **more)) == rest
+    assert text_of(ask(client, **more)) != rest
 
 
 def test_without_a_generation_prompt_there_is_no_head_of_a_turn(client: httpx.Client) -> None:
@@ -213,7 +218,7 @@ def test_openais_own_objects_come_back_as_messages(server: LiveServer) -> None:
 def test_max_tokens_is_cut_at_what_the_context_has_left(client: httpx.Client, name: str) -> None:
     long = [{"role": "user", "content": "x" * 3950}]
     for wanted in (4096, 10**9, -1):
-        answer = ask(client, messages=long, **{"max_tokens": None, name: wanted}, logit_bias={"257": -100, "256": -100})
+        answer = ask(client, messages=long, **{"max_tokens": None, name: wanted}, logit_bias=ENDLESS)
         usage = answer.json()["usage"]
         assert usage["total_tokens"] == 4096
         assert answer.json()["choices"][0]["finish_reason"] == "length"

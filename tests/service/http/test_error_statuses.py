@@ -7,6 +7,7 @@ from service.adapters.errors import NameTakenError, StoreFullError
 from service.engine.interface import (
     DeadlineError,
     EngineError,
+    GrammarError,
     QueueFullError,
     RefusedError,
     StoppedError,
@@ -21,6 +22,7 @@ ERRORS = [
     (DeadlineError("late"), 504, "deadline_exceeded"),
     (StoppedError("stopping"), 503, "draining"),
     (UnstableError("too large"), 422, "adapter_unstable"),
+    (GrammarError("too many"), 422, "invalid_value"),
     (UnavailableError("nobody", 1), 503, "engine_unavailable"),
     (UpstreamError("failed"), 502, "engine_error"),
     (RefusedError("too long"), 400, "bad_request"),
