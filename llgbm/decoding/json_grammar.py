@@ -17,8 +17,8 @@ import torch
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from torch import Tensor
 
-from llgbm.decoding.byte_level import token_bytes
 from llgbm.errors import SchemaError
+from llgbm.pretrained.byte_level import token_bytes
 
 MAX_SCHEMA_CHARS = 65_536
 """Larger schemas would hold up the other rows of a batch while they are compiled."""

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from llgbm.config import model_spec
-from llgbm.decoding.byte_level import byte_vocabulary
+from llgbm.pretrained.byte_level import byte_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -17,11 +17,11 @@ from typing import Any
 from jinja2 import TemplateError
 
 from llgbm.chat import prompt_ids, with_description
-from llgbm.decoding.byte_level import token_bytes
 from llgbm.decoding.decoder import DecodeRequest
 from llgbm.decoding.json_grammar import JsonGrammar
 from llgbm.decoding.sampling import SamplingParams
 from llgbm.errors import ConfigError, SchemaError
+from llgbm.pretrained.byte_level import token_bytes
 from llgbm.prompting import AdapterRequest
 from service.adapters.catalogue import AdapterCatalogue
 from service.adapters.errors import UnknownAdapterError

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.errors import ApiError
 
-_PERSON = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+_PERSON: dict[str, Any] = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
 
 
 class JsonSchema(BaseModel):

@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 
 from llgbm.base import Base, load_base
 from llgbm.config import TARGET_MODULES, model_spec
-from llgbm.decoding.byte_level import byte_vocabulary
+from llgbm.pretrained.byte_level import byte_vocabulary
 from llgbm.pretrained.tiny import build_tiny_base, build_tiny_encoder
 
 SENTENCES = [
