@@ -99,12 +99,18 @@ def load_bare_base(name_or_path: str | Path) -> BareBase:
 
 
 def storage_of(base: Base) -> str:
-    """How the base stores its Linear weights: float32, bfloat16, int8 or int8_training."""
+    """How the base stores its Linear weights: float32, bfloat16, bfloat16_activations, int8 or int8_training."""
     linear = base.model.get_submodule(base.spec.module_shape(0, "down_proj").name)
     if isinstance(linear, Int8TrainingLinear):
         return "int8_training"
     weight = getattr(linear, "weight", None)
-    return str(weight.dtype).removeprefix("torch.") if isinstance(weight, torch.Tensor) else "int8"
+    if not isinstance(weight, torch.Tensor):
+        return "int8"
+    # on a GPU, "bfloat16" is the whole model
+    embeddings = next(base.model.parameters())
+    if weight.dtype == embeddings.dtype == torch.bfloat16 and embeddings.device.type == "cpu":
+        return "bfloat16_activations"
+    return str(weight.dtype).removeprefix("torch.")
 
 
 def require_gradients(base: Base) -> None:

@@ -238,7 +238,7 @@ async def load_lora_adapter(body: LoadAdapterRequest, services: Ready) -> Respon
 @router.post(
     "/v1/unload_lora_adapter",
     response_class=Response,
-    responses={**_TEXT, **errors(404)},
+    responses={**_TEXT, **errors(400, 404)},
     summary="Unload an adapter, as vLLM does",
 )
 async def unload_lora_adapter(body: UnloadAdapterRequest, services: Ready) -> Response:

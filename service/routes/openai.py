@@ -157,7 +157,9 @@ def _new_id() -> str:
     return f"chatcmpl-{uuid.uuid4().hex}"
 
 
-@router.get("/models", response_model=ModelList, responses=errors(404), summary="All models: the base and the adapters")
+@router.get(
+    "/models", response_model=ModelList, responses=errors(400, 404), summary="All models: the base and the adapters"
+)
 async def list_models(
     services: Ready,
     limit: Annotated[int, Query(ge=1, le=1000, description="Adapters on a page; their names are on it too.")] = 1000,
@@ -179,7 +181,7 @@ async def list_models_below_a_slash(services: Ready) -> ModelList:
     return await list_models(services)
 
 
-@router.get("/models/{model:path}", response_model=Model, responses=errors(404), summary="One model")
+@router.get("/models/{model:path}", response_model=Model, responses=errors(400, 404), summary="One model")
 async def show_model(model: str, services: Ready) -> Model:
     """A model by the id that `model` of a chat completion takes."""
     base = services.models.base.spec.base_id

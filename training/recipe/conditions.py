@@ -64,7 +64,7 @@ class ConditionSampler:
 
     def __init__(self, tasks: Sequence[Task], encoder: TextEncoder, config: ConditionConfig, seed: int) -> None:
         self._tasks, self._encoder, self._config = tasks, encoder, config
-        self._lines: list[list[str]] = []
+        self._lines: list[Sequence[str]] = []
         rng = np.random.default_rng(seed)
         for task in tasks:
             if not task.seen_descriptions:

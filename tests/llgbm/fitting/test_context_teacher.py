@@ -152,7 +152,7 @@ def test_matching_states_brings_a_student_to_its_teacher(tiny_base: Base) -> Non
     for step in range(12):
         optimiser.zero_grad()
         loss, parts = objective(generator, [TAUGHT], step)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         distances.append(parts["states"])
     assert distances[-1] < 0.8 * distances[0]

@@ -218,7 +218,8 @@ def test_a_store_elsewhere_is_listed_and_its_new_names_are_read_once(
 def test_a_list_does_not_wait_for_a_long_scan(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     put_by_hand(opened.files, 1)
     opened.listed()
-    inner, finish = opened.files.identities, []
+    inner = opened.files.identities
+    finish: list[bool] = []
 
     def slowly() -> Iterator[str]:
         yield from inner()

@@ -18,7 +18,7 @@ from tests.service.support.harness import LiveServer, live, make_settings
 
 BASE = "llgbm/tiny-random-qwen2"
 CHAT = "/v1/chat/completions"
-USER = [{"role": "user", "content": "cheese"}]
+USER: list[Any] = [{"role": "user", "content": "cheese"}]
 
 
 @pytest.fixture(scope="package")

@@ -105,6 +105,6 @@ def test_openais_client_parses_what_comes(server: LiveServer) -> None:
             messages=USER,
             response_format=Cat,
             max_tokens=800,
-            temperature=0,  # type: ignore[arg-type]
+            temperature=0,
         )
     assert isinstance(answer.choices[0].message.parsed, Cat)

@@ -15,7 +15,7 @@ NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
 def test_a_disk_that_fills_up_is_507_and_nothing_is_torn_or_lost(
     tmp_path: Path, tiny_base_path: Path, tiny_encoder_path: Path, tiny_checkpoint_path: Path
 ) -> None:
-    mount = f"mount -t tmpfs -o size=400k tmpfs {tmp_path}"
+    mount = f"mount -t tmpfs -o size=800k tmpfs {tmp_path}"
     if shutil.which("unshare") is None or subprocess.run([*NAMESPACE, "sh", "-c", mount], check=False).returncode:
         pytest.skip("this machine does not let its users mount a tmpfs in a namespace of their own")
     models = map(str, (tiny_base_path, tiny_encoder_path, tiny_checkpoint_path))

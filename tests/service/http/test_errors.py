@@ -9,6 +9,7 @@ from starlette.types import Message
 
 from service.adapters.errors import StoreUnavailableError
 from service.adapters.files import AdapterFiles
+from service.adapters.index import AdapterIndex
 from service.errors import ApiError
 from service.http.errors import answer_to
 
@@ -75,6 +76,7 @@ async def test_a_store_that_does_not_answer_is_not_this_services_fault(
 
     for method in ("exists", "record", "records", "resolve"):
         monkeypatch.setattr(AdapterFiles, method, fail)
+    monkeypatch.setattr(AdapterIndex, "catch_up", fail)
     body = {"prompt": "Say yes.", "query": "no"}
     for answer in (await client.get("/adapters"), await client.post("/chat", json=body)):
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")

@@ -135,7 +135,9 @@ async def test_hosts_that_are_named_are_answered_and_a_star_means_all(
 ) -> None:
     for hosts, status in ((("my.example",), 403), (("my.example", "*"), 200), ((), 200)):
         async with running(settings.model_copy(update={"allowed_hosts": hosts}), load_dummy) as (_, client):
-            answers = [await client.get("/livez", headers={"Host": host}) for host in ("my.example", "other.example")]
+            answers = [
+                await client.get("/adapters", headers={"Host": host}) for host in ("my.example", "other.example")
+            ]
         assert [answer.status_code for answer in answers] == [200, status]
 
 

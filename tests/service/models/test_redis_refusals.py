@@ -36,8 +36,8 @@ def cache_over(url: str, *, timeout: float = 5.0) -> Cache:
 
 
 def read_only(client: redis.Redis) -> Callable[[], object]:
-    client.execute_command("REPLICAOF", "127.0.0.1", "1")
-    return lambda: client.execute_command("REPLICAOF", "NO", "ONE")
+    client.execute_command("REPLICAOF", "127.0.0.1", "1")  # type: ignore[no-untyped-call]
+    return lambda: client.execute_command("REPLICAOF", "NO", "ONE")  # type: ignore[no-untyped-call]
 
 
 def out_of_memory(client: redis.Redis) -> Callable[[], object]:
@@ -46,8 +46,8 @@ def out_of_memory(client: redis.Redis) -> Callable[[], object]:
 
 
 def not_permitted(client: redis.Redis) -> Callable[[], object]:
-    client.execute_command("ACL", "SETUSER", "default", "-set")
-    return lambda: client.execute_command("ACL", "SETUSER", "default", "+set")
+    client.execute_command("ACL", "SETUSER", "default", "-set")  # type: ignore[no-untyped-call]
+    return lambda: client.execute_command("ACL", "SETUSER", "default", "+set")  # type: ignore[no-untyped-call]
 
 
 def replica_without_master(client: redis.Redis) -> Callable[[], object]:

@@ -50,6 +50,7 @@ def test_the_first_wrong_answer_of_each_task_is_shown(config: evaluate.Config) -
 
 
 def test_every_method_is_scored_on_every_task(config: evaluate.Config, generator_folder: Path, tmp_path: Path) -> None:
+    assert config.tasks is not None
     trained = cores.Config(
         workdir=tmp_path / "cores", checkpoint=config.checkpoint, tasks=config.tasks, steps=1,
         base=config.base, text_encoder=config.text_encoder,

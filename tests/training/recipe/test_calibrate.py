@@ -65,6 +65,7 @@ def test_a_calibrated_generator_tells_its_confidence(config: calibrate.Config) -
 
 def test_a_wording_that_another_task_was_trained_on_is_no_point(config: calibrate.Config) -> None:
     manifest = load_generator(config.checkpoint).manifest
+    assert config.tasks is not None
     task = load_tasks(config.tasks)[0]
     another = replace(manifest.tasks[-1], descriptions=(task.unseen_descriptions[0],))
     assert calibrate.never_seen([task], manifest) == {task.task_id: list(task.unseen_descriptions)}

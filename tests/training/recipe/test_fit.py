@@ -78,6 +78,7 @@ def test_a_fit_writes_an_artefact_that_makes_adapters(config: fit.Config, tiny_b
     fit.run(config)
     checkpoint = load_generator(config.workdir / "generator")
     manifest = checkpoint.manifest
+    assert config.tasks is not None
     tasks = load_tasks(config.tasks, IDS)
     assert [t.task_id for t in manifest.tasks] == list(IDS)
     assert [t.descriptions for t in manifest.tasks] == [t.seen_descriptions for t in tasks]
@@ -239,7 +240,7 @@ def test_the_warm_start_leaves_the_prompted_part_alone(config: fit.Config, tiny_
 def test_more_wordings_are_trained_on_and_listed_but_not_indexed(config: fit.Config, tmp_path: Path) -> None:
     wordings = tmp_path / "wordings.json"
     wordings.write_text(json.dumps({IDS[0]: ["said in another way"]}), encoding="utf-8")
-    plain, _ = fit.training_tasks(config)
+    plain = fit.training_tasks(config).own
     config = replace(config, wordings=wordings, training=replace(config.training, steps=2))
     fit.run(config)
     made = load_generator(config.workdir / "generator")

@@ -134,6 +134,7 @@ def test_the_first_round_starts_from_the_cores_that_tasks_have_come_to(config: f
     assert all(float((found[task].q - starts[task].q).norm()) > 0 for task in IDS)
     fit.run(own)  # nothing is made again
     own.task_cores.joinpath("first.safetensors").unlink()
+    assert own.tasks is not None
     with pytest.raises(ConfigError, match="cores of 2 of 3 tasks"):
         cores.run(cores.Config(workdir=own.workdir / "x", checkpoint=own.fitted, tasks=own.tasks, task_ids=IDS,
                                base=own.base, start=own.task_cores))  # fmt: skip
