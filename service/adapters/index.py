@@ -214,6 +214,9 @@ class AdapterIndex:
             self._scan()
             self._scanned = state  # as it was before: what changed meanwhile is looked at again
             outcome: Exception | None = None
+        except sqlite3.Error as error:  # such as a full disk: a list shows what the index has, and a delete must go on
+            _log.warning("adapter_index_not_written", error=str(error))
+            outcome = None
         except Exception as error:  # whoever waits is told; a scan that nobody waits for is tried again
             _log.warning("adapter_index_scan_failed", error=f"{type(error).__name__}: {error}")
             outcome = error
