@@ -26,6 +26,7 @@ from llgbm.text_encoder import PretrainedTextEncoder
 from training.adapters.teacher_folder import load_teachers
 from training.cli.commands import COMMANDS
 from training.cli.config import load_config
+from training.recipe.conditions import TEXTS_FILE, lasting_encoder
 from training.recipe.fit import Config as FitConfig
 from training.recipe.fit import fingerprint_of, manifest_of, started_from, training_tasks
 from training.runs.log import set_up_logging
@@ -124,9 +125,10 @@ def export_state(config: Config) -> GeneratorManifest:
     made_with.require_same_run(config.state.parent, [config.state.name])
     own = {name.removeprefix("0."): tensor for name, tensor in state["model"].items() if name.startswith("0.")}
     generator.load_state_dict(own)
-    encoder = PretrainedTextEncoder(settings.text_encoder)
     made = {"steps": state["step"]}
-    manifest, prompts = manifest_of(settings, generator.eval(), base, tasks, encoder, made, start=start)
+    # the fit's own embeddings, if they are there: texts encoded in other batches differ in the last bits
+    with lasting_encoder(settings.text_encoder, config.state.parent / TEXTS_FILE) as encoder:
+        manifest, prompts = manifest_of(settings, generator.eval(), base, tasks, encoder, made, start=start)
     return save_generator(config.out, generator, manifest, prompts)
 
 

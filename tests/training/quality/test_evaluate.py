@@ -14,7 +14,7 @@ from llgbm.errors import ConfigError
 from tests.training.conftest import small_tasks
 from tests.training.tasks.test_families import write
 from training.adapters.delta_store import ProbeConfig
-from training.quality import cells, evaluate
+from training.quality import cells, deltas, evaluate
 from training.quality.methods import METHODS
 from training.recipe import cores
 from training.tasks.rows import eval_row
@@ -99,9 +99,9 @@ def test_adapters_are_compared_with_teachers_by_their_deltas(
         assert made is not None
         assert made.adapter is not None
         with torch.no_grad():
-            deltas = meter.deltas([made.adapter, sources.teachers[task.task_id]]).mean(1)
+            moved = meter.deltas([made.adapter, sources.teachers[task.task_id]]).mean(1)
         found = rows["generated"]["tasks"][task.task_id]["delta_cosine"]
-        assert found == pytest.approx(delta_cosine(*deltas), abs=2e-3)
+        assert found == pytest.approx(delta_cosine(*moved), abs=2e-3)
     low, high = rows["generated"]["delta_cosine_interval"]
     assert low <= rows["generated"]["delta_cosine"] <= high
     assert max(score["delta_cosine"] for score in rows[methods[3]]["tasks"].values()) == pytest.approx(1, abs=1e-4)

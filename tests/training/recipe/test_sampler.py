@@ -206,7 +206,11 @@ def test_procedural_tasks_have_their_groups_and_their_epochs(tiny_base: Base, en
         ({"num_examples": 0}, "at least 1"),
         ({"warm_start_steps": -1}, "must not be negative"),
         ({"noise": -0.1}, "must not be negative"),
-        ({"synthetic_groups": 5}, "between 0 and groups"),
+        ({"synthetic_groups": 5}, "family_groups must not be more than groups"),
+        ({"synthetic_groups": 2, "family_groups": 3}, "must not be more than groups"),
+        ({"family_groups": -1}, "must not be negative"),
+        ({"sisters": 0}, "at least 1"),
+        ({"shots_fraction": 2.0}, "between 0 and 1"),
         ({"shared_fraction": 1.1}, "between 0 and 1"),
         ({"context_fraction": float("nan")}, "between 0 and 1"),
         ({"example_fraction": 0.6, "mixed_fraction": 0.5}, "between 0 and 1"),
@@ -227,7 +231,7 @@ def test_tasks_that_cannot_be_trained_on_are_refused_before_the_first_step(
         sampler_of(tiny_base, encoder, max_row_tokens=12)
     with pytest.raises(ConfigError, match="first has no row of at most 100 tokens"):
         sampler_of(tiny_base, encoder, tasks=[replace(TASKS[1], train=())])
-    with pytest.raises(ConfigError, match="no task to train on"):
+    with pytest.raises(ConfigError, match="0 tasks of the folder and 4 groups"):
         sampler_of(tiny_base, encoder, tasks=[])
     with pytest.raises(ConfigError, match="0 procedural tasks and 2 groups"):
         sampler_of(tiny_base, encoder, synthetic_groups=2)
