@@ -42,18 +42,10 @@ def test_every_shipped_configuration_is_valid(command: Command, file: Path) -> N
     assert to_dict(config)
 
 
-@pytest.mark.parametrize(
-    ("command", "files"),
-    [
-        ("fit", ("shipped", "cores")),
-        ("evaluate", ("shipped", "cores")),
-    ],
-)
-def test_files_that_the_documents_combine_go_together(
-    command: str, files: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = [word for name in files for word in ("--config", str(ROOT / "training" / "configs" / f"{name}.yaml"))]
-    code = main(COMMANDS, [command, *words, "--show-config"], program="training")
+@pytest.mark.parametrize("command", ["fit", "calibrate", "evaluate", "report"])
+def test_the_commands_of_the_recipe_take_its_file(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = ROOT / "training" / "configs" / "recipe.yaml"
+    code = main(COMMANDS, [command, "--config", str(recipe), "--show-config"], program="training")
     assert code == 0, capsys.readouterr().err
 
 
