@@ -54,8 +54,6 @@ class SamplerConfig(ConditionConfig):
     This trains in-context learning, as in MetaICL (arXiv 2110.15943)."""
     shots_tokens: int = 160
     """Token budget of these examples."""
-    taught_fraction: float = 1.0
-    """Fraction of conditioned groups without description in the context that are also taught by a teacher, if any."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,7 +63,7 @@ class SamplerConfig(ConditionConfig):
             raise ConfigError("warm_start_steps, synthetic_groups and family_groups must not be negative")
         if self.synthetic_groups + self.family_groups > self.groups:
             raise ConfigError("synthetic_groups + family_groups must not be more than groups")
-        fractions = (self.shared_fraction, self.context_fraction, self.taught_fraction, self.shots_fraction)
+        fractions = (self.shared_fraction, self.context_fraction, self.shots_fraction)
         if not all(0 <= fraction <= 1 for fraction in fractions):
             raise ConfigError("fractions lie between 0 and 1")
 
@@ -128,7 +126,8 @@ class TaskSampler:
                 )
         self._families = _by_family(relatives, first=len(tasks) + len(synthetic))
         self._conditions = ConditionSampler(self._tasks, encoder, config, seed)
-        self._tail = len(self._prompt("", None)) - len(self._head())
+        self._bare_head_length = len(self._head())
+        self._tail = len(self._prompt("", None)) - self._bare_head_length
         for task in self._tasks:
             self._require_short_row(task)
 
@@ -177,9 +176,7 @@ class TaskSampler:
             return TaskGroup(task.task_id, condition, self._in_context(task, description, rng, inputs), delta=delta)
         examples, rows = self._fitting(task, _order(task, rng, inputs), None, ())
         group = TaskGroup(task.task_id, condition, rows, delta=delta)
-        # no random draw if all are taught, so that the batches of a seed stay the same
-        taught = config.taught_fraction == 1 or rng.random() < config.taught_fraction
-        if not self._with_context_rows or not taught:
+        if not self._with_context_rows:
             return group
         if self._teachers is not None:
             teacher = self._teachers.get(task.task_id)
@@ -200,7 +197,7 @@ class TaskSampler:
         chosen: list[Example] = []
         for i in order[:0:-1]:  # never the first, which is reserved for a row
             row = self._row(task.train[i], None, ())
-            spent += len(row.prompt) + len(row.answer) - len(self._head())
+            spent += len(row.prompt) + len(row.answer) - self._bare_head_length
             if len(chosen) == wanted or spent > self._config.shots_tokens:
                 break
             chosen.append(task.train[i])
