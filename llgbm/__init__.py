@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from llgbm.base import Base, load_base
     from llgbm.checkpoint import Checkpoint, load_generator, save_generator
     from llgbm.config import GeneratorConfig, LoRASpec, ModelSpec
+    from llgbm.fitting.refine import RefineConfig, Refined, RefineRow, RefineStep, refine
     from llgbm.functional import FunctionalLoRA
     from llgbm.generator import LoRAGenerator, create_generator
     from llgbm.lora import LoRAWeights
@@ -39,10 +40,15 @@ _MODULE_OF = {
     "LoRAWeights": "lora",
     "ModelSpec": "config",
     "PretrainedTextEncoder": "text_encoder",
+    "RefineConfig": "fitting.refine",
+    "RefineRow": "fitting.refine",
+    "RefineStep": "fitting.refine",
+    "Refined": "fitting.refine",
     "create_generator": "generator",
     "load_base": "base",
     "load_generator": "checkpoint",
     "load_peft": "adapters.peft_io",
+    "refine": "fitting.refine",
     "resolve_pretrained": "pretrained.find",
     "save_generator": "checkpoint",
     "save_peft": "adapters.peft_io",
@@ -60,10 +66,15 @@ __all__ = [
     "LoRAWeights",
     "ModelSpec",
     "PretrainedTextEncoder",
+    "RefineConfig",
+    "RefineRow",
+    "RefineStep",
+    "Refined",
     "create_generator",
     "load_base",
     "load_generator",
     "load_peft",
+    "refine",
     "resolve_pretrained",
     "save_generator",
     "save_peft",

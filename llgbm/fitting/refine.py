@@ -1,0 +1,441 @@
+"""Refining: an adapter learns from a few examples of its user, in seconds to minutes on a processor.
+
+    base = load_base(BASE_0_5B, storage="bfloat16_activations")
+    refined = refine(base, made.weights, [RefineRow.of("I want my money back", "billing")], RefineConfig())
+    save_peft(refined.best, Path("tickets"), base_id=base.spec.base_id)
+
+The start is a generated adapter, any other LoRA of the base, or none. With 8 examples or more, a quarter of them is
+held out in turns. The held-out rows choose the number of steps and tell whether the result is better than the start;
+then the adapter is trained on all examples. A part of the rows has the task's description in the context, so that the
+adapter works bare and with it. The same arguments give the same result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llgbm.base import Base
+from llgbm.chat import answer_ids, prompt_ids, with_description
+from llgbm.config import default_lora
+from llgbm.errors import CheckpointError, ConfigError, ContextLengthError
+from llgbm.evaluation import EvalRow, score_rows
+from llgbm.fitting.lora_steps import LoRASteps, StepSettings, initial_lora, weights_from
+from llgbm.lora import LoRAWeights
+from llgbm.packing import Row
+
+Phase = Literal["choose", "train"]
+"""`choose`: steps that find the number of steps, with rows held out. `train`: steps of the final adapter."""
+_ENOUGH_TO_HOLD_OUT = 8
+_HELD_OUT_SHARE = 4
+"""One row of so many is held out in a turn."""
+
+
+@dataclass(frozen=True)
+class RefineRow:
+    """One example.
+
+    Attributes:
+        messages: the conversation before the answer, with `role` and `content`; there is a user turn.
+        answer: the assistant's answer to learn.
+
+    Raises:
+        ConfigError: there is no user turn, or the answer is empty.
+    """
+
+    messages: tuple[Mapping[str, str], ...]
+    answer: str
+
+    def __post_init__(self) -> None:
+        if not any(message["role"] == "user" for message in self.messages):
+            raise ConfigError("an example needs a turn of the user before its answer")
+        if not self.answer.strip():
+            raise ConfigError("the answer of an example is empty; give the text that the model should write")
+
+    @classmethod
+    def of(cls, given: str, answer: str) -> RefineRow:
+        """An example of one input and its answer."""
+        return cls(({"role": "user", "content": given},), answer)
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """Settings of `refine`; the defaults were fitted on held-out families."""
+
+    description: str | None = None
+    """The sentence that describes the task; it stands in the context of a part of the rows."""
+    description_share: float = 0.5
+    """Share of the rows that have the description in the context, 0 to 1."""
+    steps: int | None = None
+    """Number of steps; none chooses it with held-out examples, or is `few_steps` with less than 8 examples."""
+    max_steps: int = 20
+    """Largest number of steps that the held-out examples may choose; more examples than 50 get three epochs."""
+    check_every: int = 5
+    """Steps between two measurements on the held-out examples."""
+    turns: int = 2
+    """How many of the four quarters are held out, one after the other; 0 holds out none and uses `max_steps`."""
+    few_steps: int = 12
+    """Number of steps with less than 8 examples."""
+    rows_per_step: int = 8
+    """Rows of a step."""
+    learning_rate: float = 8e-4
+    """Peak learning rate of AdamW; it rises over a tenth of the steps and falls linearly to zero."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this global norm."""
+    start_decay: float = 5.0
+    """Weight decay towards the start, times the learning rate for each step."""
+    max_row_tokens: int = 2048
+    """Maximum length of a row in tokens, description included."""
+    seed: int = 0
+    """Seed of the order of rows, the held-out quarters and, without a start, the initial adapter."""
+
+    def __post_init__(self) -> None:
+        if min(self.max_steps, self.check_every, self.few_steps, self.rows_per_step, self.max_row_tokens) < 1:
+            raise ConfigError("max_steps, check_every, few_steps, rows_per_step and max_row_tokens must be at least 1")
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError(f"steps must be at least 1, not {self.steps}")
+        if not 0 <= self.turns <= _HELD_OUT_SHARE:
+            raise ConfigError(f"turns must be 0 to {_HELD_OUT_SHARE}, not {self.turns}")
+        if not 0 <= self.description_share <= 1:
+            raise ConfigError("description_share must be between 0 and 1")
+        if not (0 < self.learning_rate < math.inf and self.max_grad_norm > 0 and 0 <= self.start_decay < math.inf):
+            raise ConfigError("learning_rate and max_grad_norm must be positive, start_decay not negative")
+        if self.seed < 0:
+            raise ConfigError("seed must not be negative")
+
+
+@dataclass(frozen=True)
+class HeldOutScore:
+    """Score on examples that were not trained on, over all turns.
+
+    Attributes:
+        rows: number of rows; an example counts twice if it is measured bare and with the description.
+        accuracy: share of the rows that greedy decoding answers exactly.
+        log_likelihood: of the answers, mean over the tokens of a row and over rows, nats.
+    """
+
+    rows: int
+    accuracy: float
+    log_likelihood: float
+
+
+@dataclass(frozen=True, eq=False)
+class RefineStep:
+    """A step that was just made.
+
+    Attributes:
+        step: number of the step through all phases, from 1.
+        total: number of steps that are at most needed.
+        loss: of the step's rows, nats.
+        phase: see `Phase`.
+        state: gives the state for `resume`, a dict of new CPU tensors.
+    """
+
+    step: int
+    total: int
+    loss: float
+    phase: Phase
+    state: Callable[[], dict[str, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Refined:
+    """The result of `refine`.
+
+    Attributes:
+        weights: the refined adapter, float32 on the CPU.
+        start: the adapter that training started from; None without one.
+        steps: number of steps of `weights`.
+        losses: loss of each of these steps, nats.
+        start_held_out: score of the start (the plain base without one); None if nothing was held out.
+        held_out: score of adapters refined by so many steps; None if nothing was held out.
+        helped: whether refining is better than the start on held-out examples; None if nothing was held out.
+        seconds: wall time of this call.
+    """
+
+    weights: LoRAWeights
+    start: LoRAWeights | None
+    steps: int
+    losses: tuple[float, ...]
+    start_held_out: HeldOutScore | None
+    held_out: HeldOutScore | None
+    helped: bool | None
+    seconds: float
+
+    @property
+    def best(self) -> LoRAWeights | None:
+        """The better choice: `start` if refining did not help (None for the plain base), else `weights`."""
+        return self.start if self.helped is False else self.weights
+
+
+def refine(
+    base: Base,
+    start: LoRAWeights | None,
+    rows: Sequence[RefineRow],
+    config: RefineConfig,
+    *,
+    validation: Sequence[RefineRow] = (),
+    on_step: Callable[[RefineStep], None] | None = None,
+    resume: Mapping[str, Tensor] | None = None,
+) -> Refined:
+    """Train an adapter on a few examples.
+
+    Args:
+        base: loaded in a storage that passes gradients; `bfloat16_activations` is the fastest on a processor that
+            multiplies in bfloat16, `int8_training` on others.
+        start: the adapter to start from; None uses PEFT's initialisation.
+        rows: the examples.
+        validation: examples that choose the number of steps in place of held-out ones; they are never trained on.
+        on_step: called after every step. An exception that it raises ends `refine` and is passed on.
+        resume: state of an earlier call with the same arguments; training continues after its step, with the same
+            result as without the interruption.
+
+    Raises:
+        ConfigError: there is no example, the base passes no gradients, or the loss is not finite.
+        ContextLengthError: an example is longer than `max_row_tokens` or the context; the message has its number.
+        AdapterMismatchError: the start does not fit the base.
+        CheckpointError: `resume` is damaged, or belongs to other arguments.
+    """
+    began = time.monotonic()
+    run = _Refining(base, start, rows, config, validation, on_step)
+    if resume is not None:
+        run.resume(resume)
+    run.run()
+    return run.result(time.monotonic() - began)
+
+
+@dataclass(frozen=True)
+class _Forms:
+    """An example as tokens: bare, and with the description if there is one."""
+
+    bare: Row
+    described: Row | None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One run of steps: the rows to train on and the rows to measure."""
+
+    phase: Phase
+    train: list[_Forms]
+    held_out: list[_Forms]
+
+
+class _Refining:
+    """The parts of a call one after the other, and the state between two steps."""
+
+    def __init__(
+        self,
+        base: Base,
+        start: LoRAWeights | None,
+        rows: Sequence[RefineRow],
+        config: RefineConfig,
+        validation: Sequence[RefineRow],
+        on_step: Callable[[RefineStep], None] | None,
+    ) -> None:
+        if not rows:
+            raise ConfigError("there is no example to learn from; give at least one")
+        self._base, self._start, self._config, self._on_step = base, start, config, on_step
+        self._initial = initial_lora(default_lora(base.spec), config.seed) if start is None else start
+        train = [_forms(base, row, number, config) for number, row in enumerate(rows, 1)]
+        check = [_forms(base, row, number, config) for number, row in enumerate(validation, 1)]
+        self._keeps_best = bool(check)  # the run that is measured is then the final one
+        self._parts = _parts(train, check, config)
+        self._most = _most_steps(len(rows), config, chooses=any(part.held_out for part in self._parts))
+        every = self._most if config.steps is not None else config.check_every
+        self._checks = sorted({*range(every, self._most + 1, every), self._most})
+        self._digest = _digest(base, self._initial, rows, validation, config)
+        # sums over held-out rows: correct, log-likelihood, number; for the start and for every check
+        self._sums = torch.zeros(1 + len(self._checks), 3, dtype=torch.float64)
+        self._part = 0
+        self._losses: list[float] = []
+        self._best: Tensor | None = None
+        self._steps = self._new_steps()
+
+    def run(self) -> None:
+        while self._part < len(self._parts):
+            part = self._parts[self._part]
+            if part.held_out and self._steps.done == 0:
+                self._measure(part, 0, self._start)
+            for groups in self._batches(part)[self._steps.done : self._target(part)]:
+                self._losses.append(self._steps.step(groups))
+                self._after_step(part)
+            if self._part + 1 == len(self._parts):
+                return
+            self._part, self._losses, self._steps = self._part + 1, [], self._new_steps()
+
+    def result(self, seconds: float) -> Refined:
+        index = self._chosen() if self._measured() else None
+        if index is None:
+            weights, steps = self._steps.weights, self._steps.done
+        else:
+            steps = self._checks[index - 1]
+            if self._keeps_best and self._best is not None:
+                weights = weights_from(self._initial.spec, self._best)
+            else:
+                weights = self._steps.weights
+        first, last = (None, None) if index is None else (self._score(0), self._score(index))
+        helped = None if first is None or last is None else _order(last) > _order(first)
+        return Refined(weights, self._start, steps, tuple(self._losses[:steps]), first, last, helped, seconds)
+
+    def state(self) -> dict[str, Tensor]:
+        state = {f"steps.{name}": tensor for name, tensor in self._steps.state().items()}
+        state |= {
+            "digest": torch.tensor(list(self._digest), dtype=torch.uint8),
+            "part": torch.tensor(self._part),
+            "losses": torch.tensor(self._losses, dtype=torch.float64),
+            "sums": self._sums.clone(),
+        }
+        return state if self._best is None else {**state, "best": self._best.clone()}
+
+    def resume(self, state: Mapping[str, Tensor]) -> None:
+        missing = {"digest", "part", "losses", "sums"} - state.keys()
+        if missing:
+            raise CheckpointError(f"the state lacks {', '.join(sorted(missing))}; start again without it")
+        if bytes(state["digest"].tolist()) != self._digest:
+            raise CheckpointError(
+                "the state belongs to other examples, settings, start or base; start again without it"
+            )
+        self._part, self._sums = int(state["part"]), state["sums"].clone()
+        self._losses, self._best = state["losses"].tolist(), state.get("best")
+        self._steps.resume({n.removeprefix("steps."): t for n, t in state.items() if n.startswith("steps.")})
+
+    def _after_step(self, part: _Part) -> None:
+        done = self._steps.done
+        if part.held_out and done in self._checks:
+            index = 1 + self._checks.index(done)
+            self._measure(part, index, self._steps.weights)
+            if self._keeps_best and self._chosen(up_to=index) == index:
+                self._best = self._steps.state()["weights"]
+        if self._on_step is not None:
+            before = self._most * self._part
+            total = before + self._target(part) + self._most * (len(self._parts) - 1 - self._part)
+            self._on_step(RefineStep(before + done, total, self._losses[-1], part.phase, self.state))
+
+    def _measure(self, part: _Part, index: int, weights: LoRAWeights | None) -> None:
+        rows = [
+            EvalRow(tuple(row.prompt), (tuple(row.answer),))
+            for forms in part.held_out
+            for row in (forms.bare, forms.described)
+            if row is not None
+        ]
+        scores = score_rows(self._base, [(weights, rows)])[0]
+        values = [float(sum(s.correct for s in scores)), sum(s.log_likelihood for s in scores), float(len(scores))]
+        self._sums[index] += torch.tensor(values, dtype=torch.float64)
+
+    def _measured(self) -> bool:
+        return bool(self._sums[0, 2] > 0)
+
+    def _score(self, index: int) -> HeldOutScore:
+        correct, log_likelihood, number = self._sums[index].tolist()
+        return HeldOutScore(round(number), correct / number, log_likelihood / number)
+
+    def _chosen(self, up_to: int | None = None) -> int:
+        """Index of the best check in `sums`; the earlier one if two are equal."""
+        last = len(self._checks) if up_to is None else up_to
+        return max(range(1, last + 1), key=lambda i: (*_order(self._score(i)), -i))
+
+    def _target(self, part: _Part) -> int:
+        """Number of steps of a part."""
+        if part.phase == "train" and not part.held_out and self._measured():
+            return self._checks[self._chosen() - 1]
+        return self._most
+
+    def _new_steps(self) -> LoRASteps:
+        # a chosen number of steps ends early on the schedule of all, on which it was measured
+        config = self._config
+        settings = StepSettings(config.learning_rate, self._most, config.max_grad_norm, config.start_decay)
+        return LoRASteps(self._base, self._initial, settings)
+
+    def _batches(self, part: _Part) -> list[list[list[Row]]]:
+        """The rows of every step: those with the description as one group, the bare ones as another."""
+        config, rows = self._config, part.train
+        described = config.description_share if config.description else 0.0
+        size = min(config.rows_per_step, len(rows) * (2 if 0 < described < 1 else 1))
+        rng = np.random.default_rng([config.seed, self._part])
+        order: list[int] = []
+        while len(order) < size * self._most:
+            order += rng.permutation(len(rows)).tolist()
+        batches = []
+        for step in range(self._most):
+            chosen = [rows[i] for i in order[step * size : (step + 1) * size]]
+            # rounded against the rows so far, so that a step of one row alternates
+            split = math.floor((step + 1) * size * described) - math.floor(step * size * described)
+            with_it = [forms.described for forms in chosen[:split] if forms.described is not None]
+            groups = [with_it, [forms.bare for forms in chosen[split:]]]
+            batches.append([group for group in groups if group])
+        return batches
+
+
+def _order(score: HeldOutScore) -> tuple[float, float]:
+    return score.accuracy, score.log_likelihood
+
+
+def _forms(base: Base, row: RefineRow, number: int, config: RefineConfig) -> _Forms:
+    answer = answer_ids(base.tokenizer, row.answer)
+    bare = Row(prompt_ids(base.tokenizer, row.messages), answer)
+    described = None
+    if config.description:
+        described = Row(prompt_ids(base.tokenizer, with_description(row.messages, config.description)), answer)
+    most = min(config.max_row_tokens, _context_of(base))
+    length = len((described or bare).prompt) + len(answer)
+    if length > most:
+        raise ContextLengthError(f"example {number} has {length} tokens, the limit is {most}; shorten or remove it")
+    return _Forms(bare, described)
+
+
+def _context_of(base: Base) -> int:
+    settings: Any = base.model.config
+    return int(settings.max_position_embeddings)
+
+
+def _parts(train: list[_Forms], check: list[_Forms], config: RefineConfig) -> list[_Part]:
+    if check:
+        return [_Part("train", train, check)]
+    turns = config.turns if len(train) >= _ENOUGH_TO_HOLD_OUT else 0
+    order = np.random.default_rng(config.seed).permutation(len(train)).tolist()
+    parts = []
+    for turn in range(turns):
+        held_out = set(order[turn::_HELD_OUT_SHARE])
+        parts.append(
+            _Part(
+                "choose",
+                [forms for i, forms in enumerate(train) if i not in held_out],
+                [train[i] for i in sorted(held_out)],
+            )
+        )
+    return [*parts, _Part("train", train, [])]
+
+
+def _most_steps(rows: int, config: RefineConfig, *, chooses: bool) -> int:
+    if config.steps is not None:
+        return config.steps
+    if rows < _ENOUGH_TO_HOLD_OUT and not chooses:
+        return config.few_steps
+    return max(config.max_steps, math.ceil(3 * rows / config.rows_per_step))
+
+
+def _digest(
+    base: Base,
+    start: LoRAWeights,
+    rows: Sequence[RefineRow],
+    validation: Sequence[RefineRow],
+    config: RefineConfig,
+) -> bytes:
+    """Identifies the arguments of a call, for its state."""
+    texts = [[[dict(message) for message in row.messages], row.answer] for row in (*rows, *validation)]
+    what = {"config": asdict(config), "rows": texts, "validation": len(validation), "base": base.revision}
+    found = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
+    for _, a, b in start.pairs():
+        for tensor in (a, b):
+            found.update(tensor.detach().cpu().to(torch.float32).contiguous().numpy().tobytes())
+    return found.digest()
