@@ -152,6 +152,7 @@ async def _load(state: State, engine: Engine, lock: GenerationLock, load: LoadMo
         seconds=round(time.perf_counter() - start, 1),
         base=services.models.base.spec.base_id,
         base_revision=services.models.base.revision,
+        base_storage=services.models.base_storage,
         generator=services.models.generator_digest[:12],
         store=without_password(state.settings.store_url or str(state.settings.store_dir)),
         keys=len(state.settings.api_key_hashes),  # 0: whoever reaches the port may do everything

@@ -107,8 +107,10 @@ class Settings(BaseSettings):
     text_encoder: str | None = Field(
         None, description="Text encoder: a hub id or a folder. Default: the one that the generator was trained with."
     )
-    base_storage: Literal["float32", "bfloat16", "int8"] = Field(
-        "float32", description="How the base's Linear weights are kept. int8 is the fastest on a CPU, float32 exact."
+    base_storage: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        "auto",
+        description="How the base's Linear weights are kept. auto: int8 on a processor that torch has a fast kernel"
+        " for, else float32; bfloat16 on a GPU. float32 is exact. /readyz says which it is.",
     )
     device: str = Field(
         "cpu",

@@ -101,6 +101,13 @@ def int8_group(linears: Sequence[nn.Linear]) -> list[Int8Linear]:
     return modules
 
 
+def fastest_storage(device: str = "cpu") -> Storage:
+    """The storage that decodes fastest: bfloat16 on a GPU; int8 on a CPU with a kernel for it, else float32."""
+    if torch.device(device).type != "cpu":
+        return "bfloat16"
+    return "int8" if FbgemmProduct.supported() else "float32"
+
+
 def store_linears(model: nn.Module, storage: Storage, *, skip: tuple[str, ...] = ()) -> None:
     """Replace every Linear of `model` in place, except those whose last name part is in `skip`.
 

@@ -11,13 +11,14 @@ from typing import Any, Protocol
 import structlog
 import torch
 
-from llgbm.base import BareBase, Base, load_bare_base, load_base
+from llgbm.base import BareBase, Base, load_bare_base, load_base, storage_of
 from llgbm.checkpoint import load_generator
 from llgbm.conditioning.embedding_cache import SqliteEmbeddingCache
 from llgbm.decoding.decoder import Decoder, DecodeRequest
 from llgbm.decoding.json_grammar import JsonGrammar
 from llgbm.decoding.sampling import SamplingParams
 from llgbm.errors import CheckpointError
+from llgbm.linears.frozen_linear import fastest_storage
 from llgbm.pretrained.find import resolve_pretrained
 from llgbm.prompting import AdapterMaker
 from llgbm.text_encoder import PretrainedTextEncoder
@@ -45,6 +46,11 @@ class Models:
     new_decoder: Callable[[], DecoderLike] | None
     max_context: int
     cache: ResilientCache
+
+    @property
+    def base_storage(self) -> str | None:
+        """How the base's Linear weights are kept; None if another engine has them."""
+        return storage_of(self.base) if isinstance(self.base, Base) else None
 
     @property
     def generator_digest(self) -> str:
@@ -85,7 +91,8 @@ def load_models(settings: Settings, metrics: Metrics, progress: Progress) -> Mod
     if settings.engine == "vllm":
         base = load_bare_base(base_name)
     else:
-        base = load_base(base_name, storage=settings.base_storage, device=settings.device)
+        storage = fastest_storage(settings.device) if settings.base_storage == "auto" else settings.base_storage
+        base = load_base(base_name, storage=storage, device=settings.device)
     try:
         manifest.require_base(base.spec.base_id)
     except CheckpointError as error:

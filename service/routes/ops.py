@@ -39,10 +39,11 @@ async def readyz(state: AppState, response: Response) -> ops.Ready:
 
 async def _readiness(state: State) -> ops.Ready:
     services = state.services
-    known: dict[str, str | None] = {"base": None, "generator": None}
+    known: dict[str, str | None] = {"base": None, "base_storage": None, "generator": None}
     if services is not None:
         known = {
             "base": services.models.base.spec.base_id,
+            "base_storage": services.models.base_storage,
             "generator": services.models.generator_digest[:12],
         }
     if state.draining:

@@ -25,6 +25,7 @@ class Ready(BaseModel):
                     "reason": None,
                     "embedding_cache": "ok",
                     "base": "Qwen/Qwen2.5-Coder-0.5B-Instruct",
+                    "base_storage": "int8",
                     "generator": "9c1185a5c5e9",
                 }
             ]
@@ -37,4 +38,7 @@ class Ready(BaseModel):
     reason: str | None = Field(description="What is missing, when the status is not ready.")
     embedding_cache: Literal["ok", "degraded", "unknown"]
     base: str | None
+    base_storage: str | None = Field(
+        description="How the base's Linear weights are kept: int8, float32 or bfloat16; null with vLLM, which has them."
+    )
     generator: str | None = Field(description="First digits of the generator's digest.")

@@ -10,7 +10,14 @@ from llgbm.base import load_base
 from llgbm.config import lora_spec
 from llgbm.errors import ConfigError
 from llgbm.functional import FunctionalLoRA
-from llgbm.linears.frozen_linear import BFloat16Linear, Int8Linear, Storage, int8_group, store_linears
+from llgbm.linears.frozen_linear import (
+    BFloat16Linear,
+    Int8Linear,
+    Storage,
+    fastest_storage,
+    int8_group,
+    store_linears,
+)
 from llgbm.linears.int8 import Int8TrainingLinear
 from tests.fixtures import random_lora
 
@@ -100,6 +107,13 @@ def test_int8_needs_a_processor_that_torch_has_the_kernel_for(monkeypatch: pytes
     monkeypatch.setattr(type(torch.backends.quantized), "supported_engines", ["none"], raising=False)
     with pytest.raises(ConfigError, match="no int8 kernel"):
         int8_group([linear(2, 3, 0)])
+
+
+def test_the_fastest_storage_is_int8_only_where_there_is_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    for engines, expected in ((["fbgemm", "none"], "int8"), (["qnnpack", "none"], "float32")):
+        monkeypatch.setattr(type(torch.backends.quantized), "supported_engines", engines, raising=False)
+        assert fastest_storage() == expected
+        assert fastest_storage("cuda:1") == "bfloat16"
 
 
 def test_bfloat16_passes_the_gradient_to_its_input_and_none_to_its_weight() -> None:

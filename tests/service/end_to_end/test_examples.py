@@ -100,7 +100,9 @@ def test_vllm_serves_the_store_through_its_resolver(
     real_base_path: Path, real_encoder_path: Path, tmp_path: Path
 ) -> None:
     """On the real base: vLLM's attention on a processor refuses the tiny one's heads."""
-    settings = make_settings(tmp_path, base=str(real_base_path), text_encoder=str(real_encoder_path))
+    settings = make_settings(
+        tmp_path, base=str(real_base_path), text_encoder=str(real_encoder_path), base_storage="float32"
+    )
     with live(settings, load_models) as server:
         with api(server) as client:
             made = client.post("/generate-adapter", json={"prompt": TASK}).raise_for_status().json()

@@ -72,6 +72,19 @@ def test_the_base_goes_to_the_named_device(tiny_settings: Settings, monkeypatch:
         )
 
 
+@pytest.mark.parametrize(("kernel", "expected"), [("fbgemm", "int8"), ("none", "float32")])
+def test_by_default_the_base_is_in_int8_where_the_processor_has_a_kernel(
+    tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch, kernel: str, expected: str
+) -> None:
+    if kernel == "none":
+        monkeypatch.setattr(type(torch.backends.quantized), "supported_engines", [kernel], raising=False)
+    elif kernel not in torch.backends.quantized.supported_engines:
+        pytest.skip("torch has no int8 kernel for this processor")
+    models = load_models(tiny_settings, Metrics(), lambda text: None)
+    assert models.base_storage == expected
+    models.cache.close()
+
+
 def test_the_context_is_the_smaller_of_the_setting_and_the_base(tiny_settings: Settings) -> None:
     for wanted, expected in ((100, 100), (100_000, 4096)):
         settings = tiny_settings.model_copy(update={"max_context": wanted})
@@ -91,6 +104,7 @@ def test_with_vllm_the_base_comes_without_its_weights_and_the_adapters_are_the_s
     settings = tiny_settings.model_copy(update={"engine": "vllm", "base": str(bare), "max_context": 100_000})
     models = load_models(settings, Metrics(), lambda text: None)
     assert models.new_decoder is None
+    assert models.base_storage is None
     assert not hasattr(models.base, "model")
     assert (models.base.spec, models.max_context) == (tiny_base.spec, 4096)
     assert models.maker.id_of(request) == whole.maker.id_of(request)

@@ -41,7 +41,7 @@ async def test_live_at_once_and_ready_when_loaded(settings: Settings, load_dummy
         await until(lambda: state_of(app).services is not None)
         ready = await client.get("/readyz")
         assert (ready.status_code, ready.json()["status"]) == (200, "ready")
-        assert ready.json()["base"] == "llgbm/tiny-random-qwen2"
+        assert (ready.json()["base"], ready.json()["base_storage"]) == ("llgbm/tiny-random-qwen2", "float32")
 
 
 @pytest.mark.parametrize(
