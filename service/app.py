@@ -43,6 +43,8 @@ from service.http.forwarded import ForwardedMiddleware
 from service.http.json_body import JsonBodies
 from service.http.request_context import RequestContext
 from service.http.security import AccessMiddleware, rate_limiter
+from service.jobs.database import Database
+from service.jobs.service import JobService
 from service.models.loading import LoadModels, load_models
 from service.observability.logs import configure_logging
 from service.observability.metrics import Metrics
@@ -93,6 +95,7 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
             await asyncio.gather(loading, return_exceptions=True)
             if state.services is not None:
                 state.services.models.cache.close()
+                await asyncio.to_thread(state.services.jobs.close)
                 await asyncio.to_thread(state.services.catalogue.close)
             await lock.close()
             if limiter is not None:
@@ -182,7 +185,8 @@ async def _loaded(state: State, engine: Engine, lock: GenerationLock, load: Load
     elif models.new_decoder is not None:
         engine.attach(models.new_decoder)
     chat = ChatService(settings, models, decoding, adapters, catalogue)
-    return Services(models, engine, decoding, store, catalogue, adapters, chat, started=int(time.time()))
+    jobs = JobService(Database(settings.store_dir))
+    return Services(models, engine, decoding, store, catalogue, adapters, chat, jobs, started=int(time.time()))
 
 
 def _fail(state: State, reason: str) -> None:

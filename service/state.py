@@ -15,6 +15,7 @@ from service.chat.service import ChatService
 from service.engine.interface import DecodingEngine
 from service.engine.torch_engine import Engine
 from service.errors import ApiError
+from service.jobs.service import JobService
 from service.models.loading import Models
 from service.observability.metrics import Metrics
 from service.settings import Settings
@@ -33,6 +34,7 @@ class Services:
     catalogue: AdapterCatalogue
     adapters: AdapterService
     chat: ChatService
+    jobs: JobService
     started: int
     """When the models were loaded, in seconds since 1970."""
 

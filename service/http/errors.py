@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
@@ -159,7 +160,7 @@ def _place(location: tuple[int | str, ...], absent: bool, body: Any) -> str:
     path: list[str] = []
     for place, step in enumerate(steps):
         is_field = isinstance(step, int) or (
-            isinstance(body, dict) and (step in body or (absent and place == len(steps) - 1))
+            isinstance(body, Mapping) and (step in body or (absent and place == len(steps) - 1))
         )
         if not is_field:
             continue
@@ -195,9 +196,15 @@ def _of_request(error: ApiError, scope: Scope) -> ApiError:
 
 
 async def _handle(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, HTTPException) and error.status_code == 400 and error.__cause__ is None and _is_form(request):
+        error = ApiError(400, f"the form cannot be read: {error.detail}")
     if isinstance(error, RequestValidationError | HTTPException):
         error = _of_request(_api_error(error), request.scope)
     return answer_to(error).response()
+
+
+def _is_form(request: Request) -> bool:
+    return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
 
 
 def install(app: FastAPI) -> None:

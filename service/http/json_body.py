@@ -2,6 +2,9 @@
 
 Requests that a browser sends for a page of another origin without asking first can have no JSON type. They have an
 Origin, so one with an Origin must name the type: no page makes adapters here without being allowed to.
+
+A file is uploaded as a form. A browser sends forms for pages of other origins without asking first, but neither for
+this service's own page nor with an Authorization header, so a form with an Origin must have one of the two.
 """
 
 from __future__ import annotations
@@ -11,8 +14,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import ApiError
 from service.http.errors import GIVEN_TYPE, answer_to, wrong_type
+from service.http.forwarded import own_path
 
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+_FORMS = frozenset({"/v1/files"})
+"""Paths that take a form."""
 
 
 class JsonBodies:
@@ -41,6 +47,10 @@ class JsonBodies:
                 headers={"Accept-Encoding": "identity"},
             )
         given = headers.get("content-type", "")
+        if own_path(scope) in _FORMS and given.lower().startswith("multipart/form-data"):
+            if "origin" in headers and "authorization" not in headers and not _is_own(headers):
+                raise ApiError(403, "a page of another origin may upload files with an Authorization header only")
+            return
         subtype = given.partition(";")[0].strip().lower().partition("/")[2]
         if subtype == "json" or subtype.endswith("+json"):
             return
@@ -50,3 +60,8 @@ class JsonBodies:
             raise wrong_type(given)
         scope[GIVEN_TYPE] = given
         headers["content-type"] = "application/json"
+
+
+def _is_own(headers: MutableHeaders) -> bool:
+    """Whether the page that sends this came from here."""
+    return headers["origin"].partition("://")[2].lower() == headers.get("host", "").lower()

@@ -8,9 +8,9 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from service.schemas import adapters, chat, chat_completion, common, messages, openai, ops, response_format
+from service.schemas import adapters, chat, chat_completion, common, files, messages, openai, ops, response_format
 
-MODULES = (adapters, chat, chat_completion, common, messages, openai, ops, response_format)
+MODULES = (adapters, chat, chat_completion, common, files, messages, openai, ops, response_format)
 """Where the models are."""
 _ON_AN_ADAPTER = ("show_adapter", "adapter_weights", "adapter_configuration", "adapter_archive", "delete_adapter")
 

@@ -1,0 +1,116 @@
+"""The SQLite file of jobs and of the files that they learn from, in the folder of the store.
+
+The processes that share a store share it, on several machines too where the file system has locks; so it keeps SQLite's
+rollback journal, which unlike the write-ahead log works there. The content of files is in it as well: a file and its
+content come and go in one transaction, and deleted bytes are overwritten. Everything here blocks, in any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from service.jobs.errors import NoRoomError
+
+FOLDER = ".fine-tuning"
+"""In the folder of the store; its name is none that an adapter may have."""
+_FILE = "jobs.sqlite"
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE file (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, created REAL NOT NULL, filename TEXT NOT NULL,
+    purpose TEXT NOT NULL, bytes INTEGER NOT NULL, content BLOB NOT NULL
+);
+CREATE TABLE job (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, created REAL NOT NULL, status TEXT NOT NULL,
+    order_json TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, started REAL, finished REAL,
+    step INTEGER NOT NULL DEFAULT 0, total INTEGER NOT NULL DEFAULT 0, loss REAL,
+    adapter TEXT, result_json TEXT, error_code TEXT, error TEXT
+);
+CREATE INDEX unfinished ON job (status, seq);
+CREATE TABLE event (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, job TEXT NOT NULL, created REAL NOT NULL, level TEXT NOT NULL,
+    message TEXT NOT NULL, data_json TEXT
+);
+CREATE INDEX events_of ON event (job, seq);
+"""
+
+
+class Database:
+    """The file in the store's folder. It is made by the first write, so that a store without jobs has none."""
+
+    def __init__(self, store_folder: Path) -> None:
+        self.folder = store_folder / FOLDER
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+
+    @property
+    def exists(self) -> bool:
+        """Whether there may be anything in it."""
+        return (self.folder / _FILE).exists()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection | None]:
+        """The connection for one query; None if there is no file yet."""
+        with self._lock:
+            yield self._opened() if self._connection is not None or self.exists else None
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """The connection in a transaction that is undone if the block raises.
+
+        Raises:
+            NoRoomError: the disk is full; nothing was written.
+        """
+        with self._lock:
+            try:
+                connection = self._opened()
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                    connection.execute("COMMIT")
+                except BaseException:
+                    if connection.in_transaction:  # sqlite rolls back by itself when the disk is full
+                        connection.execute("ROLLBACK")
+                    raise
+            except sqlite3.OperationalError as error:
+                if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
+                    raise NoRoomError from error
+                raise
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(self.folder / _FILE, timeout=10, isolation_level=None, check_same_thread=False)
+            try:
+                _prepare(connection)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    connection.row_factory = sqlite3.Row
+    connection.execute("PRAGMA secure_delete=ON")
+    connection.execute("BEGIN IMMEDIATE")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version not in (0, _VERSION):
+        connection.execute("ROLLBACK")
+        raise sqlite3.DatabaseError(f"the jobs of the store are of version {version}, and {_VERSION} is read here")
+    if version == 0:
+        for statement in _SCHEMA.split(";"):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {_VERSION}")
+    connection.execute("COMMIT")

@@ -1,0 +1,42 @@
+"""What can be wrong with a file of examples or a job."""
+
+from __future__ import annotations
+
+from service.errors import ApiError
+
+
+class UnknownFileError(ApiError):
+    """There is no file of this id."""
+
+    def __init__(self, given: str, *, param: str | None = None) -> None:
+        super().__init__(
+            404 if param is None else 400,
+            f"there is no file {given!r}; GET /v1/files lists those there are, POST /v1/files uploads one",
+            code="file_not_found",
+            param=param,
+        )
+
+
+class UnknownJobError(ApiError):
+    """There is no job of this id."""
+
+    def __init__(self, given: str) -> None:
+        super().__init__(
+            404,
+            f"there is no job {given!r}; GET /v1/fine_tuning/jobs lists those there are",
+            code="job_not_found",
+        )
+
+
+class InvalidFileError(ApiError):
+    """The content of a file is not what fine-tuning reads. The message has the line's number, and no text of it."""
+
+    def __init__(self, message: str, *, param: str = "file") -> None:
+        super().__init__(400, message, code="invalid_file", param=param)
+
+
+class NoRoomError(ApiError):
+    """The disk has no room for a file or a job; nothing of it was kept."""
+
+    def __init__(self) -> None:
+        super().__init__(507, "the disk of the store is full; delete files or adapters, and try again")

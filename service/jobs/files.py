@@ -1,0 +1,125 @@
+"""Files of examples: upload, list, read, delete. Blocks, and may be used from any thread."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass
+
+from service.jobs.database import Database
+from service.jobs.errors import InvalidFileError, UnknownFileError
+from service.jobs.examples import read_examples
+
+FINE_TUNE, RESULTS = "fine-tune", "fine-tune-results"
+_COLUMNS = "id, created, filename, purpose, bytes"
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What is known of a file without its content.
+
+    Attributes:
+        created: seconds since 1970.
+        purpose: `fine-tune` for examples, `fine-tune-results` for the losses of a job.
+    """
+
+    id: str
+    created: float
+    filename: str
+    purpose: str
+    bytes: int
+
+
+class Files:
+    """The files in the store's database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, filename: str, content: bytes, *, purpose: str = FINE_TUNE, param: str = "file") -> FileRecord:
+        """Keep a file whose content is checked first if it holds examples.
+
+        Raises:
+            InvalidFileError: it is no file of examples.
+            NoRoomError: the disk is full.
+        """
+        if purpose == FINE_TUNE:
+            read_examples(content, param=param)
+        record = FileRecord(f"file-{uuid.uuid4().hex}", time.time(), filename, purpose, len(content))
+        with self._database.writing() as connection:
+            connection.execute(
+                f"INSERT INTO file ({_COLUMNS}, content) VALUES (?, ?, ?, ?, ?, ?)",
+                (record.id, record.created, record.filename, record.purpose, record.bytes, content),
+            )
+        return record
+
+    def record(self, identity: str, *, param: str | None = None) -> FileRecord:
+        """What is known of a file.
+
+        Raises:
+            UnknownFileError: there is none; a 400 that blames `param`, or a 404 without it.
+        """
+        with self._database.reading() as connection:
+            row = None
+            if connection is not None:
+                row = connection.execute(f"SELECT {_COLUMNS} FROM file WHERE id = ?", (identity,)).fetchone()
+        if row is None:
+            raise UnknownFileError(identity, param=param)
+        return FileRecord(*row)
+
+    def content(self, identity: str) -> bytes:
+        """The content of a file. Raises UnknownFileError."""
+        with self._database.reading() as connection:
+            row = None
+            if connection is not None:
+                row = connection.execute("SELECT content FROM file WHERE id = ?", (identity,)).fetchone()
+        if row is None:
+            raise UnknownFileError(identity)
+        return bytes(row[0])
+
+    def examples(self, identity: str, param: str) -> bytes:
+        """The content of a file of examples.
+
+        Raises:
+            ApiError: 400 that blames `param`, there is no such file or it has another purpose.
+        """
+        record = self.record(identity, param=param)
+        if record.purpose != FINE_TUNE:
+            raise InvalidFileError(
+                f"the purpose of {identity} is {record.purpose}, and jobs learn from files for {FINE_TUNE}", param=param
+            )
+        return self.content(identity)
+
+    def page(
+        self, limit: int, after: str | None, *, purpose: str | None = None, ascending: bool = False
+    ) -> tuple[list[FileRecord], bool]:
+        """Up to `limit` files, the newest first unless `ascending`; and whether there are more.
+
+        Raises:
+            UnknownFileError: there is no file `after`.
+        """
+        with self._database.reading() as connection:
+            if connection is None:
+                rows, known = [], after is None
+            else:
+                known = after is None or bool(
+                    connection.execute("SELECT 1 FROM file WHERE id = ?", (after,)).fetchone()
+                )
+                compare, direction = (">", "ASC") if ascending else ("<", "DESC")
+                rows = connection.execute(
+                    f"SELECT {_COLUMNS} FROM file WHERE (?1 IS NULL OR purpose = ?1)"
+                    f" AND (?2 IS NULL OR seq {compare} (SELECT seq FROM file WHERE id = ?2))"
+                    f" ORDER BY seq {direction} LIMIT ?3",
+                    (purpose, after, limit + 1),
+                ).fetchall()
+        if not known:
+            raise UnknownFileError(after or "", param="after")
+        return [FileRecord(*row) for row in rows[:limit]], len(rows) > limit
+
+    def delete(self, identity: str) -> None:
+        """Remove a file with its content. Raises UnknownFileError."""
+        self.record(identity)
+        with self._database.writing() as connection:
+            deleted = connection.execute("DELETE FROM file WHERE id = ?", (identity,)).rowcount
+        if not deleted:
+            raise UnknownFileError(identity)
