@@ -33,6 +33,11 @@ class Base:
     spec: ModelSpec
     revision: str
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return next(self.model.parameters()).device
+
 
 @dataclass(frozen=True, eq=False)
 class BareBase:
@@ -111,6 +116,12 @@ def storage_of(base: Base) -> str:
     if weight.dtype == embeddings.dtype == torch.bfloat16 and embeddings.device.type == "cpu":
         return "bfloat16_activations"
     return str(weight.dtype).removeprefix("torch.")
+
+
+def numerics_of(base: Base) -> str:
+    """`storage_of`, and the device if it is no CPU. Measurements with different values are not compared."""
+    device = base.device.type
+    return storage_of(base) if device == "cpu" else f"{storage_of(base)} on {device}"
 
 
 def require_gradients(base: Base) -> None:

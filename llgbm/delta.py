@@ -88,9 +88,9 @@ def activations(
     parts = []
     for members in _packs(input_ids):
         # one packed row with a copy of the sequences for each adapter
-        batch = pack([[Row(input_ids[i]) for i in members]] * len(weights))
+        batch = pack([[Row(input_ids[i]) for i in members]] * len(weights)).on(base.device)
         with (
-            keep_states(base.model, chosen, batch.last_index) as kept,
+            keep_states(base.model, chosen, batch.flat_places(batch.last_index)) as kept,
             functional.applied(weights, lengths=batch.lengths),
         ):
             packed_hidden_states(base.model, batch)
@@ -120,7 +120,7 @@ def per_probe_states(
 @torch.no_grad()
 def compute_base_activation(base: Base, probes: ProbeSet, layers: Sequence[int] | None = None) -> Activation:
     """Activation of the plain base on `probes`, for all adapters. No gradient."""
-    values = activations(base, encode_probes(base.tokenizer, probes), layers)[0]
+    values = activations(base, encode_probes(base.tokenizer, probes), layers)[0].cpu()
     return Activation(values, measurement_of(base, probes, layers))
 
 
@@ -143,7 +143,7 @@ def compute_adapter_delta(
         AdapterMismatchError: the adapter does not fit the base.
     """
     meter = DeltaMeter(base, probes, base_activation.measurement.layers, base_activation, functional=functional)
-    return Delta(meter.deltas([weights])[0], meter.measurement)
+    return Delta(meter.deltas([weights])[0].cpu(), meter.measurement)
 
 
 @torch.no_grad()
@@ -162,7 +162,7 @@ def compute_context_delta(base: Base, description: str, probes: ProbeSet, base_a
         raise ConfigError(
             f"description and probe reach max_length {probes.max_length}; raise it so that nothing is cut off"
         )
-    values = activations(base, ids, meter.measurement.layers)[0]
+    values = activations(base, ids, meter.measurement.layers)[0].cpu()
     return Activation(values, meter.measurement).minus(base_activation)
 
 
@@ -207,7 +207,7 @@ class DeltaMeter:
         """
         layers = self.measurement.layers
         states = activations(self._base, self._ids, layers, functional=self._functional, weights=weights)
-        return states - self.base_activation.values
+        return states - self.base_activation.values.to(states.device)
 
 
 def delta_cosine(delta: Tensor, teacher: Tensor) -> float:
@@ -237,7 +237,10 @@ def _packs(input_ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
 
 @contextmanager
 def keep_states(model: nn.Module, layers: Sequence[int], positions: Tensor) -> Iterator[dict[int, Tensor]]:
-    """Inside, collects the outputs of decoder layers at `positions` (n,) of a packed row.
+    """Inside, collects the outputs of decoder layers at the flat places `positions` (n,) of a batch.
+
+    Args:
+        positions: from `PackedBatch.flat_places`.
 
     Yields:
         Layer -> (n, hidden), filled by the forward pass. States of other tokens are not kept.
@@ -247,7 +250,7 @@ def keep_states(model: nn.Module, layers: Sequence[int], positions: Tensor) -> I
     def keep(layer: int) -> RemovableHandle:
         def hook(module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> None:
             states = output if isinstance(output, Tensor) else output[0]
-            kept[layer] = states[0, positions]  # (1, T, hidden) -> (n, hidden)
+            kept[layer] = states.flatten(0, 1)[positions]  # (rows, tokens, hidden) -> (n, hidden)
 
         return model.get_submodule(f"model.layers.{layer}").register_forward_hook(hook)
 

@@ -72,7 +72,8 @@ def score_rows(
     results: list[list[RowScore]] = [[RowScore(False, float("nan"))] * len(rows) for _, rows in groups]
     with torch.inference_mode():
         for chunk in _chunks(groups, max_tokens):
-            packed = pack([[Row(row.prompt, answer) for _, row, answer in members] for _, members in chunk])
+            rows = [[Row(row.prompt, answer) for _, row, answer in members] for _, members in chunk]
+            packed = pack(rows).on(base.device)
             logits = label_logits(base, functional, packed, [groups[g][0] for g, _ in chunk])
             right, mean_log = _score(logits, packed)
             flat = [(g, index, row, answer) for g, members in chunk for index, row, answer in members]

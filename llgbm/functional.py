@@ -17,6 +17,7 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from llgbm.config import LoRASpec
 from llgbm.errors import AdapterMismatchError, AdapterNotAppliedError
@@ -122,7 +123,8 @@ class FunctionalLoRA:
         Args:
             weights: one adapter for the whole batch, one for each row (None for the plain base), or the result of
                 `prepare` or `StackedLoRA.arrange`.
-            lengths: for a packed batch of one row, the tokens of each span, one span for each of `weights`.
+            lengths: for a packed batch, the tokens of each span, one span for each of `weights`. The model may see
+                the spans in one row, or each in a row of its own, padded at the end.
 
         Yields:
             AppliedLoRA: the number of hooked modules.
@@ -162,7 +164,7 @@ class FunctionalLoRA:
                 raise AdapterMismatchError("lengths go with a sequence of adapters, one for each span")
             self.require_fits(weights.spec)
             whole = [_Span(0, 0, weights)]
-            return {name: _Hook(name, whole, None, packed=False) for name in weights.spec.names}
+            return {name: _Hook(name, whole, None) for name in weights.spec.names}
         if lengths is not None and len(lengths) != len(weights):
             raise AdapterMismatchError(f"{len(weights)} adapters for {len(lengths)} spans: need one for each")
         sizes = [1] * len(weights) if lengths is None else list(lengths)
@@ -177,23 +179,32 @@ class FunctionalLoRA:
         for spec in dict.fromkeys(span.adapter.spec for span in spans):
             self.require_fits(spec)
         names = dict.fromkeys(name for span in spans for name in span.adapter.spec.names)
-        return {
-            name: _Hook(name, [s for s in spans if name in s.adapter.a], start, packed=lengths is not None)
-            for name in names
-        }
+        rows = () if lengths is None else tuple(weights)
+        return {name: _Hook(name, [s for s in spans if name in s.adapter.a], start, lengths, rows) for name in names}
 
 
 class _Hook:
     """Adds the products of all spans to the output (rows, tokens, out) of one module.
 
-    `total` is the expected number of rows, or of tokens if `packed`; None for one adapter on any batch.
+    `total` is the expected number of rows, or of tokens if `lengths` are given; None for one adapter on any batch.
+    `padded` are the adapters of all spans, for a batch with one row for each.
     """
 
-    def __init__(self, name: str, spans: list[_Span], total: int | None, *, packed: bool) -> None:
-        self.name, self.spans, self.total, self.packed = name, spans, total, packed
+    def __init__(
+        self,
+        name: str,
+        spans: list[_Span],
+        total: int | None,
+        lengths: Sequence[int] | None = None,
+        padded: Sequence[LoRAWeights | None] = (),
+    ) -> None:
+        self.name, self.spans, self.total, self.packed = name, spans, total, lengths is not None
+        self.padded, self.longest = padded, max(lengths, default=0) if lengths is not None else 0
 
     def __call__(self, x: Tensor, output: Tensor) -> Tensor:
         rows, tokens = x.shape[0], x.shape[0] * x.shape[1]
+        if len(self.padded) > 1 and (rows, x.shape[1]) == (len(self.padded), self.longest):
+            return self._on_padded_rows(x, output)
         if self.total is None:
             bounds = [(0, tokens)]
         else:
@@ -207,8 +218,8 @@ class _Hook:
             # spans count rows, or tokens of a packed row; bounds always count tokens of the flat input
             bounds = [(s.start * width, s.stop * width) for s in self.spans]
         flat = x.reshape(tokens, x.shape[-1])  # (tokens, in)
-        a = [s.adapter.a[self.name].to(x.dtype) for s in self.spans]
-        b = [s.adapter.b[self.name].to(x.dtype) for s in self.spans]
+        a = [s.adapter.a[self.name].to(x.device, x.dtype) for s in self.spans]
+        b = [s.adapter.b[self.name].to(x.device, x.dtype) for s in self.spans]
         scalings = [s.adapter.spec.scaling for s in self.spans]
         if torch.is_grad_enabled():
             result: Tensor = _AddLoRA.apply(output, flat, bounds, scalings, *a, *b)  # type: ignore[no-untyped-call]
@@ -218,6 +229,23 @@ class _Hook:
             # (n, in) @ (in, r) @ (r, out): rank-sized products first, never the dense B A
             flat_output[start:stop].addmm_(flat[start:stop] @ a_i.t(), b_i.t(), alpha=scaling)
         return output
+
+    def _on_padded_rows(self, x: Tensor, output: Tensor) -> Tensor:
+        """One row (L, in) for each of G adapters: two batched products, whatever G is."""
+        there = [None if w is None or self.name not in w.a else w for w in self.padded]
+        rank = max(w.spec.rank for w in there if w is not None)
+        a, b = [], []
+        for adapter in there:
+            if adapter is None:
+                a.append(x.new_zeros(rank, x.shape[-1]))
+                b.append(x.new_zeros(output.shape[-1], rank))
+                continue
+            # zeros up to the highest rank change no product; scaling differs between adapters, so it goes into B
+            more = rank - adapter.spec.rank
+            a.append(F.pad(adapter.a[self.name].to(x.device, x.dtype), (0, 0, 0, more)))
+            b.append(F.pad(adapter.b[self.name].to(x.device, x.dtype) * adapter.spec.scaling, (0, more)))
+        # (G, L, in) @ (G, in, r) @ (G, r, out)
+        return torch.baddbmm(output, torch.bmm(x, torch.stack(a).mT), torch.stack(b).mT)
 
 
 class _AddLoRA(torch.autograd.Function):

@@ -134,6 +134,7 @@ class LoRAGenerator(nn.Module):
                 f"the condition has shape {tuple(condition.shape)}, this generator reads (n, "
                 f"{self.config.condition_size}); use the text encoder that it was trained with"
             )
+        condition = condition.to(self.q0.device)
         n, (count, rank, basis) = condition.shape[0], self.q0.shape
         low = self.trunk_dtype != torch.float32
         with torch.autocast(condition.device.type, self.trunk_dtype if low else None, enabled=low):

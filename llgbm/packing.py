@@ -1,8 +1,13 @@
-"""Packs rows of different lengths into one row of tokens, without padding and without repeated prefixes.
+"""Packs rows of different lengths into few tokens, without repeated prefixes; on a CPU also without padding.
 
 Rows with the same adapter form a group. Their common prefix (a chat template's head, often a description) is stored
 once, and the rest of each row follows. A block mask lets each rest attend to the prefix and to itself, and its
 positions continue from the prefix. So, by causality, every token has the state that it has in its row alone.
+
+There are two layouts of the same tokens. On a CPU the groups stand one after the other in one row: no arithmetic is
+spent on padding. On a GPU each group is a row, padded to the longest one: adapters and attention of all groups are then
+single batched products. Indices always count packed tokens, so losses are the same code for both.
+
 A `TaskGroup` is a group with the condition of its adapter; a training step has several.
 """
 
@@ -10,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -23,8 +28,25 @@ from llgbm.lora import LoRAWeights
 
 
 @dataclass(frozen=True, eq=False)
+class PaddedRows:
+    """The groups of a packed batch as G rows, padded at the end to the longest group with L tokens.
+
+    Attributes:
+        input_ids: (G, L) int64, 0 in the padding.
+        position_ids: (G, L) int64.
+        mask: (G, 1, L, L) bool, true where a token may attend; a token of the padding attends to itself.
+        place: (T,) int64, the index of each packed token among the G L flat places.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    mask: Tensor
+    place: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class PackedBatch:
-    """One packed row.
+    """Groups of rows for one forward pass.
 
     Attributes:
         input_ids: (1, T) int64.
@@ -35,6 +57,7 @@ class PackedBatch:
         labels: (L,) int64, those next tokens.
         label_row: (L,) int64, the row (in the order given) of each label.
         last_index: (rows,) int64, flat position of each row's last token.
+        padded: the layout for a GPU; None computes on the packed row.
     """
 
     input_ids: Tensor
@@ -45,11 +68,35 @@ class PackedBatch:
     labels: Tensor
     label_row: Tensor
     last_index: Tensor
+    padded: PaddedRows | None = None
 
     @property
     def num_tokens(self) -> int:
-        """T, the cost of a pass through the base."""
+        """T, the number of tokens without padding."""
         return int(self.input_ids.shape[1])
+
+    def flat_places(self, index: Tensor) -> Tensor:
+        """The places of packed tokens `index` (n,) in the model's activations, flattened to (rows * tokens, size)."""
+        return index if self.padded is None else self.padded.place[index]
+
+    def on(self, device: torch.device) -> PackedBatch:
+        """The batch on `device`, in the layout for it: padded on a GPU, packed on a CPU."""
+        return self if device.type == "cpu" else _moved(self.with_padding(), device)
+
+    def with_padding(self) -> PackedBatch:
+        """The batch in the padded layout."""
+        count, longest = len(self.lengths), max(self.lengths)
+        columns = torch.cat([torch.arange(length) for length in self.lengths])  # (T,), places in the own group
+        groups = torch.arange(count).repeat_interleave(torch.tensor(self.lengths))
+        place = groups * longest + columns
+        ids, positions = torch.zeros(2, count * longest, dtype=torch.int64)
+        ids[place], positions[place] = self.input_ids[0], self.position_ids[0]
+        # the diagonal keeps the softmax of a token of the padding from 0 / 0
+        mask = torch.eye(longest, dtype=torch.bool).repeat(count, 1, 1)
+        for rows, of_group in zip(mask, self.masks, strict=True):
+            rows[: len(of_group), : len(of_group)] = of_group == 0
+        shape = (count, longest)
+        return replace(self, padded=PaddedRows(ids.view(shape), positions.view(shape), mask[:, None], place))
 
 
 @dataclass(frozen=True)
@@ -117,19 +164,28 @@ def pack(groups: Sequence[Sequence[Row]]) -> PackedBatch:
 def packed_hidden_states(model: nn.Module, batch: PackedBatch) -> Tensor:
     """Last hidden states (T, hidden) of a transformers causal LM on a packed batch, after the final norm.
 
-    Attention runs group by group: its cost is the sum of the groups' squares, not the square of the whole row.
+    In the packed row attention runs group by group: its cost is the sum of the groups' squares, not the square of the
+    whole row. Padded, it is one call.
     """
     decoder = model.get_submodule("model")
+    rows = batch.padded
     with grouped_attention(model):
-        out = decoder(
+        if rows is not None:
+            padded: Tensor = decoder(
+                input_ids=rows.input_ids,
+                position_ids=rows.position_ids,
+                attention_mask={"full_attention": rows.mask},
+                use_cache=False,
+            ).last_hidden_state
+            return padded.flatten(0, 1)[rows.place]
+        hidden: Tensor = decoder(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             attention_mask={"full_attention": None},  # keeps transformers from making a (T, T) mask of its own
             use_cache=False,
             packed_masks=batch.masks,
-        )
-    hidden: Tensor = out.last_hidden_state[0]
-    return hidden
+        ).last_hidden_state
+    return hidden[0]
 
 
 @contextmanager
@@ -145,10 +201,16 @@ def grouped_attention(model: nn.Module) -> Iterator[None]:
 
 
 def _grouped_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **kwargs: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """As transformers calls it: query (1, heads, T, d), key and value (1, kv_heads, T, d) -> (1, T, heads, d)."""
-    masks = kwargs["packed_masks"]
+    """As transformers calls it: query (1, heads, T, d), key and value (1, kv_heads, T, d) -> (1, T, heads, d).
+
+    With padded rows there are no `packed_masks`: query (G, heads, L, d) with one mask (G, 1, L, L) -> (G, L, heads, d).
+    """
+    masks = kwargs.get("packed_masks")
+    if masks is None:
+        attended, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **kwargs)
+        return attended, None
     lengths = [len(mask) for mask in masks]  # they add up to T
     parts = [  # (1, heads, length, d) each
         F.scaled_dot_product_attention(q, k, v, mask, scale=kwargs["scaling"], enable_gqa=True)
@@ -187,6 +249,16 @@ def _mask(owner: Tensor) -> Tensor:
     visible = (owner[:, None] == owner[None, :]) | (owner[None, :] < 0)
     allowed = visible.tril()
     return torch.zeros(allowed.shape).masked_fill_(~allowed, float("-inf"))
+
+
+def _moved(batch: PackedBatch, device: torch.device) -> PackedBatch:
+    """A padded batch on `device`; the packed row and its masks stay, since nothing reads them there."""
+    index = {name: getattr(batch, name).to(device) for name in ("label_index", "labels", "label_row", "last_index")}
+    rows = batch.padded
+    if rows is None:
+        return replace(batch, **index)
+    padded = PaddedRows(**{field.name: getattr(rows, field.name).to(device) for field in fields(rows)})
+    return replace(batch, **index, padded=padded)
 
 
 @dataclass(frozen=True, eq=False)

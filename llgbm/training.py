@@ -264,7 +264,8 @@ def _restore(
     if path is None or not path.exists():
         return 0, 0.0
     try:
-        state = torch.load(path, weights_only=True)
+        # load_state_dict moves the tensors to the device of the model
+        state = torch.load(path, weights_only=True, map_location="cpu")
         settings, step, spent = dict(state["settings"]), int(state["step"]), float(state["seconds"])
         model, moments = state["model"], state["optimisers"]
     except Exception as error:  # torch does not document the exceptions for foreign files

@@ -103,11 +103,14 @@ class ContextTeacher:
         taught = [group for group in groups if group.context_rows]
         if not taught:
             return None
-        rows = pack([group.context_rows for group in taught])
-        with torch.no_grad(), keep_states(self._base.model, self._layers, rows.label_index) as kept:
+        rows = pack([group.context_rows for group in taught]).on(self._base.device)
+        labels = rows.flat_places(rows.label_index)
+        with torch.no_grad(), keep_states(self._base.model, self._layers, labels) as kept:
             logits = label_logits(self._base, self._functional, rows, self._adapters(generator, taught))
             values, indices = logits.log_softmax(-1).topk(self._top)
-        return Lesson(torch.tensor(places), values, indices, stacked_states(kept, self._layers, logits))
+        return Lesson(
+            torch.tensor(places, device=logits.device), values, indices, stacked_states(kept, self._layers, logits)
+        )
 
     def _adapters(self, generator: LoRAGenerator, taught: Sequence[TaskGroup]) -> list[LoRAWeights | None]:
         if isinstance(self._teacher, LoRAWeights):

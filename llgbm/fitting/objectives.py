@@ -81,8 +81,9 @@ class TaskObjective:
         batch = in_order(batch)
         added = None if self._task_cores is None else partial(self._task_cores.added, step=step)
         weights, rows = generated_groups(generator, batch, added)
-        packed = pack(rows)
-        with keep_states(self._base.model, self._state_layers, packed.label_index) as kept:
+        packed = pack(rows).on(self._base.device)
+        labels = packed.flat_places(packed.label_index)
+        with keep_states(self._base.model, self._state_layers, labels) as kept:
             logits = label_logits(self._base, self._functional, packed, weights, recompute=self._recompute)
         # logits (labels, vocabulary), losses (labels,)
         losses = sft_by_label(logits, packed, label_smoothing=self._label_smoothing)
@@ -120,8 +121,10 @@ def _distance(meter: DeltaMeter, batch: TrainingBatch, weights: Sequence[LoRAWei
     if not wanted:
         return torch.zeros(())
     made = meter.deltas([weights[place] for place, _ in wanted])
-    losses = [DeltaOnlyLoss()(d[None], teacher[None])[0] for d, (_, teacher) in zip(made, wanted, strict=True)]
-    rows = torch.tensor([float(len(batch[place].rows)) for place, _ in wanted])
+    losses = [
+        DeltaOnlyLoss()(d[None], teacher[None].to(d.device))[0] for d, (_, teacher) in zip(made, wanted, strict=True)
+    ]
+    rows = made.new_tensor([float(len(batch[place].rows)) for place, _ in wanted])
     return torch.stack(losses) @ rows / sum(len(group.rows) for group in batch)
 
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from llgbm.base import Base, storage_of
+from llgbm.base import Base, numerics_of
 from llgbm.config import ModelSpec
 from llgbm.errors import ConfigError
 from llgbm.measuring.measurement import Measurement
@@ -40,7 +40,7 @@ def measurement_of(base: Base, probes: ProbeSet, layers: Sequence[int] | None = 
         max_length=probes.max_length,
         tokens=_sha256(json.dumps(encode_probes(base.tokenizer, probes))),
         revision=base.revision,
-        dtype=storage_of(base),
+        dtype=numerics_of(base),
         layers=resolve_layers(base.spec, layers),
         num_probes=len(probes),
         hidden_size=base.spec.hidden_size,

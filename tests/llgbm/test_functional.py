@@ -218,7 +218,7 @@ def test_another_number_of_rows_or_tokens_is_refused(tiny_base: Base, grad: bool
             (two, None, IDS),
             (two, None, IDS[:1]),
             (two, [10, 9], IDS[:1]),
-            (two, [20, 20], IDS[:2]),
+            (two, [20, 21], IDS[:2]),  # not the rows of a padded batch, which are as long as the longest span
         ):
             with (
                 pytest.raises(AdapterMismatchError, match="adapters were given for"),

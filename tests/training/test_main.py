@@ -10,6 +10,7 @@ from training.cli.command_line import Command, main
 from training.cli.commands import COMMANDS
 from training.cli.config import config_paths, load_config, to_dict
 from training.cli.config_help import config_help
+from training.runs.fingerprint import flat
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,6 +48,23 @@ def test_the_commands_of_the_recipe_take_its_file(command: str, capsys: pytest.C
     recipe = ROOT / "training" / "configs" / "recipe.yaml"
     code = main(COMMANDS, [command, "--config", str(recipe), "--show-config"], program="training")
     assert code == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["fit", "evaluate"])
+def test_the_preset_for_a_gpu_changes_device_batch_and_budget_only(command: str) -> None:
+    by_name = {c.name: c for c in COMMANDS}
+    others = {name: c.config_class for name, c in by_name.items() if name != command}
+    recipe, preset = (ROOT / "training" / "configs" / f"{name}.yaml" for name in ("recipe", "gpu"))
+    files = ([recipe], [recipe, preset])
+    on_cpu, on_gpu = (
+        flat(to_dict(load_config(by_name[command].config_class(), chosen, section=command, other_sections=others)))
+        for chosen in files
+    )
+    changed = {name for name in on_cpu.keys() | on_gpu.keys() if on_cpu.get(name) != on_gpu.get(name)}
+    of_fit = {"sampler.groups", "sampler.synthetic_groups", "sampler.family_groups"}
+    of_fit |= {"training.seconds", "training.trunk_dtype"}
+    assert changed == {"device", "base_storage"} | (of_fit if command == "fit" else set())
+    assert on_gpu["device"] == "cuda"
 
 
 def test_names_are_unique() -> None:

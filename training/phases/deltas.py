@@ -42,6 +42,8 @@ class Config:
     """Hub id or folder of the frozen base."""
     base_storage: Storage = "float32"
     """How the base's Linear weights are stored."""
+    device: str = "cpu"
+    """A torch device, cpu or cuda; on cuda set base_storage to bfloat16 or float32."""
     probes: ProbeConfig = field(default_factory=ProbeConfig)
     seed: int = 0
     """Random seed of the map."""
@@ -55,7 +57,7 @@ class Config:
 def run(config: Config) -> None:
     """Measure missing deltas, then write `{workdir}/results/{name}.json`."""
     tasks = tasks_by_id(config.folder)
-    base = load_base(config.base, storage=config.base_storage)
+    base = load_base(config.base, storage=config.base_storage, device=config.device)
     adapters = RealAdapterDataset(config.workdir, base_id=base.spec.base_id)
     with RunLog(config.workdir, "deltas", config) as log:
         meter, cache = open_deltas(config.workdir / config.name, base, config.probes)

@@ -47,7 +47,7 @@ from training.runs.log import RunLog
 from training.runs.workers import RayTask
 from training.tasks.format import Task, load_tasks, tasks_digest
 
-_CHOICE = ("workdir", "folder", "tasks", "ray", "ray_task")
+_CHOICE = ("workdir", "folder", "tasks", "device", "ray", "ray_task")
 """Settings that select the teachers and where they are trained. All others influence a teacher's weights."""
 _LAST_STEPS = 10
 """Number of last steps whose mean loss is logged."""
@@ -69,6 +69,8 @@ class Config:
     """Hub id or folder of the frozen base."""
     base_storage: Storage = "float32"
     """How the base's Linear weights are stored during training; bfloat16 is faster on a processor that supports it."""
+    device: str = "cpu"
+    """A torch device, cpu or cuda; on cuda set base_storage to bfloat16 or float32."""
     start: Path | None = None
     """A generator artefact whose shared adapter every teacher starts from; none uses PEFT's initialisation."""
     lora_rank: int = 8
@@ -114,7 +116,7 @@ def run(config: Config) -> None:
     """Train every missing teacher."""
     tasks = load_tasks(config.folder, config.tasks or None)
     with RunLog(config.workdir, "teachers", config) as log:
-        base = load_base(config.base, storage=config.base_storage)
+        base = load_base(config.base, storage=config.base_storage, device=config.device)
         start = Start.of(config, base)
         present = [t for t in tasks if (adapter_folder(config.workdir, t.task_id, config.index) / CONFIG_FILE).exists()]
         for task in present:
@@ -249,7 +251,8 @@ def train_teacher(base: Base, task: Task, config: Config, start: LoRAWeights | N
         trained = [p for p in model.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.0)
         for step in range(config.steps):
-            batch = pack([[rows[i] for i in order[step * config.rows_per_step : (step + 1) * config.rows_per_step]]])
+            chosen = order[step * config.rows_per_step : (step + 1) * config.rows_per_step]
+            batch = pack([[rows[i] for i in chosen]]).on(base.device)
             warm = min(1.0, (step + 1) / max(1.0, config.steps / 10))
             for group in optimiser.param_groups:
                 group["lr"] = config.learning_rate * min(warm, (config.steps - step) / (0.9 * config.steps))
@@ -314,6 +317,6 @@ def _weights_of(model: Any, base: Base, config: Config) -> LoRAWeights:
     modules = dict(model.get_base_model().named_modules())
     return LoRAWeights(
         spec,
-        {n: modules[n].lora_A["default"].weight.detach().clone() for n in spec.names},
-        {n: modules[n].lora_B["default"].weight.detach().clone() for n in spec.names},
+        {n: modules[n].lora_A["default"].weight.detach().cpu().clone() for n in spec.names},
+        {n: modules[n].lora_B["default"].weight.detach().cpu().clone() for n in spec.names},
     )

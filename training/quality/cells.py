@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 
 from llgbm.adapters.peft_io import content_digest
-from llgbm.base import Base
+from llgbm.base import Base, numerics_of
 from llgbm.decoding.decoder import generate
 from llgbm.decoding.sampling import SamplingParams
 from llgbm.evaluation import score_rows
-from llgbm.linears.frozen_linear import Storage
 from llgbm.lora import LoRAWeights
 from training.quality.methods import MethodSetup
 from training.runs.artefacts import replace_text
@@ -111,11 +110,11 @@ class Work:
     setup: MethodSetup
 
 
-def cell_key(base: Base, storage: Storage, task: Task, num_rows: int, setup: MethodSetup) -> str:
+def cell_key(base: Base, task: Task, num_rows: int, setup: MethodSetup) -> str:
     """Digest of everything that decides a cell."""
     return Fingerprint.of(
         base_revision=base.revision,
-        base_storage=storage,
+        base_storage=numerics_of(base),
         rows=[(e.input, e.accepted) for e in task.test[:num_rows]],
         adapter=None if setup.adapter is None else content_digest(setup.adapter),
         description=setup.description,

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from llgbm.base import numerics_of
 from llgbm.checkpoint import Checkpoint, load_generator
 from llgbm.errors import ConfigError
 from llgbm.evaluation import paired_bootstrap
@@ -116,6 +117,8 @@ class Config:
     """Hub id or folder of the base; by default the checkpoint's."""
     base_storage: Storage = "float32"
     """How the base's Linear weights are stored."""
+    device: str = "cpu"
+    """A torch device, cpu or cuda; on cuda set base_storage to bfloat16 or float32."""
     text_encoder: str = ""
     """Hub id or folder of the text encoder; by default the checkpoint's."""
     baselines: Path | None = None
@@ -144,13 +147,13 @@ def run(config: Config) -> None:
     checkpoint = load_generator(config.checkpoint)
     columns = {name: column for name, column in columns_of(config).items() if column}
     all_tasks = [task for column in columns.values() for task in column]
-    base = base_of(checkpoint, config.base, config.base_storage)
+    base = base_of(checkpoint, config.base, config.base_storage, config.device)
     head = {
         "command": command_of("evaluate", config),
         "generator": checkpoint.manifest.digest,
         "base": base.spec.base_id,
         "base_revision": base.revision,
-        "base_storage": config.base_storage,
+        "base_storage": numerics_of(base),
         "seeds": list(config.seeds),
         "metric": "exact match under greedy decoding",
         "probes": to_dict(config.probes),
@@ -181,7 +184,7 @@ def run(config: Config) -> None:
                     setup = METHODS[method](sources, task)
                     if setup is None:
                         continue
-                    key = cell_key(base, config.base_storage, task, config.num_rows, setup)
+                    key = cell_key(base, task, config.num_rows, setup)
                     keys.setdefault((method, task.task_id), []).append(key)
                     if cells.get(key) is None and key not in begun:
                         begun.add(key)

@@ -134,7 +134,7 @@ def export_state(config: Config) -> GeneratorManifest:
 
 def _read_state(path: Path) -> dict[str, Any]:
     try:
-        state = torch.load(path, weights_only=True, mmap=True)
+        state = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
     except Exception as error:  # the unpickler raises many types for a damaged file
         raise CheckpointError(f"{path} cannot be read as the state of a fit: {error}") from error
     if not isinstance(state, dict) or not {"step", "model", "settings"} <= state.keys():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llgbm.adapters.peft_io import content_digest
 from llgbm.base import Base, load_base
@@ -75,6 +75,8 @@ class Config:
     """Hub id or folder of the frozen base."""
     base_storage: Storage = "float32"
     """How the base's Linear weights are stored during training; bfloat16 is faster on a processor that supports it."""
+    device: str = "cpu"
+    """A torch device, cpu or cuda; on cuda set base_storage to bfloat16 or float32."""
     text_encoder: str = TEXT_ENCODER
     """Hub id or folder of the frozen text encoder."""
     label_smoothing: float = 0.05
@@ -187,7 +189,7 @@ def _fit(
 ) -> bool:
     """Run the steps with the task loss; returns whether this process has written the result."""
     tasks = pools.own
-    base = load_base(config.base, storage=config.base_storage)
+    base = load_base(config.base, storage=config.base_storage, device=config.device)
     teachers = load_teachers(config.teachers, [t.task_id for t in tasks], base.spec.base_id) if config.teachers else {}
     meter, deltas = _teacher_deltas(config, base, teachers)
     sampler = TaskSampler(
@@ -218,6 +220,7 @@ def _fit(
         task_cores=task_cores,
         recompute=config.recompute,
     )
+    nn.ModuleList([generator, *objective.modules()]).to(base.device)
     state_path, group = config.workdir / STATE_FILE, process_group()
     if group is not None and group.rank > 0:  # only the first process writes and checks
         train(generator, objective, sampler, config.training, state_path=state_path, group=group)
@@ -243,6 +246,7 @@ def _fit(
             first = train(
                 generator, objective, sampler, config.training, state_path=state_path, on_step=on_step, group=group
             )
+        generator.cpu()
         seconds = time.monotonic() - started
         made = {"steps": max(first, steps), "last_run_seconds": round(seconds)}
         manifest, prompts = manifest_of(config, generator, base, all_tasks, encoder, made, start=start)
@@ -272,7 +276,7 @@ def fingerprint_of(
 ) -> Fingerprint:
     """Everything that the state of a fit depends on."""
     teacher = _context_teacher(config, base)
-    places = ("workdir", "tasks", "families", "wordings", "task_ids", "base", "context_teacher_from")
+    places = ("workdir", "device", "tasks", "families", "wordings", "task_ids", "base", "context_teacher_from")
     without = (*places, "check", "recompute", "rounds", "round", *RESUMABLE)
     return Fingerprint.of(
         config,

@@ -10,7 +10,7 @@ from llgbm.linears.frozen_linear import Storage
 from llgbm.lora import LoRAWeights
 
 
-def base_of(checkpoint: Checkpoint, name: str, storage: Storage) -> Base:
+def base_of(checkpoint: Checkpoint, name: str, storage: Storage, device: str = "cpu") -> Base:
     """Load the base that a generator makes adapters for.
 
     Args:
@@ -19,7 +19,7 @@ def base_of(checkpoint: Checkpoint, name: str, storage: Storage) -> Base:
     Raises:
         CheckpointError: `name` is another base.
     """
-    base = load_base(name or checkpoint.manifest.base_id, storage=storage)
+    base = load_base(name or checkpoint.manifest.base_id, storage=storage, device=device)
     checkpoint.manifest.require_base(base.spec.base_id)
     return base
 

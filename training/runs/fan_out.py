@@ -36,6 +36,8 @@ def open_workers(address: str | None, task: RayTask, base: Base, name: str, stor
     if address is None:
         yield ThisProcess(base)
         return
+    if base.device.type != "cpu":
+        raise ConfigError("workers of a Ray cluster compute on processors; leave out ray, or set device=cpu")
     try:
         from training.runs.ray_workers import ray_workers
     except ModuleNotFoundError as error:
