@@ -1,6 +1,6 @@
 """Refining: an adapter learns from a few examples of its user, in seconds to minutes on a processor.
 
-    base = load_base(BASE_0_5B, storage="bfloat16_activations")
+    base = load_base(BASE_0_5B, storage=fastest_training_storage())
     refined = refine(base, made.weights, [RefineRow.of("I want my money back", "billing")], RefineConfig())
     save_peft(refined.best, Path("tickets"), base_id=base.spec.base_id)
 
@@ -190,8 +190,7 @@ def refine(
     """Train an adapter on a few examples.
 
     Args:
-        base: loaded in a storage that passes gradients; `bfloat16_activations` is the fastest on a processor that
-            multiplies in bfloat16, `int8_training` on others.
+        base: loaded in a storage that passes gradients; `fastest_training_storage` names the fastest one.
         start: the adapter to start from; None uses PEFT's initialisation.
         rows: the examples.
         validation: examples that choose the number of steps in place of held-out ones; they are never trained on.
@@ -211,6 +210,17 @@ def refine(
         run.resume(resume)
     run.run()
     return run.result(time.monotonic() - began)
+
+
+def most_steps(rows: int, config: RefineConfig, *, validation: int = 0) -> int:
+    """The number of steps that `refine` makes at most, in all phases.
+
+    Args:
+        rows: number of examples.
+        validation: number of validation examples.
+    """
+    turns = _turns(rows, config) if not validation else 0
+    return (1 + turns) * _steps_of_a_part(rows, config, chooses=bool(turns or validation))
 
 
 @dataclass(frozen=True)
@@ -250,7 +260,7 @@ class _Refining:
         check = [_forms(base, row, number, config) for number, row in enumerate(validation, 1)]
         self._keeps_best = bool(check)  # the run that is measured is then the final one
         self._parts = _parts(train, check, config)
-        self._most = _most_steps(len(rows), config, chooses=any(part.held_out for part in self._parts))
+        self._most = _steps_of_a_part(len(rows), config, chooses=any(part.held_out for part in self._parts))
         every = self._most if config.steps is not None else config.check_every
         self._checks = sorted({*range(every, self._most + 1, every), self._most})
         self._digest = _digest(base, self._initial, rows, validation, config)
@@ -401,10 +411,9 @@ def _context_of(base: Base) -> int:
 def _parts(train: list[_Forms], check: list[_Forms], config: RefineConfig) -> list[_Part]:
     if check:
         return [_Part("train", train, check)]
-    turns = config.turns if len(train) >= _ENOUGH_TO_HOLD_OUT else 0
     order = np.random.default_rng(config.seed).permutation(len(train)).tolist()
     parts = []
-    for turn in range(turns):
+    for turn in range(_turns(len(train), config)):
         held_out = set(order[turn::_HELD_OUT_SHARE])
         parts.append(
             _Part(
@@ -416,7 +425,11 @@ def _parts(train: list[_Forms], check: list[_Forms], config: RefineConfig) -> li
     return [*parts, _Part("train", train, [])]
 
 
-def _most_steps(rows: int, config: RefineConfig, *, chooses: bool) -> int:
+def _turns(rows: int, config: RefineConfig) -> int:
+    return config.turns if rows >= _ENOUGH_TO_HOLD_OUT else 0
+
+
+def _steps_of_a_part(rows: int, config: RefineConfig, *, chooses: bool) -> int:
     if config.steps is not None:
         return config.steps
     if rows < _ENOUGH_TO_HOLD_OUT and not chooses:

@@ -135,6 +135,13 @@ def store_linears(model: nn.Module, storage: Storage, *, skip: tuple[str, ...] =
             setattr(model.get_submodule(parent), last, module)
 
 
+def fastest_training_storage(device: str = "cpu") -> Storage:
+    """The fastest storage on `device` that passes gradients."""
+    if torch.device(device).type != "cpu":
+        return "bfloat16"
+    return "bfloat16_activations" if _multiplies_bfloat16() else "int8_training"
+
+
 def _stored(group: Sequence[nn.Linear], names: Sequence[str], storage: Storage) -> Sequence[nn.Module]:
     if storage == "int8":
         return int8_group(group)
