@@ -20,9 +20,10 @@ from benchmarks.measure import Result, interleaved, over, result
 from benchmarks.workbench import Workbench
 from llgbm.base import load_base, storage_of
 from llgbm.chat import answer_ids, prompt_ids
-from llgbm.fitting.refine import RefineConfig, RefineRow, refine
 from llgbm.linears.frozen_linear import fastest_training_storage
 from llgbm.packing import Row
+from llgbm.refining.refine import refine
+from llgbm.refining.settings import RefineConfig, RefineRow
 
 _TARGET_RATIO, _TARGET_SECONDS = 6.0, 30.0
 _IGNORED = -100

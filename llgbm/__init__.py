@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from llgbm.base import Base, load_base
     from llgbm.checkpoint import Checkpoint, load_generator, save_generator
     from llgbm.config import GeneratorConfig, LoRASpec, ModelSpec
-    from llgbm.fitting.refine import RefineConfig, Refined, RefineRow, RefineStep, refine
     from llgbm.functional import FunctionalLoRA
     from llgbm.generator import LoRAGenerator, create_generator
     from llgbm.lora import LoRAWeights
     from llgbm.pretrained.find import resolve_pretrained
     from llgbm.prompting import AdapterMaker, AdapterRequest
+    from llgbm.refining.refine import refine
+    from llgbm.refining.settings import RefineConfig, Refined, RefineRow, RefineStep
     from llgbm.text_encoder import PretrainedTextEncoder
 
 _MODULE_OF = {
@@ -40,15 +41,15 @@ _MODULE_OF = {
     "LoRAWeights": "lora",
     "ModelSpec": "config",
     "PretrainedTextEncoder": "text_encoder",
-    "RefineConfig": "fitting.refine",
-    "RefineRow": "fitting.refine",
-    "RefineStep": "fitting.refine",
-    "Refined": "fitting.refine",
+    "RefineConfig": "refining.settings",
+    "RefineRow": "refining.settings",
+    "RefineStep": "refining.settings",
+    "Refined": "refining.settings",
     "create_generator": "generator",
     "load_base": "base",
     "load_generator": "checkpoint",
     "load_peft": "adapters.peft_io",
-    "refine": "fitting.refine",
+    "refine": "refining.refine",
     "resolve_pretrained": "pretrained.find",
     "save_generator": "checkpoint",
     "save_peft": "adapters.peft_io",

@@ -16,10 +16,11 @@ from llgbm.adapters.peft_io import load_peft_for, save_peft
 from llgbm.base import Base, load_base
 from llgbm.checkpoint import load_generator
 from llgbm.errors import ConfigError
-from llgbm.fitting.refine import HeldOutScore, RefineConfig, Refined, RefineStep, most_steps, refine
 from llgbm.linears.frozen_linear import Storage, fastest_training_storage
 from llgbm.lora import LoRAWeights
 from llgbm.prompting import AdapterMaker, AdapterRequest
+from llgbm.refining.refine import most_steps, refine
+from llgbm.refining.settings import HeldOutScore, RefineConfig, Refined, RefineStep
 from llgbm.text_encoder import PretrainedTextEncoder
 from training.recipe.generator_base import base_of
 from training.runs.log import RunLog

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llgbm.errors import ConfigError, TaskFormatError
-from llgbm.fitting.refine import RefineRow
+from llgbm.refining.settings import RefineRow
 
 _ROLES = ("system", "user", "assistant")
 _HEAD = ["input", "output"]

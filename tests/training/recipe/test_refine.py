@@ -5,7 +5,8 @@ import torch
 
 from llgbm.adapters.peft_io import load_peft, save_peft
 from llgbm.base import load_base
-from llgbm.fitting.refine import RefineConfig, RefineRow, refine
+from llgbm.refining.refine import refine
+from llgbm.refining.settings import RefineConfig, RefineRow
 from tests.fixtures import random_lora
 from tests.small_generator import SPEC
 from training.cli.command_line import main

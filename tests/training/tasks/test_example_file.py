@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from llgbm.errors import TaskFormatError
-from llgbm.fitting.refine import RefineRow
+from llgbm.refining.settings import RefineRow
 from training.tasks.example_file import read_examples
 
 CAT, DOG = RefineRow.of("cat", "animal"), RefineRow.of('a "big"\ndog, brown', "animal")

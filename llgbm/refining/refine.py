@@ -18,7 +18,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,149 +32,16 @@ from llgbm.evaluation import EvalRow, score_rows
 from llgbm.fitting.lora_steps import LoRASteps, StepSettings, initial_lora, weights_from
 from llgbm.lora import LoRAWeights
 from llgbm.packing import Row
-
-Phase = Literal["choose", "train"]
-"""`choose`: steps that find the number of steps, with rows held out. `train`: steps of the final adapter."""
-_ENOUGH_TO_HOLD_OUT = 8
-_HELD_OUT_SHARE = 4
-"""One row of so many is held out in a turn."""
-
-
-@dataclass(frozen=True)
-class RefineRow:
-    """One example.
-
-    Attributes:
-        messages: the conversation before the answer, with `role` and `content`; there is a user turn.
-        answer: the assistant's answer to learn.
-
-    Raises:
-        ConfigError: there is no user turn, or the answer is empty.
-    """
-
-    messages: tuple[Mapping[str, str], ...]
-    answer: str
-
-    def __post_init__(self) -> None:
-        if not any(message["role"] == "user" for message in self.messages):
-            raise ConfigError("an example needs a turn of the user before its answer")
-        if not self.answer.strip():
-            raise ConfigError("the answer of an example is empty; give the text that the model should write")
-
-    @classmethod
-    def of(cls, given: str, answer: str) -> RefineRow:
-        """An example of one input and its answer."""
-        return cls(({"role": "user", "content": given},), answer)
-
-
-@dataclass(frozen=True)
-class RefineConfig:
-    """Settings of `refine`; the defaults were fitted on held-out families."""
-
-    description: str | None = None
-    """The sentence that describes the task; it stands in the context of a part of the rows."""
-    description_share: float = 0.5
-    """Share of the rows that have the description in the context, 0 to 1."""
-    steps: int | None = None
-    """Number of steps; none chooses it with held-out examples, or is `few_steps` with less than 8 examples."""
-    max_steps: int = 20
-    """Largest number of steps that the held-out examples may choose; more examples than 50 get three epochs."""
-    check_every: int = 5
-    """Steps between two measurements on the held-out examples."""
-    turns: int = 2
-    """How many of the four quarters are held out, one after the other; 0 holds out none and uses `max_steps`."""
-    few_steps: int = 12
-    """Number of steps with less than 8 examples."""
-    rows_per_step: int = 8
-    """Rows of a step."""
-    learning_rate: float = 8e-4
-    """Peak learning rate of AdamW; it rises over a tenth of the steps and falls linearly to zero."""
-    max_grad_norm: float = 1.0
-    """Gradients are clipped to this global norm."""
-    start_decay: float = 5.0
-    """Weight decay towards the start, times the learning rate for each step."""
-    max_row_tokens: int = 2048
-    """Maximum length of a row in tokens, description included."""
-    seed: int = 0
-    """Seed of the order of rows, the held-out quarters and, without a start, the initial adapter."""
-
-    def __post_init__(self) -> None:
-        if min(self.max_steps, self.check_every, self.few_steps, self.rows_per_step, self.max_row_tokens) < 1:
-            raise ConfigError("max_steps, check_every, few_steps, rows_per_step and max_row_tokens must be at least 1")
-        if self.steps is not None and self.steps < 1:
-            raise ConfigError(f"steps must be at least 1, not {self.steps}")
-        if not 0 <= self.turns <= _HELD_OUT_SHARE:
-            raise ConfigError(f"turns must be 0 to {_HELD_OUT_SHARE}, not {self.turns}")
-        if not 0 <= self.description_share <= 1:
-            raise ConfigError("description_share must be between 0 and 1")
-        if not (0 < self.learning_rate < math.inf and self.max_grad_norm > 0 and 0 <= self.start_decay < math.inf):
-            raise ConfigError("learning_rate and max_grad_norm must be positive, start_decay not negative")
-        if self.seed < 0:
-            raise ConfigError("seed must not be negative")
-
-
-@dataclass(frozen=True)
-class HeldOutScore:
-    """Score on examples that were not trained on, over all turns.
-
-    Attributes:
-        rows: number of rows; an example counts twice if it is measured bare and with the description.
-        accuracy: share of the rows that greedy decoding answers exactly.
-        log_likelihood: of the answers, mean over the tokens of a row and over rows, nats.
-    """
-
-    rows: int
-    accuracy: float
-    log_likelihood: float
-
-
-@dataclass(frozen=True, eq=False)
-class RefineStep:
-    """A step that was just made.
-
-    Attributes:
-        step: number of the step through all phases, from 1.
-        total: number of steps that are at most needed.
-        loss: of the step's rows, nats.
-        phase: see `Phase`.
-        state: gives the state for `resume`, a dict of new CPU tensors.
-    """
-
-    step: int
-    total: int
-    loss: float
-    phase: Phase
-    state: Callable[[], dict[str, Tensor]]
-
-
-@dataclass(frozen=True, eq=False)
-class Refined:
-    """The result of `refine`.
-
-    Attributes:
-        weights: the refined adapter, float32 on the CPU.
-        start: the adapter that training started from; None without one.
-        steps: number of steps of `weights`.
-        losses: loss of each of these steps, nats.
-        start_held_out: score of the start (the plain base without one); None if nothing was held out.
-        held_out: score of adapters refined by so many steps; None if nothing was held out.
-        helped: whether refining is better than the start on held-out examples; None if nothing was held out.
-        seconds: wall time of this call.
-    """
-
-    weights: LoRAWeights
-    start: LoRAWeights | None
-    steps: int
-    losses: tuple[float, ...]
-    start_held_out: HeldOutScore | None
-    held_out: HeldOutScore | None
-    helped: bool | None
-    seconds: float
-
-    @property
-    def best(self) -> LoRAWeights | None:
-        """The better choice: `start` if refining did not help (None for the plain base), else `weights`."""
-        return self.start if self.helped is False else self.weights
+from llgbm.refining.settings import (
+    ENOUGH_TO_HOLD_OUT,
+    HELD_OUT_SHARE,
+    HeldOutScore,
+    Phase,
+    RefineConfig,
+    Refined,
+    RefineRow,
+    RefineStep,
+)
 
 
 def refine(
@@ -414,7 +281,7 @@ def _parts(train: list[_Forms], check: list[_Forms], config: RefineConfig) -> li
     order = np.random.default_rng(config.seed).permutation(len(train)).tolist()
     parts = []
     for turn in range(_turns(len(train), config)):
-        held_out = set(order[turn::_HELD_OUT_SHARE])
+        held_out = set(order[turn::HELD_OUT_SHARE])
         parts.append(
             _Part(
                 "choose",
@@ -426,13 +293,13 @@ def _parts(train: list[_Forms], check: list[_Forms], config: RefineConfig) -> li
 
 
 def _turns(rows: int, config: RefineConfig) -> int:
-    return config.turns if rows >= _ENOUGH_TO_HOLD_OUT else 0
+    return config.turns if rows >= ENOUGH_TO_HOLD_OUT else 0
 
 
 def _steps_of_a_part(rows: int, config: RefineConfig, *, chooses: bool) -> int:
     if config.steps is not None:
         return config.steps
-    if rows < _ENOUGH_TO_HOLD_OUT and not chooses:
+    if rows < ENOUGH_TO_HOLD_OUT and not chooses:
         return config.few_steps
     return max(config.max_steps, math.ceil(3 * rows / config.rows_per_step))
 

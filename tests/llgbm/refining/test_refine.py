@@ -10,9 +10,10 @@ from torch import Tensor
 import llgbm
 from llgbm.base import Base, load_base
 from llgbm.errors import CheckpointError, ConfigError, ContextLengthError
-from llgbm.fitting.refine import RefineConfig, Refined, RefineRow, RefineStep, most_steps, refine
 from llgbm.linears.frozen_linear import fastest_training_storage
 from llgbm.lora import LoRAWeights
+from llgbm.refining.refine import most_steps, refine
+from llgbm.refining.settings import RefineConfig, Refined, RefineRow, RefineStep
 from tests.fixtures import random_lora
 from tests.small_generator import SPEC
 

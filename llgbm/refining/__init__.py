@@ -1,0 +1,1 @@
+"""Refining: an adapter learns from a few examples of its user."""
