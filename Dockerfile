@@ -36,7 +36,8 @@ RUN python -m venv /opt/venv \
 COPY README.md LICENSE ./
 COPY llgbm llgbm
 COPY service service
-RUN pip install --no-deps -e . && python -m compileall -q llgbm service
+COPY llgbm_cli llgbm_cli
+RUN pip install --no-deps -e . && python -m compileall -q llgbm service llgbm_cli
 
 FROM ${BASE_IMAGE}
 

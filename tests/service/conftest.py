@@ -24,7 +24,6 @@ from tests.service.support.harness import make_settings, running
 from tests.service.support.real_vllm import RealVLLM
 from tests.service.support.real_vllm import real_vllm as start_vllm
 from tests.service.support.redis_server import RedisServer
-from tests.service.support.tiny_checkpoint import build_tiny_checkpoint
 
 # The fixture that starts the tool, and the marker that says so: no test can take the one without having the other.
 MARKER_OF_FIXTURE = {"redis_server": "redis", "browser": "browser"}
@@ -33,19 +32,6 @@ MARKER_OF_FIXTURE = {"redis_server": "redis", "browser": "browser"}
 def pytest_itemcollected(item: pytest.Item) -> None:
     for fixture in MARKER_OF_FIXTURE.keys() & set(getattr(item, "fixturenames", ())):
         item.add_marker(MARKER_OF_FIXTURE[fixture])
-
-
-@pytest.fixture(scope="session")
-def tiny_checkpoint_path(
-    tmp_path_factory: pytest.TempPathFactory, tiny_base_path: Path, tiny_encoder_path: Path
-) -> Path:
-    """A random generator for the tiny base whose adapters change the base's answers."""
-    return build_tiny_checkpoint(tmp_path_factory.mktemp("tiny-generator"), tiny_base_path, tiny_encoder_path)
-
-
-@pytest.fixture(scope="session")
-def tiny_maker(tiny_checkpoint_path: Path, tiny_encoder_path: Path) -> AdapterMaker:
-    return AdapterMaker(load_generator(tiny_checkpoint_path), PretrainedTextEncoder(tiny_encoder_path))
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,9 @@ from tests.service.support.process import Process
 
 @pytest.fixture
 def process(tmp_path: Path, tiny_checkpoint_path: Path, tiny_base_path: Path) -> Iterator[Process]:
-    process = Process(tmp_path, tiny_checkpoint_path, tiny_base_path, DRAIN_SECONDS="2", REQUEST_TIMEOUT="100")
+    process = Process(
+        tmp_path, tiny_checkpoint_path, tiny_base_path, DRAIN_SECONDS="2", REQUEST_TIMEOUT="100", BASE_STORAGE="float32"
+    )
     yield process
     process.end()
 
@@ -92,7 +94,14 @@ def test_it_serves_the_main_path_and_drains_at_sigterm(process: Process, tiny_ba
 def test_a_second_signal_ends_at_once_what_runs(
     tmp_path: Path, tiny_checkpoint_path: Path, tiny_base_path: Path, tiny_base: Base
 ) -> None:
-    process = Process(tmp_path, tiny_checkpoint_path, tiny_base_path, DRAIN_SECONDS="200", REQUEST_TIMEOUT="300")
+    process = Process(
+        tmp_path,
+        tiny_checkpoint_path,
+        tiny_base_path,
+        DRAIN_SECONDS="200",
+        REQUEST_TIMEOUT="300",
+        BASE_STORAGE="float32",
+    )
     try:
         process.wait_ready()
         with endless_answer(process, tiny_base) as events:

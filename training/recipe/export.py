@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from llgbm.adapters.peft_io import save_peft
 from llgbm.base import load_base
 from llgbm.checkpoint import GeneratorManifest, load_generator, save_generator
 from llgbm.config import default_lora
 from llgbm.errors import CheckpointError, ConfigError
+from llgbm.export import export_adapter, parse_example
 from llgbm.generator import create_generator
-from llgbm.prompting import AdapterMaker, AdapterRequest, MadeAdapter
+from llgbm.prompting import AdapterMaker, AdapterRequest
 from llgbm.text_encoder import PretrainedTextEncoder
 from training.adapters.teacher_folder import load_teachers
 from training.cli.commands import COMMANDS
@@ -30,8 +30,6 @@ from training.recipe.conditions import TEXTS_FILE, lasting_encoder
 from training.recipe.fit import Config as FitConfig
 from training.recipe.fit import fingerprint_of, manifest_of, started_from, training_tasks
 from training.runs.log import set_up_logging
-
-ARROW = "=>"
 
 
 @dataclass(frozen=True)
@@ -60,14 +58,18 @@ def run(config: Config) -> None:
     """Write the folder, and print a summary.
 
     Raises:
-        ConfigError: neither a prompt nor a state is given, or both.
+        ConfigError: neither a prompt nor a state is given, or both; or as `export_adapter` and `parse_example`.
+        CheckpointError: there is no generator.
     """
     set_up_logging()
     asked = bool(config.prompt or config.example)
     if asked == (config.state is not None):
         raise ConfigError("give either a prompt (or examples), for an adapter, or a state, for a generator")
     if asked:
-        made = export_adapter(config)
+        request = AdapterRequest(config.prompt, tuple(map(parse_example, config.example)), config.scale)
+        checkpoint = load_generator(config.checkpoint)
+        encoder = PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id)
+        made = export_adapter(AdapterMaker(checkpoint, encoder), request, config.out)
         near = ", ".join(f"{name} {cosine:.2f}" for name, cosine in made.nearest)
         print(f"{config.out}: adapter {made.id}; nearest training tasks: {near or 'none'}")
         if made.warning:
@@ -75,33 +77,6 @@ def run(config: Config) -> None:
     else:
         manifest = export_state(config)
         print(f"{config.out}: generator {manifest.digest[:12]} for {manifest.base_id}, {len(manifest.tasks)} tasks")
-
-
-def export_adapter(config: Config) -> MadeAdapter:
-    """Make an adapter and write it to `out` in PEFT's format.
-
-    Raises:
-        ConfigError: an example without an arrow, or one of its sides is empty.
-        CheckpointError: there is no generator.
-    """
-    checkpoint = load_generator(config.checkpoint)
-    encoder = PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id)
-    request = AdapterRequest(config.prompt, tuple(map(parse_example, config.example)), config.scale)
-    made = AdapterMaker(checkpoint, encoder).make([request])[0]
-    save_peft(made.weights, config.out, base_id=checkpoint.manifest.base_id)
-    return made
-
-
-def parse_example(text: str) -> tuple[str, str]:
-    """Input and output of "INPUT => OUTPUT"; split at the last arrow, so an input may contain arrows.
-
-    Raises:
-        ConfigError: there is no arrow.
-    """
-    given, arrow, wanted = text.rpartition(ARROW)
-    if not arrow:
-        raise ConfigError(f'example {text!r} has no arrow; write it as "INPUT {ARROW} OUTPUT"')
-    return given.strip(), wanted.strip()
 
 
 def export_state(config: Config) -> GeneratorManifest:

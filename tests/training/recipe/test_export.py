@@ -93,15 +93,10 @@ def test_another_file_of_torch_is_no_state(fitted: fit.Config, tmp_path: Path) -
         (export.Config(), "give either a prompt"),
         (export.Config(prompt=("x",), state=Path("y")), "give either a prompt"),
         (export.Config(state=Path("y")), "name the fit's configuration file too"),
-        (export.Config(example=("cat CAT",), checkpoint=Path("nowhere")), "no generator in nowhere"),
+        (export.Config(example=("cat => CAT",), checkpoint=Path("nowhere")), "no generator in nowhere"),
+        (export.Config(example=("cat CAT",)), "has no arrow"),
     ],
 )
 def test_what_cannot_be_exported_is_explained(config: export.Config, message: str) -> None:
     with pytest.raises((ConfigError, CheckpointError), match=message):
         export.run(config)
-
-
-def test_an_example_needs_an_arrow() -> None:
-    assert export.parse_example(" cat => CAT ") == ("cat", "CAT")
-    with pytest.raises(ConfigError, match='has no arrow; write it as "INPUT => OUTPUT"'):
-        export.parse_example("cat CAT")

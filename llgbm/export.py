@@ -1,0 +1,55 @@
+"""From a request to an adapter's folder on disk; and examples as people write them on a line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llgbm.adapters.peft_io import CONFIG_FILE, WEIGHTS_FILE, save_peft
+from llgbm.errors import ConfigError
+from llgbm.prompting import AdapterMaker, AdapterRequest, MadeAdapter
+
+ARROW = "=>"
+
+
+def export_adapter(maker: AdapterMaker, request: AdapterRequest, folder: Path) -> MadeAdapter:
+    """Make an adapter and write it to `folder` in PEFT's format. The base itself is not needed.
+
+    Args:
+        maker: the generator and its text encoder.
+        request: the task.
+        folder: a new folder, an empty one, or that of an adapter, which is replaced.
+
+    Raises:
+        ConfigError: `folder` is a file, or holds other files, which would be lost.
+        PretrainedNotFoundError: no source has the text encoder.
+        OSError: the disk is full, or the place is not writable.
+    """
+    folder = folder.expanduser().resolve()
+    _require_replaceable(folder)
+    made = maker.make([request])[0]
+    save_peft(made.weights, folder, base_id=maker.checkpoint.manifest.base_id)
+    return made
+
+
+def parse_example(text: str) -> tuple[str, str]:
+    """Input and output of "INPUT => OUTPUT"; split at the last arrow, so an input may contain arrows.
+
+    Raises:
+        ConfigError: there is no arrow.
+    """
+    given, arrow, wanted = text.rpartition(ARROW)
+    if not arrow:
+        raise ConfigError(f'example {text!r} has no arrow; write it as "INPUT {ARROW} OUTPUT"')
+    return given.strip(), wanted.strip()
+
+
+def _require_replaceable(folder: Path) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; name a folder for the adapter")
+    others = sorted({path.name for path in folder.iterdir()} - {CONFIG_FILE, WEIGHTS_FILE})
+    if others:
+        raise ConfigError(
+            f"{folder} holds other files ({', '.join(others[:3])}), which would be lost; name a new folder"
+        )

@@ -1,0 +1,180 @@
+"""`llgbm chat`: a conversation with the base and one adapter in this process, streamed to standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from llgbm.base import Base, load_base
+from llgbm.chat import prompt_ids, task_messages
+from llgbm.decoding.decoder import Decoder, DecodeRequest
+from llgbm.decoding.sampling import SamplingParams
+from llgbm.errors import AdapterMismatchError, ConfigError, ContextLengthError
+from llgbm.linears.frozen_linear import Storage, fastest_storage
+from llgbm.prompting import AdapterRequest, MadeAdapter
+from llgbm_cli.inputs import fetch, load_maker
+from service.chat.text_stream import TextStream
+
+Examples = Sequence[tuple[str, str]]
+
+
+class Conversation:
+    """The turns so far, and their answers by the base with one adapter.
+
+    Args:
+        base: the frozen model.
+        made: the adapter.
+        description: stands above the first turn; None leaves it out.
+        examples: stand before the first turn, as turns of their own.
+        params: how each answer is decoded; max_tokens is cut at the room that the context has.
+    """
+
+    def __init__(
+        self, base: Base, made: MadeAdapter, *, description: str | None, examples: Examples, params: SamplingParams
+    ) -> None:
+        self.made = made
+        self._tokenizer, self._decoder, self._params = base.tokenizer, Decoder(base), params
+        self._description, self._examples = description, examples
+        self._messages: list[dict[str, str]] = []
+
+    def answer(self, text: str) -> Iterator[str]:
+        """The pieces of the answer to the next turn. A turn that fails is forgotten.
+
+        Raises:
+            ContextLengthError: the conversation leaves no room for an answer.
+            AdapterMismatchError: the adapter makes the model's numbers run out of range.
+        """
+        first = not self._messages
+        turn = (
+            task_messages(text, description=self._description, examples=self._examples)
+            if first
+            else [{"role": "user", "content": text}]
+        )
+        messages = [*self._messages, *turn]
+        ids = prompt_ids(self._tokenizer, messages)
+        room = self._decoder.max_context - len(ids)
+        if room < 1:
+            raise ContextLengthError(
+                f"the conversation has {len(ids)} tokens and the context holds {self._decoder.max_context}; start anew"
+            )
+        row = DecodeRequest(
+            ids, self.made.weights, replace(self._params, max_tokens=min(self._params.max_tokens, room))
+        )
+        stream = TextStream(self._text)
+        try:
+            (step,) = self._decoder.add([row])
+            while True:
+                if step.finish_reason == "error":
+                    raise AdapterMismatchError("the model's numbers ran out of range; try other words for the task")
+                if step.finish_reason != "stop" and (piece := stream.push(step.token)):
+                    yield piece
+                if step.finish_reason is not None:
+                    break
+                (step,) = self._decoder.step()
+        finally:
+            self._decoder.remove(row)
+        if rest := stream.finish():
+            yield rest
+        self._messages = [*messages, {"role": "assistant", "content": stream.text}]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+
+def open_conversation(
+    prompt: str,
+    examples: Examples,
+    *,
+    context: str,
+    params: SamplingParams,
+    checkpoint: Path | None,
+    base: str | None,
+    storage: str,
+    text_encoder: str | None,
+) -> Conversation:
+    """Fetch and load what is missing, and make the adapter.
+
+    Args:
+        prompt, examples: the task.
+        context: "none", "description", or "examples" for both.
+        params: how answers are decoded.
+        checkpoint, base, text_encoder: None for the shipped generator and for what it was trained with.
+        storage: of the base; "auto" for the fastest.
+
+    Raises:
+        ConfigError: the context is "examples" and there are none, or a text is empty.
+        CheckpointError: there is no generator, or it was made for another base.
+        PretrainedNotFoundError: no source has the weights.
+    """
+    if context == "examples" and not examples:
+        raise ConfigError("--context examples needs examples; name a file with --examples")
+    request = AdapterRequest((prompt,), tuple(examples))
+    maker = load_maker(checkpoint, text_encoder)
+    manifest = maker.checkpoint.manifest
+    base_name = base or manifest.base_id
+    fetch(base_name)
+    if context != "none" and (scale := maker.scale_in_context(request)) is not None:
+        request = replace(request, scale=scale)
+    made = maker.make([request])[0]
+    wanted: Any = storage
+    kept: Storage = fastest_storage() if storage == "auto" else wanted
+    loaded = load_base(base_name, storage=kept)
+    manifest.require_base(loaded.spec.base_id)
+    return Conversation(
+        loaded,
+        made,
+        description=None if context == "none" else prompt,
+        examples=examples if context == "examples" else (),
+        params=params,
+    )
+
+
+def converse(conversation: Conversation, *, once: bool, as_json: bool) -> None:
+    """Answer the turns of standard input on standard output: each line, or the whole of it if `once`.
+
+    Raises:
+        ConfigError: `once`, and standard input is empty.
+        ContextLengthError, AdapterMismatchError: as `Conversation.answer`.
+    """
+    if conversation.made.warning and not as_json:
+        typer.echo(f"warning: {conversation.made.warning}", err=True)
+    if once:
+        text = sys.stdin.read().strip()
+        if not text:
+            raise ConfigError("there is nothing on standard input to answer")
+        _say(conversation, text, as_json=as_json)
+        return
+    for line in _lines():
+        _say(conversation, line, as_json=as_json)
+
+
+def _lines() -> Iterator[str]:
+    """The turns, without empty ones; on a terminal each is asked for."""
+    asked = sys.stdin.isatty()
+    while True:
+        if asked:
+            typer.echo("> ", nl=False, err=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _say(conversation: Conversation, text: str, *, as_json: bool) -> None:
+    pieces = conversation.answer(text)
+    if not as_json:
+        for piece in pieces:
+            typer.echo(piece, nl=False)
+        typer.echo()
+        return
+    made = conversation.made
+    report = {"adapter_id": made.id, "answer": "".join(pieces), "scale": made.request.scale, "warning": made.warning}
+    typer.echo(json.dumps(report, ensure_ascii=False))

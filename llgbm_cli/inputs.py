@@ -1,0 +1,98 @@
+"""What commands start from: the shipped generator, files with examples, and weights fetched with a progress bar."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from llgbm.checkpoint import load_generator
+from llgbm.errors import ConfigError
+from llgbm.export import parse_example
+from llgbm.pretrained.find import resolve_pretrained
+from llgbm.prompting import AdapterMaker
+from llgbm.text_encoder import PretrainedTextEncoder
+from service.settings import DEFAULT_CHECKPOINT
+
+
+def load_maker(checkpoint: Path | None, text_encoder: str | None) -> AdapterMaker:
+    """The generator and its text encoder, which is fetched if need be.
+
+    Args:
+        checkpoint: folder of the generator; None for the one that comes with LLGBM.
+        text_encoder: hub id or folder; None for the one that the generator was trained with.
+
+    Raises:
+        CheckpointError: there is no generator.
+        PretrainedNotFoundError: no source has the encoder.
+    """
+    generator = load_generator(checkpoint or DEFAULT_CHECKPOINT)
+    name = text_encoder or generator.manifest.encoder_id
+    fetch(name)
+    return AdapterMaker(generator, PretrainedTextEncoder(name))
+
+
+def read_examples(path: Path | None) -> tuple[tuple[str, str], ...]:
+    """(input, output) pairs of a file: a line "INPUT => OUTPUT" for each, or a .json list as /generate-adapter has it.
+
+    Raises:
+        ConfigError: the file cannot be read or has another form; the message names the line or the entry.
+    """
+    if path is None:
+        return ()
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the examples in {path} cannot be read: {error}") from error
+    if path.suffix == ".json":
+        return _json_examples(text, path)
+    lines = [line for line in text.splitlines() if line.strip()]
+    try:
+        return tuple(parse_example(line) for line in lines)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _json_examples(text: str, path: Path) -> tuple[tuple[str, str], ...]:
+    try:
+        entries = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{path} is no JSON: {error}") from error
+    if not isinstance(entries, list):
+        raise ConfigError(f'{path} must hold a list of {{"input": ..., "output": ...}}')
+    pairs = []
+    for place, entry in enumerate(entries, 1):
+        given, wanted = (entry.get("input"), entry.get("output")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(given, str) or not isinstance(wanted, str):
+            raise ConfigError(f"{path}: example {place} must have the texts input and output")
+        pairs.append((given, wanted))
+    return tuple(pairs)
+
+
+def fetch(name_or_path: str) -> Path:
+    """The local folder of frozen weights, fetched with a progress bar on stderr if this machine has none.
+
+    Where stderr is no terminal, each stage is a line.
+
+    Raises:
+        PretrainedNotFoundError: no source has them.
+    """
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task = bars.add_task(name_or_path, total=None)
+    seen: set[str] = set()
+
+    def report(stage: str, done: int, total: int | None) -> None:
+        if stage not in seen and not console.is_terminal:
+            console.print(f"{name_or_path}: {stage}", markup=False, highlight=False)
+        seen.add(stage)
+        bars.start()  # only now: weights that are here already draw nothing
+        bars.update(task, description=f"{name_or_path}: {stage}", completed=done, total=total)
+
+    try:
+        return resolve_pretrained(name_or_path, progress=report)
+    finally:
+        bars.stop()

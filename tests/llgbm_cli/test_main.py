@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llgbm.adapters.peft_io import load_peft
+from llgbm.base import load_base
+from llgbm.chat import prompt_ids, task_messages
+from llgbm.decoding.decoder import generate
+from llgbm.decoding.sampling import SamplingParams
+from llgbm.prompting import AdapterMaker, AdapterRequest
+from llgbm_cli import main as cli
+
+PROMPT = "Reverse the letters."
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_checkpoint_path: Path) -> Run:
+    """Runs the command on the tiny generator: its exit code, standard output and standard error."""
+
+    def run_words(*words: str, said: str = "") -> tuple[int, str, str]:
+        monkeypatch.setenv("LLGBM_CHECKPOINT", str(tiny_checkpoint_path))
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr("sys.argv", ["llgbm", *words])
+        monkeypatch.setattr("sys.stdin", io.StringIO(said))
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out, printed.err
+
+    return run_words
+
+
+def test_every_command_helps_with_an_example(run: Run) -> None:
+    for name in ("serve", "generate", "chat"):
+        code, out, _ = run(name, "--help")
+        assert code == 0
+        assert f"llgbm {name}" in out.partition("Example")[2]
+
+
+def test_generate_writes_the_adapter_of_prompt_and_examples(run: Run, tiny_maker: AdapterMaker, tmp_path: Path) -> None:
+    examples = tmp_path / "examples.json"
+    examples.write_text(json.dumps([{"input": "abc", "output": "cba"}]))
+    lines = tmp_path / "examples.txt"
+    lines.write_text("abc => cba\n\n")
+    expected = tiny_maker.id_of(AdapterRequest((PROMPT,), (("abc", "cba"),), 0.5))
+    for file in (examples, lines):
+        out = tmp_path / file.suffix
+        code, printed, error = run(
+            "generate", PROMPT, "--examples", str(file), "--scale", "0.5", "--out", str(out), "--json"
+        )
+        assert (code, error) == (0, "")
+        assert json.loads(printed)["id"] == expected
+        assert load_peft(out)[1] == tiny_maker.checkpoint.manifest.base_id
+    code, printed, _ = run("generate", PROMPT, "--out", str(tmp_path / "plain"))
+    assert (code, printed.split(",")[0]) == (
+        0,
+        f"{tmp_path / 'plain'}: adapter {tiny_maker.id_of(AdapterRequest((PROMPT,)))}",
+    )
+
+
+@pytest.mark.parametrize("storage", ["float32", "auto"])
+def test_chat_answers_with_the_description_in_the_context_and_keeps_the_conversation(
+    run: Run, tiny_maker: AdapterMaker, tiny_base_path: Path, storage: str
+) -> None:
+    words = ["chat", PROMPT, "--base", str(tiny_base_path), "--max-tokens", "6", "--storage", storage]
+    code, out, error = run(*words, "--json", said="cheese\n\nhouse\n")
+    assert (code, error) == (0, "")
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert len(answers) == 2
+    scale = tiny_maker.scale_in_context(AdapterRequest((PROMPT,)))
+    assert scale is not None
+    assert answers[0]["scale"] == scale
+    if storage == "float32":
+        base = load_base(tiny_base_path)
+        (made,) = tiny_maker.make([AdapterRequest((PROMPT,), scale=scale)])
+        messages = task_messages("cheese", description=PROMPT)
+        for turn, answer in zip(("cheese", "house"), answers, strict=True):
+            if turn == "house":
+                messages.append({"role": "user", "content": turn})
+            (ids,) = generate(base, [prompt_ids(base.tokenizer, messages)], made.weights, SamplingParams(max_tokens=6))
+            assert answer["answer"] == base.tokenizer.decode(ids, skip_special_tokens=True)
+            messages.append({"role": "assistant", "content": answer["answer"]})
+    code, streamed, _ = run(*words, "--once", said="cheese\n")
+    assert (code, streamed) == (0, answers[0]["answer"] + "\n")
+
+
+def test_examples_stand_before_the_first_turn(run: Run, tiny_base_path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "examples.txt"
+    file.write_text("abc => cba\n")
+    words = ["chat", PROMPT, "--base", str(tiny_base_path), "--max-tokens", "4", "--once"]
+    answers = {
+        context: run(*words, "--examples", str(file), "--context", context, said="cheese")
+        for context in ("none", "description", "examples")
+    }
+    assert [code for code, _, _ in answers.values()] == [0, 0, 0]
+    assert len({out for _, out, _ in answers.values()}) == 3
+    code, _, error = run(*words, "--context", "examples", said="cheese")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "--context examples needs examples" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (
+            ["generate", " ", "--out", "x"],
+            2,
+            "a description and both sides of an example must hold more than white space",
+        ),
+        (["generate", "a", "--out", "x", "--examples", "nowhere.txt"], 2, "the examples in nowhere.txt cannot be read"),
+        (["generate", "a", "--out", "x", "--checkpoint", "nowhere"], 2, "no generator in nowhere"),
+        (["generate", "a", "--out", "x", "--text-encoder", "./nowhere"], 2, "There is no folder nowhere"),
+        (["generate", "a", "--out", "/dev/null/x"], 1, "/dev/null"),
+        (["chat", "a", "--base", "./nowhere", "--once"], 2, "There is no folder nowhere"),
+        (["train", "nothing"], 2, "no command 'nothing'"),
+    ],
+)
+def test_an_error_is_one_sentence_with_its_code(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], code: int, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found, out, error = run(*words)
+    assert (found, out, error.count("\n")) == (code, "", 1)
+    assert told in error
+    assert error.startswith("llgbm")
+
+
+def test_debug_shows_where_an_error_came_from(run: Run) -> None:
+    code, _, error = run("--debug", "generate", " ", "--out", "x")
+    assert code == 2
+    assert "Traceback" in error
+
+
+def test_train_passes_on_all_that_follows(run: Run) -> None:
+    code, out, _ = run("train", "fit", "--help")
+    assert code == 0
+    assert out.startswith("llgbm train fit: ")
+    code, out, _ = run("train", "tasks", "--show-config", "--help")
+    assert (code, "llgbm train tasks" in out) == (0, True)
+
+
+def test_serve_refuses_a_setting_before_it_listens(run: Run) -> None:
+    code, _, error = run("serve", "--port", "70000")
+    assert (code, error.startswith("LLGBM_PORT: ")) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [("{", "is no JSON"), ("{}", "must hold a list"), ('[{"input": "a"}]', "example 1 must have the texts")],
+)
+def test_a_file_of_examples_in_another_form_is_refused(run: Run, tmp_path: Path, content: str, told: str) -> None:
+    (tmp_path / "x.json").write_text(content)
+    code, _, error = run("generate", "a", "--out", str(tmp_path / "x"), "--examples", str(tmp_path / "x.json"))
+    assert (code, told in error) == (2, True)
