@@ -37,36 +37,43 @@ def prompt_ids(
 
 def task_messages(
     given: str, *, description: str | None = None, examples: Sequence[tuple[str, str]] = ()
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
     """The conversation that asks for an answer to `given`.
 
     The description goes above the input in every user turn. Examples become earlier turns.
     """
-    head = _preamble(description)
-    messages: list[dict[str, str]] = []
-    for example_input, example_output in examples:
-        messages.append({"role": "user", "content": head + example_input})
-        messages.append({"role": "assistant", "content": example_output})
-    messages.append({"role": "user", "content": head + given})
-    return messages
+    return in_context([{"role": "user", "content": given}], description=description, examples=examples)
 
 
-def with_description(messages: Sequence[Mapping[str, Any]], description: str) -> list[Mapping[str, Any]]:
-    """A conversation with a description above the first turn of the user, as in `task_messages`.
+def in_context(
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    description: str | None = None,
+    examples: Sequence[tuple[str, str]] = (),
+    start: int = 0,
+) -> list[dict[str, Any]]:
+    """A conversation with the description and the examples of a task in it, in training, evaluation and serving.
+
+    The description goes above the first user turn from `start` on. Examples become turns before this turn, also with
+    the description above each input.
 
     Raises:
-        ConfigError: there is no user turn.
+        ConfigError: there is a text to put in, and no user turn.
     """
-    first = next((place for place, message in enumerate(messages) if message["role"] == "user"), None)
+    turns = [dict(message) for message in messages]
+    if description is None and not examples:
+        return turns
+    first = next((place for place in range(start, len(turns)) if turns[place]["role"] == "user"), None)
     if first is None:
-        raise ConfigError("the description goes above the user's first turn, and there is none")
-    described = {**messages[first], "content": _preamble(description) + messages[first]["content"]}
-    return [*messages[:first], described, *messages[first + 1 :]]
-
-
-def _preamble(description: str | None) -> str:
-    """The text above an input: the description and an empty line, or nothing."""
-    return f"{description}\n\n" if description else ""
+        raise ConfigError("the task's texts go above a turn of the user, and there is none")
+    head = f"{description}\n\n" if description else ""
+    shown = [
+        {"role": role, "content": text}
+        for given, wanted in examples
+        for role, text in (("user", head + given), ("assistant", wanted))
+    ]
+    asked = {**turns[first], "content": head + turns[first]["content"]}
+    return [*turns[:first], *shown, asked, *turns[first + 1 :]]
 
 
 def answer_ids(tokenizer: Any, answer: str) -> tuple[int, ...]:

@@ -20,14 +20,14 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from llgbm.conditioning.context_choice import ContextChoice
 from llgbm.conditioning.task_detector import TaskDetector
 from llgbm.errors import AdapterMismatchError, CheckpointError, ConfigError
 from llgbm.generator import LoRAGenerator, create_generator
-from llgbm.generator_manifest import MANIFEST_FILE, ContextScale, GeneratorManifest, TrainingTask
+from llgbm.generator_manifest import MANIFEST_FILE, GeneratorManifest, TrainingTask
 
 __all__ = [
     "Checkpoint",
-    "ContextScale",
     "GeneratorManifest",
     "PromptIndex",
     "TrainingTask",
@@ -173,7 +173,7 @@ def saved_in(folder: Path, generator: LoRAGenerator, manifest: GeneratorManifest
         there = load_generator(folder)
     except CheckpointError:
         return None
-    ignored: dict[str, Any] = {"made_by": {}, "confidence": {}, "context_scale": None, "digest": ""}
+    ignored: dict[str, Any] = {"made_by": {}, "confidence": {}, "context_choice": None, "digest": ""}
     if replace(there.manifest, **ignored) != replace(manifest, **ignored):
         return None
     mine, theirs = _read_back(_stored(generator)), there.generator.state_dict()
@@ -182,9 +182,9 @@ def saved_in(folder: Path, generator: LoRAGenerator, manifest: GeneratorManifest
 
 
 def write_calibration(
-    folder: Path, detector: TaskDetector, confidence: dict[str, Any], context_scale: ContextScale
+    folder: Path, detector: TaskDetector, confidence: dict[str, Any], context_choice: ContextChoice
 ) -> GeneratorManifest:
-    """Replace detector, confidence curve and context scale of the artefact in `folder`; all else is unchanged.
+    """Replace detector, confidence curve and choice of context of the artefact in `folder`; all else is unchanged.
 
     Returns:
         The new manifest. Its digest is new, since the detector belongs to the tensors.
@@ -193,7 +193,7 @@ def write_calibration(
         CheckpointError: the artefact cannot be read, the detector is for conditions of another size, or the curve has
             another form than in the manifest.
     """
-    manifest = replace(load_generator(folder).manifest, confidence=confidence, context_scale=context_scale)
+    manifest = replace(load_generator(folder).manifest, confidence=confidence, context_choice=context_choice)
     if len(detector.weight) != manifest.generator.condition_size:
         raise CheckpointError(
             f"the detector is for conditions of size {len(detector.weight)}, the generator in {folder} reads "

@@ -6,11 +6,11 @@ Written as `manifest.json` next to the tensors, see `llgbm.checkpoint`.
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+from llgbm.conditioning.context_choice import ContextChoice
 from llgbm.config import GeneratorConfig, LoRASpec, ModelSpec
 from llgbm.errors import CheckpointError, ConfigError
 
@@ -30,33 +30,6 @@ class TrainingTask:
 
 
 @dataclass(frozen=True)
-class ContextScale:
-    """The best scale of an adapter in a conversation that also has the task's description.
-
-    There the description names the task, and an adapter for a task far from all training tasks names it badly.
-
-    Attributes:
-        similarity: lowest cosine with the nearest training prompt at which a request is near.
-        far, near: factors on the adapter's product BA.
-
-    Raises:
-        CheckpointError: a value is not a finite number.
-    """
-
-    similarity: float
-    far: float
-    near: float
-
-    def __post_init__(self) -> None:
-        if not all(isinstance(v, int | float) and math.isfinite(v) for v in (self.similarity, self.far, self.near)):
-            raise CheckpointError(f"the scale in context needs three finite numbers, not {self}; calibrate again")
-
-    def at(self, similarity: float) -> float:
-        """The scale for a request with this cosine."""
-        return self.near if similarity >= self.similarity else self.far
-
-
-@dataclass(frozen=True)
 class GeneratorManifest:
     """The description of a checkpoint.
 
@@ -68,7 +41,7 @@ class GeneratorManifest:
         made_by: the command, configuration and cost of the training run.
         confidence: empty before calibration; then `similarity` (rising cosines), `confidence` (0 to 1 at each of them)
             and `threshold`, the confidence below which a request gets a warning.
-        context_scale: None before calibration.
+        context_choice: None before calibration.
         digest: sha256 of the tensors file; set on save.
 
     Raises:
@@ -84,7 +57,7 @@ class GeneratorManifest:
     tasks: tuple[TrainingTask, ...]
     made_by: dict[str, Any] = field(default_factory=dict)
     confidence: dict[str, Any] = field(default_factory=dict)
-    context_scale: ContextScale | None = None
+    context_choice: ContextChoice | None = None
     digest: str = ""
 
     def __post_init__(self) -> None:
@@ -137,7 +110,7 @@ class GeneratorManifest:
                     "update the library, or fetch a checkpoint made for it"
                 )
             model = ModelSpec.from_dict(data.pop("model"))
-            scale = data.pop("context_scale", None)
+            choice, scale = data.pop("context_choice", None), data.pop("context_scale", None)
             return cls(
                 model=model,
                 lora=_lora_from_json(data.pop("lora"), model),
@@ -145,11 +118,18 @@ class GeneratorManifest:
                 tasks=tuple(
                     TrainingTask(**{**task, "descriptions": tuple(task["descriptions"])}) for task in data.pop("tasks")
                 ),
-                context_scale=None if scale is None else ContextScale(**scale),
+                context_choice=_context_choice(choice, scale),
                 **data,
             )
         except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
             raise CheckpointError(f"{MANIFEST_FILE} is not a valid generator manifest: {error!r}") from error
+
+
+def _context_choice(choice: dict[str, Any] | None, scale: dict[str, Any] | None) -> ContextChoice | None:
+    """The choice of context; `scale` is how earlier manifests have it."""
+    if choice is not None:
+        return ContextChoice.from_dict(choice)
+    return None if scale is None else ContextChoice.of_scales(**scale)
 
 
 def _lora_from_json(data: dict[str, Any], model: ModelSpec) -> LoRASpec:

@@ -19,7 +19,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from llgbm.checkpoint import Checkpoint
+from llgbm.checkpoint import Checkpoint, TrainingTask
+from llgbm.conditioning.context_choice import UNCALIBRATED, ContextSetting, ContextWanted, pick
 from llgbm.config import LoRASpec
 from llgbm.errors import ConfigError
 from llgbm.lora import LoRAWeights
@@ -114,8 +115,9 @@ class MadeAdapter:
             calibration.
         task_probability: 0 to 1, probability that the descriptions ask for a task; the adapter is scaled by it. 1 with
             examples, or without a detector.
-        scale_in_context: the scale to request if the conversation has the description too; None without calibration.
-        warning: set when the request does not read like a task, or the confidence is below the checkpoint's threshold.
+        scale_in_context: the scale to request if the conversation has the description too; None without calibration
+            or a description.
+        warning: set when the request does not read like a task, or few right answers are expected of context `auto`.
         seconds: wall time of `encode` and `generate`, for the whole call.
     """
 
@@ -163,14 +165,28 @@ class AdapterMaker:
             )
         ]
 
-    def scale_in_context(self, request: AdapterRequest) -> float | None:
-        """`MadeAdapter.scale_in_context` for `request`, without making the adapter."""
-        (condition,) = self._conditions([request])
-        return self._scale_in_context(self.checkpoint.prompt_index.nearest(condition, 1))
+    def context_setting(self, request: AdapterRequest, wanted: ContextWanted = "auto") -> ContextSetting:
+        """The context for `request` and the scale of its adapter there, without making the adapter.
 
-    def _scale_in_context(self, nearest: Sequence[tuple[int, float]]) -> float | None:
-        scale = self.checkpoint.manifest.context_scale
-        return scale.at(nearest[0][1]) if scale is not None and nearest else None
+        Raises:
+            ConfigError: the request lacks the text for the context `wanted`.
+        """
+        (condition,) = self._conditions([request])
+        return self._setting(request, self.checkpoint.prompt_index.nearest(condition, 1), wanted)
+
+    def _setting(
+        self, request: AdapterRequest, nearest: Sequence[tuple[int, float]], wanted: ContextWanted
+    ) -> ContextSetting:
+        described, shown = bool(request.descriptions), bool(request.examples)
+        ranking: Sequence[ContextSetting] = UNCALIBRATED
+        if (choice := self.checkpoint.manifest.context_choice) is not None and nearest:
+            ranking = choice.ranking(nearest[0][1], with_examples=shown)
+        return pick(ranking, wanted, description=described, examples=shown)
+
+    def _scale_in_context(self, request: AdapterRequest, nearest: Sequence[tuple[int, float]]) -> float | None:
+        if self.checkpoint.manifest.context_choice is None or not request.descriptions:
+            return None
+        return self._setting(request, nearest, "description").scale
 
     def _conditions(self, requests: Sequence[AdapterRequest]) -> list[Tensor]:
         embeddings = self._encoder.encode([text for request in requests for text in request.texts])
@@ -199,15 +215,13 @@ class AdapterMaker:
         tasks = self.checkpoint.manifest.tasks
         found = self.checkpoint.prompt_index.nearest(condition)
         nearest = tuple((tasks[i].task_id, cos) for i, cos in found)
+        auto = self._setting(request, found, "auto")
         confidence = warning = None
         if (curve := self.checkpoint.manifest.confidence) and nearest:
             confidence = _interpolate(nearest[0][1], curve["similarity"], curve["confidence"])
-            if confidence < curve["threshold"]:
-                warning = (
-                    f"this task is far from all that the generator was trained on (nearest: {nearest[0][0]}); "
-                    "expect the adapter alone to do little or the wrong thing; put the description into the chat too, "
-                    "with the adapter at its scale for that, and check the answers"
-                )
+            expected = confidence if auto.accuracy is None else auto.accuracy
+            if expected < curve["threshold"]:
+                warning = _advice(tasks[found[0][0]], more_examples=bool(request.examples))
         if task_probability < 0.5:
             warning = (
                 "this does not read like the description of a task, so the adapter is held back and the answers are "
@@ -222,10 +236,19 @@ class AdapterMaker:
             nearest=nearest,
             confidence=confidence,
             task_probability=task_probability,
-            scale_in_context=self._scale_in_context(found),
+            scale_in_context=self._scale_in_context(request, found),
             warning=warning,
             seconds=seconds,
         )
+
+
+def _advice(nearest: TrainingTask, *, more_examples: bool) -> str:
+    """A warning with the help for a request that is far from all training tasks."""
+    examples = "more examples" if more_examples else "a few examples"
+    return (
+        f"few right answers are to be expected, since the nearest task that the generator knows is "
+        f"{nearest.descriptions[0]!r}: give {examples}, or a description that says clearly what form the answer has"
+    )
 
 
 def _normalise(text: str) -> str:

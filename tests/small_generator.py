@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llgbm.checkpoint import ContextScale, GeneratorManifest, write_calibration
+from llgbm.checkpoint import GeneratorManifest, write_calibration
+from llgbm.conditioning.context_choice import ContextChoice
 from llgbm.conditioning.task_detector import TaskDetector
 from llgbm.config import GeneratorConfig, LoRASpec, lora_spec, model_spec
 from llgbm.generator import LoRAGenerator, create_generator
@@ -32,7 +33,7 @@ IRREGULAR = LoRASpec(2, 3.0, SPEC.modules[3:9])
 def calibrate_artefact(folder: Path) -> GeneratorManifest:
     """Give a generator a calibration: every text asks for a task, and half the adapter stands beside a description."""
     detector = TaskDetector(torch.zeros(384), torch.tensor(9.0))
-    return write_calibration(folder, detector, {}, ContextScale(similarity=0.0, far=0.5, near=0.5))
+    return write_calibration(folder, detector, {}, ContextChoice.of_scales(similarity=0.0, far=0.5, near=0.5))
 
 
 def active_generator(

@@ -15,7 +15,7 @@ from llgbm.config import ModelSpec
 from llgbm.lora import LoRAWeights
 
 CONFIG_FILE, WEIGHTS_FILE, RECORD_FILE = "adapter_config.json", "adapter_model.safetensors", "llgbm.json"
-ADAPTER_NAME = re.compile(r"(?!lora-[0-9a-f]{24}$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+ADAPTER_NAME = re.compile(r"(?!(?:lora-[0-9a-f]{24}|auto)$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class FileInfo(BaseModel):

@@ -19,6 +19,7 @@ import structlog
 import torch
 
 from llgbm.adapters.peft_io import content_digest, load_peft
+from llgbm.conditioning.context_choice import ContextSetting, ContextWanted
 from llgbm.errors import AdapterFormatError, AdapterMismatchError, ConfigError
 from llgbm.lora import LoRAWeights, combine
 from llgbm.prompting import AdapterRequest, MadeAdapter
@@ -121,10 +122,16 @@ class AdapterService:
                 raise
             raise ApiError(504, f"the adapter was not ready after {seconds:g} seconds; ask for it again") from error
 
-    async def scale_in_context(self, request: AdapterRequest) -> float:
-        """The scale that an adapter for `request` has beside its description in a conversation; 1 if not calibrated."""
-        scale = await self._engine.run(lambda: self._models.maker.scale_in_context(request))
-        return 1.0 if scale is None else scale
+    async def context_setting(self, request: AdapterRequest, wanted: ContextWanted = "auto") -> ContextSetting:
+        """The context for a request, and the scale of its adapter there.
+
+        Raises:
+            ApiError: 422, the request lacks the text for the context `wanted`.
+        """
+        try:
+            return await self._engine.run(lambda: self._models.maker.context_setting(request, wanted))
+        except ConfigError as error:
+            raise ApiError(422, str(error), param="context") from error
 
     async def _existing(self, identity: str) -> Outcome | None:
         record = await asyncio.to_thread(self._files.record, identity)

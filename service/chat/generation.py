@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from llgbm.conditioning.context_choice import Context
 from llgbm.decoding.decoder import Step
 from service.adapters.store import AdapterReference
 from service.chat.text_stream import TextStream
@@ -42,6 +43,8 @@ class Generation:
         adapter_id: who answers; None for the plain base.
         modules_hooked: modules that the adapter changes.
         prompt_tokens: length of the prompt.
+        context_used: what stands in the context in addition to the conversation.
+        scale: factor on the adapter's effect; None if no adapter was asked for.
         completion_tokens: tokens made so far, of all answers.
     """
 
@@ -51,8 +54,11 @@ class Generation:
         texts: Sequence[TextStream],
         adapter: AdapterReference | None,
         prompt_tokens: int,
+        context_used: Context = "none",
+        scale: float | None = None,
     ) -> None:
         self._streams, self._texts, self._adapter = streams, texts, adapter
+        self.context_used, self.scale = context_used, scale
         self.adapter_id = None if adapter is None else adapter.id
         self.modules_hooked = 0 if adapter is None else adapter.modules
         self.prompt_tokens, self.completion_tokens = prompt_tokens, 0

@@ -16,18 +16,19 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from llgbm.chat import prompt_ids, with_description
+from llgbm.chat import in_context, prompt_ids
+from llgbm.conditioning.context_choice import Context, ContextWanted
 from llgbm.decoding.decoder import DecodeRequest
 from llgbm.decoding.json_grammar import JsonGrammar
 from llgbm.decoding.sampling import SamplingParams
 from llgbm.errors import ConfigError, SchemaError
 from llgbm.pretrained.byte_level import token_bytes
-from llgbm.prompting import AdapterRequest
 from service.adapters.catalogue import AdapterCatalogue
 from service.adapters.errors import UnknownAdapterError
 from service.adapters.service import AdapterService
 from service.adapters.store import AdapterReference
 from service.chat.generation import Generation
+from service.chat.task import TaskTexts, with_marked_examples, with_system_message
 from service.chat.text_stream import TextStream
 from service.engine.interface import DecodingEngine
 from service.errors import ApiError
@@ -35,6 +36,7 @@ from service.models.loading import Models
 from service.settings import Settings
 
 PROMPT_PREFIX = "prompt:"
+AUTO_MODEL = "auto"
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class ChatOptions:
         choices: answers to the same prompt.
         compare_base: answer with the plain base too.
         json: the answer is JSON.
+        examples: (input, output) pairs of a task, which make its adapter and may stand in the context.
+        context: what stands in the context in addition to the messages; None for auto.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -81,6 +85,23 @@ class ChatOptions:
     choices: int = 1
     compare_base: bool = False
     json: JsonWanted | None = None
+    examples: tuple[tuple[str, str], ...] = ()
+    context: ContextWanted | None = None
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """Who answers, and how.
+
+    Attributes:
+        adapter: None for the base.
+        context: what stands in the context in addition to the messages.
+        scale: factor on the adapter's effect; 0 if the base answers for an adapter, None if no adapter was asked for.
+    """
+
+    adapter: AdapterReference | None
+    context: Context = "none"
+    scale: float | None = None
 
 
 class ChatService:
@@ -101,19 +122,26 @@ class ChatService:
         self._tokenising = threading.Lock()  # a tokenizer may change its settings while it works
 
     async def start(self, model: str, options: ChatOptions, adapter: str | None = None) -> Generation:
-        """Answer with `model`: the base's id, an adapter's id or name, or `prompt:` and a description.
+        """Answer with `model`: the base, an adapter, or the adapter of a task.
 
         Args:
-            model: as above.
+            model: the base's id, an adapter's id or name, `prompt:` and a description, or `auto` for the task of the
+                system message, which is the base if there is none.
             options: the conversation and how to answer it.
             adapter: id or name of an adapter on the base that `model` names.
 
         Raises:
             ApiError: 404 unknown model or adapter, 400 too long, an option that cannot be, or a conversation the
-                template refuses, 413 a prompt too large, 429 no room, 502 and 503 from an engine elsewhere.
+                template refuses, 413 a prompt too large, 422 a context without its text, 429 no room, 502 and 503 from
+                an engine elsewhere.
         """
         if adapter is None or adapter == model:
+            task = self._task_of(model, options)
+            if task is not None:
+                return await self._start_task(task, options)
+            _require_no_task(model, options)
             return await self._start(lambda: self._find(model), options)
+        _require_no_task(model, options)
         if model != self._models.base.spec.base_id:
             raise ApiError(
                 400,
@@ -126,38 +154,65 @@ class ChatService:
         except UnknownAdapterError as error:
             raise ApiError(404, error.message, code=error.code, param="adapter_id") from error
 
-    async def start_adapted(self, prompt: str | None, adapter: str | None, options: ChatOptions) -> Generation:
-        """Answer with an adapter, never with the plain base alone: that of the task `prompt`, or one by id or name.
+    async def start_adapted(self, adapter: str, options: ChatOptions) -> Generation:
+        """Answer with an adapter by id or name, never with the base. Raises ApiError as `start`."""
+        return await self._start(lambda: self._find_named(adapter), options)
+
+    async def start_described(self, prompt: str | None, options: ChatOptions) -> Generation:
+        """Answer with the adapter of the task with this description, and the examples of the options.
 
         Raises:
             ApiError: as `start`.
         """
-        if prompt is not None:
-            request = self._adapters.request((prompt,))
-            return await self._start(lambda: self._find_for(request), options)
-        return await self._start(lambda: self._find_named(adapter or ""), options)
+        return await self._start_task(TaskTexts(prompt, options.examples, tuple(options.messages)), options)
 
-    async def start_described(self, prompt: str, options: ChatOptions) -> Generation:
-        """As `start_adapted` with a task's description, which stands above the user's first turn too.
+    def _task_of(self, model: str, options: ChatOptions) -> TaskTexts | None:
+        """The task that `model` and the messages have; None for the base or an adapter that exists."""
+        prompted = model.startswith(PROMPT_PREFIX)
+        if not prompted and model != AUTO_MODEL:
+            return None
+        description = model.removeprefix(PROMPT_PREFIX) if prompted else None
+        task = with_marked_examples(TaskTexts(description, options.examples, tuple(options.messages)))
+        if not prompted:
+            task = with_system_message(task)
+            if task.description is None and not task.examples and options.context in (None, "auto", "none"):
+                return None
+        return task
 
-        The adapter has the scale that calibration found best there.
-
-        Raises:
-            ApiError: as `start`, and 422 for a conversation without a turn of the user.
-        """
-        request = self._adapters.request((prompt,))
+    async def _start_task(self, task: TaskTexts, options: ChatOptions) -> Generation:
+        """Answer with a task's adapter, in the context that was asked for, or that calibration found best."""
+        descriptions = () if task.description is None else (task.description,)
+        request = self._adapters.request(descriptions, task.examples)
+        setting = await self._adapters.context_setting(request, options.context or "auto")
         try:
-            messages = with_description(options.messages, prompt)
+            messages = in_context(
+                task.messages,
+                description=None if setting.context == "none" else task.description,
+                examples=task.examples if setting.context == "examples" else (),
+                start=task.start,
+            )
         except ConfigError as error:
             raise ApiError(422, str(error), param="messages") from error
 
-        async def find() -> AdapterReference:
-            scale = await self._adapters.scale_in_context(request)
-            return await self._find_for(replace(request, scale=scale))
+        async def find() -> Answerer:
+            if setting.scale == 0:
+                return Answerer(None, setting.context, 0.0)
+            outcome = await self._adapters.get_or_make(replace(request, scale=setting.scale))
+            return Answerer(await self._refer(outcome.record.id), setting.context, setting.scale)
 
-        return await self._start(find, replace(options, messages=messages))
+        try:
+            return await self._start(find, replace(options, messages=messages))
+        except ContextFullError as error:
+            if setting.context != "examples":
+                raise
+            raise ApiError(
+                422,
+                f"the conversation with {len(task.examples)} examples has {error.tokens} tokens, and the context has "
+                f"room for {error.limit}; give fewer or shorter examples, or a context without them",
+                param="examples",
+            ) from error
 
-    async def _start(self, find: Callable[[], Awaitable[AdapterReference | None]], options: ChatOptions) -> Generation:
+    async def _start(self, find: Callable[[], Awaitable[Answerer]], options: ChatOptions) -> Generation:
         if options.choices > self._settings.max_choices:
             raise ApiError(400, f"n is at most {self._settings.max_choices} here", param="n")
         vocabulary = len(self._tokenizer)
@@ -166,7 +221,8 @@ class ChatService:
         prompt = await asyncio.to_thread(self._tokenise, options)
         grammar = None if options.json is None else await asyncio.to_thread(_grammar, options.json)
         max_tokens = self._room(len(prompt), options.max_tokens)
-        found = await find()
+        answerer = await find()
+        found = answerer.adapter
         try:
             adapters = [found] * options.choices + ([None] if options.compare_base else [])
             seed = secrets.randbits(62) if options.seed is None else options.seed
@@ -199,30 +255,26 @@ class ChatService:
                 found.release()
             raise
         texts = [TextStream(self.decode, options.stop) for _ in rows]
-        return Generation(streams, texts, found, len(prompt))
+        return Generation(streams, texts, found, len(prompt), answerer.context, answerer.scale)
 
-    async def _find(self, model: str) -> AdapterReference | None:
-        if model == self._models.base.spec.base_id:
-            return None
-        if model.startswith(PROMPT_PREFIX):
-            return await self._find_for(self._adapters.request((model.removeprefix(PROMPT_PREFIX),)))
+    async def _find(self, model: str) -> Answerer:
+        if model in (self._models.base.spec.base_id, AUTO_MODEL):
+            return Answerer(None)
         try:
             return await self._find_named(model)
         except UnknownAdapterError as error:
             raise ApiError(
                 404,
                 f"there is no model {model!r}. Use the base ({self._models.base.spec.base_id}), an adapter from "
-                "GET /v1/models, or 'prompt:' and the description of a task, which makes its adapter",
+                "GET /v1/models, 'prompt:' and the description of a task, which makes its adapter, or 'auto', which "
+                "takes the system message for the description",
                 code="model_not_found",
                 param="model",
             ) from error
 
-    async def _find_for(self, request: AdapterRequest) -> AdapterReference:
-        outcome = await self._adapters.get_or_make(request)
-        return await self._refer(outcome.record.id)
-
-    async def _find_named(self, name_or_id: str) -> AdapterReference:
-        return await self._refer(await self._catalogue.resolve(name_or_id))
+    async def _find_named(self, name_or_id: str) -> Answerer:
+        record = await self._catalogue.record(name_or_id)
+        return Answerer(await self._refer(record.id), scale=record.scale)
 
     def _tokenise(self, options: ChatOptions) -> tuple[int, ...]:
         try:
@@ -244,14 +296,7 @@ class ChatService:
     def _room(self, prompt: int, wanted: int | None) -> int:
         left = self.max_context - prompt
         if left < 1:
-            # clients look for these words to try again with less
-            raise ApiError(
-                400,
-                f"This model's maximum context length is {self.max_context} tokens, and the messages have {prompt}; "
-                "shorten them so that an answer has room",
-                code="context_length_exceeded",
-                param="messages",
-            )
+            raise ContextFullError(prompt, self.max_context)
         if wanted is None:
             wanted = self._settings.max_tokens
         return left if wanted < 0 else min(wanted, left)
@@ -277,6 +322,33 @@ class ChatService:
     def fingerprint(self) -> str:
         """Changes with the base's and the generator's weights."""
         return f"fp_{self._models.base.revision[:8]}_{self._models.generator_digest[:8]}"
+
+
+class ContextFullError(ApiError):
+    """The messages leave no room for an answer."""
+
+    def __init__(self, tokens: int, limit: int) -> None:
+        self.tokens, self.limit = tokens, limit
+        # clients look for these words to try again with less
+        super().__init__(
+            400,
+            f"This model's maximum context length is {limit} tokens, and the messages have {tokens}; shorten them so "
+            "that an answer has room",
+            code="context_length_exceeded",
+            param="messages",
+        )
+
+
+def _require_no_task(model: str, options: ChatOptions) -> None:
+    """Refuse what only a task has, with a model that is the base or an adapter."""
+    asked = "examples" if options.examples else "context" if options.context not in (None, "none") else None
+    if asked is not None and not (model == AUTO_MODEL and asked == "context"):
+        raise ApiError(
+            400,
+            f"{asked} goes with a model that is 'auto', or 'prompt:' and a description; the base, or an adapter that "
+            "exists, answers as it is",
+            param=asked,
+        )
 
 
 def _grammar(wanted: JsonWanted) -> JsonGrammar:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from llgbm.conditioning.context_choice import ContextSetting
 from service.adapters.records import CONFIG_FILE, WEIGHTS_FILE, AdapterRecord
 from service.schemas.adapters import (
     Adapter,
     AdapterDetail,
+    ContextUsed,
     Example,
     GeneratedAdapter,
     Links,
@@ -28,12 +30,19 @@ def detail(record: AdapterRecord, names: Sequence[str], prefix: str) -> AdapterD
 
 
 def generated(
-    record: AdapterRecord, names: Sequence[str], prefix: str, seconds: dict[str, float], total: float
+    record: AdapterRecord,
+    names: Sequence[str],
+    prefix: str,
+    seconds: dict[str, float],
+    total: float,
+    auto: ContextSetting | None = None,
 ) -> GeneratedAdapter:
-    """An adapter with what making it took; `total` in seconds."""
+    """An adapter with what making it took, `total` in seconds, and what context `auto` does with its texts."""
     stages = {stage: round(1000 * seconds.get(stage, 0.0), 3) for stage in ("encode", "generate", "store")}
     return GeneratedAdapter(
-        **_fields(record, names, prefix), timings_ms=TimingsMs(**stages, total=round(1000 * total, 3))
+        **_fields(record, names, prefix),
+        auto=None if auto is None else ContextUsed(context_used=auto.context, scale=auto.scale),
+        timings_ms=TimingsMs(**stages, total=round(1000 * total, 3)),
     )
 
 

@@ -75,7 +75,8 @@ async def generate_adapter(
     if _BYTES in accept:
         return await _tensors(services, outcome.record, status, headers)
     names = (await services.catalogue.names_of([outcome.record.id])).get(outcome.record.id, [])
-    view = views.generated(outcome.record, names, prefix, outcome.seconds, time.perf_counter() - start)
+    auto = await services.adapters.context_setting(wanted)
+    view = views.generated(outcome.record, names, prefix, outcome.seconds, time.perf_counter() - start, auto)
     return JSONResponse(view.model_dump(mode="json"), status, headers)
 
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 
 from service.chat.service import ChatOptions
 from service.http.sse import while_connected
+from service.schemas.adapters import pairs_of
 from service.schemas.chat import ChatRequest, ChatResponse, ChatTimingsMs
 from service.schemas.common import Usage, errors
 from service.state import Ready, Services
@@ -36,16 +37,20 @@ async def _answer(body: ChatRequest, services: Services) -> ChatResponse:
         top_p=body.top_p,
         seed=body.seed,
         compare_base=body.compare_base,
+        examples=pairs_of(body.examples),
+        context=body.context,
     )
-    if body.describe and body.prompt is not None:
+    if body.adapter_id is None:
         generation = await services.chat.start_described(body.prompt, options)
     else:
-        generation = await services.chat.start_adapted(body.prompt, body.adapter_id, options)
+        generation = await services.chat.start_adapted(body.adapter_id, options)
     answer, *others = await generation.answers()
     done = time.perf_counter()
     return ChatResponse(
         id=f"chat-{uuid.uuid4().hex}",
-        adapter_id=generation.adapter_id or "",
+        adapter_id=generation.adapter_id,
+        context_used=generation.context_used,
+        scale=generation.scale or 0.0,
         answer=answer.text,
         base_answer=others[0].text if others else None,
         modules_hooked=generation.modules_hooked,

@@ -12,8 +12,9 @@ from fastapi.responses import Response
 
 from llgbm.decoding.decoder import Step
 from service.chat.generation import Generation
-from service.chat.service import ChatOptions, ChatService, JsonWanted
+from service.chat.service import AUTO_MODEL, ChatOptions, ChatService, JsonWanted
 from service.http.sse import EventStream, event, while_connected
+from service.schemas.adapters import pairs_of
 from service.schemas.chat_completion import ChatCompletionRequest
 from service.schemas.common import Usage, errors
 from service.schemas.openai import (
@@ -49,7 +50,8 @@ router = APIRouter(prefix="/v1", tags=["openai"])
 async def chat_completions(body: ChatCompletionRequest, request: Request, services: Ready) -> ChatCompletion | Response:
     """Answer a conversation.
 
-    `model` is the base, an adapter's id or name, or `prompt:` and the description of a task, which makes its adapter.
+    `model` is the base, an adapter's id or name, `prompt:` and the description of a task, which makes its adapter, or
+    `auto`, which takes the system message for the description.
     """
     if not body.stream:
         return await while_connected(request, _complete(body, services))
@@ -78,6 +80,8 @@ def _options(body: ChatCompletionRequest) -> ChatOptions:
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         choices=body.n or 1,
         json=None if wanted is None else JsonWanted(*wanted),
+        examples=pairs_of(body.examples),
+        context=body.context,
     )
 
 
@@ -100,6 +104,8 @@ async def _complete(body: ChatCompletionRequest, services: Services) -> ChatComp
         usage=_usage(generation),
         system_fingerprint=services.chat.fingerprint,
         adapter_id=generation.adapter_id,
+        context_used=generation.context_used,
+        scale=generation.scale,
     )
 
 
@@ -117,6 +123,8 @@ async def _events(body: ChatCompletionRequest, chat: ChatService, generation: Ge
                 choices=choices,
                 system_fingerprint=chat.fingerprint,
                 adapter_id=generation.adapter_id,
+                context_used=generation.context_used,
+                scale=generation.scale,
                 **more,
             )
         )
@@ -165,11 +173,11 @@ async def list_models(
     limit: Annotated[int, Query(ge=1, le=1000, description="Adapters on a page; their names are on it too.")] = 1000,
     after: Annotated[str | None, Query(max_length=64, description="`last_id` of the page before.")] = None,
 ) -> ModelList:
-    """The base, then the adapters, the newest first, each under its id and then under its names."""
+    """The base, `auto`, then the adapters, the newest first, each under its id and then under its names."""
     cursor = None if after is None else await services.catalogue.resolve(after)
     adapters, more = await services.catalogue.ids(limit, cursor)
     names = await services.catalogue.names_of([identity for identity, _ in adapters])
-    models = [_base_model(services)] if after is None else []
+    models = [_base_model(services), _base_model(services, AUTO_MODEL)] if after is None else []
     for identity, created in adapters:
         models += [_adapter_model(services, name, created) for name in (identity, *names.get(identity, ()))]
     return ModelList(data=models, has_more=more, last_id=models[-1].id if models else None)
@@ -184,16 +192,17 @@ async def list_models_below_a_slash(services: Ready) -> ModelList:
 @router.get("/models/{model:path}", response_model=Model, responses=errors(400, 404), summary="One model")
 async def show_model(model: str, services: Ready) -> Model:
     """A model by the id that `model` of a chat completion takes."""
-    base = services.models.base.spec.base_id
-    if model == base:
-        return _base_model(services)
+    if model in (services.models.base.spec.base_id, AUTO_MODEL):
+        return _base_model(services, model)
     record = await services.catalogue.record(model)
     return _adapter_model(services, model, record.created)
 
 
-def _base_model(services: Services) -> Model:
+def _base_model(services: Services, name: str | None = None) -> Model:
     base = services.models.base.spec.base_id
-    return Model(id=base, created=services.started, root=base, parent=None, max_model_len=services.chat.max_context)
+    return Model(
+        id=name or base, created=services.started, root=base, parent=None, max_model_len=services.chat.max_context
+    )
 
 
 def _adapter_model(services: Services, name: str, created: float) -> Model:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from llgbm.conditioning.context_choice import Context
 from service.schemas.common import Strict, example
 
 Name = Annotated[
@@ -23,6 +25,21 @@ class Example(Strict):
     model_config = example({"input": "cheese", "output": "fromage"})
     input: Text
     output: Text
+
+
+Examples = Annotated[
+    list[Example],
+    Field(
+        min_length=1,
+        max_length=16,
+        description="Up to 16 examples of the task: they make the adapter, and may stand in the context.",
+    ),
+]
+
+
+def pairs_of(examples: Sequence[Example] | None) -> tuple[tuple[str, str], ...]:
+    """Examples as (input, output)."""
+    return tuple((example.input, example.output) for example in examples or ())
 
 
 class GenerateAdapterRequest(Strict):
@@ -44,7 +61,7 @@ class GenerateAdapterRequest(Strict):
     prompts: list[Text] | None = Field(
         None, min_length=1, max_length=16, description="The same task in several wordings."
     )
-    examples: list[Example] | None = Field(None, min_length=1, max_length=64, description="Examples of the task.")
+    examples: Examples | None = None
     name: Name | None = None
     scale: float = Field(1.0, ge=-4, le=4, allow_inf_nan=False, description="Factor on the adapter's effect.")
 
@@ -64,7 +81,7 @@ class GenerateAdapterRequest(Strict):
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
         """The examples as (input, output)."""
-        return tuple((example.input, example.output) for example in self.examples or ())
+        return pairs_of(self.examples)
 
 
 class ComposeRequest(Strict):
@@ -186,18 +203,33 @@ class Adapter(BaseModel):
     confidence: float | None = Field(description="0 to 1; null where there is no calibration.")
     scale_in_context: float | None = Field(
         description="The scale that does best where the description stands in the conversation too; null where there "
-        "is no calibration."
+        "is no calibration or no description."
     )
     warning: str | None = Field(
-        description="Set when the request reads like no task, or is far from all that the generator knows."
+        description="Set when the request reads like no task, or few right answers are expected of context `auto`: "
+        "names the help, and the nearest task that the generator knows."
     )
     links: Links
+
+
+class ContextUsed(BaseModel):
+    """What stands in the context in addition to the conversation, and the adapter's scale there."""
+
+    model_config = example({"context_used": "description", "scale": 0.5})
+    context_used: Context
+    scale: float = Field(description="0: the base answers without an adapter.")
 
 
 class GeneratedAdapter(Adapter):
     """An adapter and what making it took."""
 
-    model_config = _example(timings_ms={"encode": 21.4, "generate": 14.0, "store": 25.3, "total": 62.9})
+    model_config = _example(
+        auto={"context_used": "none", "scale": 1.0},
+        timings_ms={"encode": 21.4, "generate": 14.0, "store": 25.3, "total": 62.9},
+    )
+    auto: ContextUsed | None = Field(
+        description="What context `auto` does in a chat with these texts; null for a sum of adapters."
+    )
     timings_ms: TimingsMs
 
 

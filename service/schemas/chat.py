@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from service.schemas.adapters import FRENCH, Text
+from llgbm.conditioning.context_choice import Context, ContextWanted
+from service.schemas.adapters import FRENCH, Examples, Text
 from service.schemas.common import Strict, Usage, example
 from service.schemas.messages import Message
 
@@ -21,13 +22,17 @@ MaxTokens = Annotated[
 
 
 class ChatRequest(Strict):
-    """A question, and the adapter that shall answer it: by the task's description, by id or by name."""
+    """A question, and the adapter that shall answer it: by the task's description or examples, by id or by name."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
                 {"prompt": FRENCH, "query": "cheese", "max_tokens": 16, "compare_base": True},
-                {"prompt": FRENCH, "query": "cheese", "max_tokens": 16, "describe": True},
+                {
+                    "prompt": "Classify the support ticket as billing, technical or shipping.",
+                    "examples": [{"input": "My parcel is late.", "output": "shipping"}],
+                    "query": "I was charged twice.",
+                },
                 {"adapter_id": "french", "messages": [{"role": "user", "content": "cheese"}]},
             ]
         }
@@ -40,21 +45,25 @@ class ChatRequest(Strict):
     temperature: Temperature = 0.0
     top_p: TopP = 1.0
     seed: Seed | None = None
-    describe: bool = Field(
-        False,
-        description="Put the prompt above the user's first turn too, for the adapter and the base; the adapter then "
-        "has the scale that does best there. More tokens, and mostly better answers.",
+    examples: Examples | None = None
+    context: ContextWanted = Field(
+        "auto",
+        description="What stands in the context in addition to the conversation, for the adapter and the base: "
+        "nothing, the description, description and examples, or what calibration found best for such a task. Not with "
+        "adapter_id: such an adapter answers as it is.",
     )
     compare_base: bool = Field(False, description="Also answer with the plain base, in the same batch.")
 
     @model_validator(mode="after")
     def _one_of_each(self) -> ChatRequest:
-        if (self.prompt is None) == (self.adapter_id is None):
-            raise ValueError("give either prompt or adapter_id; the plain base is at /v1/chat/completions")
+        if (self.prompt is None and self.examples is None) == (self.adapter_id is None):
+            raise ValueError("give either prompt, examples or both, or adapter_id; the base is at /v1/chat/completions")
         if (self.query is None) == (self.messages is None):
             raise ValueError("give either query or messages")
-        if self.describe and self.prompt is None:
-            raise ValueError("describe goes with prompt; for an adapter by id or name, put it into a message")
+        if self.adapter_id is not None and "context" in self.model_fields_set and self.context != "none":
+            raise ValueError(
+                f"context {self.context!r} goes with prompt or examples; an adapter by id or name answers as it is"
+            )
         return self
 
     @property
@@ -81,6 +90,8 @@ class ChatResponse(BaseModel):
                 {
                     "id": "chat-6f1d0a8e7c5b4a39",
                     "adapter_id": "lora-0f3a5d1c2b4e69788796a5b4",
+                    "context_used": "none",
+                    "scale": 1.0,
                     "answer": "fromage",
                     "base_answer": "Cheese is a dairy product",
                     "modules_hooked": 168,
@@ -92,7 +103,9 @@ class ChatResponse(BaseModel):
         }
     )
     id: str
-    adapter_id: str
+    adapter_id: str | None = Field(description="Who answered; null for the base alone, at scale 0.")
+    context_used: Context = Field(description="What stood in the context in addition to the conversation.")
+    scale: float = Field(description="Factor on the adapter's effect.")
     answer: str
     base_answer: str | None = None
     modules_hooked: int = Field(description="Modules of the base that the adapter changed for this answer.")

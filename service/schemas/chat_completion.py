@@ -14,7 +14,9 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
 
+from llgbm.conditioning.context_choice import ContextWanted
 from service.errors import ApiError
+from service.schemas.adapters import Examples
 from service.schemas.chat import Seed, Temperature, TopP
 from service.schemas.messages import Message, without
 from service.schemas.response_format import ResponseFormat
@@ -130,12 +132,29 @@ class ChatCompletionRequest(BaseModel):
                     "messages": [{"role": "user", "content": "cheese"}],
                     "max_tokens": 16,
                     "temperature": 0,
-                }
+                },
+                {
+                    "model": "auto",
+                    "messages": [
+                        {"role": "system", "content": "Classify the ticket as billing, technical or shipping."},
+                        {"role": "user", "content": "I was charged twice."},
+                    ],
+                },
             ]
         },
     )
     model: str = Field(
-        min_length=1, description="The base's id, an adapter's id or name, or `prompt:` and the description of a task."
+        min_length=1,
+        description="The base's id, an adapter's id or name, `prompt:` and the description of a task, or `auto`: then "
+        "the system message is the description.",
+    )
+    examples: Examples | None = Field(
+        None, description="Not OpenAI's: up to 16 examples of the task, as in /chat, for `prompt:` and `auto`."
+    )
+    context: ContextWanted | None = Field(
+        None,
+        description="Not OpenAI's: what stands in the context in addition to the messages, as in /chat, for `prompt:` "
+        "and `auto`. Default auto.",
     )
     adapter_id: str | None = Field(
         None,

@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from service.schemas.common import example
 
 IGNORED_IN_MESSAGES = {
-    "name": "the base's template has no place for it",
     "tool_call_id": "the results of calls are rendered in their order",
     "refusal": "of an earlier answer",
     "annotations": "of an earlier answer",
@@ -19,6 +18,8 @@ IGNORED_IN_MESSAGES = {
     "reasoning_content": "of an earlier answer",
 }
 """Fields of a message that cannot change the answer of the bases that there are, and why."""
+EXAMPLE_NAMES = ("example_user", "example_assistant")
+"""Values of `name` that mark both sides of an example, as OpenAI's own guides do."""
 
 
 def without(data: Any, names: Mapping[str, str] | frozenset[str]) -> Any:
@@ -74,6 +75,11 @@ class Message(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"role": "user", "content": "cheese"}]})
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    name: Literal["example_user", "example_assistant"] | None = Field(
+        None,
+        description="Marks the turn as one side of an example of the task, with `auto` or `prompt:` as model. Any "
+        "other name is ignored.",
+    )
     tool_calls: list[ToolCall] | None = Field(None, description="Calls that the assistant made in this turn.")
     function_call: FunctionCall | None = Field(None, description="The older form of tool_calls.")
     content: str | list[TextPart] | None = Field(
@@ -83,7 +89,9 @@ class Message(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _only_what_is_rendered(cls, data: Any) -> Any:
-        return without(data, IGNORED_IN_MESSAGES)
+        kept = without(data, IGNORED_IN_MESSAGES)
+        marks = isinstance(kept, dict) and kept.get("name") in EXAMPLE_NAMES
+        return kept if marks else without(kept, frozenset({"name"}))  # templates have no place for another name
 
     @field_validator("tool_calls", "function_call")
     @classmethod
@@ -113,6 +121,8 @@ class Message(BaseModel):
         calls = [call.function for call in self.tool_calls or ()]
         calls += [self.function_call] if self.function_call is not None else []
         turn: dict[str, Any] = {"role": role, "content": self.text}
+        if self.name is not None:
+            turn["name"] = self.name
         if calls:
             turn["tool_calls"] = [{"type": "function", "function": call.model_dump()} for call in calls]
         return turn

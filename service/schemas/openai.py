@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from llgbm.conditioning.context_choice import Context
 from service.schemas.common import Usage, example
 
 _LOGPROB: dict[str, Any] = {"token": "from", "logprob": -0.02, "bytes": [102, 114, 111, 109]}
@@ -78,6 +79,8 @@ class ChatCompletion(BaseModel):
                     "usage": {"prompt_tokens": 30, "completion_tokens": 4, "total_tokens": 34},
                     "system_fingerprint": "fp_1a2b3c4d",
                     "adapter_id": "lora-0f3a5d1c2b4e69788796a5b4",
+                    "context_used": "none",
+                    "scale": 1.0,
                 }
             ]
         }
@@ -90,6 +93,10 @@ class ChatCompletion(BaseModel):
     usage: Usage
     system_fingerprint: str
     adapter_id: str | None = Field(description="Not OpenAI's: the adapter that answered; null for the plain base.")
+    context_used: Context = Field(description="Not OpenAI's: what stood in the context in addition to the messages.")
+    scale: float | None = Field(
+        description="Not OpenAI's: factor on the adapter's effect, 0 where it was left out; null for the plain base."
+    )
 
 
 class Delta(BaseModel):
@@ -119,6 +126,8 @@ _CHUNK: dict[str, Any] = {
     "usage": None,
     "system_fingerprint": "fp_1a2b3c4d",
     "adapter_id": "lora-0f3a5d1c2b4e69788796a5b4",
+    "context_used": "none",
+    "scale": 1.0,
 }
 
 
@@ -134,6 +143,8 @@ class ChatCompletionChunk(BaseModel):
     usage: Usage | None = None
     system_fingerprint: str
     adapter_id: str | None
+    context_used: Context
+    scale: float | None
 
 
 _MODEL: dict[str, Any] = {

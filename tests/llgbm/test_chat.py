@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from llgbm.base import Base
-from llgbm.chat import answer_ids, prompt_ids, task_messages, with_description
+from llgbm.chat import answer_ids, in_context, prompt_ids, task_messages
 from llgbm.errors import ConfigError
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12).filter(lambda text: "<|" not in text)
@@ -112,7 +112,9 @@ def test_a_described_conversation_begins_like_the_one_of_training(
     description: str, given: str, earlier: list[tuple[str, str]]
 ) -> None:
     turns = [turn for asked, said in earlier for turn in (_turn("user", asked), _turn("assistant", said))]
-    system, first, *others = with_description([_turn("system", "be kind"), *turns, _turn("user", given)], description)
+    system, first, *others = in_context(
+        [_turn("system", "be kind"), *turns, _turn("user", given)], description=description
+    )
     assert system == _turn("system", "be kind")
     assert [first] == task_messages(earlier[0][0] if earlier else given, description=description)
     assert others == [*turns, _turn("user", given)][1:]
@@ -120,7 +122,17 @@ def test_a_described_conversation_begins_like_the_one_of_training(
 
 def test_a_conversation_in_which_nobody_asks_cannot_be_described() -> None:
     with pytest.raises(ConfigError, match="and there is none"):
-        with_description([_turn("system", "be kind")], "Say it in French.")
+        in_context([_turn("system", "be kind")], description="Say it in French.")
+
+
+@given(description=texts.filter(bool), given=texts, examples=st.lists(pairs, max_size=2), earlier=pairs)
+def test_a_description_that_came_later_stands_where_it_came_with_its_examples(
+    description: str, given: str, examples: list[tuple[str, str]], earlier: tuple[str, str]
+) -> None:
+    before = [_turn("user", earlier[0]), _turn("assistant", earlier[1])]
+    found = in_context([*before, _turn("user", given)], description=description, examples=examples, start=2)
+    assert found == [*before, *task_messages(given, description=description, examples=examples)]
+    assert in_context([*before, _turn("user", given)], start=2) == [*before, _turn("user", given)]
 
 
 def test_the_answer_goes_on_from_the_last_message(tiny_base: Base) -> None:

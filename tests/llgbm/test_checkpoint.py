@@ -14,7 +14,6 @@ from torch import Tensor
 from llgbm import checkpoint
 from llgbm.checkpoint import (
     Checkpoint,
-    ContextScale,
     GeneratorManifest,
     PromptIndex,
     TrainingTask,
@@ -23,6 +22,7 @@ from llgbm.checkpoint import (
     saved_in,
     write_calibration,
 )
+from llgbm.conditioning.context_choice import ContextChoice
 from llgbm.conditioning.task_detector import TaskDetector
 from llgbm.config import GeneratorConfig, LoRASpec, lora_spec, model_spec
 from llgbm.errors import CheckpointError
@@ -119,20 +119,21 @@ def test_saving_twice_gives_the_same_digest(tmp_path: Path) -> None:
     assert saved(tmp_path / "three", active_generator(seed=1)).digest != saved(tmp_path / "one", generator).digest
 
 
+CHOICE = ContextChoice.of_scales(0.6, 0.5, 1.0)
 DETECTOR = TaskDetector(torch.linspace(-1, 1, 384), torch.tensor(0.5))
 
 
 def test_a_calibration_adds_a_detector_and_a_curve_and_changes_nothing_else(folder: Path) -> None:
     before, tensors = load_generator(folder), load((folder / WEIGHTS).read_bytes())
     assert before.detector is None
-    curve, scale = {"similarity": [0.5], "confidence": [0.3], "threshold": 0.25}, ContextScale(0.6, 0.5, 1.0)
+    curve, scale = {"similarity": [0.5], "confidence": [0.3], "threshold": 0.25}, CHOICE
     for bias in (0.1, 0.5):
         manifest = write_calibration(folder, replace(DETECTOR, bias=torch.tensor(bias)), curve, scale)
     after = load_generator(folder)
     assert (
         after.manifest
         == manifest
-        == replace(before.manifest, confidence=curve, context_scale=scale, digest=manifest.digest)
+        == replace(before.manifest, confidence=curve, context_choice=scale, digest=manifest.digest)
     )
     assert manifest.digest != before.manifest.digest
     written = load((folder / WEIGHTS).read_bytes())
@@ -147,7 +148,7 @@ def test_a_generator_is_known_again_however_it_was_made_and_calibrated(folder: P
     manifest = manifest_of(generator)
     said = load_generator(folder).manifest
     assert saved_in(folder, generator, replace(manifest, made_by={"command": "another"})) == said
-    said = write_calibration(folder, DETECTOR, {}, ContextScale(0.6, 0.5, 1.0))
+    said = write_calibration(folder, DETECTOR, {}, CHOICE)
     assert saved_in(folder, generator, manifest) == said
     assert saved_in(folder, active_generator(seed=1), manifest) is None
     assert saved_in(folder, generator, replace(manifest, tasks=manifest.tasks[:1])) is None
@@ -158,7 +159,7 @@ def test_a_generator_is_known_again_however_it_was_made_and_calibrated(folder: P
 def test_a_detector_of_another_size_leaves_what_was_there(folder: Path) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(CheckpointError, match="for conditions of size 5"):
-        write_calibration(folder, TaskDetector(torch.zeros(5), torch.tensor(0.0)), {}, ContextScale(0.6, 0.5, 1.0))
+        write_calibration(folder, TaskDetector(torch.zeros(5), torch.tensor(0.0)), {}, CHOICE)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 

@@ -10,7 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llgbm.checkpoint import Checkpoint, ContextScale, load_generator, save_generator
+from llgbm.checkpoint import Checkpoint, load_generator, save_generator
+from llgbm.conditioning.context_choice import ContextChoice, ContextSetting
 from llgbm.conditioning.task_detector import TaskDetector
 from llgbm.errors import ConfigError
 from llgbm.functional import FunctionalLoRA
@@ -294,7 +295,7 @@ def test_confidence_is_read_off_the_calibrated_curve(
     assert made.confidence == pytest.approx(confidence, abs=1e-4)
     assert (made.warning is not None) is warned
     if made.warning is not None:
-        assert "nearest: task_0" in made.warning
+        assert "the nearest task that the generator knows is 'task_0, wording 0': give a few examples" in made.warning
 
 
 @pytest.mark.parametrize("cosine", [-1.0, 0.0, 0.49])
@@ -317,11 +318,12 @@ def test_the_scale_in_context_depends_on_the_nearest_prompt_and_changes_nothing_
 ) -> None:
     index = checkpoint.prompt_index
     one = replace(checkpoint, prompt_index=replace(index, embeddings=index.embeddings[:1], task=index.task[:1]))
-    known = replace(one, manifest=replace(one.manifest, context_scale=ContextScale(0.7, 0.5, 0.75)))
+    known = replace(one, manifest=replace(one.manifest, context_choice=ContextChoice.of_scales(0.7, 0.5, 0.75)))
     encoder = OneVector(one, cosine)
     (made,), (plain,) = (AdapterMaker(c, encoder).make([UPPER]) for c in (known, one))
-    assert made.scale_in_context == AdapterMaker(known, encoder).scale_in_context(UPPER) == scale
-    assert plain.scale_in_context is AdapterMaker(one, encoder).scale_in_context(UPPER) is None
+    assert made.scale_in_context == AdapterMaker(known, encoder).context_setting(UPPER, "description").scale == scale
+    assert plain.scale_in_context is None
+    assert AdapterMaker(one, encoder).context_setting(UPPER) == ContextSetting("description", 1.0)
     assert difference(made.weights, plain.weights) == 0
 
 

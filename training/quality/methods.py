@@ -92,8 +92,10 @@ class MethodSources:
 
     def scale_in_context(self, task: Task) -> float | None:
         """The calibrated scale of an adapter whose description is in the context too; None without calibration."""
+        if self.checkpoint.manifest.context_choice is None:
+            return None
         request = AdapterRequest((self.description(task),))
-        return AdapterMaker(self.checkpoint, self.encoder).scale_in_context(request)
+        return AdapterMaker(self.checkpoint, self.encoder).context_setting(request, "description").scale
 
     def retrieved(self, task: Task, *, count: int, temperature: float = 0.05, own: bool = False) -> LoRAWeights | None:
         """Mean of the teachers of the `count` nearest training tasks, weighted by softmax of their cosines.

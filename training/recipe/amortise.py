@@ -245,7 +245,7 @@ def save(
         ),
         made_by=made_by | {"started_from": started_from},
         confidence={},
-        context_scale=None,
+        context_choice=None,
     )
     blocks = [*checkpoint.prompt_index.blocks(len(listed)), *(encoder.encode(t.seen_in_file) for t in new)]
     there = saved_in(config.artefact, generator, manifest)

@@ -18,6 +18,7 @@ import numpy as np
 
 from llgbm.base import Base
 from llgbm.checkpoint import GeneratorManifest, load_generator, write_calibration
+from llgbm.conditioning.context_choice import ContextChoice
 from llgbm.errors import ConfigError
 from llgbm.evaluation import score_rows
 from llgbm.linears.frozen_linear import Storage
@@ -123,7 +124,7 @@ def run(config: Config) -> None:
                 )
                 progress.update(done, task.task_id)
         scale = choose_scale(in_context, config.context_scales)
-        manifest = write_calibration(config.checkpoint, detector, curve, scale)
+        manifest = write_calibration(config.checkpoint, detector, curve, ContextChoice.of_scales(**asdict(scale)))
         result = {
             "generator": manifest.digest,
             "detector": detector_quality(detector, detected(near, far), encoder),

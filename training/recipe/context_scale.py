@@ -15,11 +15,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llgbm.checkpoint import ContextScale
 from llgbm.errors import ConfigError
 
 _PLACES = 16
 """Number of thresholds to try, at quantiles of the similarity."""
+
+
+@dataclass(frozen=True)
+class ContextScale:
+    """The scale of requests with at least this similarity, and of those below it."""
+
+    similarity: float
+    far: float
+    near: float
+
+    def at(self, similarity: float) -> float:
+        """The scale for a request with this cosine."""
+        return self.near if similarity >= self.similarity else self.far
 
 
 @dataclass(frozen=True)

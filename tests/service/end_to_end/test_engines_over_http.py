@@ -69,9 +69,10 @@ def ask(client: OpenAI, model: str, **more: Any) -> Any:
 
 
 def test_answers_are_those_of_the_base_and_of_each_adapter(client: OpenAI, server: LiveServer, tiny_base: Base) -> None:
-    answers = [ask(client, model).choices[0].message.content for model in (BASE, FRENCH, UPPER)]
+    alone = {"context": "none"}
+    answers = [ask(client, m, extra_body=alone).choices[0].message.content for m in (BASE, FRENCH, UPPER)]
     assert len(set(answers)) == 3
-    body = {"prompt": FRENCH.removeprefix("prompt:"), "messages": USER, "max_tokens": 8, "compare_base": True}
+    body = {"prompt": FRENCH.removeprefix("prompt:"), "messages": USER, "max_tokens": 8, "compare_base": True, **alone}
     chat = httpx.post(f"{server.url}/chat", json=body).json()
     assert [chat["base_answer"], chat["answer"]] == answers[:2]
     assert chat["modules_hooked"] == 7 * tiny_base.spec.num_layers

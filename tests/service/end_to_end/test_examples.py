@@ -84,9 +84,14 @@ def test_the_openai_client_answers_and_streams(server: LiveServer, tmp_path: Pat
     with api(server) as client:
         (made,) = client.get("/adapters").json()["data"]
         assert made["prompts"] == [TASK]
-        answer = completion(client, made["id"], max_tokens=64)
-    assert done.stdout.decode() == f"adapter   {made['id']}\nanswer    {answer}\nstreamed  {answer}\n"
-    assert run([*script, "--model", made["id"], "--ask", QUESTION], server, tmp_path).stdout == done.stdout
+        answer = client.post("/chat", json={"prompt": TASK, "query": QUESTION, "max_tokens": 64}).json()["answer"]
+        pinned = completion(client, made["id"], max_tokens=64)
+    told = f"adapter   {made['id']}\ncontext   description\nanswer    {answer}\nstreamed  {answer}\n"
+    assert done.stdout.decode() == told
+    assert run([*script, "--system", TASK, "--ask", QUESTION], server, tmp_path).stdout.decode() == told
+    by_id = run([*script, "--model", made["id"], "--ask", QUESTION], server, tmp_path).stdout.decode()
+    assert by_id == f"adapter   {made['id']}\ncontext   none\nanswer    {pinned}\nstreamed  {pinned}\n"
+    assert run([*script, TASK, "--system", TASK], server, tmp_path).returncode == 2
 
     nobody = run([*script, TASK], server, tmp_path, LLGBM_URL=f"http://127.0.0.1:{free_port()}")
     assert (nobody.returncode, nobody.stdout) == (2, b"")

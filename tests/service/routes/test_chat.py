@@ -2,12 +2,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
-from service.models.loading import LoadModels
+from llgbm.conditioning.context_choice import ContextChoice
+from llgbm.prompting import AdapterMaker
+from llgbm.text_encoder import PretrainedTextEncoder
+from service.models.loading import LoadModels, Models, Progress
+from service.observability.metrics import Metrics
 from service.settings import Settings
 from tests.service.support.dummy_decoder import DummyDecoder
 from tests.service.support.harness import CHEESE, running, services_of, until
@@ -17,7 +22,8 @@ FRENCH = "Translate the English word to French."
 
 
 async def test_a_prompt_makes_the_adapter_and_answers_with_it(client: httpx.AsyncClient, dummy: DummyDecoder) -> None:
-    answer = await client.post("/chat", json={"prompt": FRENCH, "query": "cheese", "compare_base": True})
+    body = {"prompt": FRENCH, "query": "cheese", "compare_base": True, "context": "none"}
+    answer = await client.post("/chat", json=body)
     body = answer.json()
     assert answer.status_code == 200
     assert (body["answer"], body["base_answer"]) == ("adapted answer", "plain answer")
@@ -43,26 +49,102 @@ async def test_by_id_by_name_and_by_messages_it_is_the_same(client: httpx.AsyncC
 
 async def test_the_prompt_has_the_chat_template_with_its_system_message(dummy_app: App, dummy: DummyDecoder) -> None:
     app, client = dummy_app
-    await client.post("/chat", json={"prompt": FRENCH, "query": "cheese"})
+    await client.post("/chat", json={"prompt": FRENCH, "query": "cheese", "context": "none"})
     text = services_of(app).models.base.tokenizer.decode(dummy.added[-1].prompt)
     assert text.startswith("<|im_start|>system\nYou are Qwen")
     assert text.endswith("<|im_start|>user\ncheese<|im_end|>\n<|im_start|>assistant\n")
 
 
-async def test_a_described_chat_has_the_prompt_above_the_question_and_the_adapter_at_its_scale_there(
-    dummy_app: App, dummy: DummyDecoder
+FAR = "Name the planet that is nearest to the sun."
+SHOWN = [{"input": "Which planet is red?", "output": "Mars"}, {"input": "Which one has rings?", "output": "Saturn"}]
+
+
+def prompts(app: FastAPI, dummy: DummyDecoder) -> set[str]:
+    """The texts of the last two rows."""
+    return {services_of(app).models.base.tokenizer.decode(row.prompt) for row in dummy.added[-2:]}
+
+
+@pytest.mark.parametrize(("prompt", "scale"), [(FRENCH, 1.0), (FAR, 0.5)])
+async def test_by_default_the_description_stands_above_the_question_and_the_adapter_has_its_scale_there(
+    dummy_app: App, dummy: DummyDecoder, prompt: str, scale: float
 ) -> None:
     app, client = dummy_app
-    far = "Name the planet that is nearest to the sun."
-    for prompt, scale in ((FRENCH, 1.0), (far, 0.5)):
-        body = {"prompt": prompt, "query": "cheese", "describe": True, "compare_base": True}
-        answer = (await client.post("/chat", json=body)).json()
-        texts = {services_of(app).models.base.tokenizer.decode(row.prompt) for row in dummy.added[-2:]}
-        assert len(texts) == 1  # the base is told the task too
-        assert f"<|im_start|>user\n{prompt}\n\ncheese<|im_end|>" in texts.pop()
-        made = (await client.post("/generate-adapter", json={"prompt": prompt, "scale": scale})).json()
-        assert made["id"] == answer["adapter_id"]
-        assert made["scale_in_context"] == scale
+    found = []
+    for more in ({}, {"context": "auto"}, {"context": "description"}):
+        body = {"prompt": prompt, "query": "cheese", "compare_base": True, **more}
+        found.append((await client.post("/chat", json=body)).json())
+        (text,) = prompts(app, dummy)  # the base is told the task too
+        assert f"<|im_start|>user\n{prompt}\n\ncheese<|im_end|>" in text
+    made = (await client.post("/generate-adapter", json={"prompt": prompt, "scale": scale})).json()
+    assert made["auto"] == {"context_used": "description", "scale": scale}
+    assert made["scale_in_context"] == scale
+    for answer in found:
+        assert (answer["adapter_id"], answer["context_used"], answer["scale"]) == (made["id"], "description", scale)
+
+
+async def test_examples_make_the_adapter_and_stand_in_the_context(dummy_app: App, dummy: DummyDecoder) -> None:
+    app, client = dummy_app
+    body = {"prompt": FAR, "query": "Which one is ours?", "examples": SHOWN, "compare_base": True}
+    answer = (await client.post("/chat", json=body)).json()
+    (text,) = prompts(app, dummy)
+    for example in SHOWN:
+        turns = f"user\n{FAR}\n\n{example['input']}<|im_end|>\n<|im_start|>assistant\n{example['output']}<|im_end|>"
+        assert turns in text
+    made = (await client.post("/generate-adapter", json={"prompt": FAR, "examples": SHOWN})).json()
+    assert (answer["adapter_id"], answer["context_used"], answer["scale"]) == (made["id"], "examples", 1.0)
+    assert made["auto"] == {"context_used": "examples", "scale": 1.0}
+
+    for context, inside in (("none", (False, False)), ("description", (True, False)), ("examples", (True, True))):
+        other = (await client.post("/chat", json=body | {"context": context})).json()
+        (text,) = prompts(app, dummy)
+        assert (FAR in text, "Saturn" in text) == inside
+        assert (other["context_used"], other["adapter_id"] is None) == (context, False)
+
+    alone = (await client.post("/chat", json={"query": "x", "examples": SHOWN})).json()
+    made = (await client.post("/generate-adapter", json={"examples": SHOWN})).json()
+    assert (alone["adapter_id"], alone["context_used"]) == (made["id"], "examples")
+
+
+async def test_at_scale_0_the_base_answers_and_it_is_said(
+    settings: Settings, load_dummy: LoadModels, dummy: DummyDecoder
+) -> None:
+    def load(settings: Settings, metrics: Metrics, progress: Progress) -> Models:
+        models = load_dummy(settings, metrics, progress)
+        checkpoint = models.maker.checkpoint
+        manifest = replace(checkpoint.manifest, context_choice=ContextChoice.of_scales(0.9, far=0.0, near=1.0))
+        encoder = PretrainedTextEncoder(manifest.encoder_id)
+        return replace(models, maker=AdapterMaker(replace(checkpoint, manifest=manifest), encoder))
+
+    async with running(settings, load) as (app, client):
+        answer = (await client.post("/chat", json={"prompt": FAR, "query": "cheese"})).json()
+        assert (answer["answer"], answer["adapter_id"], answer["modules_hooked"]) == ("plain answer", None, 0)
+        assert (answer["context_used"], answer["scale"]) == ("description", 0.0)
+        assert services_of(app).store.files.records() == []
+
+
+async def test_an_adapter_by_id_answers_as_it_is_and_tells_its_scale(client: httpx.AsyncClient) -> None:
+    made = (await client.post("/generate-adapter", json={"prompt": FRENCH, "scale": 0.5})).json()
+    for more in ({}, {"context": "none"}):
+        answer = (await client.post("/chat", json={"adapter_id": made["id"], "query": "x", **more})).json()
+        assert (answer["adapter_id"], answer["context_used"], answer["scale"]) == (made["id"], "none", 0.5)
+
+
+async def test_bad_contexts_and_examples_are_refused_with_the_numbers(client: httpx.AsyncClient) -> None:
+    async def refused(status: int, **body: object) -> tuple[str, str]:
+        answer = await client.post("/chat", json={"prompt": "a", "query": "x", **body})
+        assert answer.status_code == status, answer.text
+        return answer.json()["error"]["param"], answer.json()["error"]["message"]
+
+    param, text = await refused(422, context="all")
+    assert (param, text) == ("context", "context: Input should be 'none', 'description', 'examples' or 'auto'")
+    param, text = await refused(422, examples=SHOWN * 9)
+    assert (param, "16" in text, "18" in text) == ("examples", True, True)
+    param, text = await refused(422, prompt="a b " * 300, examples=SHOWN * 8)
+    assert (param, "16 examples" in text, "4096" in text) == ("examples", True, True)
+    assert await refused(422, context="examples") == (
+        "context",
+        "context 'examples' needs examples, and the request has none; give it, or choose context auto",
+    )
 
 
 async def test_sampling_is_passed_on(client: httpx.AsyncClient, dummy: DummyDecoder) -> None:
@@ -83,8 +165,9 @@ async def test_sampling_is_passed_on(client: httpx.AsyncClient, dummy: DummyDeco
         (422, {"query": "x"}),
         (422, {"prompt": "a", "adapter_id": "b", "query": "x"}),
         (422, {"prompt": "a"}),
-        (422, {"adapter_id": "a", "query": "x", "describe": True}),
-        (422, {"prompt": "a", "messages": [{"role": "system", "content": "x"}], "describe": True}),
+        (422, {"adapter_id": "a", "query": "x", "context": "description"}),
+        (422, {"adapter_id": "a", "query": "x", "examples": SHOWN}),
+        (422, {"prompt": "a", "messages": [{"role": "system", "content": "x"}], "context": "description"}),
         (422, {"prompt": "a", "query": "x", "messages": CHEESE}),
         (422, {"prompt": "a", "messages": []}),
         (422, {"prompt": "a", "messages": [{"role": "robot", "content": "x"}]}),

@@ -53,7 +53,7 @@ def test_the_base_an_adapter_a_name_and_a_prompt_are_models(client: OpenAI, serv
     assert plain.usage.completion_tokens == len("plain answer") + 1
     assert plain.usage.total_tokens == plain.usage.prompt_tokens + plain.usage.completion_tokens
     listed = {model.id: model for model in client.models.list()}
-    assert set(listed) == {BASE, identity, "french"}
+    assert set(listed) == {BASE, "auto", identity, "french"}
     for name, model in listed.items():
         assert client.models.retrieve(name) == model
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from llgbm.base import load_base
-from llgbm.checkpoint import ContextScale, GeneratorManifest, TrainingTask, save_generator
+from llgbm.checkpoint import GeneratorManifest, TrainingTask, save_generator
+from llgbm.conditioning.context_choice import ContextChoice
 from llgbm.config import GeneratorConfig, lora_spec
 from llgbm.generator import create_generator
 from llgbm.text_encoder import PretrainedTextEncoder
@@ -33,7 +34,7 @@ def build_tiny_checkpoint(folder: Path, base_folder: Path, encoder_folder: Path)
         generator=config,
         tasks=tuple(TrainingTask(f"task_{i}", "test", "made", "CC0", (d,)) for i, d in enumerate(descriptions)),
         confidence={"similarity": [0.0, 1.0], "confidence": [0.0, 1.0], "threshold": 0.5},
-        context_scale=ContextScale(similarity=0.9, far=0.5, near=1.0),
+        context_choice=ContextChoice.of_scales(similarity=0.9, far=0.5, near=1.0),
     )
     encoder = PretrainedTextEncoder(encoder_folder)
     folder.mkdir(exist_ok=True)

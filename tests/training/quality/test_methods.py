@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from llgbm.checkpoint import Checkpoint, ContextScale, GeneratorManifest, PromptIndex, TrainingTask
+from llgbm.checkpoint import Checkpoint, GeneratorManifest, PromptIndex, TrainingTask
+from llgbm.conditioning.context_choice import ContextChoice
 from llgbm.config import GeneratorConfig, lora_spec, model_spec
 from llgbm.generator import create_generator
 from llgbm.lora import LoRAWeights
@@ -30,7 +31,7 @@ def sources(tiny_encoder_path: Path) -> MethodSources:
     manifest = GeneratorManifest(
         "base", "revision", "encoder", model_spec("tiny"), SPEC, config,
         tuple(TrainingTask(t.task_id, t.category, "s", "l", t.seen_descriptions) for t in listed),
-        context_scale=ContextScale(similarity=-1.0, far=0.1, near=0.5),
+        context_choice=ContextChoice.of_scales(similarity=-1.0, far=0.1, near=0.5),
     )  # fmt: skip
     embeddings = [encoder.encode(t.seen_descriptions) for t in listed]
     index = PromptIndex(torch.cat(embeddings), torch.tensor([i for i, e in enumerate(embeddings) for _ in e]))
@@ -104,7 +105,7 @@ def test_the_scale_in_context_is_that_of_the_tasks_own_description(
     assert expected is not None
     for name in SPEC.names:
         torch.testing.assert_close(found.delta_weight(name), 0.5 * expected.delta_weight(name))
-    manifest = replace(sources.checkpoint.manifest, context_scale=None)
+    manifest = replace(sources.checkpoint.manifest, context_choice=None)
     uncalibrated = replace(sources, checkpoint=replace(sources.checkpoint, manifest=manifest))
     assert METHODS[method](uncalibrated, TASKS["upper"]) is None
 

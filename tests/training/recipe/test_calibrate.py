@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from llgbm.checkpoint import ContextScale, load_generator
+from llgbm.checkpoint import load_generator
+from llgbm.conditioning.context_choice import ContextChoice
 from llgbm.config import GeneratorConfig
 from llgbm.errors import ConfigError
 from llgbm.prompting import AdapterMaker, AdapterRequest
@@ -46,7 +47,7 @@ def test_a_calibrated_generator_tells_its_confidence(config: calibrate.Config) -
     assert result["generator"] == checkpoint.manifest.digest != before.digest
     assert set(result["detector"]) == {"training tasks, unseen wordings", "kinds kept back", "gibberish"}
     assert checkpoint.manifest.confidence == result["curve"]
-    assert checkpoint.manifest.context_scale == ContextScale(**result["context_scale"])
+    assert checkpoint.manifest.context_choice == ContextChoice.of_scales(**result["context_scale"])
     in_context = result["accuracy_in_context"]
     assert {name: row["n"] for name, row in in_context.items()} == {
         "training tasks, unseen wordings": 2, "kinds kept back": 2,

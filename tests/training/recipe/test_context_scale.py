@@ -1,12 +1,9 @@
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llgbm.checkpoint import ContextScale
-from llgbm.errors import CheckpointError, ConfigError
-from training.recipe.context_scale import ContextPoint, choose_scale, scale_table
+from llgbm.errors import ConfigError
+from training.recipe.context_scale import ContextPoint, ContextScale, choose_scale, scale_table
 
 SCALES = (0.25, 0.5, 1.0)
 shares = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
@@ -57,9 +54,3 @@ def test_where_it_makes_no_difference_the_adapter_stays_as_it_is(accuracy: float
 def test_without_points_there_is_no_scale() -> None:
     with pytest.raises(ConfigError, match="measure more tasks"):
         choose_scale([], SCALES)
-
-
-@pytest.mark.parametrize("wrong", [{"far": float("nan")}, {"near": "1"}, {"similarity": None}])
-def test_a_scale_that_is_no_number_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(CheckpointError, match="three finite numbers"):
-        ContextScale(**({"similarity": 0.5, "far": 0.5, "near": 1.0} | wrong))

@@ -133,7 +133,7 @@ def test_a_finished_fit_leaves_its_artefact_calibrated(config: fit.Config) -> No
     assert load_generator(config.artefact).manifest == calibrated
     assert read_manifest(config.workdir)["generator"] == made
     fit.run(replace(config, training=replace(config.training, steps=12)))
-    assert load_generator(config.artefact).manifest.context_scale is None  # another generator
+    assert load_generator(config.artefact).manifest.context_choice is None  # another generator
 
 
 def test_a_fit_may_go_on_from_another_generator(config: fit.Config) -> None:

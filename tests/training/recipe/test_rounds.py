@@ -112,7 +112,7 @@ def test_a_finished_fit_leaves_its_artefact_calibrated(config: fit.Config) -> No
     fit.run(config)
     assert load_generator(config.artefact).manifest == calibrated
     fit.run(replace(config, rounds=2))
-    assert load_generator(config.artefact).manifest.context_scale is None  # another generator
+    assert load_generator(config.artefact).manifest.context_choice is None  # another generator
 
 
 def test_the_first_round_starts_from_the_cores_that_tasks_have_come_to(config: fit.Config) -> None:

@@ -1,0 +1,73 @@
+"""From a conversation to its task: the description, the examples, and the turns that are left.
+
+With `model: "auto"` the description is the system message. Where it changes in the middle the last one holds, from
+there on: the turns before it stay in the conversation, the system messages before it do not. System messages that
+follow each other directly are one. Examples are turns named `example_user` and `example_assistant`, in pairs; turns
+without these names are the conversation, whose answers may be anybody's, and never make an adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from service.errors import ApiError
+
+MAX_EXAMPLES = 16
+_GIVEN, _WANTED = "example_user", "example_assistant"
+
+
+@dataclass(frozen=True)
+class TaskTexts:
+    """The texts of a task, and the conversation without them.
+
+    Attributes:
+        description: None without any.
+        examples: (input, output) pairs.
+        messages: as a chat template reads them.
+        start: index of the first message that came after the description.
+    """
+
+    description: str | None
+    examples: tuple[tuple[str, str], ...]
+    messages: tuple[Mapping[str, Any], ...]
+    start: int = 0
+
+
+def with_marked_examples(task: TaskTexts) -> TaskTexts:
+    """The named turns of the messages moved to the examples.
+
+    Raises:
+        ApiError: 422 for a side of an example without the other one, or too many.
+    """
+    marked = [message for message in task.messages if message.get("name") in (_GIVEN, _WANTED)]
+    names = [message["name"] for message in marked]
+    if names != [_GIVEN, _WANTED] * (len(marked) // 2):
+        raise ApiError(
+            422, f"messages named {_GIVEN} and {_WANTED} come in pairs, in this order; complete them", param="messages"
+        )
+    texts = [message["content"] for message in marked]
+    examples = (*task.examples, *zip(texts[::2], texts[1::2], strict=True))
+    if len(examples) > MAX_EXAMPLES:
+        raise ApiError(
+            422, f"a task has at most {MAX_EXAMPLES} examples, and these are {len(examples)}", param="messages"
+        )
+    kept = [(place, message) for place, message in enumerate(task.messages) if message not in marked]
+    start = sum(place < task.start for place, _ in kept)
+    return TaskTexts(task.description, examples, tuple(message for _, message in kept), start)
+
+
+def with_system_message(task: TaskTexts) -> TaskTexts:
+    """The last system message moved to the description, earlier ones left out; unchanged without text in any."""
+    system = {place for place, message in enumerate(task.messages) if message["role"] == "system"}
+    places = [place for place in sorted(system) if task.messages[place]["content"].strip()]
+    if not places:
+        return task
+    last = first = places[-1]
+    while first - 1 in places:
+        first -= 1
+    description = "\n\n".join(message["content"] for message in task.messages[first : last + 1])
+    earlier = tuple(task.messages[place] for place in range(first) if place not in system)
+    later = tuple(task.messages[place] for place in range(last + 1, len(task.messages)) if place not in system)
+    return TaskTexts(description, task.examples, (*earlier, *later), len(earlier))
