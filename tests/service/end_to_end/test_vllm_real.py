@@ -34,9 +34,8 @@ def test_two_prompts_answer_through_vllm_as_they_do_here(
 
         def ask(model: str, word: str) -> tuple[str, str | None]:
             messages: Any = [{"role": "user", "content": word}]
-            chunks: list[Any] = list(
-                client.chat.completions.create(model=model, messages=messages, max_tokens=8, temperature=0, stream=True)
-            )
+            body: Any = {"messages": messages, "max_tokens": 8, "temperature": 0, "extra_body": {"context": "none"}}
+            chunks: list[Any] = list(client.chat.completions.create(model=model, stream=True, **body))
             text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
             return text, chunks[-1].adapter_id
 
