@@ -13,6 +13,7 @@ import typer
 
 from llgbm.base import Base, load_base
 from llgbm.chat import prompt_ids, task_messages
+from llgbm.conditioning.context_choice import Context, ContextWanted
 from llgbm.decoding.decoder import Decoder, DecodeRequest
 from llgbm.decoding.sampling import SamplingParams
 from llgbm.errors import AdapterMismatchError, ConfigError, ContextLengthError
@@ -30,17 +31,26 @@ class Conversation:
     Args:
         base: the frozen model.
         made: the adapter.
-        description: stands above the first turn; None leaves it out.
-        examples: stand before the first turn, as turns of their own.
+        context: the texts that stand in the context.
+        description: stands above the first turn, unless the context is "none".
+        examples: stand before the first turn, as turns of their own, if the context is "examples".
         params: how each answer is decoded; max_tokens is cut at the room that the context has.
     """
 
     def __init__(
-        self, base: Base, made: MadeAdapter, *, description: str | None, examples: Examples, params: SamplingParams
+        self,
+        base: Base,
+        made: MadeAdapter,
+        context: Context,
+        *,
+        description: str,
+        examples: Examples,
+        params: SamplingParams,
     ) -> None:
-        self.made = made
+        self.made, self.context_used = made, context
         self._tokenizer, self._decoder, self._params = base.tokenizer, Decoder(base), params
-        self._description, self._examples = description, examples
+        self._description = None if context == "none" else description
+        self._examples = examples if context == "examples" else ()
         self._messages: list[dict[str, str]] = []
 
     def answer(self, text: str) -> Iterator[str]:
@@ -92,7 +102,7 @@ def open_conversation(
     prompt: str,
     examples: Examples,
     *,
-    context: str,
+    context: ContextWanted,
     params: SamplingParams,
     checkpoint: Path | None,
     base: str | None,
@@ -103,7 +113,7 @@ def open_conversation(
 
     Args:
         prompt, examples: the task.
-        context: "none", "description", or "examples" for both.
+        context: "none", "description", "examples" for both, or "auto" for the best by calibration.
         params: how answers are decoded.
         checkpoint, base, text_encoder: None for the shipped generator and for what it was trained with.
         storage: of the base; "auto" for the fastest.
@@ -113,16 +123,15 @@ def open_conversation(
         CheckpointError: there is no generator, or it was made for another base.
         PretrainedNotFoundError: no source has the weights.
     """
-    if context == "examples" and not examples:
+    if context == "examples" and not examples:  # said before anything is fetched
         raise ConfigError("--context examples needs examples; name a file with --examples")
     request = AdapterRequest((prompt,), tuple(examples))
     maker = load_maker(checkpoint, text_encoder)
     manifest = maker.checkpoint.manifest
     base_name = base or manifest.base_id
     fetch(base_name)
-    if context != "none" and (scale := maker.scale_in_context(request)) is not None:
-        request = replace(request, scale=scale)
-    made = maker.make([request])[0]
+    setting = maker.context_setting(request, context)
+    (made,) = maker.make([replace(request, scale=setting.scale)])
     wanted: Any = storage
     kept: Storage = fastest_storage() if storage == "auto" else wanted
     loaded = load_base(base_name, storage=kept)
@@ -130,8 +139,9 @@ def open_conversation(
     return Conversation(
         loaded,
         made,
-        description=None if context == "none" else prompt,
-        examples=examples if context == "examples" else (),
+        setting.context,
+        description=prompt,
+        examples=examples,
         params=params,
     )
 
@@ -176,5 +186,11 @@ def _say(conversation: Conversation, text: str, *, as_json: bool) -> None:
         typer.echo()
         return
     made = conversation.made
-    report = {"adapter_id": made.id, "answer": "".join(pieces), "scale": made.request.scale, "warning": made.warning}
+    report = {
+        "adapter_id": made.id,
+        "answer": "".join(pieces),
+        "context_used": conversation.context_used,
+        "scale": made.request.scale,
+        "warning": made.warning,
+    }
     typer.echo(json.dumps(report, ensure_ascii=False))

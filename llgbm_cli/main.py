@@ -32,6 +32,7 @@ app = typer.Typer(
 class Context(StrEnum):
     """Text that stands before the user's turns in the model's context."""
 
+    auto = "auto"
     none = "none"
     description = "description"
     examples = "examples"
@@ -133,8 +134,11 @@ def chat(
     once: Annotated[bool, typer.Option("--once", help="Answer the whole of the standard input, and stop.")] = False,
     context: Annotated[
         Context,
-        typer.Option(help="What the model reads before your turns: nothing, the description, or examples too."),
-    ] = Context.description,
+        typer.Option(
+            help="What the model reads before your turns: nothing, the description, examples too, or the best by "
+            "calibration."
+        ),
+    ] = Context.auto,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0 takes the likeliest token.")] = 0.0,
     checkpoint: Checkpoint = None,

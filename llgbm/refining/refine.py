@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from llgbm.base import Base
-from llgbm.chat import answer_ids, prompt_ids, with_description
+from llgbm.chat import answer_ids, in_context, prompt_ids
 from llgbm.config import default_lora
 from llgbm.errors import CheckpointError, ConfigError, ContextLengthError
 from llgbm.evaluation import EvalRow, score_rows
@@ -262,7 +262,8 @@ def _forms(base: Base, row: RefineRow, number: int, config: RefineConfig) -> _Fo
     bare = Row(prompt_ids(base.tokenizer, row.messages), answer)
     described = None
     if config.description:
-        described = Row(prompt_ids(base.tokenizer, with_description(row.messages, config.description)), answer)
+        messages = in_context(row.messages, description=config.description)
+        described = Row(prompt_ids(base.tokenizer, messages), answer)
     most = min(config.max_row_tokens, _context_of(base))
     length = len((described or bare).prompt) + len(answer)
     if length > most:

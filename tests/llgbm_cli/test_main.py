@@ -73,9 +73,9 @@ def test_chat_answers_with_the_description_in_the_context_and_keeps_the_conversa
     assert (code, error) == (0, "")
     answers = [json.loads(line) for line in out.splitlines()]
     assert len(answers) == 2
-    scale = tiny_maker.scale_in_context(AdapterRequest((PROMPT,)))
-    assert scale is not None
-    assert answers[0]["scale"] == scale
+    setting = tiny_maker.context_setting(AdapterRequest((PROMPT,)))
+    scale = setting.scale
+    assert (answers[0]["context_used"], answers[0]["scale"]) == (setting.context, scale) == ("description", scale)
     if storage == "float32":
         base = load_base(tiny_base_path)
         (made,) = tiny_maker.make([AdapterRequest((PROMPT,), scale=scale)])
@@ -96,9 +96,10 @@ def test_examples_stand_before_the_first_turn(run: Run, tiny_base_path: Path, tm
     words = ["chat", PROMPT, "--base", str(tiny_base_path), "--max-tokens", "4", "--once"]
     answers = {
         context: run(*words, "--examples", str(file), "--context", context, said="cheese")
-        for context in ("none", "description", "examples")
+        for context in ("none", "description", "examples", "auto")
     }
-    assert [code for code, _, _ in answers.values()] == [0, 0, 0]
+    assert [code for code, _, _ in answers.values()] == [0, 0, 0, 0]
+    assert answers["auto"] == answers["examples"]
     assert len({out for _, out, _ in answers.values()}) == 3
     code, _, error = run(*words, "--context", "examples", said="cheese")
     assert (code, error.count("\n")) == (2, 1)
