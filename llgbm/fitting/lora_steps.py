@@ -36,6 +36,7 @@ class StepSettings:
         start_decay: decoupled weight decay towards the start in place of zero (L2-SP, Li et al. 2018,
             arXiv 1802.01483). A step moves each parameter by `rate * start_decay` of its distance.
         label_smoothing: label smoothing of the loss.
+        freeze_a: train only B.
     """
 
     learning_rate: float
@@ -43,12 +44,13 @@ class StepSettings:
     max_grad_norm: float = 1.0
     start_decay: float = 0.0
     label_smoothing: float = 0.0
+    freeze_a: bool = False
 
     def rate_at(self, step: int) -> float:
         """Learning rate of `step`, counted from 0."""
-        warm_up = max(1.0, self.schedule_steps / 10)
-        left = (self.schedule_steps - step) / (self.schedule_steps - warm_up + 1)
-        return self.learning_rate * min((step + 1) / warm_up, left, 1.0)
+        risen = (step + 1) / max(1.0, self.schedule_steps / 10)
+        left = (self.schedule_steps - step) / (0.9 * self.schedule_steps)
+        return self.learning_rate * min(1.0, risen, left)
 
 
 class LoRASteps:
@@ -68,10 +70,11 @@ class LoRASteps:
         self._base, self._settings = base, settings
         self._functional = FunctionalLoRA(base.model)
         self._functional.require_fits(start.spec)
-        device = next(base.model.parameters()).device
-        self._start = start.map(lambda t: t.detach().to(device, torch.float32))
-        self._weights = self._start.map(lambda t: t.clone().requires_grad_())
-        self._trained = _tensors(self._weights)
+        self._start = start.map(lambda t: t.detach().to(base.device, torch.float32))
+        self._weights = self._start.map(torch.clone)
+        self._trained = self._chosen(self._weights)
+        for tensor in self._trained:
+            tensor.requires_grad_()
         self._optimiser = torch.optim.AdamW(self._trained, lr=settings.learning_rate, weight_decay=0.0)
         self.done = 0
 
@@ -92,7 +95,7 @@ class LoRASteps:
         rate = self._settings.rate_at(self.done)
         for parameters in self._optimiser.param_groups:
             parameters["lr"] = rate
-        batch = pack(groups)
+        batch = pack(groups).on(self._base.device)
         logits = label_logits(self._base, self._functional, batch, [self._weights] * len(groups))
         loss = sft_loss(logits, batch, label_smoothing=self._settings.label_smoothing)
         value = float(loss.detach())
@@ -104,7 +107,7 @@ class LoRASteps:
         if self._settings.start_decay:
             share = min(1.0, rate * self._settings.start_decay)
             with torch.no_grad():
-                torch._foreach_lerp_(self._trained, _tensors(self._start), share)
+                torch._foreach_lerp_(self._trained, self._chosen(self._start), share)
         self._optimiser.step()
         self.done += 1
         return value
@@ -122,7 +125,7 @@ class LoRASteps:
         Raises:
             CheckpointError: the state is incomplete, or belongs to an adapter of another size.
         """
-        size = self._start.spec.num_parameters
+        size = sum(t.numel() for t in self._trained)
         try:
             done = int(state["done"])
             vectors = {name: state[name] for name in ("weights", *(_MOMENTS if done else ()))}
@@ -131,8 +134,10 @@ class LoRASteps:
         for name, vector in vectors.items():
             if vector.shape != (size,):
                 raise CheckpointError(f"{name} of the state is {tuple(vector.shape)}, the adapter has ({size},)")
-        device = self._trained[0].device
-        parts = {name: vector.to(device).split([t.numel() for t in self._trained]) for name, vector in vectors.items()}
+        parts = {
+            name: vector.to(self._base.device).split([t.numel() for t in self._trained])
+            for name, vector in vectors.items()
+        }
         with torch.no_grad():
             for place, tensor in enumerate(self._trained):
                 tensor.copy_(parts["weights"][place].view_as(tensor))
@@ -140,6 +145,10 @@ class LoRASteps:
                     moments = {name: parts[name][place].view_as(tensor).clone() for name in _MOMENTS}
                     self._optimiser.state[tensor] = {"step": torch.tensor(float(done)), **moments}
         self.done = done
+
+    def _chosen(self, weights: LoRAWeights) -> list[Tensor]:
+        """The tensors that are trained, in order."""
+        return [t for _, a, b in weights.pairs() for t in ((b,) if self._settings.freeze_a else (a, b))]
 
 
 def initial_lora(spec: LoRASpec, seed: int) -> LoRAWeights:
@@ -160,10 +169,6 @@ def weights_from(spec: LoRASpec, vector: Tensor) -> LoRAWeights:
         a[module.name] = next(parts).view(spec.rank, module.in_features).clone()
         b[module.name] = next(parts).view(module.out_features, spec.rank).clone()
     return LoRAWeights(spec, a, b)
-
-
-def _tensors(weights: LoRAWeights) -> list[Tensor]:
-    return [t for _, a, b in weights.pairs() for t in (a, b)]
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""`python -m training teachers`: trains one LoRA for each task with PEFT; resumable task by task.
+"""`python -m training teachers`: trains one LoRA for each task; resumable task by task.
 
 All teachers of a working folder start from one adapter: PEFT's initialisation with a fixed seed, or the shared adapter
 of a generator artefact, which needs fewer steps. Layout: `{workdir}/{task}/{task}_{idx}/` with PEFT's two files and
@@ -8,16 +8,11 @@ of a generator artefact, which needs fewer steps. Layout: `{workdir}/{task}/{tas
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
 from llgbm.adapters.index import (
     INDEX_FILE,
@@ -31,12 +26,12 @@ from llgbm.adapters.index import (
 from llgbm.adapters.peft_io import CONFIG_FILE, content_digest, save_peft
 from llgbm.base import Base, load_base
 from llgbm.chat import answer_ids, prompt_ids, task_messages
-from llgbm.config import TARGET_MODULES, LoRASpec
+from llgbm.config import LoRASpec
 from llgbm.errors import ConfigError
-from llgbm.fitting.task_losses import sft_loss
+from llgbm.fitting.lora_steps import LoRASteps, StepSettings, initial_lora
 from llgbm.linears.frozen_linear import Storage
 from llgbm.lora import LoRAWeights
-from llgbm.packing import Row, pack, packed_hidden_states
+from llgbm.packing import Row
 from llgbm.pretrained.find import BASE_0_5B
 from training.adapters.teacher_folder import adapter_folder
 from training.recipe.generator_base import shared_adapter_for
@@ -236,38 +231,28 @@ def _adapter_id(entry: AdapterEntry) -> str:
 
 
 def train_teacher(base: Base, task: Task, config: Config, start: LoRAWeights | None) -> tuple[LoRAWeights, list[float]]:
-    """Train one teacher with PEFT on the task's rows; the user turn contains only the input.
+    """Train one teacher on the task's rows; the user turn contains only the input.
 
     Returns:
         The adapter, and the loss of every step in nats.
+
+    Raises:
+        ConfigError: no row is short enough, or the start has another rank or alpha than the configuration.
     """
     rows = _rows(base, task, config.max_row_tokens)
     rng = np.random.default_rng([config.seed, config.index])
     order = np.concatenate(
         [rng.permutation(len(rows)) for _ in range(1 + config.steps * config.rows_per_step // len(rows))]
     )
-    losses: list[float] = []
-    with _peft_model(base, config, start) as model:
-        trained = [p for p in model.parameters() if p.requires_grad]
-        optimiser = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.0)
-        for step in range(config.steps):
-            chosen = order[step * config.rows_per_step : (step + 1) * config.rows_per_step]
-            batch = pack([[rows[i] for i in chosen]]).on(base.device)
-            warm = min(1.0, (step + 1) / max(1.0, config.steps / 10))
-            for group in optimiser.param_groups:
-                group["lr"] = config.learning_rate * min(warm, (config.steps - step) / (0.9 * config.steps))
-            hidden = packed_hidden_states(model.get_base_model(), batch)
-            loss = sft_loss(
-                model.get_base_model().lm_head(hidden[batch.label_index]).float(),
-                batch,
-                label_smoothing=config.label_smoothing,
-            )
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimiser.step()
-            losses.append(float(loss.detach()))
-        return _weights_of(model, base, config), losses
+    settings = StepSettings(
+        config.learning_rate, config.steps, label_smoothing=config.label_smoothing, freeze_a=config.freeze_a
+    )
+    steps = LoRASteps(base, _initial(base, config, start), settings)
+    losses = []
+    for step in range(config.steps):
+        chosen = order[step * config.rows_per_step : (step + 1) * config.rows_per_step]
+        losses.append(steps.step([[rows[i] for i in chosen]]))
+    return steps.weights, losses
 
 
 def _rows(base: Base, task: Task, max_row_tokens: int) -> list[Row]:
@@ -279,44 +264,12 @@ def _rows(base: Base, task: Task, max_row_tokens: int) -> list[Row]:
     return short
 
 
-@contextmanager
-def _peft_model(base: Base, config: Config, start: LoRAWeights | None) -> Iterator[Any]:
-    """The base wrapped by PEFT; it is unwrapped at the end, and its own weights stay unchanged."""
-    settings = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # PEFT takes floats too
-        target_modules=list(TARGET_MODULES),
-        task_type="CAUSAL_LM",
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = get_peft_model(base.model, settings)
-    try:
-        if start is not None:
-            if (start.spec.rank, start.spec.alpha) != (config.lora_rank, config.lora_alpha):
-                raise ConfigError(
-                    f"the start adapter has rank {start.spec.rank} and alpha {start.spec.alpha}, "
-                    f"the configuration {config.lora_rank} and {config.lora_alpha}; make them equal"
-                )
-            state = {f"base_model.model.{n}.lora_A.weight": a.detach().contiguous() for n, a, _ in start.pairs()}
-            state |= {f"base_model.model.{n}.lora_B.weight": b.detach().contiguous() for n, _, b in start.pairs()}
-            loaded: Any = set_peft_model_state_dict(model, state)
-            if loaded.unexpected_keys:
-                raise ConfigError(f"PEFT did not take {loaded.unexpected_keys[:2]} of the start adapter")
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_("lora_" in name and not (config.freeze_a and "lora_A" in name))
-        model.train()
-        yield model
-    finally:
-        model.unload()
-        base.model.eval().requires_grad_(False)
-
-
-def _weights_of(model: Any, base: Base, config: Config) -> LoRAWeights:
-    spec = LoRASpec.for_model(base.spec, rank=config.lora_rank, alpha=config.lora_alpha)
-    modules = dict(model.get_base_model().named_modules())
-    return LoRAWeights(
-        spec,
-        {n: modules[n].lora_A["default"].weight.detach().cpu().clone() for n in spec.names},
-        {n: modules[n].lora_B["default"].weight.detach().cpu().clone() for n in spec.names},
-    )
+def _initial(base: Base, config: Config, start: LoRAWeights | None) -> LoRAWeights:
+    if start is None:
+        return initial_lora(LoRASpec.for_model(base.spec, rank=config.lora_rank, alpha=config.lora_alpha), config.seed)
+    if (start.spec.rank, start.spec.alpha) != (config.lora_rank, config.lora_alpha):
+        raise ConfigError(
+            f"the start adapter has rank {start.spec.rank} and alpha {start.spec.alpha}, "
+            f"the configuration {config.lora_rank} and {config.lora_alpha}; make them equal"
+        )
+    return start

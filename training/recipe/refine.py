@@ -46,7 +46,9 @@ class Config:
     base: str = ""
     """Hub id or folder of the frozen base; by default the checkpoint's."""
     base_storage: Storage | None = None
-    """How the base's Linear weights are stored; none takes the fastest on this machine."""
+    """How the base's Linear weights are stored; none takes the fastest on the device."""
+    device: str = "cpu"
+    """A torch device, cpu or cuda."""
     validation: Path | None = None
     """File with examples that choose the number of steps in place of held-out ones."""
     settings: RefineConfig = field(default_factory=RefineConfig)
@@ -91,13 +93,15 @@ def run(config: Config) -> None:
 
 
 def _base_and_start(config: Config) -> tuple[Base, LoRAWeights | None]:
-    storage = config.base_storage or fastest_training_storage()
+    storage = config.base_storage or fastest_training_storage(config.device)
     if config.start is None and config.prompt and not config.from_nothing:
         checkpoint = load_generator(config.checkpoint)
         encoder = PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id)
         made = AdapterMaker(checkpoint, encoder).make([AdapterRequest((config.prompt,))])[0]
-        return base_of(checkpoint, config.base, storage), made.weights
-    base = load_base(config.base or load_generator(config.checkpoint).manifest.base_id, storage=storage)
+        return base_of(checkpoint, config.base, storage, config.device), made.weights
+    base = load_base(
+        config.base or load_generator(config.checkpoint).manifest.base_id, storage=storage, device=config.device
+    )
     if config.start is None:
         return base, None
     return base, load_peft_for(config.start, base.spec.base_id)
