@@ -1,7 +1,7 @@
-"""The environment as operators' tools fill it: Kubernetes' service links, and quotes that belong to no value.
+"""Cleans the environment: ignores Kubernetes' service links, and removes quotes around values.
 
-Kubernetes gives every container variables for each Service of its namespace. Those of a Service called `llgbm`, or
-`llgbm-redis`, begin as the settings do, and one of them, LLGBM_PORT, has the very name of a setting.
+Kubernetes sets variables in every container for each Service of its namespace. Those of a Service called `llgbm` or
+`llgbm-redis` have the prefix of the settings, and one of them, LLGBM_PORT, has the name of a setting.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ _LINK_VALUE = re.compile(r"(tcp|udp|sctp)://", re.ASCII)
 
 
 def is_service_link(name: str, value: str) -> bool:
-    """Whether Kubernetes wrote this variable, to say where a Service is."""
+    """Whether this variable is a Kubernetes service link."""
     name = name.upper()
     by_value = _PORT_NAME.fullmatch(name) is not None and _LINK_VALUE.match(value) is not None
     return by_value or _LINK_NAME.fullmatch(name) is not None
 
 
 def service_links(environment: Mapping[str, str]) -> list[str]:
-    """Names of the variables that Kubernetes wrote and that begin as the settings do."""
+    """Names of the service links with the prefix of the settings."""
     return sorted(name for name, value in environment.items() if is_service_link(name, value))
 
 
 class EnvironmentSource(EnvSettingsSource):
-    """The settings of the environment, without Kubernetes' service links and without quotes around a value."""
+    """Settings from the environment, without Kubernetes' service links and without quotes around values."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """As the base class has it: the value, its key, and whether it is JSON."""
+        """As in the base class: the value, its key, and whether it is JSON."""
         value, key, is_json = super().get_field_value(field, field_name)
         if isinstance(value, str):
             value = None if is_service_link(f"LLGBM_{field_name}", value) else unquoted(value)

@@ -1,4 +1,4 @@
-"""The forms in which operators write a setting, each read for what it means or refused with what is right."""
+"""Parses and checks the values of settings."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*", re.ASCII)
 
 
 def unquoted(value: str) -> str:
-    """`value` without quotes around the whole of it, which `docker run --env-file` and YAML lists leave there."""
+    """`value` without surrounding quotes, which `docker run --env-file` and YAML lists keep."""
     text = value.strip()
     around = len(text) >= 2 and text[0] in _QUOTES and text[0] == text[-1] and text[0] not in text[1:-1]
     return text[1:-1].strip() if around else value
 
 
 def without_password(address: str) -> str:
-    """An address fit for a log: what stands before the @ of its host is left out."""
+    """An address for the log, without user and password."""
     scheme, separator, rest = address.partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}" if separator else address
 
 
 def split_list(value: Any) -> Any:
-    """A JSON list, or words separated by commas."""
+    """The items of a JSON list or of a comma-separated string; other values unchanged."""
     if not isinstance(value, str):
         return value
     text = value.strip()
     words = [unquoted(part.strip()) for part in text.split(",") if part.strip()]
     values = json.loads(text) if text.startswith("[") else words
-    if text and not values and text != "[]":  # what was to be put there is missing, and a list of keys would be open
+    if text and not values and text != "[]":  # an empty list of keys would open the service to all
         raise ValueError("there are commas and nothing between them; leave the variable unset for an empty list")
     return values
 
 
 def key_hashes(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Hashes of API keys, in small letters."""
+    """Hashes of API keys, in lower case."""
     values = tuple(value.lower() for value in values)
     for value in values:
         if _SHA256.fullmatch(value) is None:
@@ -54,18 +54,18 @@ def key_hashes(values: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def rate(value: str) -> str:
-    """A rate as the package `limits` writes it."""
+    """A rate in the format of the package `limits`."""
     if value and _RATE.fullmatch(value.strip()) is None:
         raise ValueError(f"{value!r} is not a rate such as 60/minute or 1000/2 hours")
     return value.strip()
 
 
 def server_urls(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Addresses without a slash or /v1 at the end, each once."""
+    """Addresses without a trailing slash or /v1, without duplicates."""
     values = tuple(value.rstrip("/").removesuffix("/v1").rstrip("/") for value in values)
     for value in values:
         if not _is_server(value):
-            raise ValueError(f"{without_password(value)!r} is no address of a vLLM server, such as http://host:8000")
+            raise ValueError(f"{without_password(value)!r} is not a vLLM server's address, such as http://host:8000")
         if "@" in urlsplit(value).netloc:
             raise ValueError(
                 f"{without_password(value)!r} comes with a user or a password, which the log would show; the key of "
@@ -78,12 +78,12 @@ def _is_server(address: str) -> bool:
     try:
         parts = urlsplit(address)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:  # a port that is no number
+    except ValueError:  # an invalid port
         return False
 
 
 def origins(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Origins, each once."""
+    """Normalised origins, without duplicates."""
     return tuple(dict.fromkeys(checked_origin(value) for value in values))
 
 
@@ -94,36 +94,36 @@ def networks(values: tuple[str, ...]) -> tuple[str, ...]:
             if value != "*":
                 ip_network(value)
         except ValueError as error:
-            raise ValueError(f"{value!r} is no address or network of a proxy, such as 10.0.0.0/8: {error}") from error
+            raise ValueError(f"{value!r} is not a proxy's address or network, such as 10.0.0.0/8: {error}") from error
     return values
 
 
 def checked_origin(value: str) -> str:
-    """An origin as a browser sends it: in small letters, without the slash at the end and the scheme's own port.
+    """An origin as a browser sends it: in lower case, without a trailing slash and the scheme's default port.
 
     Raises:
-        ValueError: it is no origin.
+        ValueError: it is not an origin.
     """
     if value in ("*", "null"):
         return value
     parts = _ORIGIN.fullmatch(value)
     if parts is None:
         raise ValueError(
-            f"{value!r} is no origin: a scheme and a host, with a port if need be, such as https://page.example or "
-            "http://localhost:3000, and no path"
+            f"{value!r} is not an origin: give a scheme and a host, with a port if needed and without a path, such as "
+            "https://page.example or http://localhost:3000"
         )
     scheme, host = parts[1].lower(), parts[2].lower()
     return f"{scheme}://{host.removesuffix(_OWN_PORT.get(scheme, '/'))}"
 
 
 def checked_path(value: str) -> str:
-    """A path in front of the service's own, with a slash at its start and none at its end; empty for none.
+    """A path prefix with a leading slash and no trailing one; empty for none.
 
     Raises:
-        ValueError: it is no such path.
+        ValueError: it is not a valid prefix.
     """
     path = value.strip().rstrip("/")
     path = path if path.startswith("/") or not path else f"/{path}"
     if _ROOT_PATH.fullmatch(path) is None or {".", ".."} & set(path.split("/")):
-        raise ValueError(f"{value!r} is no path such as /llgbm")
+        raise ValueError(f"{value!r} is not a path such as /llgbm")
     return path

@@ -1,7 +1,7 @@
-"""Every knob of the service, as environment variables with the prefix LLGBM_ (or a `.env` file).
+"""All settings of the service, as environment variables with the prefix LLGBM_ or in a `.env` file.
 
 Lists are JSON or separated by commas. `python -m service.settings` prints the table of docs/OPERATIONS.md, and with
-`--write` puts it there between its two marks; a test holds the committed table to this file.
+`--write` updates it there; a test compares the table with this file.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from service.setting_values import checked_path, key_hashes, networks, origins, 
 ROOT = Path(__file__).resolve().parent.parent
 _INSTALLED = Path(__file__).parent / "checkpoints"
 DEFAULT_CHECKPOINT = (_INSTALLED if _INSTALLED.is_dir() else ROOT / "checkpoints") / "qwen2.5-0.5b"
-"""The generator that an installed package brings, or that of a checkout."""
+"""The generator inside an installed package, or that of a checkout."""
 TABLE_DOCUMENT = ROOT / "docs" / "OPERATIONS.md"
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 _VARIABLES_OF_OTHERS = {"LLGBM_URL", "LLGBM_API_KEY", "LLGBM_PUBLISH"}
-"""Read by the clients in examples/ and by the compose file."""
+"""Variables of the clients in examples/ and of the compose file."""
 
 
 def _user_data() -> Path:
@@ -57,10 +57,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="LLGBM_",
         env_file=".env",
-        env_ignore_empty=True,  # a compose file passes on what is not set as the empty string
+        env_ignore_empty=True,  # a compose file passes unset variables as empty strings
         extra="ignore",
         frozen=True,
-        hide_input_in_errors=True,  # it may be a secret, and errors go to the log
+        hide_input_in_errors=True,  # the input may be a secret, and errors go to the log
         validate_default=True,
     )
 
@@ -70,26 +70,26 @@ class Settings(BaseSettings):
     keep_alive_seconds: int = Field(
         75,
         ge=1,
-        description="Seconds that an idle connection is kept open. More than those of the proxy before the service, or"
-        " the proxy now and then sends a request into a connection that has just been closed.",
+        description="Seconds that an idle connection is kept open. Must be longer than the proxy's; else the proxy"
+        " sometimes sends a request into a connection that has just been closed.",
     )
     allowed_hosts: Strings = Field(
         (),
-        description="Host names that requests may be sent to, without a port, or *; others are answered 403. Empty:"
-        " any, but for `python -m service` on a loopback address without keys, where it is localhost and its addresses,"
-        " so that no web page can reach the service by a name of its own that leads here.",
+        description="Allowed host names of requests, without a port, or *; others are answered 403. Empty: all. But"
+        " `python -m service` on a loopback address without keys then allows only localhost and its addresses, so that"
+        " no web page can reach the service by a host name of its own (DNS rebinding).",
     )
     cors_origins: Annotated[Strings, AfterValidator(origins)] = Field(
         (), description="Origins that browsers may call from, such as https://page.example. Empty: no CORS headers."
     )
     root_path: Annotated[str, AfterValidator(checked_path)] = Field(
         "",
-        description="Path under which a proxy shows the service, such as /llgbm, whether or not the proxy takes it off."
+        description="Path prefix of the service behind a proxy, such as /llgbm, which the proxy may strip or keep."
         " Empty: none, or the `X-Forwarded-Prefix` of a trusted proxy.",
     )
     trusted_proxies: Annotated[Strings, AfterValidator(networks)] = Field(
         ("127.0.0.1", "::1"),
-        description="Addresses or networks of the proxies whose `X-Forwarded-For`, `-Proto` and `-Prefix` are believed;"
+        description="Addresses or networks of proxies whose `X-Forwarded-For`, `-Proto` and `-Prefix` are trusted;"
         " * for all.",
     )
     public_paths: Strings = Field(
@@ -109,7 +109,7 @@ class Settings(BaseSettings):
     )
     base_storage: Literal["auto", "float32", "bfloat16", "int8"] = Field(
         "auto",
-        description="How the base's Linear weights are kept. auto: int8 on a processor that torch has a fast kernel"
+        description="Storage of the base's Linear weights. auto: int8 on a processor that torch has a fast kernel"
         " for, else float32; bfloat16 on a GPU. float32 is exact. /readyz says which it is.",
     )
     device: str = Field(
@@ -131,23 +131,24 @@ class Settings(BaseSettings):
     vllm_api_key: SecretStr | None = Field(None, description="The key that the servers were given with --api-key.")
     vllm_adapters: Literal["load", "resolver"] = Field(
         "load",
-        description="How adapters reach the servers. load: by /v1/load_lora_adapter and back by its counterpart. "
+        description="How adapters reach the servers. load: through /v1/load_lora_adapter and /v1/unload_lora_adapter. "
         "resolver: vLLM's lora_filesystem_resolver finds them in the store.",
     )
     vllm_store_dir: Path | None = Field(
-        None, description="Where the servers see the store's folder. Default: under the same path as this service."
+        None, description="Path of the store's folder on the servers. Default: the path on this machine."
     )
     vllm_max_loras: int = Field(
         8,
         ge=1,
-        description="The servers' --max-loras. One that decodes so many adapters is given no other, if it can be.",
+        description="The servers' --max-loras. A server that decodes this many gets no other adapter while another"
+        " server has room.",
     )
     vllm_max_cpu_loras: int = Field(
         64,
         ge=1,
-        description="The servers' --max-cpu-loras: adapters kept on each, the least recently used leaves first.",
+        description="The servers' --max-cpu-loras: adapters kept on each; the least recently used is unloaded first.",
     )
-    vllm_check_seconds: float = Field(2.0, gt=0, description="Seconds between two looks at the servers' health.")
+    vllm_check_seconds: float = Field(2.0, gt=0, description="Seconds between two health checks of the servers.")
 
     # what it keeps
     store_dir: Path = Field(
@@ -163,8 +164,8 @@ class Settings(BaseSettings):
     copy_bytes: int = Field(
         20 * 2**30,
         ge=0,
-        description="With LLGBM_STORE_URL: bytes of the copies in LLGBM_STORE_DIR. The least recently used leave first,"
-        " and none that was used within a minute.",
+        description="With LLGBM_STORE_URL: bytes of copies in LLGBM_STORE_DIR at most. The least recently used are"
+        " removed first, but none that was used within the last minute.",
     )
     cache_dir: Path = Field(
         default_factory=_user_cache,
@@ -183,14 +184,14 @@ class Settings(BaseSettings):
     redis_ttl: int = Field(30 * 86400, ge=1, description="Seconds that Redis keeps a text embedding.")
     redis_timeout: float = Field(0.05, gt=0, description="Seconds that one exchange with Redis may take.")
     redis_retry_after: float = Field(
-        2.0, ge=0, description="Seconds that Redis is left alone after it failed, so that no request waits for it."
+        2.0, ge=0, description="Seconds without Redis after a failure, so that requests do not wait for it."
     )
 
     redis_lease: float = Field(
         10.0,
         gt=0,
-        description="With LLGBM_REDIS_URL, processes make each adapter once among them: seconds after which another "
-        "one may make it if the first is gone.",
+        description="With LLGBM_REDIS_URL, only one process makes a given adapter. Seconds after which another process "
+        "may make it if the first has died.",
     )
 
     # how much it takes on
@@ -198,12 +199,14 @@ class Settings(BaseSettings):
         16, ge=1, le=256, description="Rows that are decoded together; with vLLM, rows for each server."
     )
     max_queue: int = Field(64, ge=0, description="Rows that may wait for a place in the batch; more are answered 429.")
-    max_jobs: int = Field(32, ge=1, description="Adapters that may be under way to the store; more are answered 429.")
+    max_jobs: int = Field(
+        32, ge=1, description="Adapters that may be in the making at the same time; more are answered 429."
+    )
     prefill_tokens: int = Field(
         1024, ge=1, description="Prompt tokens that may join the batch between two decoding steps (always one row)."
     )
     request_timeout: float = Field(
-        300.0, gt=0, description="Seconds after which an answer is ended, or an adapter no longer waited for."
+        300.0, gt=0, description="Maximum seconds for an answer, or for waiting for an adapter."
     )
     drain_seconds: float = Field(25.0, ge=0, description="Seconds that running requests get after SIGTERM.")
 
@@ -211,7 +214,7 @@ class Settings(BaseSettings):
     ray_min_replicas: int = Field(1, ge=0, description="Ray Serve: replicas that always run.")
     ray_max_replicas: int = Field(4, ge=1, description="Ray Serve: replicas that run at most.")
     ray_target_requests: float = Field(
-        8.0, gt=0, description="Ray Serve: requests under way for each replica at which their number is kept."
+        8.0, gt=0, description="Ray Serve: target number of active requests for each replica."
     )
     ray_cpus: float = Field(1.0, ge=0, description="Ray Serve: processors that a replica reserves, and torch threads.")
 
@@ -227,7 +230,7 @@ class Settings(BaseSettings):
     max_choices: int = Field(8, ge=1, description="Largest `n` of a chat request.")
     strict_base: bool = Field(
         False,
-        description="Refuse adapters that name another base than the one that is loaded, though their shapes fit."
+        description="Refuse adapters that name another base than the loaded one, even if their shapes fit."
         " Otherwise they are served with a warning.",
     )
     max_rank: int = Field(64, ge=1, description="Largest rank of an adapter that is loaded or combined.")
@@ -253,7 +256,7 @@ class Settings(BaseSettings):
     )
 
     def with_default_hosts(self) -> Settings:
-        """As they hold for a process that listens on `host` itself."""
+        """The settings with the default allowed hosts of a process that listens on `host`."""
         if self.allowed_hosts or self.api_key_hashes or self.host not in LOOPBACK:
             return self
         return self.model_copy(update={"allowed_hosts": LOOPBACK})
@@ -267,7 +270,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """As usual, but for what tools leave in the environment, see `service.environment`."""
+        """The usual sources, with the cleaned environment of `service.environment`."""
         return init_settings, EnvironmentSource(settings_cls), dotenv_settings, file_secret_settings
 
     @model_validator(mode="after")
@@ -283,13 +286,13 @@ class Settings(BaseSettings):
 
 
 def refused(error: ValidationError) -> list[str]:
-    """What is wrong with the settings, a line for each variable; without its value, which may be a secret."""
+    """The problems of the settings, one line for each variable, without values, which may be secret."""
     found = error.errors(include_input=False, include_context=False, include_url=False)
     return [": ".join([*(f"LLGBM_{name}".upper() for name in each["loc"][:1]), each["msg"]]) for each in found]
 
 
 def table() -> str:
-    """The knobs as a Markdown table."""
+    """All settings as a Markdown table."""
     lines = ["| variable | default | what it does |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         description = (field.description or "").replace("|", "\\|")
@@ -310,10 +313,10 @@ def _default_text(name: str, default: Any) -> str:
 
 
 def with_section(document: str, name: str, text: str) -> str:
-    """`document` with `text` between the two marks of a section that is made from the code.
+    """`document` with `text` between the two marks of a generated section.
 
     Raises:
-        ValueError: the marks are not there.
+        ValueError: the marks are missing.
     """
     start, end = f"<!-- {name}: start -->", f"<!-- {name}: end -->"
     before, found, rest = document.partition(start)
@@ -329,10 +332,10 @@ def with_table(document: str) -> str:
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """Names that look like settings and are none, such as misspelt ones, which would go unnoticed.
+    """Variables that look like settings but are not, such as misspelt names.
 
     Args:
-        environment: of the process; what the `.env` file has is looked at too.
+        environment: of the process; the `.env` file is checked too.
     """
     in_file = (name.upper() for name in DotEnvSettingsSource(Settings).env_vars)
     known = {f"LLGBM_{name.upper()}" for name in Settings.model_fields} | _VARIABLES_OF_OTHERS

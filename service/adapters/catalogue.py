@@ -1,6 +1,6 @@
-"""Which adapters there are and what they are called. Knows HTTP's errors but not its requests.
+"""Finds, lists, names and deletes adapters. Knows HTTP's errors but not its requests.
 
-One adapter is looked up in the store itself, lists and the names of an adapter come from the index.
+A single adapter is looked up in the store itself; lists and the names of an adapter come from the index.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from service.observability.metrics import Metrics
 
 
 class AdapterCatalogue:
-    """Finds, lists, names and deletes the adapters of the store.
+    """The adapters of the store and their names.
 
     Args:
-        base_id: the base's name, which no adapter may have.
+        base_id: name of the base, which no adapter may have.
     """
 
     def __init__(self, store: AdapterStore, index: AdapterIndex, base_id: str, metrics: Metrics) -> None:
@@ -40,7 +40,7 @@ class AdapterCatalogue:
         return identity
 
     async def record(self, name_or_id: str) -> AdapterRecord:
-        """What is known of an adapter. Raises ApiError 404."""
+        """The record of an adapter. Raises ApiError 404."""
         identity = await self.resolve(name_or_id)
         record = await asyncio.to_thread(self._files.record, identity)
         if record is None:
@@ -48,13 +48,13 @@ class AdapterCatalogue:
         return record
 
     async def page(self, limit: int, after: str | None) -> tuple[list[AdapterRecord], bool]:
-        """Up to `limit` adapters without their norms, the newest first; and whether there are more.
+        """Up to `limit` adapters without their norms, newest first, and whether there are more.
 
         Args:
-            after: id of the last one of the page before.
+            after: id of the last adapter on the previous page.
 
         Raises:
-            ApiError: 404, there is no adapter `after` (any more).
+            ApiError: 404, the adapter `after` does not exist (any more).
         """
         await asyncio.to_thread(self._index.catch_up)
         records = await asyncio.to_thread(self._index.page, limit + 1, after)
@@ -63,7 +63,7 @@ class AdapterCatalogue:
         return records[:limit], len(records) > limit
 
     async def ids(self, limit: int, after: str | None) -> tuple[list[tuple[str, float]], bool]:
-        """As `page`, but of each adapter only its id and when it was made, in seconds since 1970."""
+        """As `page`, but only the id of each adapter and its time of creation, in seconds since 1970."""
         await asyncio.to_thread(self._index.catch_up)
         found = await asyncio.to_thread(self._index.ids, limit + 1, after)
         if found is None:
@@ -71,13 +71,13 @@ class AdapterCatalogue:
         return found[:limit], len(found) > limit
 
     async def names_of(self, identities: Sequence[str], *, fresh: bool = False) -> dict[str, list[str]]:
-        """Id -> its names, sorted, for those that have any; `fresh` looks for those that others gave just now."""
+        """Id -> its sorted names, for adapters with names; `fresh` first looks for names given by other processes."""
         if fresh:
             await asyncio.to_thread(self._index.catch_up)
         return await asyncio.to_thread(self._index.names_of, identities)
 
     async def stored(self, record: AdapterRecord) -> None:
-        """List an adapter that was just written to the store."""
+        """Add a newly stored adapter to the index."""
         await asyncio.to_thread(self._index.put, record)
 
     def close(self) -> None:
@@ -94,7 +94,7 @@ class AdapterCatalogue:
             raise UnusableAdapterError(identity) from error
 
     async def name(self, name: str, identity: str, *, taken_status: int = 409) -> None:
-        """Give an adapter a name. Raises ApiError: it is taken, or means something else."""
+        """Give an adapter a name. Raises ApiError: the name is taken or invalid."""
         if name == self._base_id:
             raise ApiError(taken_status, f"{name!r} is the name of the base", param="name")
         try:
@@ -106,7 +106,7 @@ class AdapterCatalogue:
         await asyncio.to_thread(self._index.put_name, name, identity)
 
     async def require_free(self, name: str | None, identity: str | None, *, taken_status: int = 409) -> None:
-        """Refuse early a name that belongs to another adapter than `identity`, or that none may have."""
+        """Refuse early a name that is invalid or belongs to another adapter than `identity`."""
         if name is None:
             return
         try:
@@ -128,7 +128,7 @@ class AdapterCatalogue:
         return holder if record is not None and record.parts == parts else None
 
     async def unload(self, name: str) -> None:
-        """Take a name away, and delete its adapter if it was loaded and has no other name. Raises ApiError 404."""
+        """Remove a name. Delete its adapter if that was loaded and has no other name. Raises ApiError 404."""
         identity = await self.resolve(name)
         if identity == name or not await asyncio.to_thread(self._files.unname, name):
             raise UnknownAdapterError(name)
@@ -138,7 +138,7 @@ class AdapterCatalogue:
             await self.delete(identity)
 
     async def delete(self, name_or_id: str) -> str:
-        """Remove an adapter with its names; its id. Answers that use it are finished. Raises ApiError 404."""
+        """Delete an adapter with its names; returns its id. Answers that use it are finished. Raises ApiError 404."""
         identity = await self.resolve(name_or_id)
         names = (await self.names_of([identity], fresh=True)).get(identity, [])
         if name_or_id != identity and name_or_id not in names:

@@ -1,4 +1,4 @@
-"""How much the copies of a store elsewhere may take on this machine's disk."""
+"""Limits the disk space of local copies of a remote store."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pathlib import Path
 from service.adapter_id import ADAPTER_ID
 
 IN_USE_SECONDS = 60.0
-"""A copy that was used so lately stays: whoever asked for its folder may not have opened its files yet."""
+"""A copy used within this time is kept: its user may not have opened the files yet."""
 _MEASURE_EVERY = 64
-_KEPT_SHARE = 0.9  # of the limit, so that not every new copy has to make room
+_KEPT_SHARE = 0.9  # of the limit, so that not every new copy needs an eviction
 
 
 class Copies:
-    """The adapters' folders in `folder`, of which the least recently used leave when they exceed `max_bytes`.
+    """The adapter folders in `folder`; the least recently used are removed when they exceed `max_bytes`.
 
-    A folder's time of change says when it was last used, so the processes that share `folder` know of each other.
+    A folder's modification time is its last use, so that all processes that share `folder` see it.
 
     Args:
-        remove: takes a folder away, whole for whoever reads it.
+        remove: removes a folder atomically.
     """
 
     def __init__(self, folder: Path, max_bytes: int, remove: Callable[[Path], object]) -> None:
@@ -32,25 +32,25 @@ class Copies:
         self.make_room()
 
     def used(self, identity: str) -> None:
-        """Note that a copy is used now."""
+        """Record that a copy is used now."""
         path, now = self._folder / identity, time.time()
         try:
             if path.stat().st_mtime < now - IN_USE_SECONDS / 2:
                 os.utime(path)
-        except FileNotFoundError:  # taken away meanwhile; whoever needs it fetches it again
+        except FileNotFoundError:  # removed meanwhile; it is fetched again when needed
             return
 
     def added(self, num_bytes: int) -> None:
-        """Note a new copy, and make room for it if need be."""
+        """Record a new copy, and evict others if needed."""
         with self._lock:
             self._bytes += num_bytes
             self._added += 1
-            due = self._bytes > self._max_bytes or self._added % _MEASURE_EVERY == 0  # others add copies too
+            due = self._bytes > self._max_bytes or self._added % _MEASURE_EVERY == 0  # other processes add copies too
         if due:
             self.make_room()
 
     def make_room(self) -> None:
-        """Measure what is there, and remove what is too much."""
+        """Measure all copies, and remove the least recently used above the limit."""
         with self._lock:
             found = sorted(self._measured())
             total = sum(num_bytes for _, num_bytes, _ in found)

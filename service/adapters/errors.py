@@ -1,4 +1,4 @@
-"""What can be wrong with an adapter, its name or the store."""
+"""Errors of adapters, their names and the store."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from service.errors import ApiError
 
 
 class AdapterDamagedError(Exception):
-    """An adapter's files are not what was written. It may be made again: a client need not know."""
+    """An adapter's files have changed since they were written. It may be made again without an error for the client."""
 
 
 class UnknownAdapterError(ApiError):
-    """There is no adapter of this id or name."""
+    """No adapter has this id or name."""
 
     def __init__(self, given: str) -> None:
         super().__init__(
@@ -21,7 +21,7 @@ class UnknownAdapterError(ApiError):
 
 
 class UnusableAdapterError(ApiError):
-    """An adapter's files are damaged, and it cannot be made again here."""
+    """An adapter's files are damaged, and it cannot be made again."""
 
     def __init__(self, identity: str) -> None:
         super().__init__(
@@ -39,14 +39,14 @@ class NameTakenError(ApiError):
 
 
 class StoreFullError(ApiError):
-    """The disk has no room for an adapter; nothing of it was kept."""
+    """The disk is full; no part of the adapter was kept."""
 
     def __init__(self, message: str) -> None:
         super().__init__(507, message)
 
 
 class StoreUnavailableError(ApiError, OSError):
-    """The store behind an address does not answer, or refuses."""
+    """The remote store does not answer, or refuses the request."""
 
     def __init__(self, message: str) -> None:
         super().__init__(503, f"{message}; try again later", code="store_unavailable", retry_after=5)

@@ -1,12 +1,12 @@
 """The folder of adapters on disk: one PEFT folder for each id, names as symbolic links to them.
 
     {store}/{id}/adapter_config.json, adapter_model.safetensors    exactly as PEFT writes them
-    {store}/{id}/llgbm.json                                        what else is known: the record
-    {store}/{name} -> {id}                                         a name is a link, so other readers can use it too
+    {store}/{id}/llgbm.json                                        all other facts: the record
+    {store}/{name} -> {id}                                         a name is a link, for other software too
 
-A folder is written under a temporary name, synced and renamed, and removed by renaming it away first: a reader, in this
-process or another, sees a whole adapter or none. Adapters are immutable. What a killed process left is swept when the
-store is opened. Everything here blocks and may run in any thread.
+A folder is written under a temporary name, synced and renamed. To remove it, it is first renamed. So a reader in any
+process sees a complete adapter or none. Adapters are immutable. Files of killed processes are removed when the store
+is opened. All methods block and may run in any thread.
 """
 
 from __future__ import annotations
@@ -49,23 +49,23 @@ class AdapterFiles:
         sweep(folder)
 
     def path(self, identity: str) -> Path:
-        """The folder of an adapter, there or not."""
+        """The folder of an adapter, whether or not it exists."""
         return self.folder / identity
 
     def local(self, identity: str) -> Path:
-        """The folder of an adapter that is in the store, on this machine; brought here first if it was elsewhere.
+        """The local folder of an adapter in the store; fetched first if the store is remote.
 
         Raises:
-            FileNotFoundError: there is no such adapter.
+            FileNotFoundError: the adapter does not exist.
         """
         return self.path(identity)
 
     def exists(self, identity: str) -> bool:
-        """Whether there is such an adapter on disk now."""
+        """Whether the adapter is on disk now."""
         return ADAPTER_ID.fullmatch(identity) is not None and (self.folder / identity / CONFIG_FILE).is_file()
 
     def record(self, identity: str) -> AdapterRecord | None:
-        """The record of an adapter, None if there is no such adapter or its record is not readable."""
+        """The record of an adapter; None if there is no such adapter or its record is unreadable."""
         if not self.exists(identity):
             self._records.pop(identity)
             return None
@@ -80,41 +80,41 @@ class AdapterFiles:
         return self._record_here(identity)
 
     def _record_here(self, identity: str) -> AdapterRecord | None:
-        """The record in this machine's folder, if it can be read."""
+        """The record in the local folder; None if it is unreadable."""
         try:
             return parse_record((self.folder / identity / RECORD_FILE).read_bytes(), identity)
         except OSError:
             return None
 
     def read_records(self, identities: Iterable[str]) -> list[AdapterRecord]:
-        """The records of those that are there, read anew."""
+        """The records of existing adapters, read again from the store."""
         found = (self._read_record(identity) for identity in identities if self.exists(identity))
         return [record for record in found if record is not None]
 
-    # everything: these read the whole store, and no request should, see `service.adapters.index`
+    # These read the whole store; requests use `service.adapters.index` instead.
 
     def state(self) -> object:
-        """Something that is different when the store has changed; None if only a look at all of it can say."""
+        """A value that differs after a change of the store; None if only a full scan can tell."""
         return self.folder.stat().st_mtime_ns
 
     def identities(self) -> Iterator[str]:
-        """What may be an adapter, one after the other."""
+        """Ids of folders that may be adapters."""
         with os.scandir(self.folder) as entries:
             yield from (entry.name for entry in entries if ADAPTER_ID.fullmatch(entry.name))
 
     def name_marks(self) -> Iterator[tuple[str, str]]:
-        """Each name, and something that is different when it means something else."""
+        """Each name, and a value that differs after a change of its meaning."""
         with os.scandir(self.folder) as entries:
             for entry in entries:
                 if entry.is_symlink() and ADAPTER_NAME.fullmatch(entry.name):
                     yield entry.name, self.meaning(entry.name) or ""
 
     def records(self) -> list[AdapterRecord]:
-        """All adapters, the newest first."""
+        """All records, newest first."""
         return sorted(self.read_records(self.identities()), key=lambda record: (-record.created, record.id))
 
     def names(self) -> dict[str, list[str]]:
-        """Id -> its names, sorted."""
+        """Id -> its sorted names."""
         found: dict[str, list[str]] = {}
         for name in sorted(name for name, _ in self.name_marks()):
             identity = self.meaning(name)
@@ -126,10 +126,10 @@ class AdapterFiles:
         """Store an adapter.
 
         Returns:
-            The record with its file facts, and whether the adapter is new; one that another process wrote first stays.
+            The record with its file facts, and whether the adapter is new. The first process to write it wins.
 
         Raises:
-            StoreFullError: no room; nothing was kept.
+            StoreFullError: the disk is full; nothing was kept.
         """
         with (
             room_for(f"an adapter of {weights.num_bytes} bytes"),
@@ -140,7 +140,7 @@ class AdapterFiles:
 
     @contextmanager
     def _written(self, weights: LoRAWeights, record: AdapterRecord) -> Iterator[tuple[Path, AdapterRecord]]:
-        """The adapter in a folder that nobody else looks at, gone at the end, and its record with file facts."""
+        """A temporary private folder with the adapter, and the record with its file facts."""
         with work_folder(self.folder) as work:
             inner = work / record.id
             save_peft(weights, inner, base_id=record.base)
@@ -159,7 +159,7 @@ class AdapterFiles:
                     raise
                 if (final / CONFIG_FILE).is_file() and self._record_here(final.name) is not None:
                     return False
-                # Something without a readable record has the place: move it away whole, and try again.
+                # A folder without a readable record is in the way: remove it and try again.
                 self._remove_folder(final)
             else:
                 _sync_folder(self.folder)
@@ -167,17 +167,17 @@ class AdapterFiles:
         raise AdapterDamagedError(f"{final} cannot be replaced; remove it by hand")
 
     def read(self, identity: str) -> LoRAWeights:
-        """The tensors of an adapter, checked against its record.
+        """The tensors of an adapter, verified against its record.
 
         Raises:
-            FileNotFoundError: there is no such adapter (any more).
-            AdapterDamagedError: the tensors are not those that were written.
+            FileNotFoundError: the adapter does not exist (any more).
+            AdapterDamagedError: the tensors differ from the record's digest.
             AdapterFormatError: the files are not a valid adapter.
         """
         if self.record(identity) is None:
             raise FileNotFoundError(errno.ENOENT, "no such adapter", str(self.folder / identity))
         weights, _ = load_peft(self.local(identity))
-        record = self.record(identity)  # as of these files: they may have been made anew in between
+        record = self.record(identity)  # read again: the adapter may have been replaced meanwhile
         if record is None:
             raise FileNotFoundError(errno.ENOENT, "no such adapter", str(self.folder / identity))
         if content_digest(weights) != record.digest:
@@ -185,10 +185,10 @@ class AdapterFiles:
         return weights
 
     def delete(self, identity: str, names: Iterable[str] | None = None) -> bool:
-        """Remove an adapter and its names; False if it was not there.
+        """Delete an adapter and its names; False if it did not exist.
 
         Args:
-            names: those that it has; looked for in the whole store if they are not given.
+            names: its names; None searches the whole store for them.
         """
         self._records.pop(identity)
         if ADAPTER_ID.fullmatch(identity) is None or not (self.folder / identity).is_dir():
@@ -199,12 +199,12 @@ class AdapterFiles:
         return self._remove_folder(self.folder / identity)
 
     def discard(self, identity: str) -> None:
-        """Remove an adapter's folder but keep its names, for one that is about to be written again."""
+        """Remove an adapter's folder but keep its names, before it is written again."""
         self._records.pop(identity)
         self._remove_folder(self.folder / identity)
 
     def _remove_folder(self, path: Path) -> bool:
-        grave = unused_path(self.folder)  # held by nobody: whoever sweeps it helps
+        grave = unused_path(self.folder)  # not locked, so any process may sweep it
         try:
             path.rename(grave)
         except FileNotFoundError:
@@ -216,14 +216,14 @@ class AdapterFiles:
     # names
 
     def resolve(self, name_or_id: str) -> str | None:
-        """The id of an adapter by its id or one of its names; None if there is none."""
+        """The id of an adapter from its id or one of its names; None if it does not exist."""
         if ADAPTER_ID.fullmatch(name_or_id):
             return name_or_id if self.exists(name_or_id) else None
         target = self.meaning(name_or_id)
         return target if target is not None and self.exists(target) else None
 
     def meaning(self, name: str) -> str | None:
-        """The id that a name stands for, whether or not there is such an adapter; None if there is no such name."""
+        """The id that a name points to, whether or not that adapter exists; None for an unknown name."""
         if ADAPTER_NAME.fullmatch(name) is None:
             return None
         try:
@@ -232,12 +232,12 @@ class AdapterFiles:
             return None
 
     def name(self, name: str, identity: str) -> None:
-        """Give an adapter a name. A name whose adapter is gone is free again.
+        """Give an adapter a name. The name of a deleted adapter can be used again.
 
         Raises:
-            NameTakenError: it is the name of another adapter.
-            ValueError: it is not a valid name.
-            StoreFullError: no room for it.
+            NameTakenError: another adapter has this name.
+            ValueError: the name is invalid.
+            StoreFullError: the disk is full.
         """
         require_name(name)
         link = self.folder / name
@@ -259,7 +259,7 @@ class AdapterFiles:
         raise NameTakenError(f"the name {name!r} is being changed by others; try again")
 
     def unname(self, name: str) -> bool:
-        """Take a name away; False if it was not there."""
+        """Remove a name; False if it did not exist."""
         link = self.folder / name
         if ADAPTER_NAME.fullmatch(name) is None or not link.is_symlink():
             return False
@@ -271,13 +271,13 @@ class AdapterFiles:
 
 
 def is_full(error: OSError) -> bool:
-    """Whether it says that a disk, or what one may have of it, is used up."""
+    """Whether the error means a full disk or an exceeded quota."""
     return error.errno in _FULL
 
 
 @contextmanager
 def room_for(what: str) -> Iterator[None]:
-    """Where a full disk is a StoreFullError that says for what there was no room."""
+    """Turn a full disk inside the block into a StoreFullError that names `what`."""
     try:
         yield
     except OSError as error:

@@ -1,8 +1,8 @@
 """A Redis lock, so that only one replica generates a given adapter: single flight across processes.
 
-It is redis-py's own lock with a lease. Its holder renews it while it works; if the holder is gone, the lease runs out
-and the next process gets the lock. It only saves work: adapters are stored first come, first kept, so when Redis
-fails, or a lease is lost, two processes may make the same adapter and nothing else is different.
+It is redis-py's lock with a lease. The holder renews it during its work; if the holder dies, the lease expires and the
+next process gets the lock. The lock only saves work: the store keeps the first version of an adapter. If Redis fails or
+a lease is lost, two processes may make the same adapter, without other consequences.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _log = structlog.get_logger("service.generation_lock")
 
 
 class GenerationLock:
-    """A lock for each adapter id; without a Redis nobody waits.
+    """A lock for each adapter id; without Redis it does nothing.
 
     Args:
-        url: of the Redis, None for none.
-        lease: seconds after which the lock of a process that is gone is free again.
-        timeout: seconds for connecting, and for one exchange.
-        retry_after: seconds that Redis is left alone after it failed.
+        url: of Redis; None for no lock.
+        lease: seconds after which the lock of a dead process is free again.
+        timeout: seconds for connecting and for one exchange.
+        retry_after: seconds without Redis after a failure.
     """
 
     def __init__(self, url: str | None, *, lease: float, timeout: float, retry_after: float) -> None:
@@ -48,7 +48,7 @@ class GenerationLock:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
-        """The lock that the settings ask for."""
+        """The lock of the settings."""
         return cls(
             None if settings.redis_url is None else settings.redis_url.get_secret_value(),
             lease=settings.redis_lease,
@@ -58,7 +58,7 @@ class GenerationLock:
 
     @asynccontextmanager
     async def hold(self, identity: str) -> AsyncIterator[None]:
-        """Wait until no other process holds the lock of the adapter `identity`, and hold it until the block ends."""
+        """Hold the lock of the adapter `identity` inside the block; waits for other holders."""
         lock = await self._acquired(identity)
         if lock is None:
             yield
@@ -72,7 +72,7 @@ class GenerationLock:
             try:
                 await lock.release()
             except LockError:
-                pass  # the lease was lost: another holds the lock by now
+                pass  # the lease expired, and another process may hold the lock
             except (RedisError, OSError) as error:
                 self._failed(error)
 

@@ -1,12 +1,12 @@
-"""The index of a store: which adapters there are, the newest first, and their names, in a SQLite file of this machine.
+"""The index of a store: its adapters by time of creation, and their names, in a local SQLite file.
 
-A request for one adapter looks into the store itself, at that adapter. What asks for many, or for all names of one,
-asks the index, so that no request reads the whole store and no process keeps it in memory. The processes of a machine
-share the file; it holds nothing that the store does not, may be deleted at any time, and is built anew when it is torn.
+A request for one adapter reads the store itself. Requests for a list, or for all names of an adapter, use the index, so
+that no request reads the whole store and no process keeps it in memory. All processes of a machine share the file. It
+holds only data that the store has too, may be deleted at any time, and is rebuilt if it is damaged.
 
-What this service changes is put into the index at once. What others change, by hand or from another machine, is found
-by a scan of the store: in the background, when a list is asked for and the store has changed, for at most a twentieth
-of the time. A list waits for it for a moment, so that small stores are always shown as they are.
+Changes by this service are written to the index at once. Changes by others, by hand or from another machine, are found
+by a scan of the store. It runs in the background when a list is requested and the store has changed, for at most about
+5 % of the time. A list waits briefly for the scan, so that lists of small stores are up to date.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from service.adapters.files import AdapterFiles
 from service.adapters.records import AdapterRecord, parse_record
 
 PATIENCE = 0.25
-"""Seconds that a list waits for a scan."""
+"""Maximum seconds that a list waits for a scan."""
 _REST = 20
-"""The store is left alone for so many times as long as a scan took."""
+"""Pause between two scans, as a multiple of the duration of the last one."""
 _BATCH = 200
 _VERSION = 1
 _SCHEMA = """
@@ -51,14 +51,14 @@ _T = TypeVar("_T")
 
 
 def index_path(cache_folder: Path, store: str) -> Path:
-    """The file of a store, by its folder's path or its address."""
+    """The index file of a store, from its folder's path or its address."""
     return cache_folder / f"adapters-{hashlib.sha256(store.encode()).hexdigest()[:12]}.sqlite"
 
 
 class AdapterIndex:
-    """Over `files`, in the file `path`. Blocks, and may be used from any thread.
+    """The index of `files` in the file `path`. Blocks; thread-safe.
 
-    A folder that cannot be written to is replaced by a temporary one, and a log line says so.
+    If its folder is not writable, a temporary one is used, with a warning in the log.
     """
 
     def __init__(self, files: AdapterFiles, path: Path) -> None:
@@ -79,7 +79,7 @@ class AdapterIndex:
         self._closed = False
 
     def close(self) -> None:
-        """Close the file, after the scan that may be running."""
+        """Close the file, after a running scan."""
         self._closed = True
         scanning = self._scanning
         if scanning is not None:
@@ -90,12 +90,12 @@ class AdapterIndex:
         if self._temporary is not None:
             self._temporary.cleanup()
 
-    # what is asked
+    # queries
 
     def page(self, limit: int, after: str | None) -> list[AdapterRecord] | None:
-        """Up to `limit` adapters, the newest first, after the one with id `after`, without their norms.
+        """Up to `limit` records without norms, newest first, after the adapter with id `after`.
 
-        None if there is no adapter `after`.
+        None if the adapter `after` does not exist.
         """
         rows = self._rows_after("id, record", limit, after)
         if rows is None:
@@ -103,7 +103,7 @@ class AdapterIndex:
         return [record for identity, content in rows if (record := parse_record(content, identity)) is not None]
 
     def ids(self, limit: int, after: str | None) -> list[tuple[str, float]] | None:
-        """As `page`, but only the id of each and when it was made, in seconds since 1970."""
+        """As `page`, but only the id and the time of creation of each, in seconds since 1970."""
         return self._rows_after("id, created", limit, after)
 
     def _rows_after(self, columns: str, limit: int, after: str | None) -> list[Any] | None:
@@ -114,7 +114,7 @@ class AdapterIndex:
             found = self._connection.execute("SELECT created FROM adapter WHERE id = ?", (after,)).fetchone()
             if found is None:
                 return None
-            # two ranges of the index, the second one for adapters of the same moment
+            # two ranges of the index: adapters created at the same time, and older ones
             older = f"SELECT {columns} FROM adapter WHERE created < ? {order}"
             equal = f"SELECT {columns} FROM adapter WHERE created = ? AND id > ? {order}"
             rows = self._connection.execute(equal, (*found, after)).fetchall()
@@ -123,7 +123,7 @@ class AdapterIndex:
         return self._asked(read)
 
     def names_of(self, identities: Sequence[str]) -> dict[str, list[str]]:
-        """Id -> its names, sorted, for those of `identities` that have any."""
+        """Id -> its sorted names, for those of `identities` that have names."""
 
         def read() -> dict[str, list[str]]:
             found: dict[str, list[str]] = {}
@@ -141,7 +141,7 @@ class AdapterIndex:
         try:
             with self._lock:
                 return read()
-        except sqlite3.OperationalError:  # such as a disk that does not answer: the file itself may be whole
+        except sqlite3.OperationalError:  # such as an I/O error: the file itself may be intact
             raise
         except sqlite3.DatabaseError as error:
             _log.error("adapter_index_built_anew", path=str(self._path), error=str(error))
@@ -153,14 +153,14 @@ class AdapterIndex:
             with self._lock:
                 return read()
 
-    # what is told
+    # changes by this service
 
     def put(self, record: AdapterRecord) -> None:
-        """An adapter that was just stored."""
+        """Add a newly stored adapter."""
         self._told(lambda connection: _put(connection, [record]))
 
     def remove(self, identity: str) -> None:
-        """An adapter that was just removed, with its names."""
+        """Remove a deleted adapter and its names."""
 
         def write(connection: sqlite3.Connection) -> None:
             connection.execute("DELETE FROM adapter WHERE id = ?", (identity,))
@@ -169,27 +169,27 @@ class AdapterIndex:
         self._told(write)
 
     def put_name(self, name: str, identity: str) -> None:
-        """A name that was just given."""
+        """Add a new name."""
         self._told(lambda connection: _put_name(connection, name, identity, ""))
 
     def remove_name(self, name: str) -> None:
-        """A name that was just taken away."""
+        """Remove a name."""
         self._told(lambda connection: connection.execute("DELETE FROM name WHERE name = ?", (name,)))
 
     def _told(self, write: Callable[[sqlite3.Connection], object]) -> None:
         try:
             with self._lock, _transaction(self._connection):
                 write(self._connection)
-        except sqlite3.Error as error:  # such as a full disk; the store has it, and the next scan finds it
+        except sqlite3.Error as error:  # such as a full disk; the next scan finds the change in the store
             _log.warning("adapter_index_not_written", error=str(error))
 
-    # what others changed
+    # changes by others
 
     def catch_up(self, patience: float = PATIENCE) -> None:
-        """Scan the store in the background if it has changed, and wait for that for `patience` seconds.
+        """Start a background scan if the store has changed, and wait up to `patience` seconds for it.
 
         Raises:
-            StoreUnavailableError: the store was asked within that time, and did not answer.
+            StoreUnavailableError: the scan failed within that time because the store did not answer.
         """
         scanning = self._start_scan()
         if scanning is not None:
@@ -212,12 +212,12 @@ class AdapterIndex:
         start = time.monotonic()
         try:
             self._scan()
-            self._scanned = state  # as it was before: what changed meanwhile is looked at again
+            self._scanned = state  # the state before the scan, so that later changes cause another scan
             outcome: Exception | None = None
-        except sqlite3.Error as error:  # such as a full disk: a list shows what the index has, and a delete must go on
+        except sqlite3.Error as error:  # such as a full disk: lists show the index as it is, and deletes must work
             _log.warning("adapter_index_not_written", error=str(error))
             outcome = None
-        except Exception as error:  # whoever waits is told; a scan that nobody waits for is tried again
+        except Exception as error:  # passed to waiting callers; later requests scan again
             _log.warning("adapter_index_scan_failed", error=f"{type(error).__name__}: {error}")
             outcome = error
         seconds = time.monotonic() - start
@@ -228,9 +228,9 @@ class AdapterIndex:
             future.set_exception(outcome)
 
     def _scan(self) -> None:
-        """Bring the index to what the store holds. Its memory does not grow with the store."""
+        """Update the index from the store. Memory does not grow with the store."""
         start = time.time()
-        connection = _opened(self._path)  # its own, so that what is asked need not wait
+        connection = _opened(self._path)  # a second connection, so that queries need not wait
         try:
             connection.execute("CREATE TEMP TABLE here (id TEXT PRIMARY KEY) WITHOUT ROWID")
             connection.execute("CREATE TEMP TABLE named (name TEXT PRIMARY KEY, mark TEXT NOT NULL) WITHOUT ROWID")
@@ -251,7 +251,7 @@ class AdapterIndex:
                         if identity is not None:
                             _put_name(connection, name, identity, mark)
             with _transaction(connection):
-                # not what was stored while this scan was on its way
+                # but keep entries added during this scan
                 gone = "indexed < ? AND {0} NOT IN (SELECT {0} FROM {1})"
                 connection.execute(f"DELETE FROM adapter WHERE {gone.format('id', 'here')}", (start,))
                 connection.execute(f"DELETE FROM name WHERE {gone.format('name', 'named')}", (start,))
@@ -260,7 +260,7 @@ class AdapterIndex:
 
 
 def _opened(path: Path) -> sqlite3.Connection:
-    """The file, made anew if it is no index of this version."""
+    """Open the file; it is made again if it is not an index of this version."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         return _connected(path)
@@ -299,14 +299,14 @@ def _transaction(connection: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE")
     try:
         yield
     except BaseException:
-        if connection.in_transaction:  # sqlite rolls back by itself when the disk is full
+        if connection.in_transaction:  # SQLite rolls back by itself when the disk is full
             connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")
 
 
 def _batches(connection: sqlite3.Connection, query: str, key: str) -> Iterator[list[tuple[str, ...]]]:
-    """The rows of a query by parts, each asked for anew, so that the tables may change in between."""
+    """The rows of a query in batches, each with its own query, so that the tables may change in between."""
     joined = "AND" if "WHERE" in query else "WHERE"
     last = ""
     while rows := connection.execute(f"{query} {joined} {key} > ? ORDER BY {key} LIMIT {_BATCH}", (last,)).fetchall():

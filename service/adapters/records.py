@@ -1,4 +1,4 @@
-"""The record of an adapter: everything that is known about it without reading its tensors."""
+"""The record of an adapter: all facts about it except its tensors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class FileInfo(BaseModel):
 
 
 class AdapterRecord(BaseModel):
-    """What is known about an adapter without reading its tensors; the content of `llgbm.json`."""
+    """All facts about an adapter except its tensors; the content of `llgbm.json`."""
 
     model_config = ConfigDict(frozen=True)
     id: str
@@ -52,7 +52,7 @@ class AdapterRecord(BaseModel):
     files: Mapping[str, FileInfo] = {}
 
     def content(self) -> bytes:
-        """What stands in its `llgbm.json`."""
+        """The bytes of its `llgbm.json`."""
         return self.model_dump_json(indent=1).encode() + b"\n"
 
 
@@ -66,14 +66,14 @@ def new_record(
     base_id: str,
     **known: Any,
 ) -> AdapterRecord:
-    """The record of an adapter that was just made, without the facts of its files, which writing it adds.
+    """The record of a new adapter, without its file facts, which are added when it is written.
 
     Args:
         digest: `llgbm.adapters.peft_io.content_digest` of the weights.
         norms: Frobenius norm of each module's product BA, by the module's name.
         base: shape of the base that this service has loaded.
-        base_id: name of the base that the adapter was made for.
-        known: the other fields of the record.
+        base_id: name of the base of the adapter.
+        known: other fields of the record.
     """
     spec = weights.spec
     return AdapterRecord(
@@ -91,14 +91,14 @@ def new_record(
 
 
 def _by_target(norms: Mapping[str, float], base: ModelSpec) -> dict[str, tuple[float | None, ...]]:
-    """Norms by module kind, with one place for each layer of the base."""
+    """Norms by module kind, with one value for each layer of the base; None for modules without an adapter."""
     layers = range(base.num_layers)
     targets = dict.fromkeys(name.rpartition(".")[2] for name in norms)
     return {target: tuple(norms.get(base.module_shape(layer, target).name) for layer in layers) for target in targets}
 
 
 def parse_record(data: bytes, identity: str) -> AdapterRecord | None:
-    """The record of an adapter from the content of its `llgbm.json`; None if it is not one, or another's."""
+    """The record from the content of an `llgbm.json`; None if it is invalid or has another id."""
     try:
         record = AdapterRecord.model_validate_json(data)
     except ValidationError:
@@ -114,9 +114,9 @@ def file_info(path: Path) -> FileInfo:
 
 
 def other_base(named: str, loaded: str) -> str | None:
-    """A warning if an adapter names another base than the one that is loaded; the last part of the names counts.
+    """A warning if an adapter names another base than the loaded one; only the last part of the names is compared.
 
-    Adapters name their base by a hub's id or by the path of whoever trained them.
+    Adapters name their base by a hub id, or by a path on the machine that trained them.
     """
     if named.rstrip("/").rpartition("/")[2].lower() == loaded.rstrip("/").rpartition("/")[2].lower():
         return None
@@ -124,6 +124,6 @@ def other_base(named: str, loaded: str) -> str | None:
 
 
 def require_name(name: str) -> None:
-    """Raise ValueError if `name` is not one that an adapter may have."""
+    """Raise ValueError if `name` is not a valid adapter name."""
     if ADAPTER_NAME.fullmatch(name) is None:
         raise ValueError(f"{name!r} is not a valid name: 1 to 64 letters, digits, dots, dashes and underscores")

@@ -1,8 +1,8 @@
-"""Adapters on demand: make them, lend them out, combine and load them. Knows HTTP's errors but not its requests.
+"""Makes, lends, combines and loads adapters. Knows HTTP's errors but not its requests.
 
-Making is single flight: requests for one id that come together are one piece of work, which goes on when the first of
-them hangs up. Among processes that share a Redis it is single flight too, see `service.adapters.generation_lock`.
-The maker runs in the torch thread, files are written and read in worker threads.
+Making is single flight: simultaneous requests for one id share one piece of work, which continues if the first client
+disconnects. Processes that share a Redis are single flight too, see `service.adapters.generation_lock`. The maker runs
+in the torch thread; files are written and read in worker threads.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Outcome:
-    """An adapter that was asked for.
+    """A requested adapter.
 
     Attributes:
-        made: it did not exist before.
-        seconds: encode, generate and store; empty if nothing had to be done.
+        made: whether it is new.
+        seconds: time of encode, generate and store; empty if it existed already.
     """
 
     record: AdapterRecord
@@ -56,7 +56,7 @@ class Outcome:
 
 
 class AdapterService:
-    """The use cases, over the engine, the store and the maker."""
+    """The operations on adapters, over the engine, the store and the maker."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class AdapterService:
         """A checked request for an adapter.
 
         Raises:
-            ApiError: 413 too large, 422 nothing in it.
+            ApiError: 413 too large, 422 empty.
         """
         size = sum(map(len, descriptions)) + sum(len(i) + len(o) for i, o in examples)
         limit = self._settings.max_prompt_chars
@@ -101,7 +101,7 @@ class AdapterService:
             raise ApiError(422, str(error), param="prompt") from error
 
     async def get_or_make(self, request: AdapterRequest) -> Outcome:
-        """The adapter of a request, made if there is none."""
+        """The adapter of a request; made if it does not exist."""
         identity = self._models.maker.id_of(request)
         existing = await self._existing(identity)
         if existing is not None:
@@ -109,9 +109,9 @@ class AdapterService:
         return await self._in_time(self._single_flight(identity, lambda: self._make_locked(identity, request)))
 
     async def _in_time(self, making: Awaitable[_T]) -> _T:
-        """Wait for an adapter for LLGBM_REQUEST_TIMEOUT seconds.
+        """Wait for an adapter for at most LLGBM_REQUEST_TIMEOUT seconds.
 
-        One that is being generated is made and kept all the same; one that is combined or loaded is not.
+        After a timeout, the generation of an adapter continues; combining or loading one does not.
         """
         seconds = self._settings.request_timeout
         try:
@@ -142,7 +142,7 @@ class AdapterService:
 
     async def _make_locked(self, identity: str, request: AdapterRequest) -> Outcome:
         async with self._lock.hold(identity):
-            # another process may have made it while this one waited
+            # another process may have made it meanwhile
             return await self._existing(identity) or await self._make(identity, request)
 
     async def _single_flight(self, identity: str, work: Callable[[], Coroutine[Any, Any, Outcome]]) -> Outcome:
@@ -158,10 +158,10 @@ class AdapterService:
     def _made(self, identity: str, task: asyncio.Task[Outcome]) -> None:
         self._making.pop(identity, None)
         if not task.cancelled():
-            task.exception()  # seen, also when everybody who waited has gone
+            task.exception()  # mark the exception as retrieved, even if no caller waits any more
 
     def _require_job_slot(self) -> None:
-        """Refuse one more adapter while LLGBM_MAX_JOBS are under way: each is in memory until it is written."""
+        """Refuse another adapter while LLGBM_MAX_JOBS are being made: each is in memory until it is written."""
         under_way = len(self._making) + self._storing
         if under_way >= self._settings.max_jobs:
             self._metrics.rejected.labels("jobs").inc()
@@ -179,7 +179,7 @@ class AdapterService:
     async def _make(self, identity: str, request: AdapterRequest, *, replacing: bool = False) -> Outcome:
         def make() -> tuple[MadeAdapter, dict[str, float]]:
             (made,) = self._models.maker.make([request])
-            # the maker gives views into the products of a whole batch; keep this adapter's numbers and no more
+            # the maker returns views into the tensors of a whole batch; keep only this adapter's part
             made = replace(made, weights=made.weights.map(lambda t: t.detach().contiguous().clone()))
             return made, made.weights.product_norms()
 
@@ -229,7 +229,7 @@ class AdapterService:
     # using
 
     async def refer(self, identity: str) -> AdapterReference:
-        """A reference to an adapter that others read from the store; its tensors are not looked at.
+        """A reference to an adapter that another process reads from the store; its tensors are not read.
 
         Raises:
             ApiError: 404.
@@ -240,18 +240,18 @@ class AdapterService:
         return AdapterReference(identity, sum(norm is not None for norms in record.norms.values() for norm in norms))
 
     async def verify(self, identity: str) -> None:
-        """Read an adapter's files, so that what others read is what was written. Repairs and raises as `lease`."""
+        """Verify an adapter's files before other software reads them. Repairs and raises as `lease`."""
         if await asyncio.to_thread(self._readable, identity) is None:
-            self._store.forget(identity)  # a lease of what is in memory would not look at the files
+            self._store.forget(identity)  # a lease of an adapter in memory would not read the files
         (await self.lease(identity)).release()
 
     async def lease(self, identity: str) -> Lease:
-        """A reference to an adapter's tensors, for whoever releases it.
+        """A reference to an adapter's tensors; the caller releases it.
 
-        One whose files are damaged is made again, if it came from the generator that is loaded.
+        A damaged adapter is made again, if it is from the loaded generator.
 
         Raises:
-            ApiError: 404, or 500 for a damaged one that cannot be made again.
+            ApiError: 404, or 500 for a damaged adapter that cannot be made again.
         """
         for last in (False, True):
             acquiring = asyncio.ensure_future(asyncio.to_thread(self._store.acquire, identity))
@@ -279,13 +279,13 @@ class AdapterService:
         if record.source != "generated":
             return False
         request = AdapterRequest(record.descriptions, record.examples, record.scale)
-        if self._models.maker.id_of(request) != identity:  # by another generator
+        if self._models.maker.id_of(request) != identity:  # made by another generator
             return False
 
         async def replace() -> Outcome:
             async with self._lock.hold(identity):
                 repaired = await asyncio.to_thread(self._readable, identity)
-                if repaired is not None:  # by another process, while this one waited
+                if repaired is not None:  # another process has repaired it meanwhile
                     return Outcome(repaired, made=False, seconds={})
                 return await self._make(identity, request, replacing=True)
 
@@ -299,13 +299,13 @@ class AdapterService:
             return None
         return self._files.record(identity)
 
-    # from elsewhere
+    # from other sources
 
     async def compose(self, ids: Sequence[str], factors: Sequence[float]) -> Outcome:
-        """The adapter whose effect is the weighted sum of others'.
+        """The adapter whose effect is the weighted sum of the effects of others.
 
         Raises:
-            ApiError: 404 for one that is not there, 422 if they do not go together or the rank gets too large.
+            ApiError: 404 for an unknown adapter, 422 if their bases differ or the rank becomes too large.
         """
         identities = [await self._catalogue.resolve(i) for i in ids]
         leases: list[Lease] = []
@@ -328,11 +328,11 @@ class AdapterService:
                 lease.release()
 
     async def load(self, path: str) -> Outcome:
-        """Copy a PEFT folder from under one of the allowed roots into the store.
+        """Copy a PEFT folder below one of the allowed roots into the store.
 
         Raises:
-            ApiError: 403 outside of the roots, 404 if there is no folder, 422 if it is no adapter for this base, or
-                names another one and LLGBM_STRICT_BASE is set.
+            ApiError: 403 outside of the roots, 404 without such a folder, 422 if it is not an adapter for this base, or
+                names another base and LLGBM_STRICT_BASE is set.
         """
         if not self._settings.adapter_roots:
             raise ApiError(403, "loading from folders is switched off; the operator can set LLGBM_ADAPTER_ROOTS")
@@ -370,7 +370,7 @@ class AdapterService:
             )
 
     async def _store_new(self, make: Callable[[], LoRAWeights], *, base_id: str, **known: Any) -> Outcome:
-        """Store an adapter whose id is the hash of its content."""
+        """Store an adapter under the hash of its content."""
 
         def prepare() -> tuple[LoRAWeights, dict[str, float], str]:
             weights = make()
@@ -398,6 +398,6 @@ class AdapterService:
 
 
 def _release_unwanted(done: asyncio.Future[Lease]) -> None:
-    """Give back a reference whose asker was cancelled while it was being fetched."""
+    """Release a reference whose caller was cancelled while it was being acquired."""
     if not done.cancelled() and done.exception() is None:
         done.result().release()

@@ -1,13 +1,12 @@
-"""The store behind an address of fsspec (S3, GCS, ...), for replicas on several machines, with a folder of copies here.
+"""A store at an fsspec address (S3, GCS, ...), for replicas on several machines, with a folder of local copies.
 
-    {url}/{id}/adapter_config.json, adapter_model.safetensors    as in a folder, so the prefix can be copied to one
+    {url}/{id}/adapter_config.json, adapter_model.safetensors    as in a folder, so that the prefix can be copied to one
     {url}/{id}/llgbm.json                                        the record: written last and removed first
-    {url}/.names/{name}                                          its content is the id that the name means
+    {url}/.names/{name}                                          its content is the id that the name points to
 
-Object stores have no rename and no links, so an adapter is there if its record is, and a name is an object of its own,
-made with the store's exclusive creation (S3 and GCS have it; on a plain folder, LLGBM_STORE_DIR alone is the better
-store). Copies here are checked against the record's hashes. What another machine deletes is noticed here within
-`FRESH_SECONDS`.
+Object stores have no rename and no links. So an adapter exists if its record exists, and a name is an object, made with
+the store's exclusive creation (S3 and GCS have it; for a plain folder, use LLGBM_STORE_DIR alone). Local copies are
+checked against the hashes of the record. A deletion by another machine is noticed within `FRESH_SECONDS`.
 """
 
 from __future__ import annotations
@@ -47,13 +46,13 @@ FRESH_SECONDS = 2.0
 _NAMES = ".names"
 _KEPT_RECORDS = 1000
 _MARKS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "created", "size")
-"""What backends call the facts that change with an object's content."""
+"""Keys under which backends list facts that change with an object's content."""
 
 
 class _CheckedFilesystem:
-    """A filesystem of fsspec whose faults are `StoreUnavailableError`, but for those that say what is there or no room.
+    """An fsspec filesystem: failures are `StoreUnavailableError`, but not missing or existing files and full disks.
 
-    Backends have exceptions of their own for an outage, credentials that ran out, and the like.
+    Backends have their own exceptions for outages, expired credentials and similar failures.
     """
 
     def __init__(self, fs: Any) -> None:
@@ -75,10 +74,10 @@ def _called(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 class SharedFiles(AdapterFiles):
-    """`AdapterFiles` whose truth is behind `url`; `folder` holds copies and may be emptied at any time.
+    """`AdapterFiles` with the store at `url`; `folder` holds copies and may be emptied at any time.
 
     Raises:
-        ConfigError: fsspec does not know such an address, or lacks the package for it.
+        ConfigError: fsspec does not know the address, or its package is not installed.
     """
 
     def __init__(self, folder: Path, url: str, max_copy_bytes: int = 2**62) -> None:
@@ -98,13 +97,13 @@ class SharedFiles(AdapterFiles):
     # adapters
 
     def exists(self, identity: str) -> bool:
-        """Whether the store has such an adapter; an answer may be `FRESH_SECONDS` old."""
+        """Whether the store has the adapter; the result may be `FRESH_SECONDS` old."""
         if ADAPTER_ID.fullmatch(identity) is None:
             return False
         if time.monotonic() - (self._seen.get(identity) or -math.inf) < FRESH_SECONDS:
             return True
         try:
-            self._fs.info(self._at(identity, RECORD_FILE))  # not `exists`, which takes an outage for an absence
+            self._fs.info(self._at(identity, RECORD_FILE))  # not `exists`, which returns False in an outage
         except FileNotFoundError:
             self._forget(identity)
             return False
@@ -124,7 +123,7 @@ class SharedFiles(AdapterFiles):
         return parse_record(data, identity)
 
     def read_records(self, identities: Iterable[str]) -> list[AdapterRecord]:
-        """The records of those that are there, read anew, many at once."""
+        """The records of existing adapters, read again in one parallel request."""
         paths = {self._at(identity, RECORD_FILE): identity for identity in identities}
         found = self._fs.cat(list(paths), on_error="return") if paths else {}
         records = []
@@ -138,16 +137,16 @@ class SharedFiles(AdapterFiles):
     # everything
 
     def state(self) -> object:
-        """None: only a listing says whether something has changed."""
+        """None: only a listing shows changes."""
         return None
 
     def identities(self) -> Iterator[str]:
-        """What may be an adapter."""
+        """Ids that may be adapters."""
         names = (_last_part(entry["name"]) for entry in self._listed(self._root))
         yield from (name for name in names if ADAPTER_ID.fullmatch(name))
 
     def name_marks(self) -> Iterator[tuple[str, str]]:
-        """Each name, and what the listing says of its object's content."""
+        """Each name, and the facts of its object in the listing."""
         for entry in self._listed(self._at(_NAMES)):
             name = _last_part(entry["name"])
             if ADAPTER_NAME.fullmatch(name):
@@ -160,18 +159,18 @@ class SharedFiles(AdapterFiles):
             return []
 
     def local(self, identity: str) -> Path:
-        """The adapter's folder on this machine, fetched if it is not here or another one.
+        """The adapter's local folder, fetched if it is missing or out of date.
 
         Raises:
-            FileNotFoundError: the store has no such adapter.
-            AdapterDamagedError: its files are not those of its record.
-            StoreFullError: no room for the copy.
+            FileNotFoundError: the adapter is not in the store.
+            AdapterDamagedError: its files differ from the record's hashes.
+            StoreFullError: the disk has no room for the copy.
         """
         record, final = self.record(identity), self.folder / identity
         if record is not None and self._record_here(identity) == record:
             self._copies.used(identity)
             return final
-        record = self._read_record(identity)  # it may have been made anew since that one was read
+        record = self._read_record(identity)  # it may have been replaced since that record was read
         if record is None:
             raise FileNotFoundError(errno.ENOENT, "no such adapter", self._at(identity))
         self._records[identity] = record
@@ -192,7 +191,7 @@ class SharedFiles(AdapterFiles):
             for name, fact in record.files.items():
                 if file_info(inner / name) != fact:
                     raise AdapterDamagedError(f"{name} of {identity} in the store is not the one of its record")
-            if self._record_here(identity) != record:  # another process may have fetched it, and be reading it
+            if self._record_here(identity) != record:  # unless another process has fetched it, and may be reading it
                 self._remove_folder(final)
                 self._publish(inner, final)
 
@@ -200,10 +199,10 @@ class SharedFiles(AdapterFiles):
         """Store an adapter: its files, then its record.
 
         Returns:
-            The record with its file facts, and whether the adapter is new; one that another machine wrote first stays.
+            The record with its file facts, and whether the adapter is new. The first machine to write it wins.
 
         Raises:
-            StoreFullError: no room, here or in the store; no record was written.
+            StoreFullError: no room, on this disk or in the store; no record was written.
         """
         there = self.record(record.id)
         if there is not None:
@@ -216,7 +215,7 @@ class SharedFiles(AdapterFiles):
             for name in (CONFIG_FILE, WEIGHTS_FILE):
                 self._fs.put_file(str(inner / name), self._at(record.id, name))
             made = self._put_record(mine)
-            if made:  # only now: until the record is there, nobody may take this for the store's
+            if made:  # only now: before the record is stored, the copy must not count as the store's
                 self._remove_folder(self.folder / record.id)
                 self._publish(inner, self.folder / record.id)
                 self._copies.added(sum(fact.bytes for fact in mine.files.values()))
@@ -225,9 +224,9 @@ class SharedFiles(AdapterFiles):
         return (mine if made else self.record(record.id) or mine), made
 
     def _settle(self, mine: AdapterRecord, work: Path) -> None:
-        """Leave a record that says what the store holds, though another machine was quicker with its own.
+        """Make the stored record match the stored files after another machine wrote its record first.
 
-        Two processors may round differently, and whichever put its files last has left them there.
+        Two processors may round differently, and the store has the files of whichever machine wrote last.
         """
         there = self._read_record(mine.id)
         if there is None or there.files == mine.files:
@@ -245,12 +244,12 @@ class SharedFiles(AdapterFiles):
         except FileExistsError:
             if self._read_record(record.id) is not None:
                 return False
-            self._fs.pipe_file(path, data)  # torn: its writer was cut off
+            self._fs.pipe_file(path, data)  # incomplete: its writer was interrupted
         self._seen[record.id] = time.monotonic()
         return True
 
     def delete(self, identity: str, names: Iterable[str] | None = None) -> bool:
-        """Remove an adapter and its names, looked for if they are not given; False if it was not there."""
+        """Delete an adapter and its names; None searches for the names. False if it did not exist."""
         self._seen.pop(identity)
         if not self.exists(identity):
             return False
@@ -262,7 +261,7 @@ class SharedFiles(AdapterFiles):
         return True
 
     def discard(self, identity: str) -> None:
-        """Remove an adapter but keep its names, for one that is about to be written again."""
+        """Remove an adapter but keep its names, before it is written again."""
         self._forget(identity)
         for name in (RECORD_FILE, WEIGHTS_FILE, CONFIG_FILE):
             with contextlib.suppress(FileNotFoundError):
@@ -273,7 +272,7 @@ class SharedFiles(AdapterFiles):
     # names
 
     def meaning(self, name: str) -> str | None:
-        """The id that a name stands for, whether or not there is such an adapter; None if there is no such name."""
+        """The id that a name points to, whether or not that adapter exists; None for an unknown name."""
         if ADAPTER_NAME.fullmatch(name) is None:
             return None
         try:
@@ -282,12 +281,12 @@ class SharedFiles(AdapterFiles):
             return None
 
     def name(self, name: str, identity: str) -> None:
-        """Give an adapter a name. A name whose adapter is gone is free again.
+        """Give an adapter a name. The name of a deleted adapter can be used again.
 
         Raises:
-            NameTakenError: it is the name of another adapter.
-            ValueError: it is not a valid name.
-            StoreFullError: no room for it.
+            NameTakenError: another adapter has this name.
+            ValueError: the name is invalid.
+            StoreFullError: the store is full.
         """
         require_name(name)
         self._fs.makedirs(self._at(_NAMES), exist_ok=True)
@@ -307,7 +306,7 @@ class SharedFiles(AdapterFiles):
         raise NameTakenError(f"the name {name!r} is being changed by others; try again")
 
     def unname(self, name: str) -> bool:
-        """Take a name away; False if it was not there."""
+        """Remove a name; False if it did not exist."""
         if ADAPTER_NAME.fullmatch(name) is None:
             return False
         try:
@@ -322,5 +321,5 @@ def _last_part(path: str, place: int = 1) -> str:
 
 
 def open_files(folder: Path, url: str, max_copy_bytes: int = 2**62) -> AdapterFiles:
-    """The store that the settings ask for."""
+    """The store of the settings."""
     return SharedFiles(folder, url, max_copy_bytes) if url else AdapterFiles(folder)

@@ -1,7 +1,7 @@
-"""The adapters in memory: least recently used first out, by bytes, over the folder store.
+"""The adapters in memory: an LRU cache, limited by bytes, over the folder store.
 
-An adapter in use has references and is never dropped; one without may be, and is read again when it is wanted. Reading
-is single flight: many requests for one adapter read it once. Blocks; meant for worker threads.
+An adapter in use has references and is never evicted. One without references may be evicted, and is read again when
+needed. Reading is single flight: simultaneous requests for one adapter read it once. Blocks; for worker threads.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class _Entry:
 
 
 class AdapterReference:
-    """An adapter that a request is for, without its tensors.
+    """A request's adapter, without its tensors.
 
     Attributes:
-        modules: number of modules that it changes.
+        modules: number of modules with a nonzero update.
     """
 
     def __init__(self, identity: str, modules: int) -> None:
@@ -42,15 +42,15 @@ class AdapterReference:
 
     @property
     def weights(self) -> LoRAWeights | None:
-        """The tensors, if the reference keeps them in memory."""
+        """The tensors, or None if the reference does not keep them in memory."""
         return None
 
     def release(self) -> None:
-        """Give the reference back. May be called more than once."""
+        """Release the reference. May be called more than once."""
 
 
 class Lease(AdapterReference):
-    """A reference to an adapter whose tensors stay until `release`."""
+    """A reference that keeps an adapter's tensors in memory until `release`."""
 
     def __init__(self, identity: str, weights: LoRAWeights, release: Callable[[], None]) -> None:
         super().__init__(identity, len(weights.spec.modules))
@@ -63,20 +63,20 @@ class Lease(AdapterReference):
         return self._weights
 
     def release(self) -> None:
-        """Give the reference back. May be called more than once."""
+        """Release the reference. May be called more than once."""
         release, self._release = self._release, None
         if release is not None:
             release()
 
 
 class AdapterStore:
-    """Memory over `files`.
+    """An LRU cache of tensors over `files`.
 
     Args:
         files: the folder store.
-        base: shape of the base; an adapter that does not fit it is refused.
-        max_bytes: bytes of tensors to keep. Those in use may exceed it.
-        strict_base: refuse an adapter that names another base, instead of a line in the log.
+        base: shape of the base; adapters that do not fit it are refused.
+        max_bytes: limit of tensors in memory, in bytes. Adapters in use may exceed it.
+        strict_base: refuse an adapter that names another base, instead of a warning in the log.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class AdapterStore:
         self._reading: dict[str, threading.Lock] = {}
 
     def keep(self, identity: str, weights: LoRAWeights) -> None:
-        """Put an adapter that was just made or written into memory."""
+        """Put a new adapter into memory."""
         with self._lock:
             if identity not in self._entries:
                 self._entries[identity] = _Entry(weights)
@@ -97,14 +97,14 @@ class AdapterStore:
             self._evict()
 
     def acquire(self, identity: str) -> Lease:
-        """A reference to an adapter, read from disk if it is not in memory.
+        """A reference to an adapter; it is read from disk if it is not in memory.
 
         Raises:
-            FileNotFoundError: there is no such adapter.
-            AdapterDamagedError, AdapterFormatError: its files are not what was written.
+            FileNotFoundError: the adapter does not exist.
+            AdapterDamagedError, AdapterFormatError: its files are damaged.
             AdapterMismatchError: it does not fit the base.
         """
-        if not self.files.exists(identity):  # also when it is in memory: another process may have deleted it
+        if not self.files.exists(identity):  # also for an adapter in memory: another process may have deleted it
             self.forget(identity)
             self._metrics.adapter_cache.labels("nowhere").inc()
             raise FileNotFoundError(f"there is no adapter {identity}")
@@ -120,7 +120,7 @@ class AdapterStore:
                 self._require_base(identity)
                 self._metrics.adapter_cache.labels("disk").inc()
                 with self._lock:
-                    # not over an entry with references, which another who read it may have put there meanwhile
+                    # keep an entry that another thread may have added meanwhile, with its references
                     self._entries.setdefault(identity, _Entry(weights))
                     lease = self._reference(identity)
                     self._evict()
@@ -163,16 +163,16 @@ class AdapterStore:
             self._evict()
 
     def forget(self, identity: str) -> None:
-        """Drop an adapter from memory; rows that use it keep their reference to its tensors."""
+        """Drop an adapter from memory; rows that use it keep its tensors."""
         with self._lock:
             self._entries.pop(identity, None)
             self._report()
 
     def delete(self, identity: str, names: Iterable[str] | None = None) -> bool:
-        """Remove an adapter from memory and, with its names, from disk; False if it was not there.
+        """Delete an adapter from memory and, with its names, from disk; False if it did not exist.
 
         Args:
-            names: those that it has; looked for in the whole store if they are not given.
+            names: its names; None searches the whole store for them.
         """
         self.forget(identity)
         return self.files.delete(identity, names)
@@ -195,6 +195,6 @@ class AdapterStore:
 
     @property
     def resident(self) -> dict[str, int]:
-        """Adapters in memory and their references, the least recently used first."""
+        """Adapters in memory and their reference counts, least recently used first."""
         with self._lock:
             return {identity: entry.references for identity, entry in self._entries.items()}

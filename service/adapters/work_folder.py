@@ -1,8 +1,7 @@
-"""Temporary folders of the store, and how those of dead writers are told from those of living ones.
+"""Temporary folders of the store, and the removal of those left by dead processes.
 
-A writer that is killed cannot clean up. While it lives it holds a lock on its folder, which the kernel drops when the
-process ends; `sweep` removes the folders that nobody holds, at once and however old or young they are. The locks tell
-the processes of one machine from each other.
+A killed writer cannot clean up. A live one holds a lock on its folder, which the kernel releases when the process ends.
+`sweep` removes all folders without a lock, whatever their age. The locks work between processes of one machine.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ PREFIX = ".tmp-"
 
 
 def unused_path(store: Path) -> Path:
-    """A path in `store` that nothing has, under a name that `sweep` looks for."""
+    """A new path in `store`, with a name that `sweep` recognises."""
     return store / f"{PREFIX}{uuid.uuid4().hex}"
 
 
 @contextlib.contextmanager
 def work_folder(store: Path) -> Iterator[Path]:
-    """A new folder in `store` that is removed at the end, with what is left in it.
+    """A new folder in `store`, removed at the end with its remaining content.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the folder cannot be made.
     """
     path, handle = _make(store)
     try:
@@ -39,9 +38,9 @@ def work_folder(store: Path) -> Iterator[Path]:
 
 
 def sweep(store: Path) -> None:
-    """Remove what killed processes left; what living ones work in stays."""
+    """Remove folders of dead processes; folders of live ones are kept."""
     for path in store.glob(PREFIX + "*"):
-        with contextlib.suppress(OSError):  # held, or gone meanwhile
+        with contextlib.suppress(OSError):  # locked, or removed meanwhile
             handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -61,9 +60,9 @@ def _make(store: Path) -> tuple[Path, int]:
         except OSError:
             path.rmdir()
             raise
-        # A file system without locks refuses both this one and the one that sweeping needs: nothing is swept there.
+        # A file system without locks refuses this lock and that of `sweep`, so nothing is swept there.
         with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_SH)
-        if path.exists():  # not swept before it was locked
+        if path.exists():  # it was not swept before the lock
             return path, handle
         os.close(handle)

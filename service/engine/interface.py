@@ -1,7 +1,7 @@
-"""What those who decode and those who ask for it must know of each other: interfaces, errors and limits.
+"""The interface between the engines and their callers: protocols, errors and limits.
 
-Two engines implement `DecodingEngine`: `torch_engine` decodes in this process, `vllm_engine` has vLLM do it.
-One suite of tests holds both to it (tests/service/engine/test_decoding_engines.py).
+Two engines implement `DecodingEngine`: `torch_engine` decodes in this process, `vllm_engine` uses vLLM servers. One
+test suite covers both (tests/service/engine/test_decoding_engines.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from service.errors import ApiError
 
 
 class EngineError(ApiError):
-    """A row or a job could not be finished; without a status of its own, a fault of this service."""
+    """A row or a job could not be finished. Status 500 unless another one is given."""
 
     def __init__(
         self, message: str, status: int = 500, *, code: str | None = None, retry_after: float | None = None
@@ -25,7 +25,7 @@ class EngineError(ApiError):
 
 
 class QueueFullError(EngineError):
-    """All waiting places are taken; `retry_after` seconds is when one is likely to be free."""
+    """The queue is full; a place is likely to be free after `retry_after` seconds."""
 
     retry_after: float
 
@@ -34,21 +34,21 @@ class QueueFullError(EngineError):
 
 
 class DeadlineError(EngineError):
-    """The row's time was over before its answer was complete."""
+    """The deadline of a row passed before its answer was complete."""
 
     def __init__(self, message: str) -> None:
         super().__init__(f"{message}; ask for fewer tokens, or again when there is less load", 504)
 
 
 class UnstableError(EngineError):
-    """The model's numbers ran out of range, which an adapter with too large a scale can do."""
+    """The model's activations became infinite or NaN, for example because of an adapter with too large a scale."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, 422, code="adapter_unstable")
 
 
 class GrammarError(EngineError):
-    """The JSON schema of an answer has too many open possibilities at some place of it."""
+    """The grammar of a JSON schema became too large to follow within an answer."""
 
     def __init__(self, message: str) -> None:
         super().__init__(f"the answer cannot be held to its JSON schema any further: {message}", 422)
@@ -62,7 +62,7 @@ class StoppedError(EngineError):
 
 
 class UnavailableError(EngineError):
-    """Nothing that could decode answers at the moment; `retry_after` seconds is when to try again."""
+    """No server can decode at the moment; try again after `retry_after` seconds."""
 
     retry_after: float
 
@@ -71,32 +71,32 @@ class UnavailableError(EngineError):
 
 
 class UpstreamError(EngineError):
-    """A server that decodes for this one failed, or answered what was not expected."""
+    """A decoding server failed, or sent an unexpected response."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, 502)
 
 
 class RefusedError(EngineError):
-    """A server that decodes for this one says that the request cannot be served as it is."""
+    """A decoding server refused the request as invalid."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, 400)
 
 
 Reason = Literal["cancelled", "stop"]
-"""Why a row is freed early; the first reason given is the one that is counted."""
+"""Why a row ends early. Metrics count the first reason given."""
 
 
 class TokenStream:
-    """The tokens of one row as they come.
+    """The tokens of one row, as a stream.
 
-    Iterate over it once. It ends after the step whose `finish_reason` is set, and raises what the engine put in place
-    of a step. Whoever drops it early calls `cancel`.
+    Iterate over it once. It ends after the step whose `finish_reason` is set, and raises an exception that the engine
+    puts in place of a step. Call `cancel` to stop reading early.
 
     Args:
-        queue: where the engine puts steps, or what ended the row before its last step; None if it was cancelled.
-        cancel: frees the row, for the reason that metrics are to count. Harmless when it has ended.
+        queue: receives steps, or the exception that ended the row early; None if it was cancelled.
+        cancel: ends the row; metrics count the given reason. Does nothing after the end.
     """
 
     def __init__(self, queue: asyncio.Queue[Step | Exception | None], cancel: Callable[[Reason], None]) -> None:
@@ -115,7 +115,7 @@ class TokenStream:
             yield item
 
     def cancel(self, reason: Reason = "cancelled") -> None:
-        """Free the row before its next token: nobody wants the rest, or a stop string has ended it."""
+        """End the row before its next token: the client left, or a stop string was found."""
         self._ended = True
         self._cancel(reason)
 
@@ -125,43 +125,43 @@ class DecodingEngine(Protocol):
 
     @property
     def needs_tensors(self) -> bool:
-        """Whether rows must bring their adapter's tensors; without, the adapter's id is enough."""
+        """Whether rows need their adapter's tensors; if False, the adapter's id is enough."""
         ...
 
     @property
     def max_context(self) -> int | None:
-        """Tokens of a prompt and its answer together that the engine takes; None if it sets no limit of its own."""
+        """The engine's limit of prompt and answer together, in tokens; None for no own limit."""
         ...
 
     @property
     def available(self) -> bool:
-        """Whether there is anything that could decode."""
+        """Whether decoding is possible now."""
         ...
 
     @property
     def problem(self) -> str | None:
-        """What is not as it should be, for whoever operates the service."""
+        """A problem to show to the operator, or None."""
         ...
 
     @property
     def rows(self) -> int:
-        """Rows that wait or run."""
+        """Number of waiting and running rows."""
         ...
 
     async def submit(
         self, rows: Sequence[DecodeRequest], adapter_ids: Sequence[str | None], *, timeout: float
     ) -> list[TokenStream]:
-        """Queue rows; all of them or, when there are not enough places, none.
+        """Queue all rows, or none if there are not enough places.
 
         Args:
             rows: prompt, adapter and sampling of each.
-            adapter_ids: which adapter of the store each is for; None for the plain base.
+            adapter_ids: id of each row's adapter in the store; None for the plain base.
             timeout: seconds from now after which a row is ended with DeadlineError.
 
         Raises:
             QueueFullError: the waiting rows would exceed the limit.
             StoppedError: the engine is stopping.
-            EngineError: a row cannot be decoded, and that is known already.
+            EngineError: a row cannot be decoded, and this is known before it starts.
         """
         ...
 
@@ -170,19 +170,19 @@ class DecodingEngine(Protocol):
         ...
 
     async def stop(self) -> None:
-        """End all rows with StoppedError and free what the engine holds. May be called twice."""
+        """End all rows with StoppedError and free all resources. May be called twice."""
         ...
 
 
 class DecoderLike(Protocol):
-    """What the engine needs of `llgbm.decoding.decoder.Decoder`."""
+    """The part of `llgbm.decoding.decoder.Decoder` that the engine uses."""
 
     def add(self, rows: Sequence[DecodeRequest]) -> list[Step]:
-        """Take rows into the batch, all or none; the first token of each."""
+        """Add rows to the batch, all or none; returns the first token of each."""
         ...
 
     def step(self) -> list[Step]:
-        """The next token of every row; a row whose `finish_reason` is set has left the batch."""
+        """The next token of every row. A row whose `finish_reason` is set has left the batch."""
         ...
 
     def remove(self, row: DecodeRequest) -> bool:
@@ -192,7 +192,7 @@ class DecoderLike(Protocol):
 
 @dataclass(frozen=True)
 class EngineLimits:
-    """How much the engine of this process takes on; the fields are those of `Settings`."""
+    """Limits of the engine in this process; the fields are those of `Settings`."""
 
     max_batch: int
     max_queue: int

@@ -1,8 +1,8 @@
-"""The engine: one thread owns torch, and an asyncio front hands it rows to decode and jobs to run.
+"""The torch engine: one thread runs torch; an asyncio front end gives it rows to decode and jobs to run.
 
-Rows of different adapters, ranks and lengths share one batch; they join and leave it between two tokens. Waiting is
-bounded (`QueueFullError` says when to come back), every row has a deadline, and a cancelled row is gone within one
-token. The engine knows no HTTP and no adapter store: a row brings its tensors, and whoever submits it keeps them alive.
+Rows of different adapters, ranks and lengths share one batch; they join and leave between two tokens. The queue is
+bounded (`QueueFullError` says when to retry), every row has a deadline, and a cancelled row ends within one token. The
+engine knows neither HTTP nor the adapter store: a row has its tensors, and the caller keeps them alive.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _log = structlog.get_logger("service.engine")
 
 @dataclass(eq=False)
 class _Entry:
-    """A row on its way through the engine. Shared by both sides; only `cancelled` is written by the front."""
+    """A row in the engine. Both threads read it; the front end writes only `cancelled`."""
 
     row: DecodeRequest
     adapter_id: str | None
@@ -61,16 +61,16 @@ class _Job:
 class Engine:
     """Owns the torch thread.
 
-    Life: `start` inside the event loop, `run` a job that loads the models, `attach` a decoder, then `submit` and `run`
-    until `stop`. Without a decoder it runs jobs only.
+    Order of calls: `start` inside the event loop, `run` a job that loads the models, `attach` a decoder, then `submit`
+    and `run` until `stop`. Without a decoder it only runs jobs.
 
     Args:
-        on_death: called in the torch thread if it ends on an error that it cannot recover from.
+        on_death: called in the torch thread if it ends with a fatal error.
     """
 
     needs_tensors = True
-    max_context = None  # the decoder's own, which the models know
-    available, problem = True, None  # a process whose torch thread has ended stops altogether
+    max_context = None  # the decoder's limit, which `Models` has
+    available, problem = True, None  # if the torch thread ends, the process stops
 
     def __init__(
         self, limits: EngineLimits, metrics: Metrics, *, on_death: Callable[[], object] = lambda: None
@@ -79,8 +79,8 @@ class Engine:
         self._condition = threading.Condition()
         self._jobs: deque[_Job] = deque()
         self._waiting: deque[_Entry] = deque()
-        self._joining: list[_Entry] = []  # read by the decoder at this moment, in neither of the others
-        self._running: dict[DecodeRequest, _Entry] = {}  # changed by the torch thread alone, and under the condition
+        self._joining: list[_Entry] = []  # in the prefill now, neither waiting nor running
+        self._running: dict[DecodeRequest, _Entry] = {}  # changed only by the torch thread, with the condition held
         self._outbox: list[tuple[_Entry, Step | EngineError | None]] = []
         self._new_decoder: Callable[[], DecoderLike] | None = None
         self._decoder: DecoderLike | None = None
@@ -90,15 +90,15 @@ class Engine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._main, name="llgbm-torch", daemon=True)
 
-    # the asyncio front
+    # the asyncio front end
 
     def start(self) -> None:
-        """Start the thread; its results go to the running event loop."""
+        """Start the thread. Its results go to the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
     def attach(self, new_decoder: Callable[[], DecoderLike]) -> None:
-        """Decode with what `new_decoder` makes. It is called in the torch thread, and again after a failed step."""
+        """Decode with a decoder from `new_decoder`, which runs in the torch thread, and again after a failed step."""
         with self._condition:
             self._new_decoder = new_decoder
             self._condition.notify()
@@ -109,7 +109,7 @@ class Engine:
         Raises:
             QueueFullError: too many jobs wait.
             StoppedError: the engine is stopping.
-            Exception: what the job raised.
+            Exception: any exception of the job.
         """
         with self._condition:
             self._refuse_if_stopping()
@@ -125,7 +125,7 @@ class Engine:
     async def submit(
         self, rows: Sequence[DecodeRequest], adapter_ids: Sequence[str | None], *, timeout: float
     ) -> list[TokenStream]:
-        """See `service.engine.interface.DecodingEngine`; the adapters' ids are their names in metrics."""
+        """See `service.engine.interface.DecodingEngine`; metrics show the adapters' ids."""
         now = time.monotonic()
         entries = [
             _Entry(row, name, now + timeout, now, asyncio.Queue()) for row, name in zip(rows, adapter_ids, strict=True)
@@ -151,7 +151,7 @@ class Engine:
         """End all rows and jobs with StoppedError and join the thread.
 
         Args:
-            patience: seconds to wait for a job that is at work; None waits for its end.
+            patience: seconds to wait for a running job; None waits for its end.
         """
         with self._condition:
             self._stopping = StoppedError("the service is shutting down")
@@ -166,7 +166,7 @@ class Engine:
 
     @property
     def rows(self) -> int:
-        """Rows that wait or run."""
+        """Number of waiting and running rows."""
         with self._condition:
             return len(self._waiting) + len(self._joining) + len(self._running)
 
@@ -200,7 +200,7 @@ class Engine:
                 if self._decoder is not None:
                     self._leave(self._decoder)
                     self._join(self._decoder)
-                    self._flush()  # first tokens need not wait for the next step
+                    self._flush()  # deliver first tokens before the next step
                     self._step(self._decoder)
                 self._flush()
         except BaseException as error:
@@ -229,7 +229,7 @@ class Engine:
             job.future.set_result(result)
 
     def _leave(self, decoder: DecoderLike) -> None:
-        """Take out the rows that were cancelled, whose time is over, or that a shutdown ends."""
+        """Remove rows that are cancelled, past their deadline, or ended by `end_rows`."""
         now = time.monotonic()
         with self._condition:
             evicting, self._evicting = self._evicting, None
@@ -258,7 +258,7 @@ class Engine:
                 self._report()
 
     def _join(self, decoder: DecoderLike) -> None:
-        """Take waiting rows into the batch, as many as have room, within the prompt tokens of one step."""
+        """Move waiting rows into the batch, up to the row limit and the prompt tokens of one step."""
         tokens = 0
         with self._condition:
             joining = self._joining
@@ -269,11 +269,11 @@ class Engine:
                 joining.append(self._waiting.popleft())
             if not joining:
                 return
-            self._report()  # their prompts may take a while, and they wait no longer
+            self._report()  # the prefill may take a while, and these rows no longer wait
         try:
             self._add(decoder, joining)
         except Exception:
-            # one of them is at fault and none was added: find it, so that the others go on
+            # one row is invalid and none was added: add them one by one, so that the others can run
             for entry in joining:
                 try:
                     self._add(decoder, [entry])
@@ -305,7 +305,7 @@ class Engine:
                 self._end(entry, "failed", failure)
             with self._condition:
                 self._running.clear()
-            self._decoder = None  # whatever it holds is not to be trusted; the next rows get a new one
+            self._decoder = None  # its state may be wrong; the next rows get a new decoder
             steps = []
         before = len(self._running)
         self._hand_out(steps)
@@ -343,10 +343,10 @@ class Engine:
         self._outbox.append((entry, error))
 
     def _flush(self) -> None:
-        """Hand what was made to the event loop, in one go."""
+        """Pass all results to the event loop in one call."""
         outbox, self._outbox = self._outbox, []
         if outbox and self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody listens any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed, so nobody waits for the results
                 self._loop.call_soon_threadsafe(_deliver, outbox)
 
     def _abandon_all(self) -> None:

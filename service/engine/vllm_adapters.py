@@ -1,8 +1,8 @@
-"""The adapters on one vLLM server: loaded when they are first wanted, the least recently used taken away first.
+"""The adapters on one vLLM server: loaded at first use; the least recently used is unloaded first.
 
-Loading is single flight, and goes on when those who wait for it have gone. An adapter in use is never taken away; while
-all slots are in use, a new adapter waits. What is believed here may be wrong, since the server may have been restarted
-or used by others: it then says that it does not know an adapter, and the next `hold` loads it again.
+Loading is single flight, and continues when the callers that wait for it are cancelled. An adapter in use is never
+unloaded; while all slots are in use, a new adapter waits. This state may be out of date, because the server may have
+been restarted or used by others. The server then reports an unknown adapter, and the next `hold` loads it again.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class _Slot:
 
 
 class AdapterSlots:
-    """Which adapters a server has.
+    """The adapters of a server.
 
     Args:
-        capacity: adapters at most.
-        load: brings an adapter to the server, by id.
-        unload: takes one away.
+        capacity: maximum number of adapters.
+        load: loads an adapter on the server, by id.
+        unload: unloads one.
     """
 
     def __init__(self, capacity: int, load: Move, unload: Move) -> None:
@@ -42,9 +42,9 @@ class AdapterSlots:
 
     @asynccontextmanager
     async def hold(self, identity: str) -> AsyncIterator[None]:
-        """Inside the block the server has the adapter, and keeps it.
+        """The server keeps the adapter loaded inside the block.
 
-        An UnknownModelError that leaves the block says that it does not have it after all.
+        An UnknownModelError raised in the block means that the server has lost the adapter.
         """
         slot = await self._take(identity)
         try:
@@ -73,14 +73,14 @@ class AdapterSlots:
         return slot
 
     def _victims(self) -> list[str]:
-        """Those to take away so that one more has a slot; fewer if too many are in use."""
+        """Adapters to unload so that one more has a slot; fewer if too many are in use."""
         surplus = max(0, len(self._slots) + 1 - self._capacity)
         idle = [name for name, slot in self._slots.items() if slot.users == 0 and slot.loading.done()]
         return idle[:surplus]
 
     async def _exchange(self, victims: Sequence[str], identity: str) -> None:
         for victim in victims:
-            with contextlib.suppress(EngineError):  # it costs the server some memory, and this request nothing
+            with contextlib.suppress(EngineError):  # a failure must not fail this request
                 await self._unload(victim)
         await self._load(identity)
 
@@ -92,12 +92,12 @@ class AdapterSlots:
         return check
 
     def _drop(self, identity: str, slot: _Slot) -> None:
-        if self._slots.get(identity) is slot:  # and not one that was loaded since
+        if self._slots.get(identity) is slot:  # unless it was loaded again since
             del self._slots[identity]
             self._freed.set()
 
     def learn(self, present: Collection[str]) -> None:
-        """Take over what the server says that it has, apart from what is in use or on its way."""
+        """Update the state from the server's list, except for adapters in use or being loaded."""
         for identity, slot in list(self._slots.items()):
             if identity not in present and slot.users == 0 and slot.loading.done():
                 del self._slots[identity]
@@ -110,7 +110,7 @@ class AdapterSlots:
         self._freed.set()
 
     async def stop(self) -> None:
-        """End what is being loaded."""
+        """Cancel all loading."""
         loading = [slot.loading for slot in self._slots.values() if not slot.loading.done()]
         for task in loading:
             task.cancel()
@@ -118,10 +118,10 @@ class AdapterSlots:
 
     @property
     def present(self) -> list[str]:
-        """Adapters that are there or on their way, the least recently used first."""
+        """Adapters that are loaded or being loaded, the least recently used first."""
         return list(self._slots)
 
     @property
     def in_use(self) -> set[str]:
-        """Adapters that somebody holds."""
+        """Adapters in use."""
         return {identity for identity, slot in self._slots.items() if slot.users > 0}

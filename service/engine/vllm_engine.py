@@ -1,8 +1,8 @@
-"""The engine that has vLLM decode: it sends rows to servers, and brings their adapters there first.
+"""The vLLM engine: sends rows to vLLM servers, and loads their adapters there first.
 
-A row is one request to one server. When the server goes away before the row's first token, another takes it; when it
-has forgotten the adapter, which a restart does, the adapter is loaded again, once. Closing the request is what ends a
-row at the server. Queueing and batching are vLLM's; here is only a limit on what is sent.
+A row is one request to one server. If the server fails before the row's first token, another server gets the row. If
+the server has lost the adapter, for example after a restart, the adapter is loaded again, once. Closing the request
+ends the row on the server. vLLM does the queueing and batching; this engine only limits the number of rows it sends.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _log = structlog.get_logger("service.vllm")
 
 
 class _Call:
-    """A row on its way to a server and back."""
+    """A row that is sent to a server."""
 
     def __init__(self, row: DecodeRequest, adapter_id: str | None, timeout: float) -> None:
         self.row, self.adapter_id, self.timeout = row, adapter_id, timeout
         self.submitted = time.monotonic()
         self.queue: asyncio.Queue[Step | Exception | None] = asyncio.Queue()
         self.taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done when a server has taken it, or with what was wrong instead."""
+        """Done when a server has accepted the row; else has the exception."""
         self.last_token: float | None = None
         self.complete = False
         self.ending: EngineError | None = None
@@ -60,7 +60,7 @@ class VLLMEngine:
     """Implements `service.engine.interface.DecodingEngine`.
 
     Args:
-        verify: reads an adapter's files before a server does, and raises if they are not what was written.
+        verify: checks an adapter's files before a server reads them, and raises if they are damaged.
     """
 
     needs_tensors = False
@@ -93,16 +93,16 @@ class VLLMEngine:
 
     @property
     def _folder(self) -> Path:
-        """The store as the servers see it."""
+        """The path of the store on the servers."""
         return self._settings.vllm_store_dir or self._settings.store_dir.resolve()
 
     async def start(self) -> None:
-        """Look at every server once, and keep looking."""
+        """Check every server once, then regularly in the background."""
         await self._fleet.start()
 
     @property
     def max_context(self) -> int | None:
-        """The smallest that a server has told."""
+        """The smallest context of all servers; None if it is unknown."""
         return min((m.max_context for m in self._fleet.members if m.max_context is not None), default=None)
 
     @property
@@ -112,18 +112,18 @@ class VLLMEngine:
 
     @property
     def problem(self) -> str | None:
-        """Which servers do not answer."""
+        """How many servers do not answer."""
         return self._fleet.problem
 
     @property
     def rows(self) -> int:
-        """Rows that wait or run."""
+        """Number of waiting and running rows."""
         return len(self._calls)
 
     async def submit(
         self, rows: Sequence[DecodeRequest], adapter_ids: Sequence[str | None], *, timeout: float
     ) -> list[TokenStream]:
-        """See `service.engine.interface.DecodingEngine`. Returns when servers have taken all rows."""
+        """See `service.engine.interface.DecodingEngine`. Returns when servers have accepted all rows."""
         if self._stopping is not None:
             raise self._stopping
         limit = self._settings.max_queue + self._settings.max_batch * len(self._fleet.members)
@@ -167,7 +167,7 @@ class VLLMEngine:
             raise DeadlineError(f"the answer was not complete after {call.timeout:g} seconds") from error
 
     def _ended(self, call: _Call, task: asyncio.Task[None]) -> None:
-        # a callback, since a task that is cancelled before it began runs nothing of its own
+        # a callback, because a task that is cancelled before its start runs no code of its own
         failure = call.ending if task.cancelled() else task.exception()
         reason: str = (call.cancelled or "cancelled") if failure is None else "failed"
         if isinstance(failure, DeadlineError):

@@ -1,9 +1,9 @@
-"""The vLLM servers and which of them decodes what.
+"""The vLLM servers, and the choice of a server for each row.
 
-An adapter has its own order of the servers (rendezvous hashing), and goes to the first that is healthy: so each server
-is asked for its share of the adapters, and a server that goes or comes moves no more than its own share. A server that
-already decodes `max_loras` other adapters is passed over while another has room. The plain base goes where the fewest
-rows are.
+Each adapter ranks the servers in its own order (rendezvous hashing) and uses the first healthy one. So the adapters are
+spread over the servers, and a server that leaves or joins moves only its own share. A server that already decodes
+`max_loras` other adapters is skipped while another one has room. Rows of the plain base go to the server with the
+fewest rows.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Member:
     """A server of the fleet.
 
     Attributes:
-        adapters: those that it has.
-        healthy: it answered when it was last asked.
-        base: what it calls the base.
-        max_context: tokens of a prompt and its answer, if it says.
-        rows: what this process has it decode.
+        adapters: the adapters loaded there.
+        healthy: it answered the last check.
+        base: its name for the base.
+        max_context: its limit of prompt and answer together, in tokens; None if unknown.
+        rows: number of rows that this process has sent to it.
     """
 
     def __init__(self, server: VLLMServer, adapters: AdapterSlots) -> None:
@@ -40,7 +40,7 @@ class Member:
         self.max_context: int | None = None
 
     async def check(self) -> None:
-        """Ask whether it is healthy, and what it has if it was not before."""
+        """Check its health. When it becomes healthy, read its list of models too."""
         healthy = await self.server.is_healthy()
         if healthy and not self.healthy:
             try:
@@ -57,7 +57,7 @@ class Member:
 
 
 class Fleet:
-    """All servers. `start` looks at each once, and then again and again until `stop`."""
+    """All servers. `start` checks each once, then regularly until `stop`."""
 
     def __init__(self, members: Sequence[Member], *, max_loras: int, check_seconds: float) -> None:
         self.members, self._max_loras, self._check_seconds = tuple(members), max_loras, check_seconds
@@ -65,7 +65,7 @@ class Fleet:
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Returns when each server was asked once, whatever it said."""
+        """Check each server once, healthy or not, and start the background checks."""
         await self._check()
         self._watching = asyncio.create_task(self._watch())
 
@@ -77,7 +77,7 @@ class Fleet:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._check_seconds):
                     await self._look.wait()
-                await asyncio.sleep(min(0.1, self._check_seconds))  # many reports of one fault are one look
+                await asyncio.sleep(min(0.1, self._check_seconds))  # one check for many reports of the same fault
             self._look.clear()
             try:
                 await self._check()
@@ -85,7 +85,7 @@ class Fleet:
                 _log.exception("vllm_check_failed")
 
     async def stop(self) -> None:
-        """Stop looking and close all connections."""
+        """Stop the checks and close all connections."""
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
@@ -94,7 +94,7 @@ class Fleet:
             await member.server.close()
 
     def report_down(self, member: Member) -> None:
-        """A request found out that a server does not answer: look at it now."""
+        """Mark a server that did not answer a request as down, and check it now."""
         if member.healthy:
             _log.warning("vllm_down", server=member.server.url)
         member.healthy = False
@@ -125,11 +125,11 @@ class Fleet:
 
     @property
     def problem(self) -> str | None:
-        """How many servers do not answer. Which ones is in the log: the outside need not know their addresses."""
+        """How many servers do not answer. The log names them; clients must not see their addresses."""
         down = len(self.members) - self.healthy
         return f"{down} of {len(self.members)} vLLM servers do not answer" if down else None
 
 
 def affinity(url: str, adapter_id: str) -> int:
-    """How much an adapter wants to be on a server; the same in every process."""
+    """The rank of a server for an adapter, higher first; the same in every process."""
     return int.from_bytes(hashlib.sha256(f"{url}\0{adapter_id}".encode()).digest()[:8], "big")

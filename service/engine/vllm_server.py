@@ -1,7 +1,7 @@
-"""One vLLM server over HTTP: what it serves, which adapters it is given, and its completions as tokens.
+"""A client of one vLLM server over HTTP: its models, its adapters, and completions as tokens.
 
-Prompts go as token ids and answers come back as token ids (`return_token_ids`), so the chat template, the text, stop
-strings and log probabilities are made in one place for every engine. Needs vLLM 0.11 or newer.
+Prompts and answers are token ids (`return_token_ids`), so chat template, text, stop strings and log probabilities have
+one implementation for both engines. Needs vLLM 0.11 or newer.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from service.engine.interface import EngineError, QueueFullError, RefusedError, 
 
 _log = structlog.get_logger("service.vllm")
 _CONNECT_SECONDS, _CHECK_SECONDS, _LOAD_SECONDS = 5.0, 5.0, 120.0
-_DOWN = frozenset({502, 503})  # the server's own "not now", or that of a proxy before it
+_DOWN = frozenset({502, 503})  # the server is not ready, or a proxy before it says so
 _REFUSED = frozenset({400, 413, 422})
 _NO_TOKEN = -1
 
 
 class ServerDownError(UpstreamError):
-    """The server cannot be reached, or serves nothing at the moment."""
+    """The server cannot be reached, or is not ready."""
 
 
 class UnknownModelError(UpstreamError):
-    """The server does not know the model that it was asked for."""
+    """The server does not know the requested model."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """What a server says it serves: the base under its name there, its context in tokens, and adapters by name."""
+    """A server's models: the base's name there, its context in tokens, and the names of its adapters."""
 
     base: str
     max_context: int | None
@@ -49,9 +49,9 @@ class VLLMServer:
         self.url = url
         self._client = httpx.AsyncClient(
             base_url=url,
-            trust_env=False,  # prompts and the key go to the server itself, not through the proxy for the internet
+            trust_env=False,  # prompts and the key must not go through an internet proxy
             headers={} if api_key is None else {"Authorization": f"Bearer {api_key}"},
-            # an answer takes as long as it takes: whoever waits for it has a deadline of its own
+            # no limit for an answer: the engine has a deadline for each row
             timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
         )
@@ -61,14 +61,14 @@ class VLLMServer:
         await self._client.aclose()
 
     async def is_healthy(self) -> bool:
-        """Whether it answers and its engine lives."""
+        """Whether the server answers and its engine is alive."""
         try:
             return (await self._client.get("/health", timeout=_CHECK_SECONDS)).status_code == 200
         except httpx.HTTPError:
             return False
 
     async def served(self) -> Served:
-        """What it serves now. Raises UpstreamError."""
+        """Its current models. Raises UpstreamError."""
         response = await self._request("GET", "/v1/models", timeout=_CHECK_SECONDS)
         self._require_success(response)
         try:
@@ -80,14 +80,14 @@ class VLLMServer:
             raise UpstreamError("a vLLM server lists no base model under /v1/models") from error
 
     async def load(self, name: str, path: str) -> None:
-        """Give it an adapter; one that it has already is no error.
+        """Load an adapter; not an error if it is already loaded.
 
         Args:
-            name: what to ask for as `model`.
-            path: the adapter's folder as the server sees it.
+            name: its name as `model` in requests.
+            path: the adapter's folder on the server.
 
         Raises:
-            UpstreamError: it cannot load it.
+            UpstreamError: the server cannot load it.
         """
         body = {"lora_name": name, "lora_path": path}
         response = await self._request("POST", "/v1/load_lora_adapter", json=body, timeout=_LOAD_SECONDS)
@@ -102,7 +102,7 @@ class VLLMServer:
         raise UpstreamError(f"a vLLM server could not load {name}: {message.replace(path, name)}")
 
     async def unload(self, name: str) -> None:
-        """Take an adapter away; rows that use it are finished. One that it does not have is no error."""
+        """Unload an adapter after the rows that use it; not an error if it is not loaded."""
         response = await self._request(
             "POST", "/v1/unload_lora_adapter", json={"lora_name": name}, timeout=_LOAD_SECONDS
         )
@@ -111,7 +111,7 @@ class VLLMServer:
 
     @asynccontextmanager
     async def complete(self, model: str, row: DecodeRequest) -> AsyncIterator[AsyncIterator[Step]]:
-        """Decode a row with `model`; inside the block the server has taken it. Leaving the block ends it there.
+        """Decode a row with `model`. Inside the block the server has accepted it; leaving the block ends it there.
 
         Raises:
             UnknownModelError, ServerDownError, RefusedError, QueueFullError, UpstreamError: also from the iterator.
@@ -128,7 +128,7 @@ class VLLMServer:
             raise ServerDownError("a vLLM server cannot be reached") from error
 
     async def _steps(self, response: httpx.Response, row: DecodeRequest) -> AsyncIterator[Step]:
-        # read to the end, past [DONE]: only then can the connection be used again
+        # read past [DONE] to the end: only then can the connection be reused
         async for line in _lines(response):
             data = line.removeprefix(b"data:").strip() if line.startswith(b"data:") else b""
             if not data or data == b"[DONE]":
@@ -144,7 +144,7 @@ class VLLMServer:
                 yield step
 
     def _failure(self, error: Any) -> EngineError:
-        """What an event with an error means; vLLM finds some faults of a request only when its stream has begun."""
+        """The exception of an error event. vLLM finds some invalid requests only after its stream has started."""
         if isinstance(error, dict) and error.get("code") in _REFUSED:
             return RefusedError(str(error.get("message"))[:500])
         _log.error("vllm_failed", server=self.url, error=str(error))
@@ -173,13 +173,13 @@ class VLLMServer:
 
 
 def _body(model: str, row: DecodeRequest) -> dict[str, Any]:
-    """The request for one row. What vLLM would else take from the base's generation config is said."""
+    """The request for one row. It sets all values that vLLM would otherwise take from the base's generation config."""
     params = row.params
     body: dict[str, Any] = {
         "model": model,
         "prompt": list(row.prompt),
         "max_tokens": params.max_tokens,
-        # vLLM knows no top_p of 0
+        # vLLM refuses a top_p of 0
         "temperature": params.temperature if params.top_p > 0 else 0.0,
         "top_p": params.top_p or 1.0,
         "top_k": params.top_k,
@@ -209,7 +209,7 @@ def _body(model: str, row: DecodeRequest) -> dict[str, Any]:
 
 
 async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
-    """The lines of a body. httpx's own also end at characters that vLLM leaves as they are in JSON, such as U+2028."""
+    """The lines of a body. httpx's own also split at characters that vLLM does not escape in JSON, such as U+2028."""
     rest = b""
     async for chunk in response.aiter_bytes():
         *lines, rest = (rest + chunk).split(b"\n")
@@ -219,9 +219,9 @@ async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
 
 
 def _choice(choice: Mapping[str, Any], row: DecodeRequest) -> Iterator[Step]:
-    """The steps of one event; it may bring several tokens."""
+    """The steps of one event, which may hold several tokens."""
     tokens, reason = list(choice.get("token_ids") or ()), choice.get("finish_reason")
-    if reason not in (None, "stop", "length"):  # vLLM was told to abort it
+    if reason not in (None, "stop", "length"):  # aborted in vLLM
         raise UpstreamError(f"a vLLM server ended the answer early: {reason}")
     if reason == "stop" and not tokens:
         tokens = [_NO_TOKEN]
@@ -237,13 +237,13 @@ def _choice(choice: Mapping[str, Any], row: DecodeRequest) -> Iterator[Step]:
 
 
 def _best(named: Mapping[str, float], count: int) -> tuple[tuple[int, float], ...]:
-    """The likeliest tokens; vLLM adds the chosen one where it is not among them."""
+    """The likeliest tokens; vLLM also lists the chosen one if it is not among them."""
     pairs = [(int(name.removeprefix("token_id:")), value) for name, value in named.items()]
     return tuple(sorted(pairs, key=lambda pair: -pair[1])[:count])
 
 
 def _message(response: httpx.Response) -> str:
-    """What the server says is wrong, in any of its forms."""
+    """The server's error message, from any of its response formats."""
     try:
         body = response.json()
     except ValueError:

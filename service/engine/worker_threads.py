@@ -1,9 +1,9 @@
-"""Threads beside the one that decodes: they read, write, hash and check tensors, and must not slow it down.
+"""Worker threads in addition to the decoding thread: they read, write, hash and check tensors, without slowing it down.
 
-torch computes a large operation with OpenMP, which keeps a team of threads for every thread that it was called from. As
-soon as all teams together are more threads than processors, the threads of each stop waiting actively for their next
-piece of work and go to sleep in between, and waking them hundreds of times a token costs a quarter of its time. So
-only the thread that decodes has a team.
+torch runs large operations with OpenMP, which keeps a thread team for each calling thread. If all teams together have
+more threads than the machine has processors, the threads no longer wait actively for their next piece of work but
+sleep. Waking them hundreds of times for each token costs a quarter of the decoding time. So only the decoding thread
+has a team.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from threadpoolctl import threadpool_limits
 
 
 def worker_threads() -> ThreadPoolExecutor:
-    """An executor for `asyncio.to_thread` whose threads compute alone."""
+    """An executor for `asyncio.to_thread` whose threads use no OpenMP team."""
     return ThreadPoolExecutor(thread_name_prefix="llgbm-worker", initializer=_compute_alone)
 
 
 def _compute_alone() -> None:
-    torch.get_num_threads()  # torch sets a thread's number when it first asks for it, and would set it again later
-    threadpool_limits(1, user_api="openmp")  # of the calling thread, as OpenMP has it
+    torch.get_num_threads()  # torch sets it at a thread's first query: it must not overwrite the limit
+    threadpool_limits(1, user_api="openmp")  # OpenMP keeps this limit for each calling thread

@@ -1,1 +1,1 @@
-"""What is HTTP and nothing else: errors, middleware, files and streams. Knows no adapters."""
+"""HTTP only: errors, middleware, files and streams. Knows nothing of adapters."""

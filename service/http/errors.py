@@ -1,7 +1,7 @@
-"""From an error to its answer, in one envelope: `{"error": {"message", "type", "code", "param"}, "request_id"}`.
+"""Turns errors into HTTP responses, in one envelope: `{"error": {"message", "type", "code", "param"}, "request_id"}`.
 
-The inner object is OpenAI's, so that their client raises its usual exceptions. `answer_to` is the only way from an
-exception to an HTTP answer: exception handlers, middleware and event streams all use it.
+The inner object is OpenAI's, so that their client raises its usual exceptions. Exception handlers, middleware and event
+streams all use `answer_to`; there is no other way from an exception to a response.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ _TYPES = {
     507: ("server_error", "insufficient_storage"),
 }
 GIVEN_TYPE = "llgbm.content_type"
-"""Key of a request's scope: the Content-Type of a body that was taken for JSON all the same."""
+"""Key of a request's scope: the Content-Type of a body that was read as JSON although it names another type."""
 _FALLBACK = ("server_error", "error")
 _LIBRARY = {
     AdapterMismatchError: "adapter_mismatch",
     AdapterFormatError: "adapter_invalid",
     ConfigError: "adapter_invalid",
 }
-"""Errors of the library that a request causes, and their codes; each is a 422."""
+"""Library errors that a request can cause, and their codes. Each is answered 422."""
 
 
 class ErrorAnswer:
-    """An error as it goes out, with the id of the current request."""
+    """An error in the form that is sent, with the id of the current request."""
 
     def __init__(self, error: ApiError) -> None:
         kind, code = _TYPES.get(error.status_code, _FALLBACK)
@@ -69,16 +69,16 @@ class ErrorAnswer:
         }
 
     def response(self) -> JSONResponse:
-        """The envelope as an answer."""
+        """The envelope as a response."""
         return JSONResponse(self.body, self.status_code, self.headers)
 
     def event(self) -> str:
-        """The envelope as one server-sent event, for a stream that fails after its head was sent."""
+        """The envelope as one server-sent event, for a stream that fails after its headers were sent."""
         return f"data: {json.dumps(self.body, ensure_ascii=False)}\n\n"
 
 
 def answer_to(error: Exception) -> ErrorAnswer:
-    """The answer to any exception. A fault of this service is logged, and the client gets nothing but its id."""
+    """The response to any exception. An internal error is logged, and the client gets only the request id."""
     told = _api_error(error)
     if told.status_code == 500:
         _log.error("internal_error", code=told.code, exc_info=error)
@@ -86,7 +86,7 @@ def answer_to(error: Exception) -> ErrorAnswer:
             told = ApiError(
                 500, "an error inside the service; its log holds the cause under the request_id of this answer"
             )
-    elif told.status_code == 503 and error.__cause__ is not None:  # something behind this service is down
+    elif told.status_code == 503 and error.__cause__ is not None:  # a service that this one depends on is down
         _log.warning(told.code or "unavailable", error=told.message, cause=str(error.__cause__))
     return ErrorAnswer(told)
 
@@ -103,12 +103,12 @@ def _api_error(error: Exception) -> ApiError:
 
 
 def _of_framework(error: HTTPException) -> ApiError:
-    """An error that FastAPI or Starlette raises, in our words."""
-    if isinstance(error.__cause__, ApiError):  # raised while the body was read
+    """An error of FastAPI or Starlette, with a message of this service."""
+    if isinstance(error.__cause__, ApiError):  # raised while the body was being read
         return error.__cause__
     if isinstance(error.__cause__, ClientDisconnect):
         return ApiError(499, "the client hung up while it sent its request", code="client_closed_request")
-    if error.status_code == 400:  # what FastAPI makes of a body that is no text
+    if error.status_code == 400:  # FastAPI's error for a body that is not text
         return _NotJSONError("the body is not JSON in UTF-8")
     message = {
         404: "there is no such path; GET /openapi.json lists all of them",
@@ -132,9 +132,9 @@ def wrong_type(given: str) -> ApiError:
 
 
 def _invalid(error: RequestValidationError) -> ApiError:
-    """All that is wrong with the request in one message, and the first field as `param`.
+    """All problems of the request in one message; `param` is the first field with a problem.
 
-    The values themselves are left out: they may be prompts, and clients print errors into logs.
+    The values are left out: they may be prompts, and clients write errors to logs.
     """
     problems: dict[str, list[str]] = {}
     for item in error.errors():
@@ -146,14 +146,14 @@ def _invalid(error: RequestValidationError) -> ApiError:
         text = text.removeprefix("Value error, ")
         if text not in told:
             told.append(text)
-    # of a field that may have several forms, only the form that the value came nearest to
+    # for a field that allows several forms, keep only the problems of the closest form
     found = [place for place in problems if not any(other.startswith(f"{place}.") for other in problems if place)]
     message = "; ".join(f"{place or 'body'}: {_joined(problems[place])}" for place in found[:8])
     return ApiError(422, message, param=found[0] or None)
 
 
 def _place(location: tuple[int | str, ...], absent: bool, body: Any) -> str:
-    """The field at fault, as a path through the body: without the forms of a field that pydantic puts in between."""
+    """The path of the wrong field in the body, without the names of union members that pydantic inserts."""
     source, *steps = location
     if source != "body":
         return ".".join(map(str, steps))
@@ -173,7 +173,7 @@ def _place(location: tuple[int | str, ...], absent: bool, body: Any) -> str:
 
 
 def _joined(texts: list[str]) -> str:
-    """What is wrong with one field, in one sentence."""
+    """All problems of one field in one sentence."""
     start = "Input should be "
     first, *others = texts
     return " or ".join([first, *(text.removeprefix(start) for text in others)])
@@ -187,11 +187,11 @@ class _NotJSONError(ApiError):
 
 
 def _of_request(error: ApiError, scope: Scope) -> ApiError:
-    """An error of the framework as this request should be told of it."""
+    """A framework error, adapted to this request."""
     if isinstance(error, _NotJSONError) and GIVEN_TYPE in scope:
         return wrong_type(scope[GIVEN_TYPE])
     if error.status_code == 422 and getattr(scope.get("route"), "path", "").startswith("/v1/"):
-        return ApiError(400, error.message, code=_TYPES[422][1], param=error.param)  # as OpenAI numbers it
+        return ApiError(400, error.message, code=_TYPES[422][1], param=error.param)  # OpenAI uses 400 here
     return error
 
 
@@ -208,6 +208,6 @@ def _is_form(request: Request) -> bool:
 
 
 def install(app: FastAPI) -> None:
-    """Make `app` answer every error in the envelope."""
+    """Make `app` answer every error with the envelope."""
     for kind in (ApiError, HTTPException, RequestValidationError, *_LIBRARY):
         app.add_exception_handler(kind, _handle)

@@ -1,4 +1,4 @@
-"""Serves immutable files a chunk at a time, with strong ETags: 304 for who has one, and single byte ranges."""
+"""Serves immutable files in chunks, with strong ETags, 304 for unchanged content, and single byte ranges."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Part:
 
 
 class PartsResponse(StreamingResponse):
-    """Sends what `parts` are, one after the other, and always closes their files, also when the client is gone."""
+    """Sends `parts` one after the other, and always closes their files, even when the client disconnects."""
 
     def __init__(self, parts: Sequence[bytes | Part], status: int, headers: Mapping[str, str], media_type: str) -> None:
         length = {"Content-Length": str(sum(map(len, parts)))}
@@ -39,7 +39,7 @@ class PartsResponse(StreamingResponse):
         self._files = [part.file for part in parts if isinstance(part, Part)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the parts; close their files whatever happens."""
+        """Send the parts and always close their files."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -54,7 +54,7 @@ def etag_of(sha256: str) -> str:
 
 
 def not_modified(request: Request, etag: str) -> Response | None:
-    """The 304, if the client has this content."""
+    """A 304 response if the client already has this content, else None."""
     given = request.headers.get("if-none-match", "")
     tags = {tag.strip().removeprefix("W/") for tag in given.split(",")}
     if etag in tags or "*" in tags:
@@ -65,11 +65,11 @@ def not_modified(request: Request, etag: str) -> Response | None:
 async def send_file(
     request: Request, path: Path, *, size: int, sha256: str, media_type: str, filename: str
 ) -> Response:
-    """Answer with the file at `path`, or the part of it that the request asks for.
+    """Answer with the file at `path`, or with the requested range of it.
 
     Raises:
-        FileNotFoundError: it is gone.
-        ApiError: 416, no byte of the range exists.
+        FileNotFoundError: the file does not exist any more.
+        ApiError: 416, the range is outside of the file.
     """
     etag = etag_of(sha256)
     if (unchanged := not_modified(request, etag)) is not None:
@@ -86,12 +86,12 @@ async def send_file(
         status, headers["Content-Range"] = 206, f"bytes {start}-{stop - 1}/{size}"
     if request.method == "HEAD":
         return head_only(stop - start, status, headers, media_type)
-    # opened before the head is sent: from here on a deletion cannot hurt
+    # opened before the headers are sent, so that a later deletion does no harm
     return PartsResponse([Part(await anyio.open_file(path, "rb"), start, stop)], status, headers, media_type)
 
 
 def head_only(length: int, status: int, headers: Mapping[str, str], media_type: str) -> Response:
-    """The answer to HEAD where that to GET has `length` bytes."""
+    """The response to HEAD for content of `length` bytes."""
     return Response(None, status, {**headers, "Content-Length": str(length)}, media_type)
 
 
@@ -111,14 +111,14 @@ async def _chunks(parts: Sequence[bytes | Part]) -> AsyncIterator[bytes]:
 
 
 def _caching(etag: str) -> dict[str, str]:
-    # private: behind a key it is not for shared caches; no-cache: an adapter may have been deleted
+    # private: content behind a key must not be in shared caches; no-cache: an adapter may be deleted
     return {"ETag": etag, "Cache-Control": "private, no-cache"}
 
 
 def _requested_range(request: Request, etag: str, size: int) -> tuple[int, int] | None:
     """(start, stop) of a single range; None stands for the whole file.
 
-    A malformed range, and several of them, are answered with the whole file, as RFC 9110 allows.
+    Malformed and multiple ranges are answered with the whole file, as RFC 9110 allows.
     """
     match = _RANGE.fullmatch(request.headers.get("range", "").replace(" ", ""))
     condition = request.headers.get("if-range")

@@ -1,8 +1,8 @@
-"""Where clients see the service: the path, scheme and address that a proxy in front of it tells.
+"""The path prefix, scheme and client address that a proxy in front of the service reports.
 
-A proxy that shows the service under `/llgbm` may take that off the path or leave it there; both work. From here on
-`root_path` of the scope is the prefix and `path` begins with it, as ASGI has it; `own_path` is what comes after it.
-Headers are believed if the connection comes from a trusted proxy.
+A proxy that exposes the service under `/llgbm` may strip that prefix or keep it; both work. After this middleware,
+`root_path` of the scope is the prefix and `path` begins with it, as ASGI defines; `own_path` is the rest of the path.
+Headers are trusted only if the connection comes from a trusted proxy.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from service.setting_values import checked_path
 
 
 class ForwardedMiddleware:
-    """Middleware around all others.
+    """The outermost middleware.
 
     Args:
-        root_path: the prefix; empty for that of the header `X-Forwarded-Prefix`.
+        root_path: the prefix; empty to use the header `X-Forwarded-Prefix`.
         trusted: addresses and networks of the proxies, or *.
     """
 
     def __init__(self, app: ASGIApp, root_path: str, trusted: Sequence[str]) -> None:
-        inner: Any = app  # uvicorn has types of its own for the same things
+        inner: Any = app  # uvicorn has its own types for the same protocol
         self._root_path = root_path
         self._app = ProxyHeadersMiddleware(inner, ["*"] if "*" in trusted else list(trusted))
 
@@ -47,7 +47,7 @@ class ForwardedMiddleware:
         peer = (scope.get("client") or (None,))[0]
         if peer not in self._app.trusted_hosts:
             return ""
-        # several proxies add theirs one after the other; the outermost stands first
+        # each proxy appends its own prefix; the outermost comes first
         values = ",".join(Headers(scope=scope).getlist("x-forwarded-prefix")).split(",")
         try:
             return "".join(map(checked_path, values))
@@ -56,7 +56,7 @@ class ForwardedMiddleware:
 
 
 def own_path(scope: Scope) -> str:
-    """The path without the prefix; never empty, as a browser has it."""
+    """The path without the prefix; `/` if nothing is left."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", "")) or "/"
 
@@ -66,4 +66,4 @@ def _root_path(request: Request) -> str:
 
 
 RootPath = Annotated[str, Depends(_root_path)]
-"""What stands in front of the paths of links: empty, or such as `/llgbm`."""
+"""Prefix for the paths of links, such as `/llgbm`; may be empty."""

@@ -1,10 +1,10 @@
-"""Bodies are JSON, whatever their Content-Type says: `curl -d` and many a client name a wrong one, or none.
+"""Reads bodies as JSON whatever their Content-Type: `curl -d` and many clients send a wrong type, or none.
 
-Requests that a browser sends for a page of another origin without asking first can have no JSON type. They have an
-Origin, so one with an Origin must name the type: no page makes adapters here without being allowed to.
+A browser can send cross-origin requests without a preflight, but not with a JSON type. These requests have an Origin
+header, so a request with an Origin must name the JSON type. Otherwise any web page could make adapters here.
 
-A file is uploaded as a form. A browser sends forms for pages of other origins without asking first, but neither for
-this service's own page nor with an Authorization header, so a form with an Origin must have one of the two.
+Files are uploaded as forms, which a browser sends cross-origin without a preflight. So a form with an Origin must come
+from this service's own page or have an Authorization header, which needs a preflight.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _FORMS = frozenset({"/v1/files"})
 
 
 class JsonBodies:
-    """Middleware: takes a body for JSON; a body that turns out to be none is answered 415 by the error handlers."""
+    """Middleware that marks a body as JSON. If it is not JSON, the error handlers answer 415."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on with the type that its body should have, or refuse it."""
+        """Pass the request on with a JSON type, or refuse it."""
         if scope["type"] == "http" and scope["method"] in _WITH_BODY:
             try:
                 self._check(scope)
@@ -63,5 +63,5 @@ class JsonBodies:
 
 
 def _is_own(headers: MutableHeaders) -> bool:
-    """Whether the page that sends this came from here."""
+    """Whether the request comes from a page of this service."""
     return headers["origin"].partition("://")[2].lower() == headers.get("host", "").lower()

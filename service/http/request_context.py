@@ -1,7 +1,7 @@
-"""Request ids, the access log and HTTP metrics: the middleware around all others but CORS.
+"""Request ids, the access log and HTTP metrics: a middleware inside of CORS and around all others.
 
-Every request has an id (the client's X-Request-ID if it is a sane one), which is in the answer's headers, in every
-error and in every log line. Prompts, answers, keys and query strings are never logged: lines carry the route's
+Every request has an id (the client's X-Request-ID if it is valid), which is in the response headers, in every error
+and in every log line. Prompts, answers, keys and query strings are never logged: log lines have the route's
 template, not the path.
 """
 
@@ -26,13 +26,13 @@ _UNCOUNTED_ROUTES = frozenset({"/livez", "/readyz", "/metrics"})
 
 
 class RequestCounter(Protocol):
-    """Whoever needs the number of requests under way."""
+    """Holds the number of active requests."""
 
     active: int
 
 
 class RequestContext:
-    """Middleware: request id, access log, HTTP metrics, and the 500 of anything that nobody caught."""
+    """Middleware: request id, access log, HTTP metrics, and the 500 response for uncaught exceptions."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, counter: RequestCounter) -> None:
         self.app, self._metrics, self._counter = app, metrics, counter
@@ -65,13 +65,13 @@ class RequestContext:
             await self.app(scope, receive, send_with_id)
         except Exception as error:
             answer = answer_to(error)
-            if status:  # the head is out, and the body cannot be completed: let the server cut the connection
+            if status:  # the headers are sent and the body cannot be completed: let the server close the connection
                 raise
             await answer.response()(scope, receive, send_with_id)
         finally:
             self._counter.active -= counts
             seconds, route = time.perf_counter() - start, _route(scope)
-            # 499, as nginx has it: the client went away before there was an answer
+            # 499, as in nginx: the client disconnected before the response
             self._metrics.on_http(scope["method"], route, status or 499, seconds)
             if route not in _UNCOUNTED_ROUTES:
                 self._log.info(
@@ -86,6 +86,6 @@ class RequestContext:
 
 
 def _route(scope: Scope) -> str:
-    """The route's template, `/adapters/{adapter_id}`; one name for all that match none."""
+    """The route's template, `/adapters/{adapter_id}`; one name for all paths without a route."""
     path = getattr(scope.get("route"), "path", None)
     return path if isinstance(path, str) else "unmatched"

@@ -1,7 +1,7 @@
-"""Who may send what, and how much: API keys, rate limits and the size of bodies, in one middleware.
+"""Access control in one middleware: host names, API keys, rate limits and body sizes.
 
-Keys are known by their sha256 only and compared in constant time, against all of them. A key is asked for on every
-path, existing or not, that is not on the explicit public list. Rates count by key, or by client address without keys.
+Only the sha256 of a key is stored, and it is compared in constant time with all known ones. Every path needs a key,
+whether or not it exists, unless it is on the public list. Rates count by key, or by address if there are no keys.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger("service.security")
 _FOR_PROBES = frozenset({"/livez", "/readyz", "/metrics"})
-"""Answered under any host name: probes and scrapers use the pod's address, or HTTP/1.0 without a name."""
+"""Answered under any host name: probes and scrapers use the address of the pod, or HTTP/1.0 without a Host header."""
 
 
 class ApiKeys:
@@ -50,13 +50,13 @@ class ApiKeys:
         """The first 8 digits of the key's hash, its name in logs and limits.
 
         Raises:
-            ApiError: 401, there is no key or it is not a known one.
+            ApiError: 401, the key is missing or unknown.
         """
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise _unauthorised("this path needs an API key: send the header `Authorization: Bearer KEY`")
         given = hashlib.sha256(key.strip().encode()).hexdigest().encode()
-        # all of them, whether or not one has matched, so that the time says nothing
+        # compare with all of them, so that the time does not depend on which one matches
         matches = [hmac.compare_digest(given, known) for known in self._hashes]
         if not any(matches):
             raise _unauthorised("this API key is not known here; ask the operator for one")
@@ -68,10 +68,10 @@ def _unauthorised(message: str) -> ApiError:
 
 
 class RateLimiter:
-    """A moving window per client, in Redis so that all processes count together, else in this process.
+    """A moving window per client. With Redis, all processes share one count; without, each process has its own.
 
-    When Redis does not answer, the count goes on in this process: a limit that is too generous for a while is better
-    than an outage. Redis is then left alone for `retry_after` seconds, so that not every request waits for it.
+    If Redis does not answer, this process counts alone: a limit that is too generous for a while is better than an
+    outage. Redis is then not asked for `retry_after` seconds, so that requests do not wait for it.
     """
 
     def __init__(self, rate: str, redis_url: str | None, timeout: float, retry_after: float) -> None:
@@ -85,9 +85,9 @@ class RateLimiter:
                 redis_url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
             )
             storage = RedisStorage(
-                "async+redis://localhost:6379",  # the pool has the address, in forms of which not all are known here
+                "async+redis://localhost:6379",  # unused: the pool has the address, also in forms unknown here
                 implementation="redispy",
-                connection_pool=self._pool,  # type: ignore[arg-type]  # taken, but left out of its annotation
+                connection_pool=self._pool,  # type: ignore[arg-type]  # accepted, but missing in its annotation
             )
             self._shared = MovingWindowRateLimiter(storage)
 
@@ -124,7 +124,7 @@ class RateLimiter:
 
 
 def rate_limiter(settings: Settings) -> RateLimiter | None:
-    """The limiter that the settings ask for; None for no limit."""
+    """The limiter of the settings; None for no limit."""
     if not settings.rate_limit:
         return None
     redis_url = None if settings.redis_url is None else settings.redis_url.get_secret_value()
@@ -132,7 +132,7 @@ def rate_limiter(settings: Settings) -> RateLimiter | None:
 
 
 class AccessMiddleware:
-    """Middleware: host, key, rate and size, in this order, before anything of the application runs."""
+    """Middleware: checks host, key, rate and size, in this order, before the application runs."""
 
     def __init__(self, app: ASGIApp, settings: Settings, limiter: RateLimiter | None, metrics: Metrics) -> None:
         self.app, self._limiter, self._metrics = app, limiter, metrics
@@ -172,7 +172,7 @@ class AccessMiddleware:
     def _check_host(self, host: str) -> None:
         try:
             name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:  # brackets that hold no address
+        except ValueError:  # invalid address in brackets
             name = ""
         if self._hosts and name not in self._hosts:
             raise ApiError(

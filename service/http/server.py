@@ -1,4 +1,4 @@
-"""How uvicorn is set up, for the process and for the tests."""
+"""The uvicorn configuration, for the process and for the tests."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from service.settings import Settings
 
 
 class PlainHTTP(H11Protocol):
-    """HTTP/1.1 that stays HTTP/1.1: an offer of another protocol is ignored, as RFC 9110 (7.8) allows.
+    """HTTP/1.1 without upgrades: an offer of another protocol is ignored, as RFC 9110 (7.8) allows.
 
-    Java's client offers h2c with every first request, and uvicorn's other parser loses the body of such a request.
+    Java's client offers h2c in its first request, and uvicorn's other parser loses the body of such a request.
     """
 
     def _should_upgrade(self) -> bool:
-        # without this h11 stops to read after the request, and nobody would notice a client that hangs up
+        # otherwise h11 stops reading after the request, and a disconnect would not be noticed
         self.conn._cstate.pending_switch_proposals.clear()
         return False
 
 
 def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    """The configuration of a server of `app`."""
+    """The configuration of a server for `app`."""
     return uvicorn.Config(
         app,
         host=settings.host,

@@ -1,4 +1,4 @@
-"""Server-sent events, and what happens when a client goes away."""
+"""Server-sent events, and the handling of client disconnects."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ DONE = "data: [DONE]\n\n"
 
 
 def event(model: BaseModel) -> str:
-    """A model as one event, without the fields that were not set."""
+    """A model as one event, without unset fields."""
     return f"data: {json.dumps(model.model_dump(exclude_unset=True), ensure_ascii=False)}\n\n"
 
 
 class EventStream(StreamingResponse):
-    """Streams events and always calls `close`, also when the client is gone before the first event.
+    """Streams events and always calls `close`, even if the client disconnects before the first event.
 
-    An error that `events` raises is sent as an event, since the status has been sent by then.
+    An error raised by `events` is sent as an event, because the status has already been sent.
     """
 
     def __init__(self, events: AsyncIterator[str], close: Callable[[], None], headers: dict[str, str]) -> None:
         super().__init__(
             _with_errors(events),
             media_type="text/event-stream",
-            # proxies must hand every event on at once
+            # proxies must pass on every event at once
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers},
         )
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events; `close` whatever happens."""
+        """Send the events and always call `close`."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -57,10 +57,10 @@ async def _with_errors(events: AsyncIterator[str]) -> AsyncIterator[str]:
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
-    """Await `work`, and cancel it when the client hangs up.
+    """Await `work`, and cancel it if the client disconnects.
 
     Raises:
-        ApiError: 499, as nginx numbers it: it did, and nobody will read an answer.
+        ApiError: 499 (nginx's number), the client disconnected.
     """
     working = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(_disconnected(request))

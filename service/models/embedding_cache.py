@@ -1,10 +1,10 @@
-"""Text embeddings in Redis, so that several processes share them; and what keeps a failing cache from failing requests.
+"""Text embeddings in Redis, shared by several processes, and a wrapper that keeps cache failures from failing requests.
 
-Redis may be slow, down, restarted or full of rubbish, a file may be torn or its disk full: a look-up then simply finds
-nothing, the request goes on, and a metric, a log line and `problem` say so. After a failure Redis is left alone for a
-moment, so that no request waits for a server that is not there.
+Redis may be slow, down, restarted or hold invalid data; a file may be damaged or its disk full. A look-up then finds
+nothing, the request continues, and a metric, a log line and `problem` report the failure. After a failure Redis is not
+asked for a while, so that requests do not wait for a dead server.
 
-Both block, for at most the timeout, and run where the encoder runs. The keys and the content are the encoder's.
+Both caches block for at most the timeout, and run in the thread of the encoder. The encoder defines keys and content.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MAGIC = b"LGE1"
 _PROBE_KEY, _PROBE_SECONDS = (
     "llgbm:embedding:probe",
     60,
-)  # beside the embeddings, for users that may write no other keys
+)  # has the prefix of the embeddings, for Redis users that may write no other keys
 _ERROR_WORD = re.compile(r"(?:.* caused error: \(['\"])?([A-Z]{3,}) ", re.DOTALL)  # in a pipeline, after the command
 _log = structlog.get_logger("service.embedding_cache")
 
@@ -43,9 +43,8 @@ _log = structlog.get_logger("service.embedding_cache")
 class RedisEmbeddingCache:
     """Implements `llgbm.conditioning.embedding_cache.EmbeddingCache` over Redis.
 
-    A value is a magic word, the CRC32 of the content, and the content; whatever is not of this form is rubbish. The
-    exchanges run in an event loop of their own, in a thread of its own: so a look-up ends when its time is over,
-    whatever it waits for, the name of the host among it.
+    A value is a magic word, the CRC32 of the content, and the content; other values are ignored. The exchanges run in
+    an event loop in their own thread, so that every look-up ends after the timeout, even if it waits for the DNS.
 
     Args:
         url: redis://[:password@]host:port/db; rediss:// and unix:// work too.
@@ -61,7 +60,7 @@ class RedisEmbeddingCache:
         self._thread.start()
 
     def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
-        """The content of each key, None where there is none; one exchange for all."""
+        """The content of each key, or None if missing; one exchange for all."""
         if not keys:
             return []
         values: list[Any] = self._result(self._redis.mget(list(keys)))
@@ -79,14 +78,14 @@ class RedisEmbeddingCache:
         self._result(keep())
 
     def probe(self) -> None:
-        """Raise what is wrong with the server. It writes, since one that refuses writes may answer all else."""
+        """Raise an exception if the server has a problem. Writes, because a server may refuse only writes."""
         self._result(self._redis.set(_PROBE_KEY, b"", ex=_PROBE_SECONDS))
 
     def close(self) -> None:
         """Close the connections."""
         if self._loop.is_closed():
             return
-        with contextlib.suppress(Exception):  # a server that is gone needs no goodbye
+        with contextlib.suppress(Exception):  # the server may be down already
             self._result(self._redis.aclose())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -111,24 +110,24 @@ class RedisEmbeddingCache:
 
 
 class PersistentCache(EmbeddingCache, Protocol):
-    """A cache that holds something open."""
+    """A cache with an open resource."""
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close it."""
         ...
 
 
 class ResilientCache:
-    """Memory in front of a persistent cache whose failures stay without effect. Implements `EmbeddingCache`.
+    """Memory in front of a persistent cache; failures of the latter have no effect. Implements `EmbeddingCache`.
 
     Args:
-        open_persistent: makes the persistent cache, at its first use and again if that failed.
-        max_items: entries of the memory.
-        retry_after: seconds without the persistent cache after it failed.
-        check: raises if the persistent cache cannot be reached or written to; None if there is nothing to ask.
+        open_persistent: opens the persistent cache at first use, and again if that failed.
+        max_items: entries in memory.
+        retry_after: seconds without the persistent cache after a failure.
+        check: raises if the persistent cache cannot be reached or written to; None for no check.
 
     Attributes:
-        problem: the kind of failure that the persistent cache suffers from, None when it works.
+        problem: the kind of the persistent cache's current failure; None if it works.
     """
 
     def __init__(
@@ -148,7 +147,7 @@ class ResilientCache:
         self.problem: str | None = None
 
     def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
-        """The content of each key, None where there is none or the persistent cache fails. Never raises."""
+        """The content of each key, or None if missing or if the persistent cache fails. Never raises."""
         found = self._memory.get_many(keys)
         missing = [key for key, value in zip(keys, found, strict=True) if value is None]
         kept: dict[str, bytes] = {}
@@ -162,13 +161,13 @@ class ResilientCache:
         return [kept.get(key) if value is None else value for key, value in zip(keys, found, strict=True)]
 
     def set_many(self, items: Mapping[str, bytes]) -> None:
-        """Keep the contents, in memory at least. Never raises."""
+        """Keep the contents, at least in memory. Never raises."""
         self._memory.set_many(items)
         if items:
             self._try(lambda persistent: persistent.set_many(items), writes=True)
 
     def current_problem(self) -> str | None:
-        """`problem`, after asking the persistent cache. Blocks for at most its timeout."""
+        """`problem`, after a check of the persistent cache. Blocks for at most its timeout."""
         check = self._check
         if check is not None and time.monotonic() >= self._closed_until:
             self._try(lambda _: check(), writes=True)
@@ -187,10 +186,10 @@ class ResilientCache:
             if self._persistent is None:
                 self._persistent = self._open_persistent()
             result = action(self._persistent)
-        except Exception as error:  # whatever it is: a cache must not fail a request
+        except Exception as error:  # any failure: a cache must not fail a request
             self._failed(error, writes)
             return None
-        if writes or not self._refuses_writes:  # a look-up that succeeds says nothing about writes
+        if writes or not self._refuses_writes:  # a successful look-up does not show that writes work
             if self.problem is not None:
                 _log.info("embedding_cache_back")
             self.problem, self._refuses_writes = None, False
@@ -201,7 +200,7 @@ class ResilientCache:
         self._refuses_writes = self._refuses_writes or writes
         self._metrics.embedding_errors.labels(kind).inc()
         self._closed_until = time.monotonic() + self._retry_after
-        if self.problem is None:  # once per outage; the metric counts all of them
+        if self.problem is None:  # log once per outage; the metric counts all failures
             _log.warning("embedding_cache_failed", kind=kind, error=_code(error), again_in=self._retry_after)
         self.problem = kind
 
@@ -211,7 +210,7 @@ def _pack(content: bytes) -> bytes:
 
 
 def _code(error: Exception) -> str:
-    """The word that Redis begins its error with, such as MISCONF, or the error's class; never its text."""
+    """The first word of a Redis error, such as MISCONF, or the error's class; never its text."""
     word = _ERROR_WORD.match(str(error)) if isinstance(error, ResponseError) else None
     return getattr(error, "status_code", None) or (type(error).__name__ if word is None else word[1])
 

@@ -1,4 +1,4 @@
-"""Loads what answers are made with: base, generator, text encoder and its cache. Runs in the torch thread."""
+"""Loads the base, the generator, and the text encoder with its cache. Runs in the torch thread."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, eq=False)
 class Models:
-    """Everything that is loaded.
+    """All loaded models.
 
     Attributes:
-        new_decoder: None if the base is bare, since another engine decodes then.
-        max_context: tokens of a prompt and its answer together.
+        new_decoder: None if the base has no weights because another engine decodes.
+        max_context: limit of prompt and answer together, in tokens.
         cache: of text embeddings.
     """
 
@@ -59,7 +59,7 @@ class Models:
 
 
 class LoadModels(Protocol):
-    """`load_models`, or what a test puts in its place."""
+    """The signature of `load_models`, which tests replace."""
 
     def __call__(self, settings: Settings, metrics: Metrics, progress: Progress) -> Models:
         """Load everything; called in the torch thread."""
@@ -67,11 +67,11 @@ class LoadModels(Protocol):
 
 
 def load_models(settings: Settings, metrics: Metrics, progress: Progress) -> Models:
-    """Find, fetch where needed, and load.
+    """Find, download if needed, and load all models.
 
     Raises:
         CheckpointError: there is no readable generator, or it was made for another base or encoder.
-        PretrainedNotFoundError: no source has the base or the encoder.
+        PretrainedNotFoundError: the base or the encoder is in no source.
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -126,15 +126,15 @@ def load_models(settings: Settings, metrics: Metrics, progress: Progress) -> Mod
         return Decoder(base, max_context=limit, prefill_tokens=settings.prefill_tokens)
 
     say("warming up")
-    # weights are read from the disk, and the vocabulary made ready for grammars, when they are first used: better now
-    # than in the first request
+    # first use reads the weights from the disk and prepares the vocabulary for grammars: do it now, not in the
+    # first request
     hello = base.tokenizer("Hello", add_special_tokens=False)["input_ids"]
     new_decoder().add([DecodeRequest(hello, None, SamplingParams(max_tokens=1), JsonGrammar())])
     return Models(base, maker, new_decoder, limit, cache)
 
 
 def _fetch(name_or_path: str, progress: Progress) -> None:
-    """Bring weights onto this machine, with progress in the log and in /readyz, if they are not here."""
+    """Download weights if they are not on this machine; shows progress in the log and in /readyz."""
     last = time.monotonic()
 
     def report(stage: str, done: int, total: int | None) -> None:
@@ -150,7 +150,7 @@ def _fetch(name_or_path: str, progress: Progress) -> None:
 
 
 def embedding_cache(settings: Settings, metrics: Metrics) -> ResilientCache:
-    """The cache that the settings ask for: memory over Redis, or over a file."""
+    """The cache of the settings: memory over Redis, or over a file."""
     check = None
     if settings.redis_url is None:
         path = settings.cache_dir / "embeddings.sqlite"

@@ -47,10 +47,10 @@ def configure_logging(settings: Settings) -> None:
 
 
 def _tell_exception(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Replace `exc_info` by what was raised and where.
+    """Replace `exc_info` by the types of the exceptions and where they were raised.
 
-    The message of an exception may quote what it was about, a prompt for one, so only our own errors and those of the
-    operating system, which do not, are quoted.
+    An exception's message may quote a prompt. Only messages of our own errors and of the operating system are kept,
+    because they do not.
     """
     info = event.pop("exc_info", None)
     if info is True:

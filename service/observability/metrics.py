@@ -1,8 +1,8 @@
 """The Prometheus metrics of one application, in a registry of its own.
 
-Labels hold routes, ids of adapters and fixed words; never a prompt, a name that a user chose, or a key.
-`llgbm_lora_requests_info` has the form that inference gateways read from vLLM (`vllm:lora_requests_info`): the adapters
-that run and wait as labels, the time as its value.
+Labels are routes, adapter ids and fixed words; never prompts, user-chosen names or keys. `llgbm_lora_requests_info` has
+the format that inference gateways read from vLLM (`vllm:lora_requests_info`): running and waiting adapters as labels,
+the time as its value.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2
 
 
 class Metrics:
-    """What the service counts. Every method may be called from any thread."""
+    """All metrics of the service. Thread-safe."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -84,12 +84,12 @@ class Metrics:
         registry.register(self._lora)
 
     def on_http(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count an answer. A method that HTTP does not know is called OTHER, so that clients cannot make up series."""
+        """Count a response. Unknown methods are counted as OTHER, so that clients cannot create new series."""
         self.http_requests.labels(method if method in _METHODS else "OTHER", route, status).inc()
         self.http_seconds.labels(route).observe(seconds)
 
     def on_load(self, waiting: list[str | None], running: list[str | None], max_batch: int) -> None:
-        """Adapter ids of the rows that wait and run; None is the plain base."""
+        """Record the adapter ids of waiting and running rows; None is the plain base."""
         self.queue_depth.set(len(waiting))
         self.batch_rows.set(len(running))
         names = {name for name in running if name is not None}
@@ -102,7 +102,7 @@ class Metrics:
 
 
 class _LoraRequestsInfo(Collector):
-    """One sample, made when it is read, so that adapters of the past leave no series behind."""
+    """One sample, made when it is read, so that no series of former adapters remain."""
 
     def __init__(self) -> None:
         self._state: tuple[str, str, str] = ("", "", "0")

@@ -6,9 +6,9 @@ from fastapi.telemetry import TelemetryConfig
 
 
 def tracing(wanted: bool) -> TelemetryConfig:
-    """FastAPI's own OpenTelemetry hook: spans of requests to where the OTEL_* variables say, or nothing at all.
+    """FastAPI's OpenTelemetry hook: sends spans of requests as the OTEL_* variables say, or does nothing.
 
-    Its logs and its metrics stay off: the former would hold messages of exceptions, and /metrics has the latter.
+    Its logs stay off because they would hold messages of exceptions; its metrics stay off because /metrics has them.
 
     Raises:
         RuntimeError: LLGBM_OTEL is set but the extra is not installed.

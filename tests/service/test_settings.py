@@ -73,7 +73,7 @@ def test_the_environment_goes_before_the_file_and_empty_means_unset(
         ("BASE_STORAGE", "float8", "int8"),
         ("MAX_BATCH", "0", "greater than"),
         ("ENGINE", "vllm", "needs LLGBM_VLLM_URL"),
-        ("VLLM_URL", "gpu-1:8000", "'gpu-1:8000' is no address of a vLLM server, such as http://host:8000"),
+        ("VLLM_URL", "gpu-1:8000", "'gpu-1:8000' is not a vLLM server's address, such as http://host:8000"),
         ("VLLM_URL", "http://me:secret@gpu-1:8000", "'http://gpu-1:8000' comes with a user or a password"),
         ("API_KEY_HASHES", ",", "nothing between them"),
         ("VLLM_MAX_LORAS", "100", "raise the second"),
