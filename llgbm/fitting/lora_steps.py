@@ -102,7 +102,7 @@ class LoRASteps:
         if not math.isfinite(value):
             raise ConfigError(f"the loss of step {self.done} is {value}; lower learning_rate, or check the start")
         self._optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self._trained, self._settings.max_grad_norm)
         if self._settings.start_decay:
             share = min(1.0, rate * self._settings.start_decay)

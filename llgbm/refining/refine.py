@@ -129,7 +129,7 @@ class _Refining:
         self._parts = _parts(train, check, config)
         self._most = _steps_of_a_part(len(rows), config, chooses=any(part.held_out for part in self._parts))
         every = self._most if config.steps is not None else config.check_every
-        self._checks = sorted({*range(every, self._most + 1, every), self._most})
+        self._checks: list[int] = sorted({*range(every, self._most + 1, every), self._most})
         self._digest = _digest(base, self._initial, rows, validation, config)
         # sums over held-out rows: correct, log-likelihood, number; for the start and for every check
         self._sums = torch.zeros(1 + len(self._checks), 3, dtype=torch.float64)

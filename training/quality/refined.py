@@ -1,0 +1,190 @@
+"""`python -m training refined`: how much examples teach, from different starts, on families that are held out.
+
+For each task, an adapter is refined on its first training rows and measured on its test rows, bare and with the
+description in the context. The rows beside it are the plain base, the starts as they are, and the same examples in the
+context. Finished cells are kept, so the same command continues.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from llgbm.adapters.peft_io import content_digest
+from llgbm.base import Base, numerics_of
+from llgbm.checkpoint import load_generator
+from llgbm.errors import ConfigError
+from llgbm.evaluation import paired_bootstrap, score_rows
+from llgbm.linears.frozen_linear import Storage, fastest_training_storage
+from llgbm.lora import LoRAWeights
+from llgbm.prompting import AdapterMaker, AdapterRequest
+from llgbm.refining.refine import refine
+from llgbm.refining.settings import RefineConfig, RefineRow
+from llgbm.text_encoder import PretrainedTextEncoder
+from training.quality.cells import Cells
+from training.recipe.generator_base import base_of
+from training.runs.fingerprint import Fingerprint
+from training.runs.log import RunLog
+from training.runs.results import write_result
+from training.tasks.families import load_families
+from training.tasks.format import Example, Task, evenly
+from training.tasks.rows import eval_row
+
+Start = Literal["nothing", "shared", "generated"]
+"""PEFT's initialisation, the generator's shared adapter, or the adapter that it makes from the description."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the measurement."""
+
+    workdir: Path = Path("runs/refined")
+    """Folder of the cells and the result."""
+    families: Path = Path("families/heldout")
+    """Folder of family files; tasks without exact match are left out."""
+    num_tasks: int = 16
+    """Number of tasks, evenly spread."""
+    counts: tuple[int, ...] = (4, 8, 16, 28)
+    """Numbers of examples; a task with fewer rows is left out of a count."""
+    starts: tuple[Start, ...] = ("nothing", "shared", "generated")
+    """What an adapter is refined from."""
+    context_tokens: int = 1024
+    """As many examples stand in the context as fit into so many tokens of a row."""
+    settings: RefineConfig = field(default_factory=lambda: RefineConfig(turns=0))
+    """Settings of the training; the description is the task's."""
+    checkpoint: Path = Path("checkpoints/qwen2.5-0.5b")
+    """The generator."""
+    base: str = ""
+    """Hub id or folder of the frozen base; by default the checkpoint's."""
+    base_storage: Storage | None = None
+    """How the base's Linear weights are stored; none takes the fastest on the device."""
+    device: str = "cpu"
+    """A torch device, cpu or cuda."""
+    text_encoder: str = ""
+    """Hub id or folder of the text encoder; by default the checkpoint's."""
+
+    def __post_init__(self) -> None:
+        if self.num_tasks < 1 or self.context_tokens < 1 or not self.counts or min(self.counts) < 1:
+            raise ConfigError("num_tasks, context_tokens and every one of counts must be at least 1")
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """One cell: its key, its name in the table, and its measurement."""
+
+    key: str
+    name: str
+    task: Task
+    measure: Callable[[], dict[str, Any]]
+
+
+def run(config: Config) -> None:
+    """Measure the missing cells, and write the result."""
+    checkpoint = load_generator(config.checkpoint)
+    base = base_of(
+        checkpoint, config.base, config.base_storage or fastest_training_storage(config.device), config.device
+    )
+    maker = AdapterMaker(checkpoint, PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id))
+    exact = [task for task in load_families(config.families) if task.metric != "log_likelihood"]
+    tasks = evenly(exact, config.num_tasks)
+    cells = Cells(config.workdir / "cells.jsonl")
+    with RunLog(config.workdir, "refined", config) as log:
+        work = [one for task in tasks for one in _work(config, base, maker, task)]
+        with log.progress("refined", total=len(work)) as progress:
+            for done, one in enumerate(work, 1):
+                if cells.get(one.key) is None:
+                    cells.add(one.key, {"name": one.name, "task": one.task.task_id, **one.measure()})
+                progress.update(done, f"{one.task.task_id}, {one.name}")
+        table = _table([(one, cells[one.key]) for one in work])
+        write_result(log, "refined", config, {"num_tasks": len(tasks), "rows": table}, base_revision=base.revision)
+    for name, row in table.items():
+        print(f"{name}: " + ", ".join(f"{form} {values['accuracy']:.1%}" for form, values in row.items()))
+
+
+def _work(config: Config, base: Base, maker: AdapterMaker, task: Task) -> Iterator[_Work]:
+    description = task.descriptions[0]
+    starts: dict[Start, LoRAWeights | None] = {
+        "nothing": None,
+        "shared": maker.checkpoint.generator.shared_adapter().detach(),
+        "generated": maker.make([AdapterRequest((description,))])[0].weights.detach(),
+    }
+
+    def key(start: LoRAWeights | None, **more: Any) -> str:
+        return Fingerprint.of(
+            base_revision=base.revision,
+            base_storage=numerics_of(base),
+            description=description,
+            rows=[(e.input, e.accepted) for e in task.test],
+            start=None if start is None else content_digest(start),
+            **more,
+        ).digest
+
+    for name, start in starts.items():
+        if name in config.starts:
+            title = "base" if start is None else f"{name}, not refined"
+            yield _Work(key(start), title, task, partial(_scores, base, task, start))
+    for count in (count for count in config.counts if count <= len(task.train)):
+        shown = task.train[:count]
+        texts = [(e.input, e.output) for e in shown]
+        shots = _fitting(base, task, shown, config.context_tokens)
+        yield _Work(
+            key(None, shots=texts[: len(shots)]),
+            f"base, {count} examples in the context",
+            task,
+            partial(_scores, base, task, None, shots),
+        )
+        for name in config.starts:
+            settings = replace(config.settings, description=description)
+            yield _Work(
+                key(starts[name], learned=texts, settings=str(settings)),
+                f"refined from {name}, {count} examples",
+                task,
+                partial(_refined, base, task, starts[name], shown, settings),
+            )
+
+
+def _refined(
+    base: Base, task: Task, start: LoRAWeights | None, shown: tuple[Example, ...], settings: RefineConfig
+) -> dict[str, Any]:
+    refined = refine(base, start, [RefineRow.of(e.input, e.output) for e in shown], settings)
+    seconds = {"refine_seconds": round(refined.seconds, 1), "steps": refined.steps}
+    return _scores(base, task, refined.weights) | seconds
+
+
+def _scores(base: Base, task: Task, weights: LoRAWeights | None, shots: tuple[Example, ...] = ()) -> dict[str, Any]:
+    """Of every test row: right or not, bare and with the description. Examples in the context have it too."""
+    began = time.monotonic()
+    found: dict[str, Any] = {}
+    for form, description in (("bare", None), ("described", task.descriptions[0])):
+        if shots and description is None:
+            continue
+        rows = [eval_row(base, e, description=description, shots=shots) for e in task.test]
+        found[form] = [int(score.correct) for score in score_rows(base, [(weights, rows)])[0]]
+    return found | {"seconds": round(time.monotonic() - began, 1)}
+
+
+def _fitting(base: Base, task: Task, shown: tuple[Example, ...], tokens: int) -> tuple[Example, ...]:
+    """The first examples that fit into the context of the longest test row; at least one."""
+    longest = max(task.test, key=lambda e: len(e.input))
+    for count in range(len(shown), 1, -1):
+        row = eval_row(base, longest, description=task.descriptions[0], shots=shown[:count])
+        if len(row.prompt) + len(row.answers[0]) <= tokens:
+            return shown[:count]
+    return shown[:1]
+
+
+def _table(found: list[tuple[_Work, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Accuracy of every name, bare and with the description: the mean over tasks, with its 95 % interval."""
+    table: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(work.name for work, _ in found):
+        for form in ("bare", "described"):
+            tasks = [cell[form] for work, cell in found if work.name == name and form in cell]
+            if tasks:
+                mean, low, high = paired_bootstrap(tasks)
+                values = {"accuracy": round(mean, 4), "interval": [round(low, 4), round(high, 4)], "tasks": len(tasks)}
+                table.setdefault(name, {})[form] = values
+    return table
