@@ -26,6 +26,13 @@ PHONE = {"width": 360, "height": 740}
 # text that was asked for and refused is logged by the browser itself
 _EXPECTED_CONSOLE = "Failed to load resource"
 
+PASTE = """(field, text) => {
+  const data = new DataTransfer();
+  data.setData("text/plain", text);
+  field.dispatchEvent(new ClipboardEvent("paste", {clipboardData: data, bubbles: true, cancelable: true}));
+}"""
+"""Pastes text into a field."""
+
 CONTRASTS = """() => {
   const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
   const rgba = (color) => {
@@ -149,31 +156,32 @@ def make_adapter(page: Page, prompt: str) -> str:
 
 
 def ask(page: Page, question: str, *, max_tokens: int = 12) -> None:
-    """Send a question to both models, without waiting for the answers."""
+    """Send a question to all that are ticked, without waiting for the answers."""
     options = page.locator(".options")
     if options.get_attribute("open") is None:
         options.locator("summary").click()
     page.get_by_label("Max tokens").fill(str(max_tokens))
-    page.get_by_label("Input for both models").fill(question)
-    page.get_by_label("Input for both models").press("Enter")
+    page.get_by_label("Question", exact=True).fill(question)
+    page.get_by_label("Question", exact=True).press("Enter")
     expect(page.locator(".turn").last.locator(".asked")).to_contain_text(question)
 
 
-def answered(page: Page, state: str = "complete") -> tuple[str, str]:
-    """The texts of the last turn, base and adapter, once both answers are in `state`."""
+def answered(page: Page, state: str = "complete", lanes: tuple[str, ...] = ("base", "adapted")) -> tuple[str, ...]:
+    """The texts of the last turn by lane, once all its answers are in `state`."""
     turn = page.locator(".turn").last
+    expect(turn.locator(".answer")).to_have_count(len(lanes))
     texts = []
-    for lane in ("base", "adapted"):
+    for lane in lanes:
         answer = turn.locator(f".answer[data-lane={lane}]")
         expect(answer).to_have_attribute("data-state", state)
         texts.append(answer.locator(".answer-text").evaluate("e => e.firstChild.data"))
-    return texts[0], texts[1]
+    return tuple(texts)
 
 
-def completion(api: httpx.Client, model: str, question: str, max_tokens: int = 12) -> str:
+def completion(api: httpx.Client, model: str, question: str, max_tokens: int = 12, **more: Any) -> str:
     """What the API answers without streaming, to one question at temperature 0."""
     messages = [{"role": "user", "content": question}]
-    body = {"model": model, "messages": messages, "max_tokens": max_tokens, "temperature": 0}
+    body = {"model": model, "messages": messages, "max_tokens": max_tokens, "temperature": 0, **more}
     text: str = (
         api.post("/v1/chat/completions", json=body).raise_for_status().json()["choices"][0]["message"]["content"]
     )

@@ -42,7 +42,9 @@ def load(tiny_checkpoint_path: Path, tiny_base_path: Path, tiny_encoder_path: Pa
 
 @pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory, load: LoadModels) -> Iterator[LiveServer]:
-    with live(make_settings(tmp_path_factory.mktemp("playground"), max_prompt_chars=400), load) as served:
+    # float32, so that the snippet with PEFT gives the same answer
+    settings = make_settings(tmp_path_factory.mktemp("playground"), max_prompt_chars=400, base_storage="float32")
+    with live(settings, load) as served:
         yield served
 
 

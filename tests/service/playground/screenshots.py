@@ -28,9 +28,12 @@ PICTURES: dict[str, dict[str, Any]] = {
         "device_scale_factor": 2,
     },
 }
-TASKS = {"desktop": ("Continent", "Opposite", "Passive voice"), "phone": ("Number in words",)}
+TASKS = {"desktop": ("Fix the grammar", "Extract to JSON", "Route a ticket"), "phone": ("Fix the grammar",)}
 """The example tasks of which adapters are made; the last one is shown."""
-QUESTIONS = {"desktop": ("The doctor advised the bankers.", "The children painted the fence."), "phone": ("268",)}
+QUESTIONS = {
+    "desktop": ("I was charged twice.", "The parcel arrived at the wrong house."),
+    "phone": ("She go to school every days.",),
+}
 SLOW_MS = 600_000
 """The real base may be slow on the machine that documents it."""
 
@@ -72,7 +75,7 @@ def _take(browser: Browser, url: str, key: str, name: str, path: Path) -> None:
         )
         expect(page.locator(".heat")).to_be_visible()
     for question in QUESTIONS[name]:
-        page.get_by_label("Input for both models").fill(question)
+        page.get_by_label("Question", exact=True).fill(question)
         page.get_by_role("button", name="Send").click()
         expect(page.get_by_role("button", name="Send")).to_be_visible()
     if name == "phone":

@@ -10,41 +10,93 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.service.playground.browser import CAPITAL, Pace, answered, ask, completion, make_adapter
+from tests.service.playground.browser import CAPITAL, PASTE, Pace, answered, ask, completion, make_adapter
 from tests.service.support.harness import LiveServer, services_of, wait_until
 
 pytestmark = pytest.mark.browser
 
 
-def test_both_models_stream_what_the_api_answers(page: Page, api: httpx.Client) -> None:
+def test_all_that_are_ticked_stream_what_the_api_answers(page: Page, api: httpx.Client) -> None:
     identity = make_adapter(page, CAPITAL)
     base = api.get("/readyz").json()["base"]
+    page.get_by_label("Base + description").check()
+    lanes = ("base", "told", "adapted")
     for question in ("Peru", "Chad"):
         ask(page, question)
-        plain, adapted = answered(page)
+        plain, told, adapted = answered(page, lanes=lanes)
         assert plain == completion(api, base, question)
-        assert adapted == completion(api, identity, question)
-        assert plain != adapted
+        assert told == completion(api, base, f"{CAPITAL}\n\n{question}")
+        assert adapted == completion(api, f"prompt:{CAPITAL}", question, context="auto")
     expect(page.locator(".turn")).to_have_count(2)
     expect(page.locator(".meta").last).to_contain_text(re.compile(r"12 tokens.*first in .*cut at max tokens"))
-    expect(page.locator("#announcer")).to_contain_text("Adapter:")
+    expect(page.locator("#announcer")).to_contain_text(re.compile(r"Base: .*Base \+ description: .*Adapter: "))
 
-    page.get_by_label("Tell the base the task, as text").check()
-    ask(page, "Mali")
-    plain, adapted = answered(page)
-    assert plain == completion(api, base, f"{CAPITAL}\n\nMali")
-    assert adapted == completion(api, identity, "Mali")
-    page.get_by_label("Tell the adapter the task, as text").check()
-    ask(page, "Togo")
-    assert answered(page) == tuple(completion(api, model, f"{CAPITAL}\n\nTogo") for model in (base, identity))
-    expect(page.locator(".who").last).to_have_text(f"Adapter {CAPITAL}, with the task as text")
+    page.get_by_role("checkbox", name="Base", exact=True).uncheck()
+    page.get_by_label("Base + description").uncheck()
+    for context, model in (("none", identity), ("description", f"prompt:{CAPITAL}")):
+        page.get_by_label("Text of the task for the adapter").select_option(context)
+        ask(page, "Togo")
+        more = {} if context == "none" else {"context": context}
+        assert answered(page, lanes=("adapted",)) == (completion(api, model, "Togo", **more),)
+    page.get_by_role("checkbox", name="Adapter").uncheck()
+    page.get_by_label("Question", exact=True).press("Enter")
+    expect(page.locator("#chat-problem")).to_contain_text("Tick who shall answer")
+    expect(page.get_by_role("checkbox", name="Adapter")).to_be_focused()
     page.get_by_role("button", name="Clear").click()
     expect(page.locator(".turn")).to_have_count(0)
-    expect(page.get_by_label("Input for both models")).to_be_focused()
+    expect(page.get_by_label("Question", exact=True)).to_be_focused()
+
+
+def test_says_what_auto_did_as_the_api_does(page: Page, api: httpx.Client) -> None:
+    make_adapter(page, CAPITAL)
+    told = api.post("/generate-adapter", json={"prompt": CAPITAL}).raise_for_status().json()["auto"]
+    words = {
+        "none": "no text of the task",
+        "description": "description as text",
+        "examples": "description and examples as text",
+    }
+    used = f"{words[told['context_used']]}, adapter ×{told['scale']:g}"
+    expect(page.locator("#auto-choice")).to_have_text(f"Auto in the chat: {used}")
+    ask(page, "Peru")
+    answered(page)
+    expect(page.locator(".answer[data-lane=adapted] .meta")).to_contain_text(f"auto: {used}")
+    expect(page.locator(".answer[data-lane=base] .meta")).not_to_contain_text("adapter")
+    page.get_by_label("Scale of the effect").press("End")
+    expect(page.locator("#announcer")).to_contain_text("scale 2 ready")
+    ask(page, "Chad")
+    answered(page)
+    expect(page.locator(".answer[data-lane=adapted] .meta").last).to_contain_text("no text of the task, adapter ×2")
+    expect(page.locator(".answer[data-lane=adapted] .meta").last).not_to_contain_text("auto")
+
+
+def test_examples_are_sent_with_the_question_and_offered_as_text(page: Page, api: httpx.Client) -> None:
+    examples = [{"input": "Peru", "output": "Lima"}, {"input": "Chad", "output": "N'Djamena"}]
+    page.get_by_text("Examples and name").click()
+    expect(page.locator("#context option[value=examples]")).to_be_disabled()
+    page.get_by_label("Input of example 1").evaluate(PASTE, "Peru\tLima\nChad\tN'Djamena")
+    make_adapter(page, CAPITAL)
+    page.get_by_label("Base + description").check()
+    with page.expect_request(lambda request: f"prompt:{CAPITAL}" in (request.post_data or "")) as sent:
+        ask(page, "Mali")
+    assert sent.value.post_data_json["examples"] == examples
+    assert sent.value.post_data_json["context"] == "auto"
+    answered(page, lanes=("base", "told", "adapted"))
+    expect(page.locator(".who").nth(1)).to_have_text("Base + description and 2 examples")
+    page.get_by_label("Text of the task for the adapter").select_option("examples")
+    ask(page, "Mali")
+    _, told, adapted = answered(page, lanes=("base", "told", "adapted"))
+    assert adapted == completion(api, f"prompt:{CAPITAL}", "Mali", context="examples", examples=examples)
+    turns = [
+        {"role": role, "content": content}
+        for example in examples
+        for role, content in (("user", f"{CAPITAL}\n\n{example['input']}"), ("assistant", example["output"]))
+    ]
+    turns.append({"role": "user", "content": f"{CAPITAL}\n\nMali"})
+    assert told == completion(api, api.get("/readyz").json()["base"], "", messages=turns)
 
 
 def test_earlier_turns_are_sent_when_that_is_wanted(page: Page) -> None:
-    identity = make_adapter(page, CAPITAL)
+    make_adapter(page, CAPITAL)
     ask(page, "Peru")
     first = answered(page)
     page.get_by_label("Send the earlier turns too").check()
@@ -53,7 +105,7 @@ def test_earlier_turns_are_sent_when_that_is_wanted(page: Page) -> None:
     ask(page, "Chad")
     answered(page)
     for model, messages in sent.items():
-        lane = 1 if model == identity else 0
+        lane = 1 if model == f"prompt:{CAPITAL}" else 0
         assert messages == [
             {"role": "user", "content": "Peru"},
             {"role": "assistant", "content": first[lane]},
@@ -105,7 +157,7 @@ def test_an_error_in_the_middle_of_an_answer_is_shown_below_what_has_come(page: 
 
 def test_asks_again_with_the_adapter_that_is_shown_now(page: Page, api: httpx.Client) -> None:
     ask_button = page.get_by_role("button", name="Send")
-    page.get_by_label("Input for both models").fill("Peru")
+    page.get_by_label("Question", exact=True).fill("Peru")
     ask_button.click()
     expect(page.locator("#chat-problem")).to_contain_text("There is no adapter to ask yet")
     expect(page.get_by_label("What should the model do?")).to_be_focused()

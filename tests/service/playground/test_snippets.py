@@ -26,8 +26,8 @@ def test_the_snippets_run(
     if shutil.which("curl") is None:
         pytest.skip("needs curl")
     identity = make_adapter(page, NASTY)
-    page.get_by_label("Input for both models").fill(NASTY)
-    page.get_by_label("Input for both models").blur()
+    page.get_by_label("Question", exact=True).fill(NASTY)
+    page.get_by_label("Question", exact=True).blur()
 
     run = subprocess.run(["bash", "-ec", snippet(page, "curl")], capture_output=True, check=True, timeout=120)
     decoder, text, answers = json.JSONDecoder(), run.stdout.decode(), []

@@ -8,6 +8,8 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests.service.playground.browser import PASTE
+
 pytestmark = pytest.mark.browser
 
 
@@ -69,11 +71,80 @@ def test_takes_examples_and_a_name_and_asks_for_what_is_missing(page: Page, api:
 
 
 def test_an_example_task_fills_the_form_and_the_question(page: Page) -> None:
-    page.get_by_role("button", name="Opposite", exact=True).click()
-    expect(page.get_by_label("What should the model do?")).to_have_value(
-        "Give a word that means the opposite of the given word."
+    page.get_by_role("button", name="Extract to JSON", exact=True).click()
+    expect(page.get_by_label("What should the model do?")).to_have_value(re.compile("as JSON with the keys"))
+    expect(page.get_by_label("Question", exact=True)).to_have_value("Marta works as a nurse in Prague.")
+    expect(page.get_by_label("Output of example 3")).to_be_visible()
+    page.get_by_role("button", name="Route a ticket", exact=True).click()
+    expect(page.get_by_label("Question", exact=True)).to_have_value("I was charged twice.")
+    expect(page.locator("#example-rows li")).to_have_count(1)
+    expect(page.get_by_label("Input of example 1")).to_have_value("")
+
+
+PARSE = "async text => (await import('/static/js/task/parse_examples.js')).parseExamples(text)"
+ONE = [{"input": "a, b", "output": "c"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "examples"),
+    [
+        ("a, b\tc\r\n", ONE),
+        ("a, b;c\nd;e", [*ONE, {"input": "d", "output": "e"}]),
+        ('\ufeff"a, b",c\n\n', ONE),
+        ('id,Question,Answer\n1,"a, b",c', ONE),
+        ('{"input": "a, b", "output": "c"}', ONE),
+        ('{"completion": "c", "prompt": "a, b"}\n', ONE),
+        ('{"messages": [{"role": "user", "content": "a, b"}, {"role": "assistant", "content": "c"}]}', ONE),
+        ('{"text": "x", "label": {"n": 1}}', [{"input": "x", "output": '{"n":1}'}]),
+        ('"say ""hi""\nor so",x', [{"input": 'say "hi"\nor so', "output": "x"}]),
+        ('5" nail,metal\n6" nail,metal', [{"input": f'{n}" nail', "output": "metal"} for n in (5, 6)]),
+    ],
+)
+def test_reads_examples_in_the_forms_that_people_have(page: Page, text: str, examples: list[dict[str, str]]) -> None:
+    assert page.evaluate(PARSE, text) == examples
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("only a word\nand one more", "needs two columns"),
+        ("a,b\nc,d,e", "Line 2 has 3 columns"),
+        ("a\tb\nc\t", "Line 2: its output is empty"),
+        ('a,b\n"c,d', "Line 2 has a quotation mark"),
+        ('{"input": "a", "output": "b"}\n{"input": "a"', "Line 2 is not JSON"),
+        ('{"input": "a"}', 'Line 1 has no "input" and "output"'),
+        ('{"messages": [{"role": "user", "content": "a"}]}', "Line 1: its messages are not"),
+        ("".join(f"{i}\t{i}\n" for i in range(17)), "17 examples, and a task has at most 16"),
+    ],
+)
+def test_pasted_examples_that_are_wrong_are_refused_by_line(page: Page, text: str, reason: str) -> None:
+    page.get_by_text("Examples and name").click()
+    page.get_by_label("Input of example 1").evaluate(PASTE, text)
+    expect(page.locator("#example-problem")).to_contain_text(reason)
+    expect(page.locator("#example-rows li")).to_have_count(1)
+
+
+def test_examples_are_pasted_dropped_and_opened_from_a_file(page: Page, api: httpx.Client) -> None:
+    page.get_by_text("Examples and name").click()
+    page.get_by_label("Input of example 1").evaluate(PASTE, "cat\ttac\ndog\tgod")
+    expect(page.locator("#announcer")).to_have_text("2 examples added")
+    expect(page.get_by_label("Input of example 2")).to_be_focused()
+    page.locator("#example-file").set_input_files(
+        {"name": "more.csv", "mimeType": "text/csv", "buffer": b'input,output\n"ox, or so","os ro ,xo"\n'}
     )
-    expect(page.get_by_label("Input for both models")).to_have_value("ancient")
+    expect(page.get_by_label("Output of example 3")).to_have_value("os ro ,xo")
+    page.locator("#examples").evaluate(
+        """area => {
+          const data = new DataTransfer();
+          data.items.add(new File(['{"input": "hen", "output": "neh"}'], "rows.jsonl"));
+          area.dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
+        }"""
+    )
+    expect(page.get_by_label("Input of example 4")).to_have_value("hen")
+    page.get_by_role("button", name="Make adapter").click()
+    expect(page.locator("#adapter-title")).to_have_text("cat → tac")
+    record = api.get(f"/adapters/{page.locator('#adapter-id').inner_text()}").raise_for_status().json()
+    assert [example["output"] for example in record["examples"]] == ["tac", "god", "os ro ,xo", "neh"]
 
 
 def test_says_in_words_why_the_service_refused(page: Page) -> None:

@@ -2,7 +2,7 @@
 
 import { byId, copyButton, el } from "../base/dom.js";
 import { downloads } from "./downloads.js";
-import { amount, factor, size, title } from "../base/format.js";
+import { amount, contextWords, factor, size, title } from "../base/format.js";
 import { heatMap } from "./heatmap.js";
 import { distance, timing } from "./measures.js";
 import { ScaleControl } from "./scale.js";
@@ -10,7 +10,7 @@ import { shown } from "../base/session.js";
 import { SnippetTabs } from "./snippet_tabs.js";
 
 /**
- * @import {Adapter, Shown} from "../base/types.js"
+ * @import {Adapter, ContextUsed, Shown} from "../base/types.js"
  */
 
 export function startAdapterPanel() {
@@ -103,11 +103,18 @@ function facts(adapter) {
 }
 
 /** @param {Shown} now */
-function optional({ adapter, timings, made }) {
+function optional({ adapter, timings, made, auto }) {
   const parts = [];
+  if (auto !== null && adapter.scale === 1) parts.push(choice(auto, adapter));
   if (timings !== null && made) parts.push(timing(timings));
   if (adapter.source === "generated") parts.push(distance(adapter));
   return parts;
+}
+
+/** @param {ContextUsed} auto @param {Adapter} adapter */
+function choice({ context_used: context, scale }, adapter) {
+  const words = contextWords(context, scale, adapter);
+  return el("div", { class: "part" }, el("p", { id: "auto-choice" }, "Auto in the chat: ", el("strong", {}, words)));
 }
 
 /** @param {Adapter} adapter @param {SnippetTabs} tabs */

@@ -82,7 +82,7 @@ export class ScaleControl {
       const { adapter, made, scaled } = await remake(now, value, running.signal);
       noteStoreChange();
       announce(`Adapter at scale ${value} ready`);
-      await show(adapter, { timings: adapter.timings_ms, made, scaled });
+      await show(adapter, { timings: adapter.timings_ms, made, auto: adapter.auto, scaled });
     } catch (error) {
       if (isAbort(error)) return;
       this.#set(scaleOf(now));
@@ -99,7 +99,7 @@ export class ScaleControl {
 /** @param {Adapter} adapter */
 function inContext({ scale_in_context: scale }) {
   if (scale === null) return "";
-  return ` ${factor(scale)} does best if the chat tells the adapter the task as text too.`;
+  return ` ${factor(scale)} does best with the description in the context too; the chat's auto knows that.`;
 }
 
 /** @param {Shown} now */

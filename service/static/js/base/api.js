@@ -4,6 +4,8 @@
  * @import {AdapterDetail, AdapterPage, AdapterWish, GeneratedAdapter, Readiness} from "./types.js"
  */
 
+/** The most examples that the service makes an adapter of. */
+export const MOST_EXAMPLES = 16;
 const KEY_ITEM = "llgbm.key";
 const ROOT = new URL("./", document.baseURI);
 

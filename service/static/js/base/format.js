@@ -49,6 +49,19 @@ export function factor(scale) {
 }
 
 /**
+ * What stood in the context, and the adapter's scale there.
+ *
+ * @param {import("./types.js").Context} context
+ * @param {number} scale
+ * @param {import("./types.js").Adapter} adapter  whose task it is
+ */
+export function contextWords(context, scale, adapter) {
+  const described = adapter.prompts.length ? "description and examples" : "examples";
+  const text = { none: "no text of the task", description: "description as text", examples: `${described} as text` }[context];
+  return `${text}, ${scale === 0 ? "without the adapter" : `adapter ${factor(scale)}`}`;
+}
+
+/**
  * A message of the service as a sentence: it begins with a capital and ends with a stop.
  *
  * @param {string} text

@@ -25,11 +25,11 @@ let wanted = "";
  * Show an adapter, and fetch what its summary lacks.
  *
  * @param {Adapter} adapter
- * @param {{timings?: Timings | null, made?: boolean, scaled?: Shown["scaled"]}} [making]
+ * @param {{timings?: Timings | null, made?: boolean, auto?: Shown["auto"], scaled?: Shown["scaled"]}} [making]
  */
-export async function show(adapter, { timings = null, made = false, scaled = null } = {}) {
+export async function show(adapter, { timings = null, made = false, auto = null, scaled = null } = {}) {
   wanted = adapter.id;
-  shown.value = { adapter, timings, made, norms: null, scaled };
+  shown.value = { adapter, timings, made, norms: null, auto, scaled };
   history.replaceState(null, "", `#${adapter.id}`);
   const { norms } = await api.detail(adapter.id);
   if (shown.value?.adapter.id === adapter.id) shown.value = { ...shown.value, norms };
@@ -44,7 +44,7 @@ export async function open(id) {
   wanted = id;
   const { norms, ...adapter } = await api.detail(id);
   if (wanted !== id) return;
-  shown.value = { adapter, timings: null, made: false, norms, scaled: null };
+  shown.value = { adapter, timings: null, made: false, norms, auto: null, scaled: null };
   history.replaceState(null, "", `#${adapter.id}`);
 }
 

@@ -26,7 +26,10 @@
  * @property {string | null} warning
  * @property {Links} links
  *
- * @typedef {Adapter & {timings_ms: Timings}} GeneratedAdapter
+ * @typedef {"none" | "description" | "examples"} Context  `examples` is description and examples
+ * @typedef {Context | "auto"} ContextWanted
+ * @typedef {{context_used: Context, scale: number}} ContextUsed
+ * @typedef {Adapter & {timings_ms: Timings, auto: ContextUsed | null}} GeneratedAdapter
  * @typedef {Adapter & {norms: Norms}} AdapterDetail
  * @typedef {{data: Adapter[], has_more: boolean, next: string | null}} AdapterPage
  * @typedef {{prompt?: string, prompts?: string[], examples?: Example[], name?: string, scale?: number}} AdapterWish
@@ -41,6 +44,7 @@
  * @property {Timings | null} timings  what making it took; null if it was only opened
  * @property {boolean} made  it did not exist before
  * @property {Norms | null} norms  null until they have come
+ * @property {ContextUsed | null} auto  what context `auto` does with its texts; null if that is not known
  * @property {{id: string, factor: number} | null} scaled  it is `factor` times the effect of `id`
  */
 

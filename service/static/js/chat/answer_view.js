@@ -6,6 +6,7 @@ import { problem } from "../base/problem.js";
 
 /**
  * @import {Finished} from "./completion.js"
+ * @import {Lane} from "./lanes.js"
  */
 
 export class AnswerView {
@@ -16,7 +17,7 @@ export class AnswerView {
   /**
    * @param {string} who  which model answers
    * @param {string} detail  more about it
-   * @param {"base" | "adapted"} lane
+   * @param {Lane} lane
    */
   constructor(who, detail, lane) {
     this.#body.append(this.#text);
@@ -44,13 +45,17 @@ export class AnswerView {
     this.#text.appendData(piece);
   }
 
-  /** @param {Finished} result */
-  finish(result) {
+  /**
+   * @param {Finished} result
+   * @param {string | null} used  the text of the task and the scale, in words
+   */
+  finish(result, used) {
     this.element.dataset["state"] = "complete";
     if (!result.text) this.#body.append(el("span", { class: "quiet" }, "(an empty answer)"));
     const tokens = result.usage?.completion_tokens ?? 0;
     const seconds = (result.totalMs - result.firstMs) / 1000;
     const facts = [
+      used,
       tokens > 0 && `${tokens} token${tokens === 1 ? "" : "s"}`,
       result.firstMs > 0 && `first in ${duration(result.firstMs)}`,
       tokens > 1 && seconds > 0.001 && `${rate((tokens - 1) / seconds)} tokens/s`,

@@ -1,24 +1,24 @@
-/** The chat: every question goes to the plain base and to the adapter, and both answers stream side by side. */
+/** The chat: a question goes to the plain base, to the base that is told the task and to the adapter, by choice. */
 
 import { isAbort } from "../base/api.js";
 import { AnswerView } from "./answer_view.js";
 import { complete } from "./completion.js";
-import { conversation } from "./conversation.js";
+import { chosenContext, chosenLanes, isTask, LANE_NAMES, laneDetail, offerContexts, questionFor } from "./lanes.js";
 import { announce, byId, el, hiddenText } from "../base/dom.js";
-import { factor, title } from "../base/format.js";
+import { contextWords } from "../base/format.js";
 import { explain, showProblem } from "../base/problem.js";
-import { base, lastQuestion, shown } from "../base/session.js";
+import { base, lastQuestion, noteStoreChange, shown } from "../base/session.js";
 
 /**
  * @import {Finished} from "./completion.js"
- * @import {Shown} from "../base/types.js"
+ * @import {Adapter} from "../base/types.js"
  * @import {Turn} from "./conversation.js"
  */
 
 const SPOKEN = 300;
 const EMPTY =
-  "A question goes to the plain base and to the base with the adapter. Neither is told the task: what it is about is " +
-  "in the adapter's weights. Enter sends, Escape stops.";
+  "A question goes to all that are ticked below. The plain base is told nothing of the task. For the adapter, auto " +
+  "decides if text of the task stands in the context too. Enter sends, Escape stops.";
 
 export function startChat() {
   const log = byId("log", HTMLElement);
@@ -37,14 +37,21 @@ export function startChat() {
     log.replaceChildren(el("p", { class: "hint" }, EMPTY));
   }
 
-  /** @param {string} text  what to ask both models */
+  /** @param {string} text  what to ask */
   async function ask(text) {
     const now = shown.value;
+    const known = base.value;
+    const lanes = chosenLanes();
     showProblem(problem, null);
     if (running) return;
-    if (now === null || base.value === null) {
+    if (now === null || known === null) {
       showProblem(problem, "There is no adapter to ask yet: make one, or choose one from the list.");
       byId("prompt", HTMLElement).focus();
+      return;
+    }
+    if (!lanes.length) {
+      showProblem(problem, "Tick who shall answer.");
+      byId("lane-adapted", HTMLElement).focus();
       return;
     }
     if (!text) {
@@ -53,33 +60,34 @@ export function startChat() {
       return;
     }
     lastQuestion.value = text;
-    const controller = (running = new AbortController());
+    const { signal } = (running = new AbortController());
     send.textContent = "Stop";
     const options = readOptions();
-    const told = { base: options.tellBase ? now.adapter : null, adapted: options.tellAdapter ? now.adapter : null };
-    const views = {
-      base: new AnswerView("Base", told.base === null ? "" : "with the task as text", "base"),
-      adapted: new AnswerView("Adapter", label(now, told.adapted !== null), "adapted"),
-    };
+    const context = chosenContext();
+    const auto = context === "auto" && isTask(now.adapter);
     const earlier = options.remember ? [...turns] : [];
-    turns.push({ question: text, ...views });
-    addTurn(text, views);
     const seed = Math.floor(Math.random() * 2 ** 31);
-    const sampling = { temperature: options.temperature, maxTokens: options.maxTokens, seed };
-
-    const models = { base: base.value, adapted: now.adapter.id };
-    const lanes = /** @type {const} */ (["base", "adapted"]).map((lane) => {
-      const messages = conversation(lane, earlier, text, told[lane]);
-      return stream(views[lane], complete(models[lane], messages, sampling, controller.signal, (piece) => {
-        views[lane].append(piece);
-        follow();
-      }));
+    /** @type {Turn["views"]} */
+    const views = {};
+    const answers = lanes.map((lane) => {
+      const view = (views[lane] = new AnswerView(LANE_NAMES[lane], laneDetail(lane, now), lane));
+      return { lane, view, asked: questionFor(lane, now, known, context, earlier, text) };
     });
-    const spoken = await Promise.all(lanes);
+    turns.push({ question: text, views });
+    addTurn(text, answers);
+    const spoken = await Promise.all(
+      answers.map(async ({ lane, view, asked }) => {
+        const answer = complete(asked, { ...options, seed }, signal, (piece) => {
+          view.append(piece);
+          follow();
+        });
+        return `${LANE_NAMES[lane]}: ${await finish(view, answer, auto, now.adapter)}`;
+      }),
+    );
     follow();
     running = null;
     send.textContent = "Send";
-    announce(controller.signal.aborted ? "Stopped" : `Base: ${spoken[0]}. Adapter: ${spoken[1]}`);
+    announce(signal.aborted ? "Stopped" : spoken.join(". "));
   }
 
   function askTyped() {
@@ -88,8 +96,8 @@ export function startChat() {
     if (running) question.value = "";
   }
 
-  /** @param {string} text @param {{base: AnswerView, adapted: AnswerView}} views */
-  function addTurn(text, views) {
+  /** @param {string} text @param {{view: AnswerView}[]} answers */
+  function addTurn(text, answers) {
     if (turns.length === 1) log.replaceChildren();
     clear.disabled = false;
     log.append(
@@ -102,7 +110,7 @@ export function startChat() {
           el("p", { class: "asked", dir: "auto" }, hiddenText("You: "), text),
           el("button", { type: "button", class: "plain", onclick: () => void ask(text) }, "Ask again"),
         ),
-        el("div", { class: "answers" }, views.base.element, views.adapted.element),
+        el("div", { class: "answers" }, ...answers.map(({ view }) => view.element)),
       ),
     );
     log.scrollTop = log.scrollHeight;
@@ -131,6 +139,7 @@ export function startChat() {
     reset();
     question.focus();
   });
+  shown.watch((now) => offerContexts(now?.adapter ?? null));
   reset();
 }
 
@@ -139,25 +148,23 @@ export function startChat() {
  *
  * @param {AnswerView} view
  * @param {Promise<Finished>} answer
+ * @param {boolean} auto  whether the service chooses context and scale
+ * @param {Adapter} adapter  that is shown
  * @returns {Promise<string>} what to read out
  */
-async function stream(view, answer) {
+async function finish(view, answer, auto, adapter) {
   try {
     const result = await answer;
-    view.finish(result);
+    const used = result.scale === null ? null : contextWords(result.context, result.scale, adapter);
+    view.finish(result, used && auto ? `auto: ${used}` : used);
+    // auto may have made the adapter at another scale
+    if (result.adapterId !== null && result.adapterId !== adapter.id) noteStoreChange();
     return result.text.slice(0, SPOKEN);
   } catch (error) {
     if (isAbort(error)) view.stopped();
     else view.fail(error);
     return isAbort(error) ? "stopped" : explain(error);
   }
-}
-
-/** @param {Shown} now @param {boolean} told */
-function label({ adapter, scaled }, told) {
-  const scale = adapter.source === "generated" ? adapter.scale : (scaled?.factor ?? 1);
-  const name = scale === 1 ? title(adapter) : `${factor(scale)} ${title(adapter)}`;
-  return told ? `${name}, with the task as text` : name;
 }
 
 /**
@@ -177,8 +184,6 @@ function readOptions() {
   return {
     temperature: number("temperature"),
     maxTokens: Math.round(number("max-tokens")),
-    tellBase: byId("tell-base", HTMLInputElement).checked,
-    tellAdapter: byId("tell-adapter", HTMLInputElement).checked,
     remember: byId("remember", HTMLInputElement).checked,
   };
 }

@@ -127,7 +127,7 @@ export class Combiner {
       this.#cancel();
       noteStoreChange();
       announce("Combination ready");
-      await show(adapter, { timings: adapter.timings_ms, made });
+      await show(adapter, { timings: adapter.timings_ms, made, auto: adapter.auto });
     } catch (error) {
       showProblem(this.#problem, error);
       this.#form.hidden = false;

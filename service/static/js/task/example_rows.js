@@ -1,19 +1,45 @@
-/** The rows `input -> output` of the task form. */
+/** The rows `input -> output` of the task form: typed, pasted as a table, or out of a file. */
 
-import { byId, el } from "../base/dom.js";
+import { MOST_EXAMPLES } from "../base/api.js";
+import { announce, byId, el } from "../base/dom.js";
+import { showProblem } from "../base/problem.js";
+import { parseExamples } from "./parse_examples.js";
 
 /**
  * @import {Example} from "../base/types.js"
  */
 
-const MOST = 64;
+const LARGEST_BYTES = 1_000_000;
 
 export class ExampleRows {
   #list = byId("example-rows", HTMLOListElement);
   #add = byId("add-example", HTMLButtonElement);
+  #file = byId("example-file", HTMLInputElement);
+  #problem = byId("example-problem", HTMLElement);
 
   constructor() {
+    const area = byId("examples", HTMLFieldSetElement);
     this.#add.addEventListener("click", () => this.#addRow().focus());
+    byId("open-examples", HTMLButtonElement).addEventListener("click", () => this.#file.click());
+    this.#file.addEventListener("change", () => void this.#takeFile(this.#file.files?.[0]));
+    area.addEventListener("paste", (event) => {
+      const text = event.clipboardData?.getData("text/plain") ?? "";
+      if (!/[\t\n]|^\{/.test(text.trim())) return; // text of one field
+      event.preventDefault();
+      this.#take(text);
+    });
+    area.addEventListener("dragover", (event) => {
+      event.preventDefault();
+      area.dataset["drop"] = "over";
+    });
+    area.addEventListener("dragleave", () => delete area.dataset["drop"]);
+    area.addEventListener("drop", (event) => {
+      event.preventDefault();
+      delete area.dataset["drop"];
+      const [file] = event.dataTransfer?.files ?? [];
+      if (file) void this.#takeFile(file);
+      else this.#take(event.dataTransfer?.getData("text/plain") ?? "");
+    });
     this.#addRow();
   }
 
@@ -38,14 +64,47 @@ export class ExampleRows {
     return examples;
   }
 
-  clear() {
+  /** @param {Example[]} [examples]  to show in place of those there are */
+  reset(examples = []) {
     this.#list.replaceChildren();
-    this.#addRow();
+    showProblem(this.#problem, null);
+    for (const example of examples) this.#addRow(example);
+    if (!examples.length) this.#addRow();
   }
 
-  #addRow() {
+  /** @param {File | undefined} file */
+  async #takeFile(file) {
+    this.#file.value = ""; // so that the same file can be chosen again
+    if (!file) return;
+    if (file.size > LARGEST_BYTES) showProblem(this.#problem, `${file.name} is too large for examples.`);
+    else this.#take(await file.text());
+  }
+
+  /** @param {string} text  of a table, whose rows follow those that are filled in */
+  #take(text) {
+    showProblem(this.#problem, null);
+    try {
+      const examples = parseExamples(text);
+      const filled = [...this.#list.children].filter((row) => [...row.querySelectorAll("input")].some((i) => i.value));
+      if (filled.length + examples.length > MOST_EXAMPLES) {
+        throw new RangeError(`There would be ${filled.length + examples.length} examples, and a task has at most ${MOST_EXAMPLES}.`);
+      }
+      this.#list.replaceChildren(...filled);
+      for (const example of examples) this.#addRow(example);
+      announce(`${examples.length} example${examples.length === 1 ? "" : "s"} added`);
+      this.#list.lastElementChild?.querySelector("input")?.focus();
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error;
+      showProblem(this.#problem, error.message);
+    }
+  }
+
+  /** @param {Example} [example] */
+  #addRow(example) {
     const input = el("input", { autocomplete: "off", placeholder: "input" });
     const output = el("input", { autocomplete: "off", placeholder: "output" });
+    input.value = example?.input ?? "";
+    output.value = example?.output ?? "";
     const remove = el("button", { type: "button", class: "plain icon" }, "×");
     const arrow = el("span", { "aria-hidden": "true" }, "→");
     const row = el("li", {}, input, arrow, output, remove);
@@ -71,6 +130,6 @@ export class ExampleRows {
       output?.setAttribute("aria-label", `Output of example ${index + 1}`);
       row.querySelector("button")?.setAttribute("aria-label", `Remove example ${index + 1}`);
     });
-    this.#add.disabled = this.#list.children.length >= MOST;
+    this.#add.disabled = this.#list.children.length >= MOST_EXAMPLES;
   }
 }

@@ -29,7 +29,8 @@ export function startTaskForm() {
     const choose = () => {
       prompt.value = task.prompt;
       byId("question", HTMLTextAreaElement).value = lastQuestion.value = task.question;
-      rows.clear();
+      rows.reset(task.examples);
+      byId("more", HTMLDetailsElement).open ||= task.examples !== undefined;
       prompt.focus();
     };
     byId("chips", HTMLElement).append(el("button", { type: "button", class: "chip", onclick: choose }, task.label));
@@ -72,7 +73,7 @@ export function startTaskForm() {
       noteStoreChange();
       const time = made ? `in ${duration(adapter.timings_ms.total)}` : "it existed already";
       announce(`Adapter ready, ${time}. ${adapter.warning ?? ""}`);
-      const showing = show(adapter, { timings: adapter.timings_ms, made });
+      const showing = show(adapter, { timings: adapter.timings_ms, made, auto: adapter.auto });
       if (NARROW.matches) reveal(panel);
       await showing;
     } catch (error) {

@@ -1,0 +1,91 @@
+/** Who answers a question: the plain base, the base that is told the task, the adapter; by choice, side by side. */
+
+import { MOST_EXAMPLES } from "../base/api.js";
+import { byId } from "../base/dom.js";
+import { factor, title } from "../base/format.js";
+import { conversation, withTask } from "./conversation.js";
+
+/**
+ * @import {Adapter, ContextWanted, Example, Message, Shown} from "../base/types.js"
+ * @import {Turn} from "./conversation.js"
+ *
+ * @typedef {"base" | "told" | "adapted"} Lane
+ * @typedef {{model: string, messages: Message[], examples?: Example[], context?: ContextWanted}} Question
+ */
+
+/** @type {Record<Lane, string>} */
+export const LANE_NAMES = { base: "Base", told: "Base + description", adapted: "Adapter" };
+
+const LANES = /** @type {Lane[]} */ (Object.keys(LANE_NAMES));
+
+/** The lanes that are ticked. */
+export function chosenLanes() {
+  return LANES.filter((lane) => byId(`lane-${lane}`, HTMLInputElement).checked);
+}
+
+/** @returns {ContextWanted} */
+export function chosenContext() {
+  return /** @type {ContextWanted} */ (byId("context", HTMLSelectElement).value);
+}
+
+/**
+ * Offer only what the adapter has the text for.
+ *
+ * @param {Adapter | null} adapter
+ */
+export function offerContexts(adapter) {
+  const select = byId("context", HTMLSelectElement);
+  const there = { auto: true, none: true, description: !!adapter?.prompts.length, examples: !!adapter?.examples.length };
+  for (const option of select.options) option.disabled = !there[/** @type {ContextWanted} */ (option.value)];
+  if (select.selectedOptions[0]?.disabled) select.value = "auto";
+}
+
+/**
+ * What a lane is asked.
+ *
+ * @param {Lane} lane
+ * @param {Shown} now
+ * @param {string} base
+ * @param {ContextWanted} context  of the adapter's lane
+ * @param {Turn[]} earlier
+ * @param {string} question
+ * @returns {Question}
+ */
+export function questionFor(lane, { adapter }, base, context, earlier, question) {
+  const messages = conversation(lane, earlier, question);
+  if (lane === "base") return { model: base, messages };
+  if (lane === "told") return { model: base, messages: withTask(messages, adapter, "examples") };
+  if (context === "none") return { model: adapter.id, messages };
+  if (isTask(adapter)) {
+    const { prompts, examples } = adapter;
+    const model = prompts[0] === undefined ? "auto" : `prompt:${prompts[0]}`;
+    return { model, messages, context, ...(examples.length && { examples }) };
+  }
+  // it answers as it is: the service has no rule for it
+  return { model: adapter.id, messages: context === "auto" ? messages : withTask(messages, adapter, context) };
+}
+
+/**
+ * Whether the service makes just this adapter for the texts of its task, and so may choose context and scale.
+ *
+ * @param {Adapter} adapter
+ */
+export function isTask({ source, prompts, examples, scale }) {
+  return source === "generated" && scale === 1 && prompts.length <= 1 && examples.length <= MOST_EXAMPLES;
+}
+
+/**
+ * What a lane's heading says after its name.
+ *
+ * @param {Lane} lane
+ * @param {Shown} now
+ */
+export function laneDetail(lane, { adapter, scaled }) {
+  if (lane === "base") return "";
+  if (lane === "told") {
+    const count = adapter.examples.length;
+    return count ? `and ${count} example${count === 1 ? "" : "s"}` : "";
+  }
+  const scale = adapter.source === "generated" ? adapter.scale : (scaled?.factor ?? 1);
+  return scale === 1 ? title(adapter) : `${factor(scale)} ${title(adapter)}`;
+}
