@@ -43,7 +43,6 @@ from service.http.forwarded import ForwardedMiddleware
 from service.http.json_body import JsonBodies
 from service.http.request_context import RequestContext
 from service.http.security import AccessMiddleware, rate_limiter
-from service.jobs.database import Database
 from service.jobs.service import JobService
 from service.models.loading import LoadModels, load_models
 from service.observability.logs import configure_logging
@@ -185,7 +184,7 @@ async def _loaded(state: State, engine: Engine, lock: GenerationLock, load: Load
     elif models.new_decoder is not None:
         engine.attach(models.new_decoder)
     chat = ChatService(settings, models, decoding, adapters, catalogue)
-    jobs = JobService(Database(settings.store_dir))
+    jobs = JobService(settings, models, adapters, catalogue, metrics)
     return Services(models, engine, decoding, store, catalogue, adapters, chat, jobs, started=int(time.time()))
 
 

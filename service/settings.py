@@ -210,6 +210,19 @@ class Settings(BaseSettings):
     )
     drain_seconds: float = Field(25.0, ge=0, description="Seconds that running requests get after SIGTERM.")
 
+    # how adapters learn from examples
+    refine_queue: int = Field(8, ge=0, description="Fine-tuning jobs that may wait; more are answered 429.")
+    refine_rows: int = Field(500, ge=1, description="Examples of a job, training and validation each; more is 400.")
+    refine_seconds: float = Field(
+        1800.0, gt=0, description="Seconds that a job may run in one go; one that takes longer fails."
+    )
+    refine_threads: int = Field(0, ge=0, description="Threads of the job's process; 0 takes half of the processors.")
+    refine_storage: Literal["auto", "float32", "bfloat16", "bfloat16_activations", "int8_training"] = Field(
+        "auto",
+        description="How the job's process keeps the base's Linear weights. auto: bfloat16_activations on a processor"
+        " that multiplies in bfloat16, else int8_training; bfloat16 on a GPU.",
+    )
+
     # how many replicas there are, with `serve run service.ray_app:app`
     ray_min_replicas: int = Field(1, ge=0, description="Ray Serve: replicas that always run.")
     ray_max_replicas: int = Field(4, ge=1, description="Ray Serve: replicas that run at most.")

@@ -38,12 +38,14 @@ class AdapterRecord(BaseModel):
     target_modules: tuple[str, ...]
     num_parameters: int
     created: float
-    source: Literal["generated", "loaded", "composed"]
+    source: Literal["generated", "loaded", "composed", "refined"]
     descriptions: tuple[str, ...] = ()
     examples: tuple[tuple[str, str], ...] = ()
     scale: float = 1.0
     generator: str | None = None
     parts: tuple[tuple[str, float], ...] = ()
+    start: str | None = None
+    """Of a refined one: the adapter that training started from."""
     nearest: tuple[tuple[str, float], ...] = ()
     confidence: float | None = None
     scale_in_context: float | None = None

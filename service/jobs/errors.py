@@ -40,3 +40,10 @@ class NoRoomError(ApiError):
 
     def __init__(self) -> None:
         super().__init__(507, "the disk of the store is full; delete files or adapters, and try again")
+
+
+class UnknownEventError(ApiError):
+    """There is no event of this id."""
+
+    def __init__(self, given: str) -> None:
+        super().__init__(400, f"there is no event {given!r} to go on after; start again without it", param="after")

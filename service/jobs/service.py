@@ -2,21 +2,230 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
+import re
+import threading
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+
+from llgbm.chat import answer_ids, prompt_ids
+from llgbm.refining.settings import RefineConfig
+from service.adapters.catalogue import AdapterCatalogue
+from service.adapters.errors import UnknownAdapterError
+from service.adapters.service import AdapterService
+from service.chat.service import PROMPT_PREFIX
+from service.engine.interface import QueueFullError
+from service.errors import ApiError
 from service.jobs.database import Database
+from service.jobs.errors import InvalidFileError, UnknownEventError
+from service.jobs.examples import Example, read_examples, write_examples
 from service.jobs.files import Files
+from service.jobs.records import Hyperparameters, JobEvent, JobOrder, JobRecord
+from service.jobs.supervisor import Supervisor
+from service.jobs.table import JobTable, QueueIsFullError
+from service.models.loading import Models
+from service.observability.metrics import Metrics
+from service.settings import Settings
+
+_RETRY_SECONDS = 30.0
+_LOOK_SECONDS = 0.2
+_EVENTS = 1000
+_EVENT_ID = re.compile(r"ftevent-0[0-9a-f]{15}")
 
 
 class JobService:
-    """Files of examples.
+    """Files of examples, and the jobs that learn from them.
 
     Attributes:
         files: what was uploaded.
     """
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self.files = Files(database)
+    def __init__(
+        self,
+        settings: Settings,
+        models: Models,
+        adapters: AdapterService,
+        catalogue: AdapterCatalogue,
+        metrics: Metrics,
+    ) -> None:
+        self._settings, self._models, self._metrics = settings, models, metrics
+        self._adapters, self._catalogue = adapters, catalogue
+        self._database = Database(settings.store_dir)
+        self.files, self._table = Files(self._database), JobTable(self._database)
+        base = settings.base or models.base.spec.base_id
+        self._supervisor = Supervisor(settings, base, self._database, metrics)
+        self._tokenising = threading.Lock()
+        self._tokenizer: Any = None
 
     def close(self) -> None:
-        """Close the database. Blocks."""
+        """Stop the worker, whose job goes on later, and close the database. Blocks."""
+        self._supervisor.stop()
         self._database.close()
+
+    async def create(
+        self,
+        model: str,
+        training_file: str,
+        validation_file: str | None = None,
+        *,
+        suffix: str | None = None,
+        name: str | None = None,
+        seed: int = 0,
+        hyperparameters: Hyperparameters | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> JobRecord:
+        """Check a job and put it into the queue.
+
+        Args:
+            model: what to start from: the base's id, an adapter's id or name, or `prompt:` and a description.
+
+        Raises:
+            ApiError: 400 that blames a field, 429 with Retry-After for a full queue, 507 for a full disk; and what
+                making the adapter of a description raises.
+        """
+        await asyncio.to_thread(self._check_file, training_file, "training_file")
+        if validation_file is not None:
+            await asyncio.to_thread(self._check_file, validation_file, "validation_file")
+        start, description = await self._start(model)
+        order = JobOrder(
+            model=model,
+            start=start,
+            description=description,
+            training_file=training_file,
+            validation_file=validation_file,
+            suffix=suffix,
+            name=name,
+            seed=seed,
+            hyperparameters=hyperparameters or Hyperparameters(),
+            metadata=metadata,
+        )
+        try:
+            job = await asyncio.to_thread(self._table.add, order, max_queued=self._settings.refine_queue)
+        except QueueIsFullError:
+            self._metrics.rejected.labels("refine").inc()
+            raise QueueFullError(
+                f"{self._settings.refine_queue} fine-tuning jobs wait already", _RETRY_SECONDS
+            ) from None
+        self._supervisor.wake()
+        return job
+
+    async def create_from_pairs(
+        self, model: str, pairs: Sequence[tuple[str, str]], *, name: str | None = None
+    ) -> JobRecord:
+        """A job on a new file of (input, output) pairs. Raises ApiError as `create`, and no file is kept then."""
+        content = write_examples(pairs)
+        file = await asyncio.to_thread(self.files.add, "examples.jsonl", content, param="examples")
+        try:
+            return await self.create(model, file.id, name=name)
+        except BaseException as error:
+            await asyncio.to_thread(self.files.delete, file.id)
+            if isinstance(error, InvalidFileError):
+                raise InvalidFileError(error.message, param="examples") from error
+            raise
+
+    async def _start(self, model: str) -> tuple[str | None, str | None]:
+        """The adapter to start from, and the description of its task."""
+        if model == self._models.base.spec.base_id:
+            return None, None
+        if model.startswith(PROMPT_PREFIX):
+            description = model.removeprefix(PROMPT_PREFIX)
+            try:
+                request = self._adapters.request((description,))
+            except ApiError as error:
+                raise ApiError(400, error.message, param="model") from error
+            return (await self._adapters.get_or_make(request)).record.id, description
+        try:
+            record = await self._catalogue.record(model)
+        except UnknownAdapterError as error:
+            raise ApiError(
+                400,
+                f"there is no model {model!r}. Start from the base ({self._models.base.spec.base_id}), an adapter from "
+                "GET /v1/models, or 'prompt:' and the description of a task",
+                code="model_not_found",
+                param="model",
+            ) from error
+        return record.id, record.descriptions[0] if record.descriptions else None
+
+    def _check_file(self, file: str, param: str) -> None:
+        examples = read_examples(self.files.examples(file, param), param=param)
+        if len(examples) > self._settings.refine_rows:
+            raise InvalidFileError(
+                f"the file has {len(examples)} examples, and a job learns from {self._settings.refine_rows} at most "
+                "(LLGBM_REFINE_ROWS)",
+                param=param,
+            )
+        limit = min(self._models.max_context, RefineConfig().max_row_tokens)
+        with self._tokenising:
+            if self._tokenizer is None:  # one of its own: a tokenizer may change its settings while it works
+                self._tokenizer = copy.deepcopy(self._models.base.tokenizer)
+            for example in examples:
+                length = self._length(example, param)
+                if length > limit:
+                    raise InvalidFileError(
+                        f"line {example.line} has {length} tokens, and an example has at most {limit}", param=param
+                    )
+
+    def _length(self, example: Example, param: str) -> int:
+        try:
+            return len(prompt_ids(self._tokenizer, example.turns)) + len(answer_ids(self._tokenizer, example.answer))
+        except (TemplateError, ValueError):
+            raise InvalidFileError(f"line {example.line}: the chat template refuses it", param=param) from None
+
+    async def record(self, identity: str) -> JobRecord:
+        """A job as it is now. Raises ApiError 404."""
+        return await asyncio.to_thread(self._table.record, identity)
+
+    async def page(self, limit: int, after: str | None) -> tuple[list[JobRecord], bool]:
+        """Up to `limit` jobs, the newest first; and whether there are more. Raises ApiError 404 for `after`."""
+        return await asyncio.to_thread(self._table.page, limit, after)
+
+    async def cancel(self, identity: str) -> JobRecord:
+        """End a job. Raises ApiError: 404, or 400 for one that has ended."""
+        job = await self.record(identity)
+        if not await asyncio.to_thread(self._table.cancel, identity):
+            job = await self.record(identity)
+            raise ApiError(400, f"the job has {job.status} already", code="job_ended")
+        if job.status == "queued":
+            self._metrics.jobs.labels("cancelled").inc()
+        self._supervisor.wake()
+        return await self.record(identity)
+
+    async def events(self, identity: str, limit: int, after: str | None) -> tuple[list[JobEvent], bool]:
+        """Up to `limit` events of a job, the newest first. Raises ApiError 404."""
+        await self.record(identity)
+        return await asyncio.to_thread(self._table.events, identity, limit, _number(after))
+
+    async def follow(self, identity: str, after: str | None = None) -> AsyncIterator[JobEvent]:
+        """The events of a job, the oldest first, as they come, until it ends."""
+        last = _number(after)
+        while True:
+            job = await self.record(identity)
+            more = True
+            while more:
+                found, more = await asyncio.to_thread(self._table.events, identity, _EVENTS, last, ascending=True)
+                for item in found:
+                    last = item.seq
+                    yield item
+            if job.ended:
+                return
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def wait(self, identity: str, seconds: float) -> JobRecord:
+        """A job when it has ended, or as it is after so many seconds."""
+        deadline = time.monotonic() + seconds
+        while not (job := await self.record(identity)).ended and time.monotonic() < deadline:
+            await asyncio.sleep(min(_LOOK_SECONDS, seconds))
+        return job
+
+
+def _number(event: str | None) -> int | None:
+    """The number of an event from its id."""
+    if event is None:
+        return None
+    if _EVENT_ID.fullmatch(event) is None:
+        raise UnknownEventError(event)
+    return int(event.removeprefix("ftevent-"), 16)

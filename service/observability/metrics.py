@@ -80,6 +80,19 @@ class Metrics:
             ["kind"],
             registry=registry,
         )
+        self.jobs = Counter(
+            "llgbm_jobs_ended",
+            "Fine-tuning jobs by outcome: succeeded, failed, cancelled",
+            ["status"],
+            registry=registry,
+        )
+        self.jobs_now = Gauge(
+            "llgbm_jobs", "Fine-tuning jobs of the store that wait or run", ["status"], registry=registry
+        )
+        self.job_seconds = Histogram(
+            "llgbm_job_seconds", "From start to end of a job's process", buckets=_SECONDS, registry=registry
+        )
+        self.job_loss = Gauge("llgbm_job_loss", "Training loss of the job's last step, nats", registry=registry)
         self._lora = _LoraRequestsInfo()
         registry.register(self._lora)
 

@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 
-from service.routes import adapters, chat, files, openai, ops, playground
+from service.routes import adapters, chat, files, fine_tuning, openai, ops, playground
 
 
 def _with_head(router: APIRouter) -> APIRouter:
@@ -22,4 +22,4 @@ def _with_head(router: APIRouter) -> APIRouter:
     return router
 
 
-ROUTERS = tuple(_with_head(module.router) for module in (adapters, chat, openai, files, ops, playground))
+ROUTERS = tuple(_with_head(module.router) for module in (adapters, chat, openai, files, fine_tuning, ops, playground))

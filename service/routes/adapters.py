@@ -15,6 +15,7 @@ from service.http.file_response import Part, PartsResponse, etag_of, head_only, 
 from service.http.forwarded import RootPath
 from service.http.sse import while_connected
 from service.routes import adapter_views as views
+from service.routes import job_views
 from service.routes.adapter_archive import archive_bytes, archive_parts, archive_sha256
 from service.schemas.adapters import (
     AdapterDetail,
@@ -27,6 +28,7 @@ from service.schemas.adapters import (
     UnloadAdapterRequest,
 )
 from service.schemas.common import errors
+from service.schemas.fine_tuning import FineTuningJob
 from service.state import Ready, Services
 
 router = APIRouter(tags=["adapters"])
@@ -48,8 +50,12 @@ _BINARY: dict[int | str, dict[str, object]] = {
 
 @router.post(
     "/generate-adapter",
-    response_model=GeneratedAdapter,
-    responses={**_FILES, **errors(409, 504, 507)},
+    response_model=GeneratedAdapter | FineTuningJob,
+    responses={
+        **_FILES,
+        202: {"description": "The job in which it learns from the examples", "model": FineTuningJob},
+        **errors(400, 409, 504, 507),
+    },
     summary="Make the adapter of a task",
 )
 async def generate_adapter(
@@ -60,8 +66,12 @@ async def generate_adapter(
     The id is a hash of the request and the generator, so the same request always means the same adapter: 201 when it
     was made, 200 when it existed. JSON unless `Accept` asks for the files: `application/zip` is the PEFT folder,
     `application/octet-stream` the safetensors.
+
+    With `refine` the answer is a fine-tuning job: 202 while it goes on, 200 when it has ended within `wait_s`.
     """
     start = time.perf_counter()
+    if body.refine:
+        return await _refine(body, request, services, prefix)
     wanted = services.adapters.request(body.descriptions, body.pairs, body.scale)
     await services.catalogue.require_free(body.name, services.models.maker.id_of(wanted))
     outcome = await while_connected(request, services.adapters.get_or_make(wanted))
@@ -78,6 +88,22 @@ async def generate_adapter(
     auto = await services.adapters.context_setting(wanted)
     view = views.generated(outcome.record, names, prefix, outcome.seconds, time.perf_counter() - start, auto)
     return JSONResponse(view.model_dump(mode="json"), status, headers)
+
+
+async def _refine(body: GenerateAdapterRequest, request: Request, services: Services, prefix: str) -> Response:
+    """Start from the adapter of the description alone, so that the examples are in the job's file and nowhere else."""
+    await services.catalogue.require_free(body.name, None)
+    model = services.models.base.spec.base_id
+    if body.descriptions:
+        wanted = services.adapters.request(body.descriptions, scale=body.scale)
+        model = (await while_connected(request, services.adapters.get_or_make(wanted))).record.id
+    job = await services.jobs.create_from_pairs(model, body.pairs, name=body.name)
+    if body.wait_s:
+        job = await while_connected(request, services.jobs.wait(job.id, body.wait_s))
+    headers = {"Location": f"{prefix}/v1/fine_tuning/jobs/{job.id}"}
+    if job.adapter is not None:
+        headers["X-Adapter-Id"] = job.adapter
+    return JSONResponse(job_views.job(job).model_dump(mode="json"), 200 if job.ended else 202, headers)
 
 
 @router.get("/adapters", response_model=AdapterPage, responses=errors(404), summary="List adapters, the newest first")

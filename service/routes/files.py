@@ -44,9 +44,8 @@ async def list_files(
     purpose: Annotated[Literal["fine-tune", "fine-tune-results"] | None, Query(description="Only these.")] = None,
 ) -> FileList:
     """One page of files, without their content."""
-    ascending = order == "asc"
     found, more = await asyncio.to_thread(
-        lambda: services.jobs.files.page(limit, after, purpose=purpose, ascending=ascending)
+        services.jobs.files.page, limit, after, purpose=purpose, ascending=order == "asc"
     )
     data = [_view(record) for record in found]
     return FileList(

@@ -8,9 +8,20 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from service.schemas import adapters, chat, chat_completion, common, files, messages, openai, ops, response_format
+from service.schemas import (
+    adapters,
+    chat,
+    chat_completion,
+    common,
+    files,
+    fine_tuning,
+    messages,
+    openai,
+    ops,
+    response_format,
+)
 
-MODULES = (adapters, chat, chat_completion, common, files, messages, openai, ops, response_format)
+MODULES = (adapters, chat, chat_completion, common, files, fine_tuning, messages, openai, ops, response_format)
 """Where the models are."""
 _ON_AN_ADAPTER = ("show_adapter", "adapter_weights", "adapter_configuration", "adapter_archive", "delete_adapter")
 
@@ -43,6 +54,9 @@ def complete(app: FastAPI) -> dict[str, Any]:
     chunk = openai.ChatCompletionChunk.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas.update(chunk.pop("$defs", {}))
     schemas["ChatCompletionChunk"] = chunk
+    # FastAPI makes a model of the form of an upload, which is no model of ours
+    form = document["paths"]["/v1/files"]["post"]["requestBody"]["content"]["multipart/form-data"]
+    form["schema"] = schemas.pop(form["schema"]["$ref"].rpartition("/")[2])
     for module in MODULES:
         for name, model in vars(module).items():
             if name in schemas and "examples" in (

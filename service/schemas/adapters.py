@@ -64,6 +64,14 @@ class GenerateAdapterRequest(Strict):
     examples: Examples | None = None
     name: Name | None = None
     scale: float = Field(1.0, ge=-4, le=4, allow_inf_nan=False, description="Factor on the adapter's effect.")
+    refine: bool = Field(
+        False,
+        description="Let the adapter of the description learn from the examples too, in a fine-tuning job: the answer "
+        "is the job. The examples are in its file until that is deleted.",
+    )
+    wait_s: float | None = Field(
+        None, ge=0, le=600, allow_inf_nan=False, description="With refine: seconds to wait for the end of the job."
+    )
 
     @model_validator(mode="after")
     def _one_task(self) -> GenerateAdapterRequest:
@@ -71,6 +79,10 @@ class GenerateAdapterRequest(Strict):
             raise ValueError("give prompt or prompts, not both")
         if self.prompt is None and self.prompts is None and self.examples is None:
             raise ValueError("give a prompt, prompts or examples")
+        if self.refine and self.examples is None:
+            raise ValueError("refine needs examples to learn from")
+        if self.wait_s is not None and not self.refine:
+            raise ValueError("wait_s goes with refine")
         return self
 
     @property
@@ -195,7 +207,7 @@ class Adapter(BaseModel):
     num_parameters: int
     bytes: int = Field(description="Size of adapter_model.safetensors.")
     created: float = Field(description="Seconds since 1970.")
-    source: Literal["generated", "loaded", "composed"]
+    source: Literal["generated", "loaded", "composed", "refined"]
     prompts: list[str]
     examples: list[Example]
     scale: float

@@ -56,7 +56,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny_base: Base, tiny_maker
         return Models(tiny_base, tiny_maker, lambda: DummyDecoder(script), 4096, embedding_cache(settings, metrics))
 
     folder = tmp_path_factory.mktemp("contract")
-    with live(make_settings(folder, adapter_roots=(folder,), max_queue=1000), load) as served:
+    with live(make_settings(folder, adapter_roots=(folder,), max_queue=1000, refine_queue=0), load) as served:
         yield served
 
 

@@ -98,6 +98,36 @@ def test_the_openai_client_answers_and_streams(server: LiveServer, tmp_path: Pat
     assert "make serve" in nobody.stderr.decode()
 
 
+def test_finetuning_tells_its_events_and_answers(
+    tmp_path: Path, tiny_base_path: Path, tiny_encoder_path: Path, tiny_checkpoint_path: Path
+) -> None:
+    settings = make_settings(
+        tmp_path,
+        base=str(tiny_base_path),
+        text_encoder=str(tiny_encoder_path),
+        checkpoint=tiny_checkpoint_path,
+        api_key_hashes=(hashlib.sha256(KEY.encode()).hexdigest(),),
+        refine_threads=1,
+    )
+    with live(settings, load_models) as server:
+        done = run([sys.executable, str(EXAMPLES / "finetune.py"), "--ask", QUESTION], server, tmp_path)
+        assert done.returncode == 0, done.stderr.decode() + done.stdout.decode()
+        with api(server) as client:
+            assert client.get("/v1/files?purpose=fine-tune").json()["data"] == []  # the tickets are deleted
+            (job,) = client.get("/v1/fine_tuning/jobs").json()["data"]
+            told = done.stdout.decode().splitlines()
+            assert told[0] == f"job       {job['id']}"
+            assert any(line.startswith("event     Step 1/") for line in told)
+            assert f"event     {job['outcome']['note']}" in told
+            answer = completion(client, job["fine_tuned_model"], max_tokens=16)
+            assert "\n".join(told).endswith(f"adapter   {job['fine_tuned_model']}\nanswer    {answer}".rstrip("\n"))
+        bad = tmp_path / "bad.jsonl"
+        bad.write_text("no JSON")
+        refused = run([sys.executable, str(EXAMPLES / "finetune.py"), "--examples", str(bad)], server, tmp_path)
+        assert refused.returncode != 0
+        assert "line 1" in refused.stderr.decode()
+
+
 @pytest.mark.real
 @pytest.mark.vllm
 @pytest.mark.timeout(1800)

@@ -22,6 +22,8 @@ def job_settings(tmp_path: Path, tiny_base_path: Path, tiny_encoder_path: Path, 
         text_encoder=str(tiny_encoder_path),
         checkpoint=tiny_checkpoint_path,
         threads=1,
+        refine_threads=1,
+        refine_storage="float32",  # exact, so that a result can be compared
     )
 
 

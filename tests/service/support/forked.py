@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 import uvicorn
@@ -38,14 +39,20 @@ class ForkedService:
 
     Args:
         models: folders of base, encoder and checkpoint.
+        values: more settings.
     """
 
-    def __init__(self, folder: Path, models: Sequence[Path]) -> None:
+    def __init__(self, folder: Path, models: Sequence[Path], values: Mapping[str, Any] | None = None) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        arguments = (str(folder), [str(path) for path in models], self.port)
+        arguments = (str(folder), [str(path) for path in models], self.port, dict(values or {}))
         self._process = CONTEXT.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
 
     def wait_ready(self) -> None:
         wait_until(self._answers, seconds=120)
@@ -63,7 +70,7 @@ class ForkedService:
         self._process.join()
 
 
-def _serve(folder: str, models: Sequence[str], port: int) -> None:
+def _serve(folder: str, models: Sequence[str], port: int, values: Mapping[str, Any]) -> None:
     base, encoder, checkpoint = map(Path, models)
-    app = create_app(make_settings(Path(folder), threads=1), load=tiny_loader(base, encoder, checkpoint))
+    app = create_app(make_settings(Path(folder), threads=1, **values), load=tiny_loader(base, encoder, checkpoint))
     uvicorn.run(app, host="127.0.0.1", port=port, log_config=None, access_log=False)

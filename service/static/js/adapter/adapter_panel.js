@@ -64,7 +64,12 @@ function emptyState() {
 /** @param {Shown} now */
 function origin({ adapter, made, timings }) {
   if (timings !== null) return made ? "made just now" : "existed already";
-  return { generated: "generated", loaded: "loaded from a folder", composed: "combined" }[adapter.source];
+  return {
+    generated: "generated",
+    loaded: "loaded from a folder",
+    composed: "combined",
+    refined: "refined from examples",
+  }[adapter.source];
 }
 
 /** @param {Shown} now */

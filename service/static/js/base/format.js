@@ -94,6 +94,8 @@ export function title(adapter) {
   return (
     adapter.names[0] ??
     adapter.prompts[0] ??
-    (example ? `${example.input} → ${example.output}` : adapter.source === "composed" ? "Combination" : "Loaded adapter")
+    (example
+      ? `${example.input} → ${example.output}`
+      : { composed: "Combination", refined: "Refined adapter" }[adapter.source] ?? "Loaded adapter")
   );
 }

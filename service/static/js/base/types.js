@@ -16,7 +16,7 @@
  * @property {number} num_parameters
  * @property {number} bytes
  * @property {number} created  seconds since 1970
- * @property {"generated" | "loaded" | "composed"} source
+ * @property {"generated" | "loaded" | "composed" | "refined"} source
  * @property {string[]} prompts
  * @property {Example[]} examples
  * @property {number} scale

@@ -1,0 +1,174 @@
+"""Runs the jobs of a store one after the other, each in a process of its own, so that serving does not suffer.
+
+Every process that shares the store has a supervisor. The lock of an open file says which of them may start a worker.
+The worker inherits the file, so the lock is free exactly when no worker lives. Whoever gets it then and finds a running
+job knows that the worker of this job is gone, and goes on with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import structlog
+
+from service.jobs.database import Database
+from service.jobs.records import JobRecord
+from service.jobs.table import JobTable
+from service.jobs.task import Task, state_path
+from service.observability.metrics import Metrics
+from service.settings import Settings
+
+MAX_ATTEMPTS = 3
+"""A worker may be killed for reasons that are not the job's. One that always is must not keep the others waiting."""
+_TICK_SECONDS = 0.25
+_PATIENCE_SECONDS = 10.0
+"""How long the worker of a cancelled job has for its step, and a stopped one for its end."""
+_LOCK = "worker.lock"
+_log = structlog.get_logger("service.jobs")
+
+
+class Supervisor:
+    """A thread that looks after the queue.
+
+    Args:
+        base: hub id or folder of the base that workers load.
+    """
+
+    def __init__(self, settings: Settings, base: str, database: Database, metrics: Metrics) -> None:
+        self._settings, self._base, self._metrics = settings, base, metrics
+        self._database, self._table = database, JobTable(database)
+        self._stopping, self._wake = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="llgbm-jobs", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There is a new job, or one was cancelled."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End the worker, if there is one; its job goes on when a process serves the store again. Blocks."""
+        self._stopping.set()
+        self._wake.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._report()
+                self._next()
+            except Exception as error:  # such as a full disk: what is in the queue is tried again
+                _log.error("jobs_do_not_run", error=type(error).__name__, exc_info=error)
+                self._stopping.wait(_PATIENCE_SECONDS)
+            self._wake.wait(_TICK_SECONDS)
+            self._wake.clear()
+
+    def _report(self) -> None:
+        counts = self._table.counts()
+        for status in ("queued", "running"):
+            self._metrics.jobs_now.labels(status).set(counts.get(status, 0))
+
+    def _next(self) -> None:
+        """Do the next job, if there is one and no other process has the worker."""
+        if not self._table.counts():
+            return
+        lock = os.open(self._database.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if not _locked(lock):
+                return
+            job = self._table.claim()
+            if job is None:
+                return
+            if job.attempts > MAX_ATTEMPTS:
+                self._fail(job, "worker_lost", f"its worker was lost {MAX_ATTEMPTS} times, at last at step {job.step}")
+                self._metrics.jobs.labels("failed").inc()
+                return
+            worker = self._start(job, lock)
+        finally:
+            os.close(lock)  # the worker has it
+        self._look_after(job, worker)
+
+    def _start(self, job: JobRecord, lock: int) -> subprocess.Popen[bytes]:
+        task = Task(job=job.id, base=self._base, settings=self._settings.model_dump(mode="json"))
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "service.jobs.worker"], stdin=subprocess.PIPE, pass_fds=(lock,)
+        )
+        _log.info("job_started", job=job.id, attempt=job.attempts, pid=worker.pid)
+        if worker.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):  # it is dead, which is seen below
+                worker.stdin.write(task.model_dump_json().encode() + b"\n")
+                worker.stdin.flush()
+        return worker
+
+    def _look_after(self, job: JobRecord, worker: subprocess.Popen[bytes]) -> None:
+        start = time.monotonic()
+        unwanted_since: float | None = None
+        late = False
+        while worker.poll() is None:
+            if self._stopping.is_set():
+                self._end(worker)
+                self._table.give_back(job.id)
+                return
+            now = time.monotonic()
+            self._observe(job.id)
+            if now - start > self._settings.refine_seconds and not late:
+                late = True
+                limit = f"it took more than {self._settings.refine_seconds:g} seconds (LLGBM_REFINE_SECONDS)"
+                self._fail(job, "time_limit", limit)
+            if not self._table.running(job.id):
+                unwanted_since = unwanted_since or now
+                if now - unwanted_since > _PATIENCE_SECONDS:
+                    worker.kill()
+            self._wake.wait(_TICK_SECONDS)
+            self._wake.clear()
+        if worker.stdin is not None:
+            worker.stdin.close()
+        self._observe(job.id)
+        self._ended(job, worker.returncode, time.monotonic() - start)
+
+    def _end(self, worker: subprocess.Popen[bytes]) -> None:
+        if worker.stdin is not None:
+            worker.stdin.close()
+        try:
+            worker.wait(_PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+
+    def _observe(self, job: str) -> None:
+        loss = self._table.record(job).loss
+        if loss is not None:
+            self._metrics.job_loss.set(loss)
+
+    def _ended(self, job: JobRecord, status: int, seconds: float) -> None:
+        record = self._table.record(job.id)
+        self._metrics.job_seconds.observe(seconds)
+        if record.ended:
+            self._metrics.jobs.labels(record.status).inc()
+            with contextlib.suppress(OSError):
+                state_path(self._settings.store_dir, job.id).unlink(missing_ok=True)
+            _log.info("job_ended", job=job.id, status=record.status, code=record.error_code, seconds=round(seconds, 1))
+            return
+        how = f"by signal {-status}" if status < 0 else f"with status {status}"
+        _log.warning("job_worker_lost", job=job.id, how=how, attempt=job.attempts)
+        self._table.tell(job.id, f"The worker ended {how} at step {record.step}", level="warn")
+
+    def _fail(self, job: JobRecord, code: str, reason: str) -> None:
+        if self._table.fail(job.id, code, reason):
+            _log.warning("job_failed", job=job.id, code=code)
+
+
+def _locked(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise
+    return True

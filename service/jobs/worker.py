@@ -1,0 +1,275 @@
+"""The process that refines one adapter: `python -m service.jobs.worker`, started by `service.jobs.supervisor`.
+
+It reads its task from standard input, which its service keeps open: when the service is gone, so is the worker. It has
+the lock of the worker, an open file that the kernel unlocks when the process ends however it ends. The state of the
+training is written beside the database now and then; a worker that takes a job over goes on from there.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+import structlog
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from llgbm.adapters.peft_io import content_digest
+from llgbm.base import load_base
+from llgbm.errors import CheckpointError, LLGBMError
+from llgbm.linears.frozen_linear import Storage, fastest_training_storage
+from llgbm.refining.refine import refine
+from llgbm.refining.settings import HeldOutScore, RefineConfig, Refined, RefineRow, RefineStep
+from service.adapter_id import id_of_content
+from service.adapters.files import AdapterFiles, room_for
+from service.adapters.records import new_record
+from service.adapters.shared_files import open_files
+from service.errors import ApiError
+from service.jobs.database import Database
+from service.jobs.examples import read_examples
+from service.jobs.files import RESULTS, Files
+from service.jobs.records import JobRecord, JobResult, Score
+from service.jobs.table import JobTable
+from service.jobs.task import Task, state_path
+from service.observability.logs import configure_logging
+from service.settings import Settings
+
+NICENESS = 10
+_SAVE_REST = 20
+"""The state is written so seldom that it takes at most this part of the time."""
+_SAVE_SECONDS = 0.5
+_log = structlog.get_logger("service.jobs.worker")
+
+
+class _UnwantedError(Exception):
+    """The job was cancelled."""
+
+
+class _Worker:
+    def __init__(self, task: Task, settings: Settings) -> None:
+        self._task, self._settings = task, settings
+        database = Database(settings.store_dir)
+        self._table, self._files = JobTable(database), Files(database)
+        self._state_path = state_path(settings.store_dir, task.job)
+        self._saved, self._save_took = time.monotonic(), 0.0
+
+    def run(self) -> None:
+        """Do the job and note its outcome.
+
+        Raises:
+            NoRoomError: the outcome could not be noted, since the disk is full.
+        """
+        failure = self._attempt()
+        self._state_path.unlink(missing_ok=True)  # first: on a full disk it makes the room for noting why
+        if failure is not None:
+            code, reason = failure
+            _log.warning("job_failed", job=self._task.job, code=code)
+            self._table.fail(self._task.job, code, reason)
+
+    def _attempt(self) -> tuple[str, str] | None:
+        """Do the job; the code and the reason if it failed."""
+        try:
+            self._refine(self._table.record(self._task.job))
+        except _UnwantedError:
+            _log.info("job_not_wanted", job=self._task.job)
+        except ApiError as error:
+            return error.code or ("insufficient_storage" if error.status_code == 507 else "error"), error.message
+        except LLGBMError as error:
+            return "refining_failed", str(error)
+        except OSError as error:
+            return "os_error", f"{type(error).__name__}: {error.strerror or 'an error of the operating system'}"
+        except Exception as error:
+            _log.exception("job_failed")
+            return "internal_error", f"an error inside the service ({type(error).__name__}); its log says more"
+        return None
+
+    def _refine(self, job: JobRecord) -> None:
+        order = job.order
+        rows = self._rows(order.training_file, "training_file")
+        validation = () if order.validation_file is None else self._rows(order.validation_file, "validation_file")
+        store = open_files(self._settings.store_dir, self._settings.store_url, self._settings.copy_bytes)
+        base = load_base(self._task.base, storage=self._storage(), device=self._settings.device)
+        try:
+            start = None if order.start is None else store.read(order.start)
+        except FileNotFoundError:
+            raise ApiError(
+                404, f"the adapter {order.start} to start from was deleted", code="adapter_not_found"
+            ) from None
+        config, state = config_of(job, len(rows)), self._load_state()
+        first = "The job goes on from its last checkpoint" if state else f"Training on {len(rows)} examples has begun"
+        self._table.tell(job.id, first)
+        self._require_wanted()
+        try:
+            refined = refine(
+                base, start, rows, config, validation=validation, on_step=self._on_step, resume=state or None
+            )
+        except CheckpointError:
+            if not state:
+                raise
+            self._table.tell(job.id, "The checkpoint cannot be used; training begins anew", level="warn")
+            refined = refine(base, start, rows, config, validation=validation, on_step=self._on_step)
+        self._require_wanted()
+        weights = refined.weights
+        digest = content_digest(weights)
+        record = new_record(
+            id_of_content(digest),
+            weights,
+            digest=digest,
+            norms=weights.product_norms(),
+            base=base.spec,
+            base_id=base.spec.base_id,
+            source="refined",
+            descriptions=() if order.description is None else (order.description,),
+            start=order.start,
+            warning=None if refined.helped is not False else verdict(refined),
+        )
+        record, made = store.write(weights, record)
+        name = self._name(job, record.id, store)
+        if self._keep(job, record.id, refined):
+            return
+        if name is not None:
+            store.unname(name)
+        if made:
+            store.delete(record.id)
+        raise _UnwantedError
+
+    def _name(self, job: JobRecord, adapter: str, store: AdapterFiles) -> str | None:
+        """Name the adapter as the user wished; its name, None if it has none."""
+        name, suffix = job.order.name, job.order.suffix
+        if name is None and suffix is not None:
+            name = f"{suffix}-{job.id[-8:]}"  # digits that make it unique
+        if name is None:
+            return None
+        try:
+            store.name(name, adapter)
+        except ApiError as error:  # the adapter is there all the same
+            self._table.tell(job.id, f"The adapter has no name: {error.message}", level="warn")
+            return None
+        return name
+
+    def _keep(self, job: JobRecord, adapter: str, refined: Refined) -> bool:
+        """Note the result; False if the job was cancelled meanwhile."""
+        losses = self._files.add(f"{job.id}.csv", losses_csv(refined.losses), purpose=RESULTS)
+        result = JobResult(
+            steps=refined.steps,
+            loss=refined.losses[-1],
+            start=_score(refined.start_held_out),
+            refined=_score(refined.held_out),
+            helped=refined.helped,
+            better=job.order.start if refined.helped is False else adapter,
+            note=verdict(refined),
+            seconds=refined.seconds,
+            results_file=losses.id,
+        )
+        kept = self._table.succeed(job.id, adapter, result, verdict(refined))
+        if not kept:
+            self._files.delete(losses.id)
+        return kept
+
+    def _storage(self) -> Storage:
+        wanted = self._settings.refine_storage
+        return fastest_training_storage(self._settings.device) if wanted == "auto" else wanted
+
+    def _rows(self, file: str, param: str) -> list[RefineRow]:
+        examples = read_examples(self._files.examples(file, param), param=param)
+        return [RefineRow(tuple(example.turns), example.answer) for example in examples]
+
+    def _require_wanted(self) -> None:
+        if not self._table.running(self._task.job):
+            raise _UnwantedError
+
+    def _on_step(self, step: RefineStep) -> None:
+        if not self._table.step(self._task.job, step.step, step.total, step.loss, phase=step.phase):
+            raise _UnwantedError
+        now = time.monotonic()
+        if now - self._saved >= max(_SAVE_SECONDS, _SAVE_REST * self._save_took):
+            self._save(step.state())
+            self._saved = time.monotonic()
+            self._save_took = self._saved - now
+
+    def _save(self, state: dict[str, Tensor]) -> None:
+        temporary = self._state_path.with_suffix(".tmp")
+        try:
+            with room_for("the checkpoint of a job"):
+                temporary.write_bytes(save(state))  # not save_file, whose errors do not tell a full disk
+                temporary.rename(self._state_path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def _load_state(self) -> dict[str, Tensor]:
+        """The state that an earlier worker left; empty if there is none that can be read."""
+        try:
+            return load_file(self._state_path)
+        except FileNotFoundError:
+            return {}
+        except SafetensorError:
+            self._table.tell(self._task.job, "The checkpoint is damaged; training begins anew", level="warn")
+            return {}
+
+
+def config_of(job: JobRecord, rows: int) -> RefineConfig:
+    """The library's settings for a job."""
+    chosen, default = job.order.hyperparameters, RefineConfig()
+    batch = chosen.batch_size or default.rows_per_step
+    return RefineConfig(
+        description=job.order.description,
+        steps=None if chosen.n_epochs is None else max(1, -(-chosen.n_epochs * rows // batch)),
+        rows_per_step=batch,
+        learning_rate=default.learning_rate * (chosen.learning_rate_multiplier or 1.0),
+        seed=job.order.seed,
+    )
+
+
+def verdict(refined: Refined) -> str:
+    """Whether refining helped, in a sentence for the user."""
+    if refined.start_held_out is None or refined.held_out is None:
+        return "The adapter is ready; there were too few examples to hold some out, so try it before you use it"
+    before, after = refined.start_held_out.accuracy, refined.held_out.accuracy
+    scores = f"held-out accuracy {100 * before:.0f} % before, {100 * after:.0f} % after"
+    if refined.helped:
+        return f"The adapter is ready; {scores}"
+    return f"Refining did not help ({scores}): the start is the better choice"
+
+
+def losses_csv(losses: Sequence[float]) -> bytes:
+    """The loss of each step as a table."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["step", "train_loss"])
+    writer.writerows(enumerate(losses, 1))
+    return text.getvalue().encode()
+
+
+def _score(score: HeldOutScore | None) -> Score | None:
+    if score is None:
+        return None
+    return Score(rows=score.rows, accuracy=score.accuracy, log_likelihood=score.log_likelihood)
+
+
+def _end_with_the_service() -> None:
+    while os.read(sys.stdin.fileno(), 1 << 16):  # not by sys.stdin, whose lock the end of the interpreter waits for
+        pass
+    os._exit(0)
+
+
+def main() -> None:
+    """Do the job of the task on standard input."""
+    task = Task.model_validate_json(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_the_service, daemon=True).start()
+    settings = Settings(_env_file=None, **task.settings)  # type: ignore[arg-type]
+    configure_logging(settings)
+    os.nice(NICENESS)
+    torch.set_num_threads(settings.refine_threads or max(1, (os.cpu_count() or 2) // 2))
+    _Worker(task, settings).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Jobs and their events as the models that clients see."""
+
+from __future__ import annotations
+
+import time
+
+from service.jobs.records import Hyperparameters, JobEvent, JobRecord, JobResult, Score
+from service.schemas.fine_tuning import (
+    FineTuningJob,
+    FineTuningJobEvent,
+    HeldOutAccuracy,
+    JobError,
+    JobHyperparameters,
+    JobOutcome,
+    Method,
+    SupervisedMethod,
+)
+
+
+def job(record: JobRecord) -> FineTuningJob:
+    """A job."""
+    order, result = record.order, record.result
+    chosen = _hyperparameters(order.hyperparameters)
+    return FineTuningJob(
+        id=record.id,
+        created_at=int(record.created),
+        finished_at=None if record.finished is None else int(record.finished),
+        status=record.status,
+        error=None if record.error is None else JobError(code=record.error_code or "error", message=record.error),
+        model=order.model,
+        fine_tuned_model=record.adapter,
+        training_file=order.training_file,
+        validation_file=order.validation_file,
+        result_files=[] if result is None else [result.results_file],
+        hyperparameters=chosen,
+        method=Method(type="supervised", supervised=SupervisedMethod(hyperparameters=chosen)),
+        seed=order.seed,
+        estimated_finish=_estimate(record),
+        metadata=None if order.metadata is None else dict(order.metadata),
+        user_provided_suffix=order.suffix,
+        start=order.start,
+        step=record.step,
+        total_steps=record.total,
+        loss=record.loss,
+        outcome=None if result is None else _outcome(result),
+    )
+
+
+def event(item: JobEvent) -> FineTuningJobEvent:
+    """An event."""
+    return FineTuningJobEvent(
+        id=item.id,
+        created_at=int(item.created),
+        level=item.level,
+        message=item.message,
+        type="message" if item.data is None else "metrics",
+        data=None if item.data is None else dict(item.data),
+    )
+
+
+def _hyperparameters(chosen: Hyperparameters) -> JobHyperparameters:
+    return JobHyperparameters(**chosen.model_dump(exclude_none=True))
+
+
+def _estimate(record: JobRecord) -> int | None:
+    if record.status != "running" or record.started is None or not record.step:
+        return None
+    now = time.time()
+    return int(now + (now - record.started) / record.step * (record.total - record.step))
+
+
+def _outcome(result: JobResult) -> JobOutcome:
+    return JobOutcome(
+        steps=result.steps,
+        loss=result.loss,
+        seconds=result.seconds,
+        start=_score(result.start),
+        refined=_score(result.refined),
+        helped=result.helped,
+        better=result.better,
+        note=result.note,
+    )
+
+
+def _score(score: Score | None) -> HeldOutAccuracy | None:
+    return None if score is None else HeldOutAccuracy(**score.model_dump())

@@ -1,0 +1,231 @@
+"""Models of the fine-tuning routes. Fields and meanings are OpenAI's; what is added is said so."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from service.schemas.common import Strict, example
+
+Auto = Literal["auto"]
+Suffix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,47}$")]
+_JOB_ID = "ftjob-0b8e6c1a5d2f4e7f9a3c8b1d6e5f4a2b"
+_FILE_ID = "file-5a1f0c8e7d6b4f3a9c2d1e0f8a7b6c5d"
+_AUTO: dict[str, Any] = {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"}
+
+
+class JobHyperparameters(Strict):
+    """How to train; `auto` leaves it to the service, which holds examples out to choose the number of steps."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_AUTO]})
+    n_epochs: Annotated[int, Field(ge=1, le=50)] | Auto = Field("auto", description="Passes over the examples.")
+    batch_size: Annotated[int, Field(ge=1, le=256)] | Auto = Field("auto", description="Examples a step.")
+    learning_rate_multiplier: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | Auto = Field(
+        "auto", description="Factor on the service's learning rate."
+    )
+
+
+class SupervisedMethod(Strict):
+    """Learning from answers."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"hyperparameters": _AUTO}]})
+    hyperparameters: JobHyperparameters | None = None
+
+
+class Method(Strict):
+    """How examples are learnt from: by their answers."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"type": "supervised", "supervised": {"hyperparameters": _AUTO}}]},
+    )
+    type: Literal["supervised"]
+    supervised: SupervisedMethod | None = None
+
+
+class CreateJobRequest(Strict):
+    """A job to start."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"model": "prompt:Route the ticket to a team.", "training_file": _FILE_ID, "suffix": "tickets"},
+                {
+                    "model": "french",
+                    "training_file": _FILE_ID,
+                    "seed": 1,
+                    "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3}}},
+                },
+            ]
+        },
+    )
+    model: str = Field(
+        min_length=1,
+        description="What to start from: the base's id, an adapter's id or name, or `prompt:` and the description of a "
+        "task, whose adapter is the best start.",
+    )
+    training_file: str = Field(min_length=1, max_length=64, description="Id of a file with the purpose fine-tune.")
+    validation_file: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = Field(
+        None, description="Examples that choose the number of steps, in place of a quarter that is held out."
+    )
+    suffix: Suffix | None = Field(None, description="Start of the adapter's name; digits of the job's id follow.")
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
+        None, description="The same job with the same seed makes the same adapter. Default 0."
+    )
+    method: Method | None = None
+    hyperparameters: JobHyperparameters | None = Field(None, description="The older place of those of `method`.")
+    metadata: (
+        dict[Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=512)]] | None
+    ) = Field(None, max_length=16, description="Kept with the job.")
+    integrations: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="There are none here.")
+
+
+class JobError(BaseModel):
+    """Why a job failed."""
+
+    model_config = example({"code": "file_not_found", "message": "there is no file 'file-1'", "param": None})
+    code: str
+    message: str
+    param: str | None = None
+
+
+_SCORE: dict[str, Any] = {"rows": 8, "accuracy": 0.75, "log_likelihood": -0.21}
+
+
+class HeldOutAccuracy(BaseModel):
+    """Score on examples that were not trained on."""
+
+    model_config = example(_SCORE)
+    rows: int = Field(description="Each example counts twice if it is measured with the description and without.")
+    accuracy: float = Field(description="Share of the rows that are answered exactly, 0 to 1.")
+    log_likelihood: float = Field(description="Of the answers, mean over the tokens of a row and over rows, nats.")
+
+
+_OUTCOME: dict[str, Any] = {
+    "steps": 15,
+    "loss": 0.12,
+    "seconds": 27.5,
+    "start": {**_SCORE, "accuracy": 0.25, "log_likelihood": -1.4},
+    "refined": _SCORE,
+    "helped": True,
+    "better": "lora-0f3a5d1c2b4e69788796a5b4",
+    "note": "The adapter is ready; held-out accuracy 25 % before, 75 % after",
+}
+
+
+class JobOutcome(BaseModel):
+    """What came of a job, and whether it was worth it."""
+
+    model_config = example(_OUTCOME)
+    steps: int = Field(description="Steps of the adapter.")
+    loss: float = Field(description="Training loss of the last step, nats.")
+    seconds: float
+    start: HeldOutAccuracy | None = Field(description="Score of the start; null where nothing was held out.")
+    refined: HeldOutAccuracy | None = Field(description="Score after so many steps; null where nothing was held out.")
+    helped: bool | None = Field(description="Whether the result is better than the start; null if that is not known.")
+    better: str | None = Field(description="The adapter to use: the result, or the start (null for the plain base).")
+    note: str = Field(description="The same in a sentence.")
+
+
+_JOB: dict[str, Any] = {
+    "id": _JOB_ID,
+    "object": "fine_tuning.job",
+    "created_at": 1763848800,
+    "finished_at": 1763848832,
+    "status": "succeeded",
+    "error": None,
+    "model": "prompt:Route the ticket to a team.",
+    "fine_tuned_model": "lora-0f3a5d1c2b4e69788796a5b4",
+    "training_file": _FILE_ID,
+    "validation_file": None,
+    "result_files": ["file-9d8c7b6a5f4e4d3c8b2a1f0e9d8c7b6a"],
+    "hyperparameters": _AUTO,
+    "method": {"type": "supervised", "supervised": {"hyperparameters": _AUTO}},
+    "seed": 0,
+    "trained_tokens": None,
+    "estimated_finish": None,
+    "organization_id": "llgbm",
+    "integrations": [],
+    "metadata": None,
+    "user_provided_suffix": "tickets",
+    "start": "lora-9a8b7c6d5e4f3a2b1c0d9e8f",
+    "step": 47,
+    "total_steps": 47,
+    "loss": 0.12,
+    "outcome": _OUTCOME,
+}
+
+
+class FineTuningJob(BaseModel):
+    """OpenAI's job, with its progress and outcome."""
+
+    model_config = example(_JOB)
+    id: str
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    created_at: int
+    finished_at: int | None
+    status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    error: JobError | None
+    model: str
+    fine_tuned_model: str | None = Field(description="Id of the refined adapter, for chat, download and compose.")
+    training_file: str
+    validation_file: str | None
+    result_files: list[str] = Field(description="A table of the loss of each step.")
+    hyperparameters: JobHyperparameters
+    method: Method
+    seed: int
+    trained_tokens: None = None
+    estimated_finish: int | None = Field(description="Seconds since 1970, from the steps so far.")
+    organization_id: str = "llgbm"
+    integrations: list[Any] = []
+    metadata: dict[str, str] | None
+    user_provided_suffix: str | None
+    start: str | None = Field(description="Not OpenAI's: the adapter that training starts from; null for the base.")
+    step: int = Field(description="Not OpenAI's: steps that are done.")
+    total_steps: int = Field(description="Not OpenAI's: steps that are needed at most; 0 before the first.")
+    loss: float | None = Field(description="Not OpenAI's: training loss of the last step, nats.")
+    outcome: JobOutcome | None = Field(description="Not OpenAI's: what came of it.")
+
+
+class JobList(BaseModel):
+    """One page of jobs, the newest first."""
+
+    model_config = example({"object": "list", "data": [_JOB], "has_more": False})
+    object: Literal["list"] = "list"
+    data: list[FineTuningJob]
+    has_more: bool
+
+
+_EVENT: dict[str, Any] = {
+    "id": "ftevent-0000000000000017",
+    "object": "fine_tuning.job.event",
+    "created_at": 1763848812,
+    "level": "info",
+    "message": "Step 12/47: training loss=0.84",
+    "type": "metrics",
+    "data": {"step": 12, "total_steps": 47, "train_loss": 0.8412, "phase": "choose"},
+}
+
+
+class FineTuningJobEvent(BaseModel):
+    """A step, or a message."""
+
+    model_config = example(_EVENT)
+    id: str
+    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
+    created_at: int
+    level: Literal["info", "warn", "error"]
+    message: str
+    type: Literal["message", "metrics"]
+    data: dict[str, Any] | None
+
+
+class JobEventList(BaseModel):
+    """One page of events, the newest first."""
+
+    model_config = example({"object": "list", "data": [_EVENT], "has_more": False})
+    object: Literal["list"] = "list"
+    data: list[FineTuningJobEvent]
+    has_more: bool
