@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,13 @@ from llgbm.config import MODEL_SPECS, ModelSpec
 from llgbm.errors import ConfigError, PretrainedNotFoundError
 from llgbm.linears.frozen_linear import Storage, store_linears
 from llgbm.linears.int8 import Int8TrainingLinear
+from llgbm.linears.int8_file import int8_path, read_int8, write_int8
 from llgbm.pretrained.find import no_progress_bars, pretrained_revision, resolve_pretrained
 from llgbm.pretrained.folder import folder_problem
+
+INT8_FOLDER = "int8"
+"""Name of the folder of int8 weights in a cache folder."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +60,9 @@ class BareBase:
     max_positions: int
 
 
-def load_base(name_or_path: str | Path, *, storage: Storage = "float32", device: str = "cpu") -> Base:
+def load_base(
+    name_or_path: str | Path, *, storage: Storage = "float32", device: str = "cpu", int8_folder: Path | None = None
+) -> Base:
     """Resolve and load a Qwen2.5 base.
 
     Args:
@@ -63,6 +71,9 @@ def load_base(name_or_path: str | Path, *, storage: Storage = "float32", device:
         storage: how the Linear weights are stored. On a CPU activations stay float32, except with
             "bfloat16_activations". On a GPU "bfloat16" applies to the whole model, since GPUs multiply in bfloat16.
         device: a torch device, "cpu" or "cuda".
+        int8_folder: with int8, where the quantised weights are kept. The first call for a base writes its file, and
+            later ones read it and never the float32 weights. A damaged file is written anew; one that cannot be
+            written is done without, and the log says so.
 
     Raises:
         PretrainedNotFoundError: no source has the weights, or the folder holds another architecture.
@@ -79,12 +90,18 @@ def load_base(name_or_path: str | Path, *, storage: Storage = "float32", device:
         raise ConfigError(f"torch finds no GPU for {device}; install a build of torch for it, or choose cpu")
     whole = storage == "bfloat16_activations" or (on_gpu and storage == "bfloat16")
     dtype = torch.bfloat16 if whole else torch.float32
-    with no_progress_bars():
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
-    model.eval().requires_grad_(False).to(device)
-    store_linears(model, "float32" if on_gpu and whole else storage)
-    spec = _spec(config, name_or_path)
-    return Base(model, AutoTokenizer.from_pretrained(path), spec, pretrained_revision(path))
+    revision = pretrained_revision(path)
+    kept = None if storage != "int8" or int8_folder is None else int8_path(int8_folder, revision)
+    model = None if kept is None else _kept_model(kept, path, config)
+    if model is None:
+        with no_progress_bars():
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
+        model.eval().requires_grad_(False).to(device)
+        written = None if kept is None or not _keep_model(model, kept) else _kept_model(kept, path, config)
+        if written is None:
+            store_linears(model, "float32" if on_gpu and whole else storage)
+        model = written or model
+    return Base(model, AutoTokenizer.from_pretrained(path), _spec(config, name_or_path), revision)
 
 
 def load_bare_base(name_or_path: str | Path) -> BareBase:
@@ -131,6 +148,42 @@ def require_gradients(base: Base) -> None:
             "a base in int8 passes no gradients; to train through it, load it with int8_training, bfloat16 or float32 "
             "storage"
         )
+
+
+def _kept_model(kept: Path, path: Path, config: Any) -> nn.Module | None:
+    """The model of the int8 file `kept`; None if there is none, or a damaged one.
+
+    Args:
+        kept: the file.
+        path, config: of the base in float32; only its generation config is read.
+    """
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    try:
+        read_int8(model, kept)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        _log.warning("the int8 weights are made anew: %s", error)
+        return None
+    # not in the file: the frequencies of the rotations, which the constructor computes, and how answers end
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+    if (path / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(path)
+    evaluated: nn.Module = model.eval()
+    return evaluated
+
+
+def _keep_model(model: nn.Module, kept: Path) -> bool:
+    """Write the int8 form of a float32 model to `kept`; False, and a line in the log, if that is not possible."""
+    try:
+        write_int8(model, kept)
+    except OSError as error:
+        _log.warning("the int8 weights are not kept in %s, and the next start makes them again: %s", kept, error)
+        return False
+    return True
 
 
 def _config(path: Path) -> Any:

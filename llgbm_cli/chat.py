@@ -11,13 +11,14 @@ from typing import Any
 
 import typer
 
-from llgbm.base import Base, load_base
+from llgbm.base import INT8_FOLDER, Base, load_base
 from llgbm.chat import prompt_ids, task_messages
 from llgbm.conditioning.context_choice import Context, ContextWanted
 from llgbm.decoding.decoder import Decoder, DecodeRequest
 from llgbm.decoding.sampling import SamplingParams
 from llgbm.errors import AdapterMismatchError, ConfigError, ContextLengthError
 from llgbm.linears.frozen_linear import Storage, fastest_storage
+from llgbm.pretrained.find import default_cache_dir
 from llgbm.prompting import AdapterRequest, MadeAdapter
 from llgbm_cli.inputs import fetch, load_maker
 from service.chat.text_stream import TextStream
@@ -134,7 +135,7 @@ def open_conversation(
     (made,) = maker.make([replace(request, scale=setting.scale)])
     wanted: Any = storage
     kept: Storage = fastest_storage() if storage == "auto" else wanted
-    loaded = load_base(base_name, storage=kept)
+    loaded = load_base(base_name, storage=kept, int8_folder=default_cache_dir() / INT8_FOLDER)
     manifest.require_base(loaded.spec.base_id)
     return Conversation(
         loaded,

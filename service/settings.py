@@ -169,8 +169,8 @@ class Settings(BaseSettings):
     )
     cache_dir: Path = Field(
         default_factory=_user_cache,
-        description="Folder of fetched weights, of the embedding cache and of the index of the adapters. Default: the"
-        " user's cache folder.",
+        description="Folder of fetched weights, of the base's int8 weights, of the embedding cache and of the index of"
+        " the adapters. Default: the user's cache folder.",
     )
     adapter_memory: int = Field(
         512 * 2**20, ge=0, description="Bytes of adapters kept in memory; those in use are never dropped."

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llgbm.errors import ConfigError
-from llgbm.linears.int8 import FbgemmProduct, Int8TrainingLinear
+from llgbm.linears.int8 import FbgemmProduct, Int8TrainingLinear, Int8Weight
 from llgbm.linears.shared_input import SharedInput, input_groups
 
 Storage = Literal["float32", "bfloat16", "bfloat16_activations", "int8", "int8_training"]
@@ -86,13 +86,29 @@ def int8_group(linears: Sequence[nn.Linear]) -> list[Int8Linear]:
     Raises:
         ConfigError: torch has no int8 kernel for this CPU.
     """
-    # stacked along the output: one product (rows, sum of out_features), of which each module reads its columns
+    return int8_readers(linears, *stacked_int8(linears))
+
+
+def stacked_int8(linears: Sequence[nn.Linear]) -> tuple[Int8Weight, Tensor | None]:
+    """Weight and bias of Linears with the same input, stacked along the output, quantised; no bias if none has one."""
     biases = [torch.zeros(m.out_features) if m.bias is None else m.bias.detach().float() for m in linears]
-    product = FbgemmProduct(
-        torch.cat([m.weight.detach().float() for m in linears]),
+    return (
+        Int8Weight.of(torch.cat([m.weight.detach().float() for m in linears])),
         torch.cat(biases) if any(m.bias is not None for m in linears) else None,
     )
-    shared = SharedInput(product, len(linears))
+
+
+def int8_readers(linears: Sequence[nn.Linear], weight: Int8Weight, bias: Tensor | None) -> list[Int8Linear]:
+    """Modules in place of `linears`, of which only the sizes are used: each reads its columns of one product.
+
+    Args:
+        linears: with the same input; they may be on the meta device.
+        weight, bias: as `stacked_int8` makes them.
+
+    Raises:
+        ConfigError: torch has no int8 kernel for this CPU.
+    """
+    shared = SharedInput(FbgemmProduct(weight, bias), len(linears))
     modules, start = [], 0
     for reader, linear in enumerate(linears):
         columns = slice(start, start + linear.out_features)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +102,27 @@ def quantised_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x / scales).round_().to(torch.int8), scales
 
 
+class Int8Weight(NamedTuple):
+    """A weight W (out, in) in int8, symmetric, with one scale per row: W is about rows * scales[:, None].
+
+    Attributes:
+        rows: (out, in) int8.
+        scales: (out,) float32.
+    """
+
+    rows: Tensor
+    scales: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor) -> Int8Weight:
+        """Quantise W (out, in), float32."""
+        scales = weight.abs().amax(dim=1).clamp_min(1e-8) / _LEVELS  # symmetric, so all zero points are 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch deprecates its quantised tensors
+            zeros = torch.zeros(len(weight), dtype=torch.long)
+            return cls(torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8).int_repr(), scales)
+
+
 class FbgemmProduct:
     """x -> x W^T + b with int8 W and x, one scale per row of W and one per row of x.
 
@@ -109,24 +130,24 @@ class FbgemmProduct:
     product is multiplied by it again. No gradient.
 
     Args:
-        weight: W (out, in), float32.
+        weight: W (out, in) in float32, or quantised before. The kernel keeps a copy in an order of its own.
         bias: b (out,), float32.
 
     Raises:
         ConfigError: torch has no int8 kernel for this CPU.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: Tensor | Int8Weight, bias: Tensor | None = None) -> None:
         if not self.supported():
             raise ConfigError("this build of torch has no int8 kernel for this CPU; choose the storage float32")
         # Without VNNI the kernel adds pairs of uint8 * int8 products in 16 bits. 2 * 255 * 127 overflows there,
         # 2 * 127 * 127 fits, so activations get 7 bits.
         self._steps = 127 if torch.cpu._is_vnni_supported() else 63
-        scales = weight.abs().amax(dim=1).clamp_min(1e-8) / 127  # (out,); symmetric, so all zero points are 0
-        zeros = torch.zeros(len(weight), dtype=torch.long)
+        rows, scales = weight if isinstance(weight, Int8Weight) else Int8Weight.of(weight)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch deprecates this kernel; its successor is not faster on a CPU
-            quantised = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
+            zeros = torch.zeros(len(rows), dtype=torch.long)
+            quantised = torch._make_per_channel_quantized_tensor(rows, scales.double(), zeros, 0)
             self._packed = torch.ops.quantized.linear_prepack(quantised, None)
         self._bias = bias
 

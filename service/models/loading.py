@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import structlog
 import torch
 
-from llgbm.base import BareBase, Base, load_bare_base, load_base, storage_of
+from llgbm.base import INT8_FOLDER, BareBase, Base, load_bare_base, load_base, storage_of
 from llgbm.checkpoint import load_generator
 from llgbm.conditioning.embedding_cache import SqliteEmbeddingCache
 from llgbm.decoding.decoder import Decoder, DecodeRequest
@@ -92,7 +92,9 @@ def load_models(settings: Settings, metrics: Metrics, progress: Progress) -> Mod
         base = load_bare_base(base_name)
     else:
         storage = fastest_storage(settings.device) if settings.base_storage == "auto" else settings.base_storage
-        base = load_base(base_name, storage=storage, device=settings.device)
+        base = load_base(
+            base_name, storage=storage, device=settings.device, int8_folder=settings.cache_dir / INT8_FOLDER
+        )
     try:
         manifest.require_base(base.spec.base_id)
     except CheckpointError as error:

@@ -56,9 +56,9 @@ def test_everything_is_found_loaded_and_fits(tiny_settings: Settings, tiny_base:
 def test_the_base_goes_to_the_named_device(tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def watched(name: str, *, storage: Storage, device: str) -> Base:
+    def watched(name: str, *, storage: Storage, device: str, int8_folder: Path) -> Base:
         asked.append(device)
-        return load_base(name, storage=storage, device=device)
+        return load_base(name, storage=storage, device=device, int8_folder=int8_folder)
 
     monkeypatch.setattr("service.models.loading.load_base", watched)
     load_models(tiny_settings, Metrics(), lambda text: None).cache.close()

@@ -1,0 +1,125 @@
+"""An int8 model in a file, so that it is quantised once and not at each start.
+
+The file has the stacked rows, scales and biases of the Linears (`Int8Weight`) and all other parameters in float32. It
+is written to a temporary name, synced and renamed, so a reader finds a whole file or none. The int8 rows are mapped
+only while the kernel copies them into an order of its own. The other parameters stay mapped: of the embeddings, pages
+that no token asks for take no memory, and processes share the others.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from llgbm.linears.frozen_linear import int8_readers, stacked_int8
+from llgbm.linears.int8 import Int8Weight
+from llgbm.linears.shared_input import input_groups
+
+VERSION = 1
+"""Of the quantisation and of the file's layout; a change of either needs a new number."""
+_METADATA = {"format": "llgbm-int8", "version": str(VERSION)}
+_DTYPES = {"I8": torch.int8, "F32": torch.float32}
+
+
+def int8_path(folder: Path, revision: str) -> Path:
+    """The file of a base's revision in `folder`."""
+    return folder / f"{revision}-v{VERSION}.safetensors"
+
+
+def write_int8(model: nn.Module, path: Path) -> None:
+    """Write the int8 form of a float32 model to `path`. Other processes that want to write it wait.
+
+    Raises:
+        OSError: the disk is full, or the folder is not writable; no file is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with FileLock(path.with_suffix(".lock")):
+        try:
+            save_file(_tensors(model), temporary, metadata=_METADATA)
+            temporary.chmod(0o644)  # its writer lets only the owner read it; several users may share the folder
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except SafetensorError as error:  # what the format's writer makes of an error of the disk
+            raise OSError(str(error)) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def read_int8(model: nn.Module, path: Path) -> None:
+    """Give a model on the meta device the content of `path`: int8 modules in place of its Linears, and parameters.
+
+    Raises:
+        FileNotFoundError: there is no file.
+        ValueError: the file is damaged, or was written for another model; `model` may be changed in part.
+        ConfigError: torch has no int8 kernel for this CPU.
+    """
+    linears = _linears(model)
+    groups = input_groups(linears)
+    others = {name: t for name, t in model.state_dict().items() if name.rpartition(".")[0] not in linears}
+    wanted = {name: (torch.float32, tuple(t.shape)) for name, t in others.items()}
+    for names in groups:
+        wanted |= _layout(names, linears)
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    try:
+        with safe_open(path, "pt") as file:
+            found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+            shapes = {name: (_DTYPES.get(s.get_dtype()), tuple(s.get_shape())) for name, s in found.items()}
+            if file.metadata() != _METADATA or shapes != wanted:
+                raise ValueError(f"{path} does not have the tensors of this model")
+            for names in groups:
+                prefix = _prefix(names)
+                bias = file.get_tensor(f"{prefix}.bias").clone() if f"{prefix}.bias" in wanted else None
+                weight = Int8Weight(file.get_tensor(f"{prefix}.rows"), file.get_tensor(f"{prefix}.scales"))
+                modules = int8_readers([linears[name] for name in names], weight, bias)
+                for name, module in zip(names, modules, strict=True):
+                    parent, _, last = name.rpartition(".")
+                    setattr(model.get_submodule(parent), last, module)
+                del weight
+        # opened anew, so that the mapping above ends with its tensors, and the pages of the rows with it
+        with safe_open(path, "pt") as file:
+            model.load_state_dict({name: file.get_tensor(name) for name in others}, assign=True)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    model.requires_grad_(False)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    linears = _linears(model)
+    tensors = {name: t for name, t in model.state_dict().items() if name.rpartition(".")[0] not in linears}
+    for names in input_groups(linears):
+        weight, bias = stacked_int8([linears[name] for name in names])
+        prefix = _prefix(names)
+        tensors |= {f"{prefix}.rows": weight.rows, f"{prefix}.scales": weight.scales}
+        if bias is not None:
+            tensors[f"{prefix}.bias"] = bias
+    return tensors
+
+
+def _layout(names: tuple[str, ...], linears: dict[str, nn.Linear]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    group = [linears[name] for name in names]
+    outputs, prefix = sum(m.out_features for m in group), _prefix(names)
+    layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+        f"{prefix}.rows": (torch.int8, (outputs, group[0].in_features)),
+        f"{prefix}.scales": (torch.float32, (outputs,)),
+    }
+    if any(m.bias is not None for m in group):
+        layout[f"{prefix}.bias"] = (torch.float32, (outputs,))
+    return layout
+
+
+def _linears(model: nn.Module) -> dict[str, nn.Linear]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+def _prefix(names: tuple[str, ...]) -> str:
+    """Such as `model.layers.0.self_attn.q_proj+k_proj+v_proj`."""
+    return names[0] + "".join(f"+{name.rpartition('.')[2]}" for name in names[1:])
