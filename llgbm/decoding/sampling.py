@@ -122,8 +122,8 @@ def adjusted(logits: Tensor, params: SamplingParams, prompt: Sequence[int], outp
 def sample(logits: Tensor, params: SamplingParams, generator: torch.Generator) -> int:
     """Draw one token from logits (vocabulary,) float32, with one uniform number of `generator`.
 
-    `params.temperature` must be above 0. The uniform number selects a token from the cumulative distribution, so
-    logits that differ in the last bits nearly always give the same token.
+    `params.temperature` must be above 0. The uniform number selects a token from the cumulative distribution in
+    the order of the tokens, so logits that differ in the last bits nearly always give the same token.
     """
     # the maximum is subtracted first, so a tiny temperature cannot overflow
     probabilities = ((logits - logits.max()) / params.temperature).softmax(-1)
@@ -141,7 +141,10 @@ def sample(logits: Tensor, params: SamplingParams, generator: torch.Generator) -
         values, tokens = probabilities.sort(descending=True)
         reached = values.double().cumsum(0)
     kept = int((reached < params.top_p * whole).sum()) + 1
-    return int(tokens[_pick(reached[:kept], point)])
+    # In the order of the tokens, not of their probabilities: two nearly equal ones change places in the latter with the
+    # last bits of the logits, and a draw that fell on one of them would become the other.
+    tokens, order = tokens[:kept].sort()
+    return int(tokens[_pick(values[:kept][order].double().cumsum(0), point)])
 
 
 def _pick(reached: Tensor, point: Tensor) -> int:

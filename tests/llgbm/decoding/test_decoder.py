@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llgbm.base import Base, load_base
@@ -65,6 +65,15 @@ def test_numbers_are_those_of_the_whole_text_without_a_cache(tiny_base: Base) ->
 # Rows do not depend on each other
 
 
+def drawn(prompt: list[int], adapter: int, seed: int) -> DecodeRequest:
+    """A row whose first token is drawn from a nucleus."""
+    params = SamplingParams(max_tokens=1, temperature=1.0, top_p=0.9, seed=seed, stop_token_ids=())
+    return DecodeRequest(prompt, ADAPTERS[adapter], params)
+
+
+# In both, the draw falls on one of two tokens that are nearly equally likely.
+@example(schedule=[(0, [drawn([19], 0, 23), drawn([145], 3, 23)])])
+@example(schedule=[(0, [drawn(*row, 2) for row in (([34, 27], 2), ([229, 166], 3), ([191, 177], 0), ([154, 134], 1))])])
 @settings(max_examples=25)
 @given(schedule=st.lists(st.tuples(st.integers(0, 5), st.lists(rows, min_size=1, max_size=4)), max_size=4))
 def test_a_row_that_joins_others_is_the_row_alone(

@@ -101,6 +101,18 @@ def test_draws_stay_in_the_nucleus(logits: Tensor, temperature: float, top_p: fl
     assert all(probabilities[sample(logits, params, generator)] >= least * 0.999 for _ in range(5))
 
 
+@pytest.mark.parametrize(
+    "params", [SamplingParams(temperature=1.0, top_p=0.999), SamplingParams(temperature=1.0, top_k=60)]
+)
+def test_last_bits_of_nearly_equal_logits_do_not_change_a_draw(params: SamplingParams) -> None:
+    likely = (random_logits(60, 1.0, seed=0).clamp(-1, 1) * 10).round() / 10  # many are equal, and all are kept
+    logits = torch.cat([likely, torch.full((140,), -20.0)])
+    other = logits + 1e-6 * random_logits(200, 1.0, seed=1)
+    assert not torch.equal(logits.argsort(descending=True)[:60], other.argsort(descending=True)[:60])
+    for seed in range(300):
+        assert sample(logits, params, make_generator(seed)) == sample(other, params, make_generator(seed))
+
+
 def test_a_nucleus_beyond_the_first_guess_is_found() -> None:
     logits = random_logits(5000, 0.1, seed=2)
     params = SamplingParams(temperature=1.0, top_p=0.5)
