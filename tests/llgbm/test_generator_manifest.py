@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from llgbm.conditioning.context_choice import ContextChoice
 from llgbm.config import LoRASpec
 from llgbm.errors import CheckpointError
 from llgbm.generator_manifest import FORMAT_VERSION, GeneratorManifest, TrainingTask
@@ -35,6 +36,17 @@ def test_a_manifest_comes_back_from_json(spec: LoRASpec) -> None:
     assert GeneratorManifest.from_json(replace(manifest, confidence={}, tasks=()).to_json()).confidence == {}
 
 
+def test_a_choice_of_context_comes_back_and_an_earlier_manifests_scales_become_one() -> None:
+    choice = ContextChoice.of_scales(0.6, far=0.5, near=1.0)
+    chosen = replace(MANIFEST, context_choice=choice)
+    assert GeneratorManifest.from_json(chosen.to_json()) == chosen
+    earlier = json.loads(MANIFEST.to_json())
+    del earlier["context_choice"]
+    assert GeneratorManifest.from_json(json.dumps(earlier)) == MANIFEST
+    earlier["context_scale"] = {"similarity": 0.6, "far": 0.5, "near": 1.0}
+    assert GeneratorManifest.from_json(json.dumps(earlier)) == chosen
+
+
 def test_a_spec_that_the_format_cannot_say_is_refused_when_written() -> None:
     with pytest.raises(CheckpointError, match="same targets in every one of its layers"):
         replace(MANIFEST, lora=IRREGULAR).to_json()
@@ -58,6 +70,9 @@ def test_a_manifest_without_use_rslora_means_plain_lora() -> None:
             f"format version {FORMAT_VERSION + 1}, this library reads {FORMAT_VERSION}; update the library",
         ),
         (edited(surprise=1), "surprise"),
+        (edited(context_choice={"without_examples": []}), "context_choice|with_examples"),
+        (edited(context_choice={"without_examples": [], "with_examples": []}), "bins of rising similarity"),
+        (edited(context_scale={"similarity": 0.5}), "far"),
         (edited(tasks=[{"task_id": "a", "descriptions": []}]), "missing 3 required"),
         (edited(model={"name": "x"}), "ModelSpec"),
         (edited(generator={"depth": 3}), "depth"),

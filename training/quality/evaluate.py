@@ -29,7 +29,7 @@ from training.cli.config import to_dict
 from training.quality.baselines import Baselines, row_digests
 from training.quality.cells import SHOWN, Cells, Work, cell_key, mean_cell, measured_cell
 from training.quality.deltas import delta_cosines
-from training.quality.methods import METHODS, MethodSources
+from training.quality.methods import FIXED_CONTEXTS, METHODS, MethodSources
 from training.recipe.cores import load_cores
 from training.recipe.generator_base import base_of, shared_adapter_for
 from training.runs.artefacts import replace_text
@@ -72,6 +72,10 @@ COMPARED = (
     ("generated, scaled + description", "multi-task LoRA, scaled + description"),
     ("generated, scaled + description", "nearest task's teacher"),
     ("generated, scaled + description", "softmax over 5 nearest teachers"),
+    *(("auto", fixed) for fixed in FIXED_CONTEXTS["auto"]),
+    *(("auto with 3 examples", fixed) for fixed in FIXED_CONTEXTS["auto with 3 examples"]),
+    ("auto with 3 examples", "auto"),
+    ("generated, scaled + description + 3 examples", "base + description + 3 examples"),
     ("generated", "nearest task's teacher"),
     ("generated", "softmax over 5 nearest teachers"),
     ("generated + description", "nearest task's teacher"),

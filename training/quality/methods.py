@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from zlib import crc32
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from llgbm.checkpoint import Checkpoint
+from llgbm.conditioning.context_choice import ContextWanted
 from llgbm.lora import LoRAWeights
 from llgbm.prompting import AdapterMaker, AdapterRequest, TextEncoder
 from training.recipe.cores import Cores
 from training.tasks.format import Example, Task
+from training.tasks.rows import short_examples
 
 GIBBERISH = (
     "qwx zzgrv plomf",
@@ -79,10 +80,7 @@ class MethodSources:
 
     def shots(self, task: Task) -> tuple[Example, ...]:
         """Three short training rows, the same for every method."""
-        rng = np.random.default_rng(self.seed)
-        by_length = sorted(task.train, key=lambda e: len(e.input) + len(e.output))
-        short = by_length[: max(_NUM_SHOTS, len(task.train) // 2)]
-        return tuple(short[i] for i in rng.permutation(len(short))[:_NUM_SHOTS])
+        return short_examples(task, _NUM_SHOTS, self.seed)
 
     def generate(self, texts: Sequence[str] = (), shots: Sequence[Example] = (), *, scale: float = 1.0) -> LoRAWeights:
         """The generator's adapter for descriptions, examples, or both."""
@@ -162,6 +160,27 @@ def _scaled(sources: MethodSources, task: Task, text: str) -> MethodSetup | None
     return MethodSetup(sources.generate([text], scale=scale), sources.description(task))
 
 
+def _scaled_with_examples(sources: MethodSources, task: Task) -> MethodSetup | None:
+    if sources.checkpoint.manifest.context_choice is None:
+        return None
+    return _in_context(sources, task, sources.shots(task), "examples")
+
+
+def _in_context(
+    sources: MethodSources, task: Task, shots: tuple[Example, ...], wanted: ContextWanted = "auto"
+) -> MethodSetup:
+    """The adapter of the description and the examples, in the context and at the scale that the service takes."""
+    description, pairs = sources.description(task), tuple((shot.input, shot.output) for shot in shots)
+    maker = AdapterMaker(sources.checkpoint, sources.encoder)
+    setting = maker.context_setting(AdapterRequest((description,), pairs), wanted)
+    adapter = None if setting.scale == 0 else sources.generate([description], shots, scale=setting.scale)
+    return MethodSetup(
+        adapter,
+        None if setting.context == "none" else description,
+        shots if setting.context == "examples" else (),
+    )
+
+
 def _scaled_multitask(sources: MethodSources, task: Task) -> MethodSetup | None:
     scale = sources.scale_in_context(task)
     if scale is None or sources.multitask is None:
@@ -221,11 +240,25 @@ METHODS: dict[str, Callable[[MethodSources, Task], MethodSetup | None]] = {
     "generated, wrong description, scaled + description": lambda sources, task: _scaled(
         sources, task, sources.others[task.task_id]
     ),
+    "generated, scaled + description + 3 examples": _scaled_with_examples,
+    "auto": lambda sources, task: _in_context(sources, task, ()),
+    "auto with 3 examples": lambda sources, task: _in_context(sources, task, sources.shots(task)),
     "multi-task LoRA, scaled + description": _scaled_multitask,
     "cores trained on the task": _trained_cores,
     "teacher": lambda sources, task: _adapter(sources.teachers.get(task.task_id)),
 }
 """Every method, in the order of the table. A method that lacks a source gives None and is reported as not run."""
+
+FIXED_CONTEXTS: Mapping[str, tuple[str, ...]] = {
+    "auto": ("generated", "base + description", "generated, scaled + description", "generated + description"),
+    "auto with 3 examples": (
+        "generated from description and 3 examples",
+        "base + description + 3 examples",
+        "generated, scaled + description + 3 examples",
+        "generated + description + 3 examples",
+    ),
+}
+"""The fixed choices of context that `auto` is compared with: adapter alone, base, calibrated scale and scale 1."""
 
 INDEPENDENT = (
     "base",

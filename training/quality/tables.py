@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llgbm.errors import ConfigError
+from training.quality.methods import FIXED_CONTEXTS
 from training.runs.artefacts import replace_text
 from training.runs.results import read_result
 
@@ -142,6 +143,20 @@ def differences(columns: Result) -> list[str]:
     return table(["difference, in points", *(COLUMNS[group] for group in columns)], rows)
 
 
+def auto(columns: Result) -> list[str]:
+    """Accuracy of context `auto` and of each fixed choice, and the paired difference of `auto` to it in points."""
+    rows = []
+    for chosen_by, fixed in FIXED_CONTEXTS.items():
+        for name in (chosen_by, *fixed):
+            cells = []
+            for column in columns.values():
+                cell = _accuracy(column["methods"].get(name, {"accuracy": None}))
+                pair = [d for d in column["differences"] if (d["of"], d["minus"]) == (chosen_by, name)]
+                cells.append(f"{cell}; {_points(pair[0])}" if pair else cell)
+            rows.append([name, *cells])
+    return table(["context; `auto` minus it, in points", *(COLUMNS[group] for group in columns)], rows)
+
+
 def tasks(columns: Result) -> list[str]:
     """Accuracy by task of the methods in `BY_TASK`."""
     lines: list[str] = []
@@ -234,6 +249,7 @@ def _percent(share: float) -> str:
 TABLES: Mapping[str, Callable[[Result], list[str]]] = {
     "methods": methods,
     "differences": differences,
+    "auto": auto,
     "tasks": tasks,
     "kinds": kinds,
 }

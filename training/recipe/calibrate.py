@@ -1,8 +1,10 @@
-"""`python -m training calibrate`: calibrates a generator's task detector, confidence and scale in context.
+"""`python -m training calibrate`: calibrates a generator's task detector, confidence and choice of context.
 
 The detector recognises texts that ask for no task, and is fitted on prompts alone, see `training.recipe.task_detector`;
 the adapters of such texts are scaled to nearly nothing. The confidence is fitted to accuracies near to and far from the
-training data. The scale is the best one for an adapter whose description is in the context too.
+training data. The choice of context ranks the adapter alone, with the description in the context, and with
+description and examples, each at its best scale. It is measured twice, for adapters of a description and for adapters
+of a description and examples.
 Near are training tasks with unseen wordings; far are tasks of the families that were hidden from the fit. Rows are
 those that neither training nor `evaluate` uses. The held-out kinds of `evaluate` are not used.
 """
@@ -18,21 +20,21 @@ import numpy as np
 
 from llgbm.base import Base
 from llgbm.checkpoint import GeneratorManifest, load_generator, write_calibration
-from llgbm.conditioning.context_choice import ContextChoice
+from llgbm.conditioning.context_choice import Context, ContextChoice
 from llgbm.errors import ConfigError
 from llgbm.evaluation import score_rows
 from llgbm.linears.frozen_linear import Storage
-from llgbm.prompting import AdapterMaker, AdapterRequest
+from llgbm.prompting import AdapterMaker, AdapterRequest, MadeAdapter
 from llgbm.text_encoder import PretrainedTextEncoder
 from training.recipe.confidence import Point, confidence_curve, reliability
-from training.recipe.context_scale import ContextPoint, choose_scale, scale_table
+from training.recipe.context_choice import ContextPoint, accuracy_table, ranked_bins
 from training.recipe.generator_base import base_of
 from training.recipe.task_detector import detector_quality, fit_detector, gibberish
 from training.runs.log import RunLog
 from training.runs.results import write_result
 from training.tasks.families import load_families
 from training.tasks.format import Example, Task, evenly, load_tasks, tasks_digest
-from training.tasks.rows import eval_row
+from training.tasks.rows import eval_row, short_examples
 from training.tasks.training_set import hidden_tasks
 
 
@@ -65,9 +67,13 @@ class Config:
     threshold: float = 0.25
     """Confidence below which the service warns."""
     context_tasks: int = 60
-    """Number of training tasks, and of other tasks, for choosing the scale in context."""
-    context_scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
-    """Candidate scales."""
+    """Number of training tasks, and of other tasks, for the choice of context."""
+    context_scales: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    """Candidate scales of an adapter with texts in the context; 0 is the base."""
+    context_bins: int = 3
+    """Maximum number of bins by distance from the training prompts."""
+    num_examples: int = 3
+    """Number of examples, short rows of the task's training."""
     base: str = ""
     """Hub id or folder of the base; by default the checkpoint's."""
     base_storage: Storage = "float32"
@@ -76,12 +82,14 @@ class Config:
     """Hub id or folder of the text encoder; by default the checkpoint's."""
 
     def __post_init__(self) -> None:
-        if min(self.wordings, self.num_rows, self.hidden_tasks, self.context_tasks) < 1 or self.skip_rows < 0:
+        counts = (self.wordings, self.num_rows, self.hidden_tasks, self.context_tasks, self.context_bins)
+        if min(*counts, self.num_examples) < 1 or self.skip_rows < 0:
             raise ConfigError(
-                "wordings, num_rows, hidden_tasks and context_tasks must be at least 1, and skip_rows not negative"
+                "wordings, num_rows, hidden_tasks, context_tasks, context_bins and num_examples must be at least 1, "
+                "and skip_rows not negative"
             )
-        if not self.context_scales or not all(0 < scale <= 1 for scale in self.context_scales):
-            raise ConfigError("context_scales must have at least one value, all above 0 and up to 1")
+        if not self.context_scales or not all(0 <= scale <= 1 for scale in self.context_scales):
+            raise ConfigError("context_scales must have at least one value, all from 0 to 1")
         if not 0 <= self.threshold <= 1:
             raise ConfigError("threshold must be between 0 and 1")
 
@@ -116,24 +124,31 @@ def run(config: Config) -> None:
                 progress.update(done, task.task_id)
         curve, found = confidence_curve(points, config.threshold), reliability(points)
         expected = np.interp([p.similarity for p in points], curve["similarity"], curve["confidence"])
-        in_context: list[ContextPoint] = []
-        with log.progress("scale in context", total=len(beside)) as progress:
+        kinds: dict[str, list[ContextPoint]] = {"without_examples": [], "with_examples": []}
+        with log.progress("choice of context", total=len(beside)) as progress:
             for done, task in enumerate(beside, 1):
-                in_context.append(
-                    measured_in_context(task, wordings[task.task_id][0], task.task_id in trained, maker, base, config)
-                )
+                for name, shots in (("without_examples", 0), ("with_examples", config.num_examples)):
+                    examples = short_examples(task, shots, seed=0)
+                    if len(examples) == shots:
+                        wording, is_known = wordings[task.task_id][0], task.task_id in trained
+                        kinds[name].append(measured_in_context(task, wording, examples, is_known, maker, base, config))
                 progress.update(done, task.task_id)
-        scale = choose_scale(in_context, config.context_scales)
-        manifest = write_calibration(config.checkpoint, detector, curve, ContextChoice.of_scales(**asdict(scale)))
+        choice = ContextChoice(**{name: ranked_bins(found, config.context_bins) for name, found in kinds.items()})
+        manifest = write_calibration(config.checkpoint, detector, curve, choice)
         result = {
             "generator": manifest.digest,
             "detector": detector_quality(detector, detected(near, far), encoder),
             "curve": curve,
             "reliability": found,
-            "context_scale": asdict(scale),
-            "accuracy_in_context": scale_table(in_context, config.context_scales, scale),
+            "context_choice": asdict(choice),
+            "accuracy_in_context": {
+                name: accuracy_table(measures, getattr(choice, name)) for name, measures in kinds.items()
+            },
             "warned": round(float((expected < config.threshold).mean()), 4),
-            "points_in_context": [[p.trained, round(p.similarity, 4), *p.accuracies] for p in in_context],
+            "points_in_context": {
+                name: [[p.trained, round(p.similarity, 4), *p.accuracy.values()] for p in measures]
+                for name, measures in kinds.items()
+            },
             "points": [[p.category, round(p.similarity, 4), round(p.accuracy, 4)] for p in points],
         }
         write_result(log, "confidence", config, result, base_revision=base.revision, data_digest=tasks_digest(tasks))
@@ -166,14 +181,38 @@ def measured(task: Task, unseen: Sequence[str], maker: AdapterMaker, base: Base,
 
 
 def measured_in_context(
-    task: Task, wording: str, trained: bool, maker: AdapterMaker, base: Base, config: Config
+    task: Task,
+    wording: str,
+    examples: Sequence[Example],
+    trained: bool,
+    maker: AdapterMaker,
+    base: Base,
+    config: Config,
 ) -> ContextPoint:
-    """The point of one task: an unseen wording in the context, and as an adapter at every scale."""
-    made = maker.make([AdapterRequest((wording,), scale=scale) for scale in config.context_scales])
-    rows = [eval_row(base, example, description=wording) for example in _rows(task, config)]
-    scores = score_rows(base, [(adapter.weights, rows) for adapter in made])
-    accuracies = tuple(float(np.mean([s.correct for s in at_scale])) for at_scale in scores)
-    return ContextPoint(trained, made[0].nearest[0][1], accuracies)
+    """The point of one task: the adapter of an unseen wording and of examples, in every context at every scale.
+
+    The adapter alone is measured at scale 1 only, since nothing else tells the base the task.
+    """
+    pairs = tuple((example.input, example.output) for example in examples)
+    requests = [AdapterRequest((wording,), pairs, scale) for scale in config.context_scales]
+    made = maker.make([AdapterRequest((wording,), pairs), *requests])
+    accuracy: dict[tuple[Context, float], float] = {}
+
+    def measure(context: Context, adapters: Sequence[MadeAdapter]) -> None:
+        shown = () if context != "examples" else tuple(examples)
+        rows = [
+            eval_row(base, example, description=None if context == "none" else wording, shots=shown)
+            for example in _rows(task, config)
+        ]
+        scores = score_rows(base, [(a.weights if a.request.scale else None, rows) for a in adapters])
+        for adapter, found in zip(adapters, scores, strict=True):
+            accuracy[context, adapter.request.scale] = float(np.mean([s.correct for s in found]))
+
+    measure("none", made[:1])
+    measure("description", made[1:])
+    if examples:
+        measure("examples", made[1:])
+    return ContextPoint(trained, made[0].nearest[0][1], accuracy)
 
 
 def _exact(tasks: Sequence[Task]) -> list[Task]:

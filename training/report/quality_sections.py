@@ -5,7 +5,7 @@ As in `training.report.sections`, each function turns one kind of result into it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from training.report.figures import bar_chart, line_chart
@@ -75,7 +75,7 @@ def confidence(result: Result) -> Section:
             [(name, one["n"], one["mean"], one["taken_for_a_task"]) for name, one in result["detector"].items()],
             "Does a text ask for a task? The detector's predictions for unseen texts",
         ),
-        _scales(result["accuracy_in_context"], result["context_scale"]),
+        *_contexts(result["accuracy_in_context"], result["context_choice"]),
     ]
     text = (
         "Each category is predicted by a curve that was fitted without it. "
@@ -85,15 +85,24 @@ def confidence(result: Result) -> Section:
     return Section("Confidence", text, (result["command"],), content)
 
 
-def _scales(measured: Mapping[str, Any], chosen: Mapping[str, float]) -> Picture:
-    """Accuracy with adapter and description in the context, over the adapter's scale."""
-    series = {
-        f"{name} (n = {row['n']})": [(float(s), value) for s, value in row["accuracy"].items()]
-        for name, row in measured.items()
-    }
-    text = (
-        f"Adapter and description in the context. Chosen: {chosen['near']:g} from a similarity of "
-        f"{chosen['similarity']:.2f} on, {chosen['far']:g} below; with it "
-        + ", ".join(f"{100 * row['chosen']:.1f} % ({name})" for name, row in measured.items())
-    )
-    return Picture("scale_in_context", line_chart(series, x="scale of the adapter", y="accuracy", markers=True), text)
+def _contexts(measured: Mapping[str, Any], choice: Mapping[str, Any]) -> Iterator[Table | Picture]:
+    """Accuracy by context over the adapter's scale, and the choices of `auto`, with and without examples."""
+    for kind, groups in measured.items():
+        name = kind.replace("_", " ")
+        series = {
+            f"{context}, {group} (n = {row['n']})": [(float(s), value) for s, value in scales.items()]
+            for group, row in groups.items()
+            for context, scales in row["accuracy"].items()
+        }
+        text = f"Contexts of adapters made {name}. auto: " + ", ".join(
+            f"{100 * row['auto']:.1f} % ({group})" for group, row in groups.items()
+        )
+        drawing = line_chart(series, x="scale of the adapter", y="accuracy", markers=True)
+        yield Picture(f"context_{kind}", drawing, text)
+        rows = [
+            (one["similarity"], place, setting["context"], setting["scale"], setting["accuracy"])
+            for one in choice[kind]
+            for place, setting in enumerate(one["settings"], 1)
+        ]
+        header = ("similarity from", "rank", "context", "scale", "accuracy")
+        yield Table(header, rows, f"The ranking for requests {name}; auto takes the first")

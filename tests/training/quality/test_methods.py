@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from llgbm.checkpoint import Checkpoint, GeneratorManifest, PromptIndex, TrainingTask
-from llgbm.conditioning.context_choice import ContextChoice
+from llgbm.conditioning.context_choice import ContextBin, ContextChoice, ContextSetting
 from llgbm.config import GeneratorConfig, lora_spec, model_spec
 from llgbm.generator import create_generator
 from llgbm.lora import LoRAWeights
 from llgbm.text_encoder import PretrainedTextEncoder
 from tests.fixtures import random_lora
 from tests.training.conftest import small_tasks
-from training.quality.methods import METHODS, MethodSources, mean_adapter
+from training.quality.methods import FIXED_CONTEXTS, METHODS, MethodSources, mean_adapter
 from training.recipe.cores import Cores
 
 SPEC = lora_spec("tiny")
@@ -58,7 +58,7 @@ def adapter_of(sources: MethodSources, method: str, task: str = "upper") -> LoRA
     return setup.adapter
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in FIXED_CONTEXTS])
 def test_the_context_holds_what_the_name_says(sources: MethodSources, method: str) -> None:
     setup = METHODS[method](sources, TASKS["upper"])
     assert setup is not None
@@ -108,6 +108,40 @@ def test_the_scale_in_context_is_that_of_the_tasks_own_description(
     manifest = replace(sources.checkpoint.manifest, context_choice=None)
     uncalibrated = replace(sources, checkpoint=replace(sources.checkpoint, manifest=manifest))
     assert METHODS[method](uncalibrated, TASKS["upper"]) is None
+
+
+@pytest.mark.parametrize(
+    ("method", "twin"),
+    [
+        ("auto", "generated, scaled + description"),
+        ("auto with 3 examples", "generated + description + 3 examples"),
+        ("generated, scaled + description + 3 examples", "generated + description + 3 examples"),
+    ],
+)
+def test_auto_is_the_fixed_choice_that_calibration_ranked_first(sources: MethodSources, method: str, twin: str) -> None:
+    found, expected = (METHODS[name](sources, TASKS["upper"]) for name in (method, twin))
+    assert found is not None
+    assert expected is not None
+    assert same(found.adapter, expected.adapter)
+    assert (found.description, found.shots) == (expected.description, expected.shots)
+
+
+def test_auto_may_leave_out_the_description_or_the_adapter(sources: MethodSources) -> None:
+    alone, described = ContextSetting("none"), ContextSetting("description", 0.0)
+    shown = ContextSetting("examples", 0.0)
+    for ranking, twin in (
+        ((alone, described), "generated"),
+        ((described, alone), "base + description"),
+    ):
+        choice = ContextChoice((ContextBin(0.0, ranking),), (ContextBin(0.0, (shown, *ranking)),))
+        manifest = replace(sources.checkpoint.manifest, context_choice=choice)
+        other = replace(sources, checkpoint=replace(sources.checkpoint, manifest=manifest))
+        for method, same_as in (("auto", twin), ("auto with 3 examples", "base + description + 3 examples")):
+            found, expected = (METHODS[name](other, TASKS["upper"]) for name in (method, same_as))
+            assert found is not None
+            assert expected is not None
+            assert same(found.adapter, expected.adapter)
+            assert (found.description, found.shots) == (expected.description, expected.shots)
 
 
 def test_retrieval_never_takes_the_tasks_own_teacher_nor_one_not_trained_on(sources: MethodSources) -> None:

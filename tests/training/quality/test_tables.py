@@ -31,9 +31,15 @@ QUALITY = {
     },
     "columns": {
         "unseen_descriptions": {
-            "methods": {"base": method(0.1), "generated": method(0.45, one=0.4, two=0.5), "teacher": method(None)},
+            "methods": {
+                "base": method(0.1),
+                "generated": method(0.45, one=0.4, two=0.5),
+                "auto": method(0.6),
+                "teacher": method(None),
+            },
             "differences": [
                 {"of": "generated", "minus": "base", "mean": 0.35, "interval": [0.25, 0.4]},
+                {"of": "auto", "minus": "generated", "mean": 0.15, "interval": [0.05, 0.2]},
                 {"of": "generated", "minus": "generated, wrong description", "mean": -0.05, "interval": [-0.1, 0.0]},
             ],
         },
@@ -123,13 +129,20 @@ def test_a_place_may_choose_methods_and_their_order(tmp_path: Path) -> None:
     [
         ("methods trained_families", "no group trained_families in its columns; it has unseen_descriptions, heldout_k"),
         ("failures unseen_descriptions", "no group unseen_descriptions in its failures; it has heldout_kinds"),
-        ("methods only base; guess", "has no method 'guess'; it has base; generated; teacher"),
+        ("methods only base; guess", "has no method 'guess'; it has base; generated; auto; teacher"),
         ("differences only base", "differences has no choice of methods"),
     ],
 )
 def test_a_group_or_method_that_the_result_lacks_is_refused(tmp_path: Path, place: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         filled(tmp_path, place)
+
+
+def test_auto_stands_beside_every_fixed_choice_with_the_difference_to_it(tmp_path: Path) -> None:
+    text = filled(tmp_path, "auto")
+    assert "| auto | 60.0 % (50.0 % to 70.0 %) | – |" in text
+    assert "| generated | 45.0 % (35.0 % to 55.0 %); +15.0 (+5.0 to +20.0) | 30.0 % (20.0 % to 40.0 %) |" in text
+    assert "| base + description + 3 examples | – | – |" in text
 
 
 def test_differences_are_in_points(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def config(tmp_path: Path, tasks_folder: Path, tiny_base_path: Path, tiny_encode
     return calibrate.Config(
         workdir=tmp_path / "calibrate", checkpoint=tmp_path / "fit" / "generator", tasks=tasks_folder,
         hidden_families=("votes",), hidden_tasks=2, num_rows=1, skip_rows=0, base=str(tiny_base_path),
-        context_tasks=2, context_scales=(0.5, 1.0),
+        context_tasks=2, context_scales=(0.0, 0.5, 1.0), context_bins=2,
     )  # fmt: skip
 
 
@@ -47,19 +47,26 @@ def test_a_calibrated_generator_tells_its_confidence(config: calibrate.Config) -
     assert result["generator"] == checkpoint.manifest.digest != before.digest
     assert set(result["detector"]) == {"training tasks, unseen wordings", "kinds kept back", "gibberish"}
     assert checkpoint.manifest.confidence == result["curve"]
-    assert checkpoint.manifest.context_choice == ContextChoice.of_scales(**result["context_scale"])
-    in_context = result["accuracy_in_context"]
-    assert {name: row["n"] for name, row in in_context.items()} == {
-        "training tasks, unseen wordings": 2, "kinds kept back": 2,
-    }  # fmt: skip
-    assert all(set(row["accuracy"]) == {"0.5", "1"} for row in in_context.values())
+    assert checkpoint.manifest.context_choice == ContextChoice.from_dict(result["context_choice"])
+    scales = {"none": {"1"}, "description": {"0", "0.5", "1"}, "examples": {"0", "0.5", "1"}}
+    for name, contexts in (("without_examples", list(scales)[:2]), ("with_examples", list(scales))):
+        groups = result["accuracy_in_context"][name]
+        assert {group: row["n"] for group, row in groups.items()} == {
+            "training tasks, unseen wordings": 2, "kinds kept back": 2,
+        }  # fmt: skip
+        for row in groups.values():
+            assert {context: set(found) for context, found in row["accuracy"].items()} == {
+                context: scales[context] for context in contexts
+            }
     categories = {category for category, _, _ in result["points"]}
     assert {"case", "synthetic_votes"} <= categories
     maker = AdapterMaker(checkpoint, PretrainedTextEncoder(checkpoint.manifest.encoder_id))
     (made,) = maker.make([AdapterRequest(("Say it in capitals.",))])
     assert made.confidence is not None
-    assert made.scale_in_context in (0.5, 1.0)
-    assert (made.warning is not None) == (made.confidence < config.threshold)
+    assert made.scale_in_context in (0.0, 0.5, 1.0)
+    chosen = maker.context_setting(made.request)
+    assert chosen.accuracy is not None
+    assert (made.warning is not None) == (chosen.accuracy < config.threshold)
     report.run(report.Config(workdir=config.workdir))
     assert "<h2>Confidence</h2>" in (config.workdir / "report" / "report.html").read_text()
 
@@ -85,9 +92,9 @@ def test_a_family_that_was_trained_on_is_refused(config: calibrate.Config) -> No
     "change",
     [
         {"wordings": 0}, {"skip_rows": -1}, {"context_tasks": 0}, {"threshold": 1.5}, {"context_scales": ()},
-        {"context_scales": (0.5, 0.0)},
+        {"context_scales": (0.5, -0.1)}, {"context_bins": 0}, {"num_examples": 0},
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"at least 1|between 0 and 1|above 0 and up to 1"):
+    with pytest.raises(ConfigError, match=r"at least 1|between 0 and 1|from 0 to 1"):
         calibrate.Config(**change)

@@ -1,0 +1,105 @@
+"""Ranks the contexts of an adapter by accuracy, for requests near to the training prompts and far from them.
+
+The measured prompts are sorted by their similarity to the nearest training prompt and cut into bins of equal number.
+In each bin every context gets the scale with the highest mean accuracy, and the contexts are ranked by it. Training
+tasks and other tasks have equal total weight, whatever their numbers. Among equals the scale nearest to 1 and the
+context with fewer tokens win.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llgbm.conditioning.context_choice import CONTEXTS, Context, ContextBin, ContextSetting, pick
+from llgbm.errors import ConfigError
+
+GROUPS = (("training tasks, unseen wordings", True), ("kinds kept back", False))
+"""Groups of tasks in the result, and whether the generator was trained on them."""
+_SMALLEST_STEP = 1e-4
+"""Similarities are written with four digits; nearer bins would coincide."""
+
+
+@dataclass(frozen=True)
+class ContextPoint:
+    """One prompt whose adapter was measured in several contexts, at several scales in each.
+
+    Attributes:
+        trained: whether the generator was trained on its task.
+        similarity: cosine of the adapter's condition with the nearest training prompt.
+        accuracy: fraction of right answers by context and scale, 0 to 1.
+    """
+
+    trained: bool
+    similarity: float
+    accuracy: Mapping[tuple[Context, float], float]
+
+
+def ranked_bins(points: Sequence[ContextPoint], count: int) -> tuple[ContextBin, ...]:
+    """A ranking for each of at most `count` bins, by rising similarity.
+
+    Args:
+        points: all measured in the same contexts and scales.
+        count: number of bins; fewer if prompts have about equal similarity.
+
+    Raises:
+        ConfigError: there are no points.
+    """
+    if not points:
+        raise ConfigError("a choice of context needs prompts that were measured; measure more tasks")
+    similarity, weights = np.array([p.similarity for p in points]), _weights(points)
+    places = np.quantile(similarity, np.linspace(0, 1, count, endpoint=False)).round(4)
+    starts = [places[0], *(b for a, b in pairwise(places) if b - a >= _SMALLEST_STEP)]
+    member = np.maximum(np.searchsorted(starts, similarity, side="right") - 1, 0)
+    return tuple(
+        ContextBin(float(start), _ranking([points[int(i)] for i in inside], weights[inside]))
+        for number, start in enumerate(starts)
+        if len(inside := np.flatnonzero(member == number))
+    )
+
+
+def accuracy_table(points: Sequence[ContextPoint], bins: Sequence[ContextBin]) -> dict[str, Any]:
+    """For each group of tasks: their number, mean accuracy by context and scale, and that of `auto` with these bins."""
+    found = {}
+    for name, trained in GROUPS:
+        mine = [p for p in points if p.trained == trained]
+        if not mine:
+            continue
+        each: dict[str, dict[str, float]] = {}
+        for context, scale in mine[0].accuracy:
+            mean = float(np.mean([p.accuracy[context, scale] for p in mine]))
+            each.setdefault(context, {})[f"{scale:g}"] = round(mean, 4)
+        auto = [p.accuracy[one.context, one.scale] for p in mine for one in [_best(bins, p.similarity)]]
+        found[name] = {"n": len(mine), "accuracy": each, "auto": round(float(np.mean(auto)), 4)}
+    return found
+
+
+def _best(bins: Sequence[ContextBin], similarity: float) -> ContextSetting:
+    inside = next((one for one in reversed(bins) if similarity >= one.similarity), bins[0])
+    return pick(inside.settings, "auto", description=True, examples=True)
+
+
+def _ranking(points: Sequence[ContextPoint], weights: NDArray[np.float64]) -> tuple[ContextSetting, ...]:
+    def mean(context: Context, scale: float) -> float:
+        return round(float(np.average([p.accuracy[context, scale] for p in points], weights=weights)), 4)
+
+    best = []
+    for context in CONTEXTS:
+        scales = [scale for name, scale in points[0].accuracy if name == context]
+        if scales:
+            scale = max(scales, key=lambda s: (mean(context, s), -abs(1 - s)))
+            best.append(ContextSetting(context, scale, mean(context, scale)))
+    return tuple(sorted(best, key=lambda setting: -(setting.accuracy or 0.0)))  # stable: fewer tokens first
+
+
+def _weights(points: Sequence[ContextPoint]) -> NDArray[np.float64]:
+    """One weight for each point, with sum 1; both kinds of tasks have equal total weight if both exist."""
+    trained = np.array([p.trained for p in points])
+    counts = np.where(trained, trained.sum(), (~trained).sum())
+    shares: NDArray[np.float64] = 1 / counts / len(set(trained.tolist()))
+    return shares
