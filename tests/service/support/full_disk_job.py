@@ -26,7 +26,7 @@ def use_up(ballast: Path) -> None:
 async def fill(disk: Path, models: list[Path]) -> None:
     """Start a job, fill the disk while it runs, and see that it failed; then make room and see that jobs run again."""
     settings = make_settings(disk, base=str(models[0]), refine_threads=1, refine_storage="float32")
-    async with running(settings, tiny_loader(*models)) as (_, client):
+    async with running(settings, tiny_loader(*models), seconds=200) as (_, client):  # a busy machine is no fault
         content = write_examples([(f"ticket {number}", "sales") for number in range(100)])
         form: Any = {"files": {"file": ("a.jsonl", content)}, "data": {"purpose": "fine-tune"}}
         file = (await client.post("/v1/files", **form)).json()["id"]
