@@ -8,11 +8,13 @@ import { Library } from "./library/library.js";
 import { showProblem } from "./base/problem.js";
 import { startReadiness } from "./base/readiness.js";
 import { addressedId, open, shown } from "./base/session.js";
+import { Refining } from "./refine/refine.js";
 import { startTaskForm } from "./task/task_form.js";
 
 startAccess();
 startAdapterPanel();
-startTaskForm();
+const refining = new Refining();
+startTaskForm(refining);
 startChat();
 const library = new Library();
 
@@ -26,5 +28,8 @@ async function openAddressed() {
   }
 }
 
-startReadiness(() => void library.reload().then(openAddressed));
+startReadiness(() => {
+  void library.reload().then(openAddressed);
+  void refining.resume();
+});
 addEventListener("hashchange", () => void openAddressed());

@@ -114,7 +114,7 @@ def test_reads_examples_in_the_forms_that_people_have(page: Page, text: str, exa
         ('{"input": "a", "output": "b"}\n{"input": "a"', "Line 2 is not JSON"),
         ('{"input": "a"}', 'Line 1 has no "input" and "output"'),
         ('{"messages": [{"role": "user", "content": "a"}]}', "Line 1: its messages are not"),
-        ("".join(f"{i}\t{i}\n" for i in range(17)), "17 examples, and a task has at most 16"),
+        ("".join(f"{i}\t{i}\n" for i in range(501)), "501 examples, and the form takes at most 500"),
     ],
 )
 def test_pasted_examples_that_are_wrong_are_refused_by_line(page: Page, text: str, reason: str) -> None:

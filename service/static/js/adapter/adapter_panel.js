@@ -4,7 +4,7 @@ import { byId, copyButton, el } from "../base/dom.js";
 import { downloads } from "./downloads.js";
 import { amount, contextWords, factor, size, title } from "../base/format.js";
 import { heatMap } from "./heatmap.js";
-import { distance, timing } from "./measures.js";
+import { distance, refined, timing } from "./measures.js";
 import { ScaleControl } from "./scale.js";
 import { shown } from "../base/session.js";
 import { SnippetTabs } from "./snippet_tabs.js";
@@ -108,8 +108,9 @@ function facts(adapter) {
 }
 
 /** @param {Shown} now */
-function optional({ adapter, timings, made, auto }) {
+function optional({ adapter, timings, made, auto, job }) {
   const parts = [];
+  if (job?.outcome) parts.push(refined(job.outcome));
   if (auto !== null && adapter.scale === 1) parts.push(choice(auto, adapter));
   if (timings !== null && made) parts.push(timing(timings));
   if (adapter.source === "generated") parts.push(distance(adapter));

@@ -4,7 +4,7 @@ import { el, hiddenText } from "../base/dom.js";
 import { duration, sentence } from "../base/format.js";
 
 /**
- * @import {Adapter, NearestTask, Timings} from "../base/types.js"
+ * @import {Adapter, JobOutcome, Timings} from "../base/types.js"
  */
 
 const STAGES = /** @type {const} */ ([
@@ -68,18 +68,47 @@ export function distance(adapter) {
     ),
     warning === null ? null : el("p", { class: "warning", id: "adapter-warning" }, hiddenText("Warning: "), sentence(warning)),
     nearest.length ? el("h4", { id: "nearest-heading" }, "Nearest training tasks, by similarity") : null,
-    el("ul", { class: "bars", "aria-labelledby": "nearest-heading" }, ...nearest.map(bar)),
+    el(
+      "ul",
+      { class: "bars", "aria-labelledby": "nearest-heading" },
+      ...nearest.map(({ task_id: name, similarity }) => bar(name, similarity)),
+    ),
   );
 }
 
-/** @param {NearestTask} task */
-function bar({ task_id: name, similarity }) {
-  const share = Math.min(1, Math.max(0, similarity));
+/**
+ * What refining brought, on examples that were held out.
+ *
+ * @param {JobOutcome} outcome
+ */
+export function refined({ start, refined: after, helped, note }) {
+  return el(
+    "section",
+    { class: "part", "aria-labelledby": "refined-heading" },
+    el("h3", { id: "refined-heading" }, "Refined on examples"),
+    el("p", { id: "adapter-refined", class: helped === false ? "warning" : "" }, sentence(note)),
+    start === null || after === null
+      ? null
+      : el("h4", { id: "held-out-heading" }, "Share of held-out examples that are answered exactly"),
+    start === null || after === null
+      ? null
+      : el(
+          "ul",
+          { class: "bars", "aria-labelledby": "held-out-heading" },
+          bar("Before", start.accuracy),
+          bar("After", after.accuracy),
+        ),
+  );
+}
+
+/** @param {string} name @param {number} value */
+function bar(name, value) {
+  const share = Math.min(1, Math.max(0, value));
   return el(
     "li",
     {},
     el("span", { class: "bar-label", title: name }, name),
     el("span", { class: "bar-track", "aria-hidden": "true" }, el("span", { "--share": share })),
-    el("span", { class: "bar-value" }, similarity.toFixed(2)),
+    el("span", { class: "bar-value" }, value.toFixed(2)),
   );
 }

@@ -1,7 +1,7 @@
 /** The service's HTTP interface: requests with the API key, errors as `ApiError`. */
 
 /**
- * @import {AdapterDetail, AdapterPage, AdapterWish, GeneratedAdapter, Readiness} from "./types.js"
+ * @import {AdapterDetail, AdapterPage, AdapterWish, GeneratedAdapter, Job, Readiness} from "./types.js"
  */
 
 /** The most examples that the service makes an adapter of. */
@@ -105,8 +105,9 @@ export async function call(path, { method = "GET", body, signal, accepted, asks 
     /** @type {Record<string, string>} */
     const headers = {};
     if (key) headers["Authorization"] = `Bearer ${key}`;
-    if (body !== undefined) headers["Content-Type"] = "application/json";
-    const content = body === undefined ? null : JSON.stringify(body);
+    const form = body instanceof FormData; // the browser writes its header
+    if (body !== undefined && !form) headers["Content-Type"] = "application/json";
+    const content = body === undefined ? null : form ? body : JSON.stringify(body);
     const used = key;
     let response;
     try {
@@ -141,7 +142,7 @@ async function errorOf(response) {
  * @param {string} path
  * @param {{method?: string, body?: unknown, signal?: AbortSignal}} [options]
  */
-async function json(path, options) {
+export async function json(path, options) {
   const response = await call(path, options);
   return response.json();
 }
@@ -165,6 +166,17 @@ export const compose = (parts, signal) => make("/adapters/compose", parts, signa
 
 /** @param {string} id @returns {Promise<AdapterDetail>} */
 export const detail = (id) => json(`/adapters/${encodeURIComponent(id)}`);
+
+/**
+ * The newest job that made an adapter; null if none is known any more.
+ *
+ * @param {string} id  of the adapter
+ * @returns {Promise<Job | null>}
+ */
+export async function jobOf(id) {
+  const { data } = await json("/v1/fine_tuning/jobs?limit=100");
+  return data.find((/** @type {Job} */ job) => job.fine_tuned_model === id) ?? null;
+}
 
 /** @param {number} limit @param {string | null} after @returns {Promise<AdapterPage>} */
 export const page = (limit, after) =>

@@ -29,7 +29,7 @@ let wanted = "";
  */
 export async function show(adapter, { timings = null, made = false, auto = null, scaled = null } = {}) {
   wanted = adapter.id;
-  shown.value = { adapter, timings, made, norms: null, auto, scaled };
+  shown.value = { adapter, timings, made, norms: null, auto, job: null, scaled };
   history.replaceState(null, "", `#${adapter.id}`);
   const { norms } = await api.detail(adapter.id);
   if (shown.value?.adapter.id === adapter.id) shown.value = { ...shown.value, norms };
@@ -43,8 +43,9 @@ export async function show(adapter, { timings = null, made = false, auto = null,
 export async function open(id) {
   wanted = id;
   const { norms, ...adapter } = await api.detail(id);
+  const job = adapter.source === "refined" ? await api.jobOf(adapter.id) : null;
   if (wanted !== id) return;
-  shown.value = { adapter, timings: null, made: false, norms, auto: null, scaled: null };
+  shown.value = { adapter, timings: null, made: false, norms, auto: null, job, scaled: null };
   history.replaceState(null, "", `#${adapter.id}`);
 }
 

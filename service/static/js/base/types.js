@@ -37,6 +37,23 @@
  * @typedef {{role: "user" | "assistant", content: string}} Message
  * @typedef {{prompt_tokens: number, completion_tokens: number}} Usage
  *
+ * @typedef {{accuracy: number}} Score
+ * @typedef {{start: Score | null, refined: Score | null, helped: boolean | null, note: string}} JobOutcome
+ *
+ * A fine-tuning job.
+ *
+ * @typedef {object} Job
+ * @property {string} id
+ * @property {"queued" | "running" | "succeeded" | "failed" | "cancelled"} status
+ * @property {{code: string, message: string} | null} error
+ * @property {string} training_file
+ * @property {string | null} fine_tuned_model
+ * @property {string | null} start  the adapter before; null for the base
+ * @property {JobOutcome | null} outcome
+ *
+ * @typedef {{step: number, total_steps: number, train_loss: number, phase: string}} JobStep
+ * @typedef {{id: string, level: "info" | "warn" | "error", message: string, data: JobStep | null}} JobEvent
+ *
  * The adapter that the page shows.
  *
  * @typedef {object} Shown
@@ -45,6 +62,7 @@
  * @property {boolean} made  it did not exist before
  * @property {Norms | null} norms  null until they have come
  * @property {ContextUsed | null} auto  what context `auto` does with its texts; null if that is not known
+ * @property {Job | null} job  in which a refined one was made; null if that is not known
  * @property {{id: string, factor: number} | null} scaled  it is `factor` times the effect of `id`
  */
 

@@ -3,7 +3,7 @@
 import { isAbort } from "../base/api.js";
 import { AnswerView } from "./answer_view.js";
 import { complete } from "./completion.js";
-import { chosenContext, chosenLanes, isTask, LANE_NAMES, laneDetail, offerContexts, questionFor } from "./lanes.js";
+import { chosenContext, chosenLanes, isTask, laneBox, laneDetail, laneName, offerChoices, questionFor } from "./lanes.js";
 import { announce, byId, el, hiddenText } from "../base/dom.js";
 import { contextWords } from "../base/format.js";
 import { explain, showProblem } from "../base/problem.js";
@@ -11,7 +11,7 @@ import { base, lastQuestion, noteStoreChange, shown } from "../base/session.js";
 
 /**
  * @import {Finished} from "./completion.js"
- * @import {Adapter} from "../base/types.js"
+ * @import {Adapter, Context} from "../base/types.js"
  * @import {Turn} from "./conversation.js"
  */
 
@@ -51,7 +51,7 @@ export function startChat() {
     }
     if (!lanes.length) {
       showProblem(problem, "Tick who shall answer.");
-      byId("lane-adapted", HTMLElement).focus();
+      laneBox("adapted").focus();
       return;
     }
     if (!text) {
@@ -70,7 +70,7 @@ export function startChat() {
     /** @type {Turn["views"]} */
     const views = {};
     const answers = lanes.map((lane) => {
-      const view = (views[lane] = new AnswerView(LANE_NAMES[lane], laneDetail(lane, now), lane));
+      const view = (views[lane] = new AnswerView(laneName(lane, now), laneDetail(lane, now), lane));
       return { lane, view, asked: questionFor(lane, now, known, context, earlier, text) };
     });
     turns.push({ question: text, views });
@@ -81,7 +81,9 @@ export function startChat() {
           view.append(piece);
           follow();
         });
-        return `${LANE_NAMES[lane]}: ${await finish(view, answer, auto, now.adapter)}`;
+        // the service knows nothing of text that this page put into the messages
+        const told = asked.context === undefined && lane !== "base" && context !== "auto" ? context : null;
+        return `${laneName(lane, now)}: ${await finish(view, answer, auto, told, now.adapter)}`;
       }),
     );
     follow();
@@ -139,7 +141,7 @@ export function startChat() {
     reset();
     question.focus();
   });
-  shown.watch((now) => offerContexts(now?.adapter ?? null));
+  shown.watch(offerChoices);
   reset();
 }
 
@@ -149,16 +151,17 @@ export function startChat() {
  * @param {AnswerView} view
  * @param {Promise<Finished>} answer
  * @param {boolean} auto  whether the service chooses context and scale
+ * @param {Context | null} told  the text of the task that is in the messages; null where the service decides
  * @param {Adapter} adapter  that is shown
  * @returns {Promise<string>} what to read out
  */
-async function finish(view, answer, auto, adapter) {
+async function finish(view, answer, auto, told, adapter) {
   try {
     const result = await answer;
-    const used = result.scale === null ? null : contextWords(result.context, result.scale, adapter);
+    const used = result.scale === null ? null : contextWords(told ?? result.context, result.scale, adapter);
     view.finish(result, used && auto ? `auto: ${used}` : used);
     // auto may have made the adapter at another scale
-    if (result.adapterId !== null && result.adapterId !== adapter.id) noteStoreChange();
+    if (result.adapterId !== null && result.adapterId !== adapter.id && auto) noteStoreChange();
     return result.text.slice(0, SPOKEN);
   } catch (error) {
     if (isAbort(error)) view.stopped();

@@ -9,18 +9,27 @@ import { conversation, withTask } from "./conversation.js";
  * @import {Adapter, ContextWanted, Example, Message, Shown} from "../base/types.js"
  * @import {Turn} from "./conversation.js"
  *
- * @typedef {"base" | "told" | "adapted"} Lane
+ * @typedef {"base" | "told" | "before" | "adapted"} Lane
  * @typedef {{model: string, messages: Message[], examples?: Example[], context?: ContextWanted}} Question
  */
 
-/** @type {Record<Lane, string>} */
-export const LANE_NAMES = { base: "Base", told: "Base + description", adapted: "Adapter" };
+const LANES = /** @type {const} */ (["base", "told", "before", "adapted"]);
 
-const LANES = /** @type {Lane[]} */ (Object.keys(LANE_NAMES));
+/** @param {Lane} lane */
+export const laneBox = (lane) => byId(`lane-${lane}`, HTMLInputElement);
 
-/** The lanes that are ticked. */
+/** The lanes that are ticked and there. */
 export function chosenLanes() {
-  return LANES.filter((lane) => byId(`lane-${lane}`, HTMLInputElement).checked);
+  return LANES.filter((lane) => laneBox(lane).checked && !laneBox(lane).parentElement?.hidden);
+}
+
+/**
+ * @param {Lane} lane
+ * @param {Shown} now
+ */
+export function laneName(lane, { job }) {
+  const adapted = job === null ? "Adapter" : "After refining";
+  return { base: "Base", told: "Base + description", before: "Before refining", adapted }[lane];
 }
 
 /** @returns {ContextWanted} */
@@ -29,11 +38,13 @@ export function chosenContext() {
 }
 
 /**
- * Offer only what the adapter has the text for.
+ * Offer only what the adapter has the text for, and the one before refining if there is one.
  *
- * @param {Adapter | null} adapter
+ * @param {Shown | null} now
  */
-export function offerContexts(adapter) {
+export function offerChoices(now) {
+  const adapter = now?.adapter;
+  byId("before", HTMLElement).hidden = !now?.job;
   const select = byId("context", HTMLSelectElement);
   const there = { auto: true, none: true, description: !!adapter?.prompts.length, examples: !!adapter?.examples.length };
   for (const option of select.options) option.disabled = !there[/** @type {ContextWanted} */ (option.value)];
@@ -46,23 +57,24 @@ export function offerContexts(adapter) {
  * @param {Lane} lane
  * @param {Shown} now
  * @param {string} base
- * @param {ContextWanted} context  of the adapter's lane
+ * @param {ContextWanted} context  of the lanes with an adapter
  * @param {Turn[]} earlier
  * @param {string} question
  * @returns {Question}
  */
-export function questionFor(lane, { adapter }, base, context, earlier, question) {
+export function questionFor(lane, { adapter, job }, base, context, earlier, question) {
   const messages = conversation(lane, earlier, question);
   if (lane === "base") return { model: base, messages };
   if (lane === "told") return { model: base, messages: withTask(messages, adapter, "examples") };
-  if (context === "none") return { model: adapter.id, messages };
-  if (isTask(adapter)) {
+  const model = lane === "before" ? (job?.start ?? base) : adapter.id;
+  if (context === "none") return { model, messages };
+  if (lane === "adapted" && isTask(adapter)) {
     const { prompts, examples } = adapter;
-    const model = prompts[0] === undefined ? "auto" : `prompt:${prompts[0]}`;
-    return { model, messages, context, ...(examples.length && { examples }) };
+    const task = prompts[0] === undefined ? "auto" : `prompt:${prompts[0]}`;
+    return { model: task, messages, context, ...(examples.length && { examples }) };
   }
   // it answers as it is: the service has no rule for it
-  return { model: adapter.id, messages: context === "auto" ? messages : withTask(messages, adapter, context) };
+  return { model, messages: context === "auto" ? messages : withTask(messages, adapter, context) };
 }
 
 /**
@@ -80,8 +92,9 @@ export function isTask({ source, prompts, examples, scale }) {
  * @param {Lane} lane
  * @param {Shown} now
  */
-export function laneDetail(lane, { adapter, scaled }) {
+export function laneDetail(lane, { adapter, scaled, job }) {
   if (lane === "base") return "";
+  if (lane === "before") return job?.start ? `…${job.start.slice(-6)}` : "the base";
   if (lane === "told") {
     const count = adapter.examples.length;
     return count ? `and ${count} example${count === 1 ? "" : "s"}` : "";

@@ -1,6 +1,5 @@
 /** The rows `input -> output` of the task form: typed, pasted as a table, or out of a file. */
 
-import { MOST_EXAMPLES } from "../base/api.js";
 import { announce, byId, el } from "../base/dom.js";
 import { showProblem } from "../base/problem.js";
 import { parseExamples } from "./parse_examples.js";
@@ -9,6 +8,8 @@ import { parseExamples } from "./parse_examples.js";
  * @import {Example} from "../base/types.js"
  */
 
+/** As many as fields can be shown; the service has a limit of its own. */
+const MOST = 500;
 const LARGEST_BYTES = 1_000_000;
 
 export class ExampleRows {
@@ -40,7 +41,7 @@ export class ExampleRows {
       if (file) void this.#takeFile(file);
       else this.#take(event.dataTransfer?.getData("text/plain") ?? "");
     });
-    this.#addRow();
+    this.reset();
   }
 
   /**
@@ -68,8 +69,7 @@ export class ExampleRows {
   reset(examples = []) {
     this.#list.replaceChildren();
     showProblem(this.#problem, null);
-    for (const example of examples) this.#addRow(example);
-    if (!examples.length) this.#addRow();
+    this.#addRows(examples.length ? examples : [{ input: "", output: "" }]);
   }
 
   /** @param {File | undefined} file */
@@ -86,11 +86,11 @@ export class ExampleRows {
     try {
       const examples = parseExamples(text);
       const filled = [...this.#list.children].filter((row) => [...row.querySelectorAll("input")].some((i) => i.value));
-      if (filled.length + examples.length > MOST_EXAMPLES) {
-        throw new RangeError(`There would be ${filled.length + examples.length} examples, and a task has at most ${MOST_EXAMPLES}.`);
+      if (filled.length + examples.length > MOST) {
+        throw new RangeError(`There would be ${filled.length + examples.length} examples, and the form takes at most ${MOST}.`);
       }
       this.#list.replaceChildren(...filled);
-      for (const example of examples) this.#addRow(example);
+      this.#addRows(examples);
       announce(`${examples.length} example${examples.length === 1 ? "" : "s"} added`);
       this.#list.lastElementChild?.querySelector("input")?.focus();
     } catch (error) {
@@ -99,19 +99,28 @@ export class ExampleRows {
     }
   }
 
-  /** @param {Example} [example] */
-  #addRow(example) {
+  #addRow() {
+    this.#addRows([{ input: "", output: "" }]);
+    return /** @type {HTMLInputElement} */ (this.#list.lastElementChild?.querySelector("input"));
+  }
+
+  /** @param {Example[]} examples */
+  #addRows(examples) {
+    this.#list.append(...examples.map((example) => this.#row(example)));
+    this.#number();
+  }
+
+  /** @param {Example} example */
+  #row(example) {
     const input = el("input", { autocomplete: "off", placeholder: "input" });
     const output = el("input", { autocomplete: "off", placeholder: "output" });
-    input.value = example?.input ?? "";
-    output.value = example?.output ?? "";
+    input.value = example.input;
+    output.value = example.output;
     const remove = el("button", { type: "button", class: "plain icon" }, "×");
     const arrow = el("span", { "aria-hidden": "true" }, "→");
     const row = el("li", {}, input, arrow, output, remove);
     remove.addEventListener("click", () => this.#removeRow(row));
-    this.#list.append(row);
-    this.#number();
-    return input;
+    return row;
   }
 
   /** @param {HTMLLIElement} row */
@@ -130,6 +139,6 @@ export class ExampleRows {
       output?.setAttribute("aria-label", `Output of example ${index + 1}`);
       row.querySelector("button")?.setAttribute("aria-label", `Remove example ${index + 1}`);
     });
-    this.#add.disabled = this.#list.children.length >= MOST_EXAMPLES;
+    this.#add.disabled = this.#list.children.length >= MOST;
   }
 }

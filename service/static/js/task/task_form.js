@@ -1,20 +1,22 @@
 /** The form that a task is typed into, and the request that makes its adapter. */
 
-import { generate, isAbort } from "../base/api.js";
+import { generate, isAbort, MOST_EXAMPLES } from "../base/api.js";
 import { announce, byId, el, reveal } from "../base/dom.js";
 import { ExampleRows } from "./example_rows.js";
 import { EXAMPLE_TASKS } from "./example_tasks.js";
 import { duration } from "../base/format.js";
 import { showProblem } from "../base/problem.js";
-import { lastQuestion, noteStoreChange, show } from "../base/session.js";
+import { base, lastQuestion, noteStoreChange, show } from "../base/session.js";
 
 /**
  * @import {AdapterWish} from "../base/types.js"
+ * @import {Refining, RefineWish} from "../refine/refine.js"
  */
 
 const NARROW = matchMedia("(max-width: 719px)");
 
-export function startTaskForm() {
+/** @param {Refining} refining */
+export function startTaskForm(refining) {
   const form = byId("task-form", HTMLFormElement);
   const prompt = byId("prompt", HTMLTextAreaElement);
   const name = byId("adapter-name", HTMLInputElement);
@@ -44,6 +46,11 @@ export function startTaskForm() {
       prompt.focus();
       throw new RangeError("Describe the task, or give an example of it.");
     }
+    if (examples.length > MOST_EXAMPLES) {
+      throw new RangeError(
+        `An adapter is made from at most ${MOST_EXAMPLES} examples, and these are ${examples.length}. Refining learns from all.`,
+      );
+    }
     return {
       ...(text && { prompt: text }),
       ...(examples.length && { examples }),
@@ -51,20 +58,42 @@ export function startTaskForm() {
     };
   }
 
+  /** @returns {RefineWish} */
+  function refineWish() {
+    const text = prompt.value.trim();
+    const examples = rows.read();
+    const suffix = name.value.trim();
+    if (!examples.length || base.value === null) {
+      byId("more", HTMLDetailsElement).open = true;
+      throw new RangeError("Refining learns from examples: add some, about a dozen does well.");
+    }
+    return { examples, model: text ? `prompt:${text}` : base.value, ...(suffix && { suffix }) };
+  }
+
+  /**
+   * What the form asks for; null if it lacks something, which is then said.
+   *
+   * @template T
+   * @param {() => T} read
+   */
+  function asked(read) {
+    showProblem(problem, null);
+    try {
+      return read();
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error;
+      showProblem(problem, error.message);
+      return null;
+    }
+  }
+
   async function submit() {
     if (running) {
       running.abort();
       return;
     }
-    showProblem(problem, null);
-    let body;
-    try {
-      body = wish();
-    } catch (error) {
-      if (!(error instanceof RangeError)) throw error;
-      showProblem(problem, error.message);
-      return;
-    }
+    const body = asked(wish);
+    if (body === null) return;
     running = new AbortController();
     button.textContent = "Cancel";
     panel.setAttribute("aria-busy", "true");
@@ -86,6 +115,10 @@ export function startTaskForm() {
     }
   }
 
+  byId("refine-examples", HTMLButtonElement).addEventListener("click", () => {
+    const found = asked(refineWish);
+    if (found !== null) void refining.start(found);
+  });
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     void submit();
