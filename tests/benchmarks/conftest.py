@@ -8,9 +8,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks.workbench import Workbench
-from tests.service.conftest import tiny_checkpoint_path
-
-__all__ = ["bench", "tiny_checkpoint_path"]
 
 
 @pytest.fixture(scope="session")

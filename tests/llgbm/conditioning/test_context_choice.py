@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from llgbm.conditioning.context_choice import UNCALIBRATED, ContextBin, ContextChoice, ContextSetting, pick
+from llgbm.conditioning.context_choice import UNCALIBRATED, Context, ContextBin, ContextChoice, ContextSetting, pick
 from llgbm.errors import CheckpointError, ConfigError
 
 ALONE, SHOWN = ContextSetting("none"), ContextSetting("examples", 0.0)
@@ -28,7 +28,8 @@ def test_auto_takes_the_first_that_the_request_has_the_texts_for() -> None:
     assert pick(ranking[1:], "auto", description=False, examples=False) == ALONE
     assert pick(ranking, "none", description=True, examples=True) == ALONE
     assert pick(ranking, "description", description=True, examples=True) == DESCRIBED
-    for wanted, text in (("description", "a description"), ("examples", "examples")):
+    needs: tuple[tuple[Context, str], ...] = (("description", "a description"), ("examples", "examples"))
+    for wanted, text in needs:
         with pytest.raises(ConfigError, match=f"context '{wanted}' needs {text}, and the request has none"):
             pick(ranking, wanted, description=False, examples=False)
 

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,10 @@ def same(one: LoRAWeights, other: LoRAWeights) -> bool:
 
 
 def distance(one: LoRAWeights, other: LoRAWeights) -> float:
-    return sum(float((x - y).square().sum()) for x, y in zip(tensors(one), tensors(other), strict=True)) ** 0.5
+    return math.dist(
+        torch.cat([x.flatten() for x in tensors(one)]).tolist(),
+        torch.cat([y.flatten() for y in tensors(other)]).tolist(),
+    )
 
 
 def steps_of(run: Callable[[Callable[[RefineStep], None]], Refined]) -> tuple[Refined, list[RefineStep]]:
@@ -129,7 +133,7 @@ def test_few_examples_have_a_fixed_number_of_steps_and_no_score(tiny_base: Base)
     refined = refine(tiny_base, None, ROWS[:3], replace(CONFIG, few_steps=5))
 
     assert refined.steps == len(refined.losses) == most_steps(3, replace(CONFIG, few_steps=5)) == 5
-    assert refined.held_out is refined.start_held_out is refined.helped is None
+    assert (refined.held_out, refined.start_held_out, refined.helped) == (None, None, None)
     assert refined.best is refined.weights
 
 

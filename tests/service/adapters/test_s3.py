@@ -15,7 +15,7 @@ import pytest
 from llgbm.adapters.peft_io import content_digest
 from llgbm.config import lora_spec
 from service.adapters import shared_files
-from service.adapters.errors import NameTakenError, StoreUnavailableError
+from service.adapters.errors import AdapterDamagedError, NameTakenError, StoreUnavailableError
 from service.adapters.index import AdapterIndex
 from service.adapters.records import RECORD_FILE, WEIGHTS_FILE
 from service.adapters.shared_files import SharedFiles
@@ -125,7 +125,7 @@ def test_a_half_written_object_is_no_adapter_or_is_refused(tmp_path: Path, url: 
         again, made = two.write(WEIGHTS, record(WEIGHTS))
         assert (made, two.record(again.id)) == (True, again)
     else:
-        with pytest.raises(shared_files.AdapterDamagedError):
+        with pytest.raises(AdapterDamagedError):
             two.read(stored.id)
         assert list(two.folder.iterdir()) == []
 

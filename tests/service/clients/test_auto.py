@@ -133,8 +133,7 @@ def test_examples_make_the_adapter_and_stand_in_the_context(
 def test_the_context_can_be_chosen(openai: OpenAI) -> None:
     lengths = {}
     for context in ("none", "description", "examples"):
-        more = {"extra_body": {"context": context, "examples": EXAMPLES}}
-        answer = complete(openai, [system(DESK), ASKED], **more)
+        answer = complete(openai, [system(DESK), ASKED], extra_body={"context": context, "examples": EXAMPLES})
         assert extra(answer)["context_used"] == context
         assert answer.usage is not None
         lengths[context] = answer.usage.prompt_tokens

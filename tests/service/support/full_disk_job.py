@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from service.adapters.files import AdapterFiles
 from service.jobs.database import FOLDER
 from service.jobs.examples import write_examples
-from tests.service.adapters.test_store_crashes import AdapterFiles
 from tests.service.support.forked import tiny_loader
 from tests.service.support.harness import make_settings, running
 
