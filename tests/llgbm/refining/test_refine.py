@@ -1,4 +1,3 @@
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,10 +31,8 @@ def same(one: LoRAWeights, other: LoRAWeights) -> bool:
 
 
 def distance(one: LoRAWeights, other: LoRAWeights) -> float:
-    return math.dist(
-        torch.cat([x.flatten() for x in tensors(one)]).tolist(),
-        torch.cat([y.flatten() for y in tensors(other)]).tolist(),
-    )
+    both = (torch.cat([t.flatten() for t in tensors(weights)]) for weights in (one, other))
+    return float(torch.dist(*both))
 
 
 def steps_of(run: Callable[[Callable[[RefineStep], None]], Refined]) -> tuple[Refined, list[RefineStep]]:
