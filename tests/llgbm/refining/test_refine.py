@@ -31,8 +31,8 @@ def same(one: LoRAWeights, other: LoRAWeights) -> bool:
 
 
 def distance(one: LoRAWeights, other: LoRAWeights) -> float:
-    both = (torch.cat([t.flatten() for t in tensors(weights)]) for weights in (one, other))
-    return float(torch.dist(*both))
+    mine, others = (torch.cat([t.flatten() for t in tensors(weights)]) for weights in (one, other))
+    return float(torch.dist(mine, others))
 
 
 def steps_of(run: Callable[[Callable[[RefineStep], None]], Refined]) -> tuple[Refined, list[RefineStep]]:
