@@ -134,7 +134,8 @@ def test_head_is_answered_wherever_get_is(client: httpx.Client, server: LiveServ
     for path in [*gets, "/openapi.json", "/", "/v1/models/"]:
         path = path.replace("{adapter_id}", french).replace("{model}", BASE)
         get, headed = client.get(path), client.head(path)
-        assert (get.status_code, headed.status_code, headed.content) == (200, 200, b""), path
+        status = 404 if "{" in path else 200  # there is no such file or job
+        assert (get.status_code, headed.status_code, headed.content) == (status, status, b""), path
         for name in ("content-type", "etag"):
             assert headed.headers.get(name) == get.headers.get(name), path
         if path != "/metrics":

@@ -120,7 +120,9 @@ def test_finetuning_tells_its_events_and_answers(
             assert any(line.startswith("event     Step 1/") for line in told)
             assert f"event     {job['outcome']['note']}" in told
             answer = completion(client, job["fine_tuned_model"], max_tokens=16)
-            assert "\n".join(told).endswith(f"adapter   {job['fine_tuned_model']}\nanswer    {answer}".rstrip("\n"))
+            # a random model also writes characters that end a line
+            last = f"adapter   {job['fine_tuned_model']}\nanswer    {answer}".splitlines()
+            assert "\n".join(told).rstrip("\n").endswith("\n".join(last).rstrip("\n"))
         bad = tmp_path / "bad.jsonl"
         bad.write_text("no JSON")
         refused = run([sys.executable, str(EXAMPLES / "finetune.py"), "--examples", str(bad)], server, tmp_path)
