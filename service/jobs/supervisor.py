@@ -21,7 +21,7 @@ import structlog
 from service.jobs.database import Database
 from service.jobs.records import JobRecord
 from service.jobs.table import JobTable
-from service.jobs.task import Task, state_path
+from service.jobs.task import Task, reserve_path, state_path
 from service.observability.metrics import Metrics
 from service.settings import Settings
 
@@ -152,7 +152,8 @@ class Supervisor:
         if record.ended:
             self._metrics.jobs.labels(record.status).inc()
             with contextlib.suppress(OSError):
-                state_path(self._settings.store_dir, job.id).unlink(missing_ok=True)
+                for left in (state_path, reserve_path):
+                    left(self._settings.store_dir, job.id).unlink(missing_ok=True)
             _log.info("job_ended", job=job.id, status=record.status, code=record.error_code, seconds=round(seconds, 1))
             return
         how = f"by signal {-status}" if status < 0 else f"with status {status}"

@@ -26,3 +26,8 @@ class Task(BaseModel):
 def state_path(store_folder: Path, job: str) -> Path:
     """Where the state of a job's training is."""
     return store_folder / FOLDER / f"{job}.safetensors"
+
+
+def reserve_path(store_folder: Path, job: str) -> Path:
+    """A file that only takes room; a job that fails on a full disk deletes it to note the reason."""
+    return store_folder / FOLDER / f"{job}.reserve"

@@ -7,6 +7,7 @@ training is written beside the database now and then; a worker that takes a job 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
@@ -37,7 +38,7 @@ from service.jobs.examples import read_examples
 from service.jobs.files import RESULTS, Files
 from service.jobs.records import JobRecord, JobResult, Score
 from service.jobs.table import JobTable
-from service.jobs.task import Task, state_path
+from service.jobs.task import Task, reserve_path, state_path
 from service.observability.logs import configure_logging
 from service.settings import Settings
 
@@ -45,6 +46,8 @@ NICENESS = 10
 _SAVE_REST = 20
 """The state is written so seldom that it takes at most this part of the time."""
 _SAVE_SECONDS = 0.5
+_RESERVE_BYTES = 1 << 18
+"""Room on the disk for the record and the event of a failure, with the database's journal."""
 _log = structlog.get_logger("service.jobs.worker")
 
 
@@ -66,8 +69,12 @@ class _Worker:
         Raises:
             NoRoomError: the outcome could not be noted, since the disk is full.
         """
+        reserve = reserve_path(self._settings.store_dir, self._task.job)
+        with contextlib.suppress(OSError):  # without it a full disk shows in the first step
+            reserve.write_bytes(b"\0" * _RESERVE_BYTES)
         failure = self._attempt()
-        self._state_path.unlink(missing_ok=True)  # first: on a full disk it makes the room for noting why
+        self._state_path.unlink(missing_ok=True)
+        reserve.unlink(missing_ok=True)  # first: on a full disk it makes the room for noting why
         if failure is not None:
             code, reason = failure
             _log.warning("job_failed", job=self._task.job, code=code)
