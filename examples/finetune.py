@@ -2,7 +2,7 @@
 
     python examples/finetune.py --ask "I was charged twice for my order"
 
-The task's description makes the adapter that training starts from; the tickets do the rest, in about half a minute on
+The task's description makes the adapter that training starts from; the tickets do the rest, in a minute or two on
 two cores. Needs a running service (`make serve`) and `pip install openai`. LLGBM_URL says where the service is,
 LLGBM_API_KEY holds a key if it asks for one. `--examples FILE` takes your own examples as chat JSONL.
 """
