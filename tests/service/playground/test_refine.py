@@ -63,7 +63,7 @@ def begin_long(page: Page) -> None:
     """Begin a job that takes long enough to be disturbed."""
 
     def longer(route: Route) -> None:
-        body = route.request.post_data_json
+        body = json.loads(route.request.post_data or "{}")
         body["method"] = {
             "type": "supervised",
             "supervised": {"hyperparameters": {"n_epochs": 50, "batch_size": 1}},
