@@ -25,7 +25,7 @@ def export_adapter(maker: AdapterMaker, request: AdapterRequest, folder: Path) -
         OSError: the disk is full, or the place is not writable.
     """
     folder = folder.expanduser().resolve()
-    _require_replaceable(folder)
+    require_replaceable(folder)
     made = maker.make([request])[0]
     save_peft(made.weights, folder, base_id=maker.checkpoint.manifest.base_id)
     return made
@@ -43,7 +43,12 @@ def parse_example(text: str) -> tuple[str, str]:
     return given.strip(), wanted.strip()
 
 
-def _require_replaceable(folder: Path) -> None:
+def require_replaceable(folder: Path) -> None:
+    """Check that an adapter can be written to `folder` without loss.
+
+    Raises:
+        ConfigError: `folder` is a file, or holds other files than an adapter's.
+    """
     if not folder.exists():
         return
     if not folder.is_dir():

@@ -16,6 +16,7 @@ from llgbm.adapters.peft_io import load_peft_for, save_peft
 from llgbm.base import Base, load_base
 from llgbm.checkpoint import load_generator
 from llgbm.errors import ConfigError
+from llgbm.export import require_replaceable
 from llgbm.linears.frozen_linear import Storage, fastest_training_storage
 from llgbm.lora import LoRAWeights
 from llgbm.prompting import AdapterMaker, AdapterRequest
@@ -69,8 +70,9 @@ def run(config: Config) -> None:
     Raises:
         TaskFormatError: a line of a file is not an example; the message names it.
         AdapterMismatchError: the start is an adapter of another base.
-        ConfigError: refining did not help, and there is no start to write in its place.
+        ConfigError: `out` is a file or holds other files, or refining did not help and there is no start to write.
     """
+    require_replaceable(config.out)
     rows = read_examples(config.examples)
     validation = read_examples(config.validation) if config.validation else []
     with RunLog(config.workdir, "refine", config) as log:

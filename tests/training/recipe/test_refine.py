@@ -76,3 +76,15 @@ def test_bad_input_is_refused_in_one_line_and_writes_nothing(
     assert command(tmp_path, tiny_base_path, f"start={tmp_path / 'start'}") == 2
     assert "was made for another/base" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_other_files_is_never_replaced(
+    tmp_path: Path, examples: Path, tiny_base_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes = tmp_path / "out" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    assert command(tmp_path, tiny_base_path) == 2
+    assert "holds other files (notes.txt), which would be lost" in capsys.readouterr().err
+    assert notes.read_text() == "mine"
+    assert not (tmp_path / "run").exists()  # before any training
