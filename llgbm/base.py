@@ -44,6 +44,12 @@ class Base:
         """The device of the model."""
         return next(self.model.parameters()).device
 
+    @property
+    def max_positions(self) -> int:
+        """Maximum context of the model, in tokens."""
+        config: Any = self.model.config
+        return int(config.max_position_embeddings)
+
 
 @dataclass(frozen=True, eq=False)
 class BareBase:

@@ -81,10 +81,19 @@ class PackedBatch:
 
     def on(self, device: torch.device) -> PackedBatch:
         """The batch on `device`, in the layout for it: padded on a GPU, packed on a CPU."""
-        return self if device.type == "cpu" else _moved(self.with_padding(), device)
+        if device.type == "cpu":
+            return self
+        # the packed row and its masks stay, since nothing reads them there
+        moved = {name: getattr(self, name).to(device) for name in ("label_index", "labels", "label_row", "last_index")}
+        rows = self._padded_rows()
+        padded = PaddedRows(**{field.name: getattr(rows, field.name).to(device) for field in fields(rows)})
+        return replace(self, **moved, padded=padded)
 
     def with_padding(self) -> PackedBatch:
         """The batch in the padded layout."""
+        return replace(self, padded=self._padded_rows())
+
+    def _padded_rows(self) -> PaddedRows:
         count, longest = len(self.lengths), max(self.lengths)
         columns = torch.cat([torch.arange(length) for length in self.lengths])  # (T,), places in the own group
         groups = torch.arange(count).repeat_interleave(torch.tensor(self.lengths))
@@ -96,7 +105,7 @@ class PackedBatch:
         for rows, of_group in zip(mask, self.masks, strict=True):
             rows[: len(of_group), : len(of_group)] = of_group == 0
         shape = (count, longest)
-        return replace(self, padded=PaddedRows(ids.view(shape), positions.view(shape), mask[:, None], place))
+        return PaddedRows(ids.view(shape), positions.view(shape), mask[:, None], place)
 
 
 @dataclass(frozen=True)
@@ -249,16 +258,6 @@ def _mask(owner: Tensor) -> Tensor:
     visible = (owner[:, None] == owner[None, :]) | (owner[None, :] < 0)
     allowed = visible.tril()
     return torch.zeros(allowed.shape).masked_fill_(~allowed, float("-inf"))
-
-
-def _moved(batch: PackedBatch, device: torch.device) -> PackedBatch:
-    """A padded batch on `device`; the packed row and its masks stay, since nothing reads them there."""
-    index = {name: getattr(batch, name).to(device) for name in ("label_index", "labels", "label_row", "last_index")}
-    rows = batch.padded
-    if rows is None:
-        return replace(batch, **index)
-    padded = PaddedRows(**{field.name: getattr(rows, field.name).to(device) for field in fields(rows)})
-    return replace(batch, **index, padded=padded)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,15 +11,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from llgbm.errors import CheckpointError, ConfigError
 
 Context = Literal["none", "description", "examples"]
 """Only the conversation; the description above the user's turn; description and examples, these as earlier turns."""
-ContextWanted = Literal["none", "description", "examples", "auto"]
+ContextWanted = Literal[Context, "auto"]
 """A context, or `auto` for the best one by calibration."""
 CONTEXTS: tuple[Context, ...] = get_args(Context)
+_Example = TypeVar("_Example")
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,7 @@ class ContextChoice:
 
     def ranking(self, similarity: float, *, with_examples: bool) -> tuple[ContextSetting, ...]:
         """All settings for a request with this cosine, best first."""
-        table = self.with_examples if with_examples else self.without_examples
-        return next((one for one in reversed(table) if similarity >= one.similarity), table[0]).settings
+        return ranking_in(self.with_examples if with_examples else self.without_examples, similarity)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -107,6 +107,11 @@ class ContextChoice:
             return tuple(ContextBin(at, (*best, ContextSetting("description", scale), last)) for at, scale in places)
 
         return cls(bins(()), bins((ContextSetting("examples"),)))
+
+
+def ranking_in(table: Sequence[ContextBin], similarity: float) -> tuple[ContextSetting, ...]:
+    """The settings of the bin for this cosine, best first."""
+    return next((one for one in reversed(table) if similarity >= one.similarity), table[0]).settings
 
 
 UNCALIBRATED = (ContextSetting("examples"), ContextSetting("description"), ContextSetting("none"))
@@ -133,6 +138,13 @@ def pick(
             "has none; give it, or choose context auto"
         )
     return next(one for one in ranking if there[one.context] and wanted in ("auto", one.context))
+
+
+def texts_in(
+    context: Context, description: str | None, examples: tuple[_Example, ...]
+) -> tuple[str | None, tuple[_Example, ...]]:
+    """The texts of a task that stand in this context: the description, or None, and the examples."""
+    return None if context == "none" else description, examples if context == "examples" else ()
 
 
 def _bin(data: Mapping[str, Any]) -> ContextBin:

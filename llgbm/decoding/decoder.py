@@ -95,15 +95,14 @@ class Decoder:
 
     def __init__(self, base: Base, *, max_context: int | None = None, prefill_tokens: int = 2048) -> None:
         model: Any = base.model
-        config: Any = model.config
-        limit = int(config.max_position_embeddings)
+        limit = base.max_positions
         if max_context is not None and not 1 < max_context <= limit:
             raise ConfigError(f"max_context must be 2 to {limit}, the model's own limit, not {max_context}")
         self.max_context = limit if max_context is None else max_context
         self.stop_token_ids = _stop_token_ids(model.generation_config)
         self._model = model
         self._prefill_tokens = prefill_tokens
-        self._vocabulary = min(config.vocab_size, len(base.tokenizer))
+        self._vocabulary = min(model.config.vocab_size, len(base.tokenizer))
         self._tokenizer = base.tokenizer
         embedding: Tensor = model.get_input_embeddings().weight
         self._dtype, self._device = embedding.dtype, embedding.device

@@ -29,7 +29,7 @@ _FEW_ROWS = 8
 
 
 class BFloat16Linear(nn.Linear):
-    """y = x W^T + b with W stored in bfloat16; a Linear, so that PEFT can wrap it to train teachers.
+    """y = x W^T + b with W stored in bfloat16; a Linear, so that PEFT can wrap it.
 
     On a CPU without bfloat16 products, more than a few rows are multiplied in float32.
     """

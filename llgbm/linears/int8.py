@@ -30,7 +30,7 @@ _LEVELS = 127
 class Int8TrainingLinear(nn.Linear):
     """y = x W^T + b with int8 products forward and backward; the gradient reaches `x`, never W or b.
 
-    A Linear, so that PEFT can wrap it to train teachers; its own `weight` is empty, so PEFT cannot merge into it.
+    A Linear, so that PEFT can wrap it; its own `weight` is empty, so PEFT cannot merge into it.
 
     Args:
         linear: the frozen Linear to store; its bias stays as it is.

@@ -18,12 +18,12 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from llgbm.adapters.peft_io import content_digest
 from llgbm.base import Base
 from llgbm.chat import answer_ids, in_context, prompt_ids
 from llgbm.config import default_lora
@@ -125,7 +125,6 @@ class _Refining:
         self._initial = initial_lora(default_lora(base.spec), config.seed) if start is None else start
         train = [_forms(base, row, number, config) for number, row in enumerate(rows, 1)]
         check = [_forms(base, row, number, config) for number, row in enumerate(validation, 1)]
-        self._keeps_best = bool(check)  # the run that is measured is then the final one
         self._parts = _parts(train, check, config)
         self._most = _steps_of_a_part(len(rows), config, chooses=any(part.held_out for part in self._parts))
         every = self._most if config.steps is not None else config.check_every
@@ -152,14 +151,9 @@ class _Refining:
 
     def result(self, seconds: float) -> Refined:
         index = self._chosen() if self._measured() else None
-        if index is None:
-            weights, steps = self._steps.weights, self._steps.done
-        else:
-            steps = self._checks[index - 1]
-            if self._keeps_best and self._best is not None:
-                weights = weights_from(self._initial.spec, self._best)
-            else:
-                weights = self._steps.weights
+        weights, steps = self._steps.weights, self._steps.done
+        if index is not None and self._best is not None:
+            weights, steps = weights_from(self._initial.spec, self._best), self._checks[index - 1]
         first, last = (None, None) if index is None else (self._score(0), self._score(index))
         helped = None if first is None or last is None else _order(last) > _order(first)
         return Refined(weights, self._start, steps, tuple(self._losses[:steps]), first, last, helped, seconds)
@@ -191,7 +185,8 @@ class _Refining:
         if part.held_out and done in self._checks:
             index = 1 + self._checks.index(done)
             self._measure(part, index, self._steps.weights)
-            if self._keeps_best and self._chosen(up_to=index) == index:
+            # with validation rows the run that is measured is the final one
+            if part.phase == "train" and self._chosen(up_to=index) == index:
                 self._best = self._steps.state()["weights"]
         if self._on_step is not None:
             before = self._most * self._part
@@ -264,16 +259,11 @@ def _forms(base: Base, row: RefineRow, number: int, config: RefineConfig) -> _Fo
     if config.description:
         messages = in_context(row.messages, description=config.description)
         described = Row(prompt_ids(base.tokenizer, messages), answer)
-    most = min(config.max_row_tokens, _context_of(base))
+    most = min(config.max_row_tokens, base.max_positions)
     length = len((described or bare).prompt) + len(answer)
     if length > most:
         raise ContextLengthError(f"example {number} has {length} tokens, the limit is {most}; shorten or remove it")
     return _Forms(bare, described)
-
-
-def _context_of(base: Base) -> int:
-    settings: Any = base.model.config
-    return int(settings.max_position_embeddings)
 
 
 def _parts(train: list[_Forms], check: list[_Forms], config: RefineConfig) -> list[_Part]:
@@ -314,9 +304,11 @@ def _digest(
 ) -> bytes:
     """Identifies the arguments of a call, for its state."""
     texts = [[[dict(message) for message in row.messages], row.answer] for row in (*rows, *validation)]
-    what = {"config": asdict(config), "rows": texts, "validation": len(validation), "base": base.revision}
-    found = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
-    for _, a, b in start.pairs():
-        for tensor in (a, b):
-            found.update(tensor.detach().cpu().to(torch.float32).contiguous().numpy().tobytes())
-    return found.digest()
+    what = {
+        "config": asdict(config),
+        "rows": texts,
+        "validation": len(validation),
+        "base": base.revision,
+        "start": content_digest(start),
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).digest()

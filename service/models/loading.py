@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import structlog
 import torch
@@ -119,10 +119,9 @@ def load_models(settings: Settings, metrics: Metrics, progress: Progress) -> Mod
         )
 
     maker = AdapterMaker(checkpoint, encoder)
+    limit = min(settings.max_context, base.max_positions)
     if isinstance(base, BareBase):
-        return Models(base, maker, None, min(settings.max_context, base.max_positions), cache)
-    model: Any = base.model
-    limit = min(settings.max_context, int(model.config.max_position_embeddings))
+        return Models(base, maker, None, limit, cache)
 
     def new_decoder() -> Decoder:
         return Decoder(base, max_context=limit, prefill_tokens=settings.prefill_tokens)

@@ -38,7 +38,7 @@ from training.runs.log import RunLog
 from training.runs.results import command_of
 from training.runs.workers import RayTask
 from training.tasks.families import load_families
-from training.tasks.format import Task, evenly, load_tasks, tasks_digest
+from training.tasks.format import Task, evenly, exact_match, load_tasks, tasks_digest
 
 BASELINE = "base"
 """The difference of every method to this one is reported."""
@@ -247,8 +247,7 @@ def columns_of(config: Config) -> dict[str, list[Task]]:
 
 def _some(folder: Path | None, count: int) -> list[Task]:
     """At most `count` tasks of families whose metric is exact match."""
-    tasks = load_families(folder) if folder else []
-    return evenly([task for task in tasks if task.metric != "log_likelihood"], count)
+    return evenly(exact_match(load_families(folder)), count) if folder else []
 
 
 def load_sources(config: Config, checkpoint: Checkpoint, tasks: Sequence[Task]) -> list[MethodSources]:

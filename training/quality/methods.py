@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llgbm.checkpoint import Checkpoint
-from llgbm.conditioning.context_choice import ContextWanted
+from llgbm.conditioning.context_choice import ContextWanted, texts_in
 from llgbm.lora import LoRAWeights
 from llgbm.prompting import AdapterMaker, AdapterRequest, TextEncoder
 from training.recipe.cores import Cores
@@ -174,11 +174,7 @@ def _in_context(
     maker = AdapterMaker(sources.checkpoint, sources.encoder)
     setting = maker.context_setting(AdapterRequest((description,), pairs), wanted)
     adapter = None if setting.scale == 0 else sources.generate([description], shots, scale=setting.scale)
-    return MethodSetup(
-        adapter,
-        None if setting.context == "none" else description,
-        shots if setting.context == "examples" else (),
-    )
+    return MethodSetup(adapter, *texts_in(setting.context, description, shots))
 
 
 def _scaled_multitask(sources: MethodSources, task: Task) -> MethodSetup | None:

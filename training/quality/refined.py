@@ -24,14 +24,13 @@ from llgbm.lora import LoRAWeights
 from llgbm.prompting import AdapterMaker, AdapterRequest
 from llgbm.refining.refine import refine
 from llgbm.refining.settings import RefineConfig, RefineRow
-from llgbm.text_encoder import PretrainedTextEncoder
 from training.quality.cells import Cells
-from training.recipe.generator_base import base_of
+from training.recipe.generator_base import base_of, maker_of
 from training.runs.fingerprint import Fingerprint
 from training.runs.log import RunLog
 from training.runs.results import write_result
 from training.tasks.families import load_families
-from training.tasks.format import Example, Task, evenly
+from training.tasks.format import Example, Task, evenly, exact_match
 from training.tasks.rows import eval_row
 
 Start = Literal["nothing", "shared", "generated"]
@@ -88,12 +87,12 @@ def run(config: Config) -> None:
     base = base_of(
         checkpoint, config.base, config.base_storage or fastest_training_storage(config.device), config.device
     )
-    maker = AdapterMaker(checkpoint, PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id))
-    exact = [task for task in load_families(config.families) if task.metric != "log_likelihood"]
-    tasks = evenly(exact, config.num_tasks)
+    maker = maker_of(checkpoint, config.text_encoder)
+    tasks = evenly(exact_match(load_families(config.families)), config.num_tasks)
     cells = Cells(config.workdir / "cells.jsonl")
     with RunLog(config.workdir, "refined", config) as log:
-        work = [one for task in tasks for one in _work(config, base, maker, task)]
+        shared = checkpoint.generator.shared_adapter().detach()
+        work = [one for task in tasks for one in _work(config, base, maker, shared, task)]
         with log.progress("refined", total=len(work)) as progress:
             for done, one in enumerate(work, 1):
                 if cells.get(one.key) is None:
@@ -105,28 +104,30 @@ def run(config: Config) -> None:
         print(f"{name}: " + ", ".join(f"{form} {values['accuracy']:.1%}" for form, values in row.items()))
 
 
-def _work(config: Config, base: Base, maker: AdapterMaker, task: Task) -> Iterator[_Work]:
+def _work(config: Config, base: Base, maker: AdapterMaker, shared: LoRAWeights, task: Task) -> Iterator[_Work]:
     description = task.descriptions[0]
     starts: dict[Start, LoRAWeights | None] = {
         "nothing": None,
-        "shared": maker.checkpoint.generator.shared_adapter().detach(),
+        "shared": shared,
         "generated": maker.make([AdapterRequest((description,))])[0].weights.detach(),
     }
 
-    def key(start: LoRAWeights | None, **more: Any) -> str:
+    digests = {name: None if start is None else content_digest(start) for name, start in starts.items()}
+
+    def key(start: str | None, **more: Any) -> str:
         return Fingerprint.of(
             base_revision=base.revision,
             base_storage=numerics_of(base),
             description=description,
             rows=[(e.input, e.accepted) for e in task.test],
-            start=None if start is None else content_digest(start),
+            start=start,
             **more,
         ).digest
 
     for name, start in starts.items():
         if name in config.starts:
             title = "base" if start is None else f"{name}, not refined"
-            yield _Work(key(start), title, task, partial(_scores, base, task, start))
+            yield _Work(key(digests[name]), title, task, partial(_scores, base, task, start))
     for count in (count for count in config.counts if count <= len(task.train)):
         shown = task.train[:count]
         texts = [(e.input, e.output) for e in shown]
@@ -140,7 +141,7 @@ def _work(config: Config, base: Base, maker: AdapterMaker, task: Task) -> Iterat
         for name in config.starts:
             settings = replace(config.settings, description=description)
             yield _Work(
-                key(starts[name], learned=texts, settings=str(settings)),
+                key(digests[name], learned=texts, settings=str(settings)),
                 f"refined from {name}, {count} examples",
                 task,
                 partial(_refined, base, task, starts[name], shown, settings),

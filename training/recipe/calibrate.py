@@ -20,11 +20,11 @@ import numpy as np
 
 from llgbm.base import Base
 from llgbm.checkpoint import GeneratorManifest, load_generator, write_calibration
-from llgbm.conditioning.context_choice import Context, ContextChoice
+from llgbm.conditioning.context_choice import CONTEXTS, Context, ContextChoice, texts_in
 from llgbm.errors import ConfigError
 from llgbm.evaluation import score_rows
 from llgbm.linears.frozen_linear import Storage
-from llgbm.prompting import AdapterMaker, AdapterRequest, MadeAdapter
+from llgbm.prompting import AdapterMaker, AdapterRequest
 from llgbm.text_encoder import PretrainedTextEncoder
 from training.recipe.confidence import Point, confidence_curve, reliability
 from training.recipe.context_choice import ContextPoint, accuracy_table, ranked_bins
@@ -33,7 +33,7 @@ from training.recipe.task_detector import detector_quality, fit_detector, gibber
 from training.runs.log import RunLog
 from training.runs.results import write_result
 from training.tasks.families import load_families
-from training.tasks.format import Example, Task, evenly, load_tasks, tasks_digest
+from training.tasks.format import Example, Task, evenly, exact_match, load_tasks, tasks_digest
 from training.tasks.rows import eval_row, short_examples
 from training.tasks.training_set import hidden_tasks
 
@@ -103,7 +103,7 @@ def run(config: Config) -> None:
     checkpoint = load_generator(config.checkpoint)
     near = load_tasks(config.tasks, config.task_ids or None) if config.tasks else []
     if config.families:
-        near += evenly(_exact(load_families(config.families, without=config.hidden_families)), config.family_tasks)
+        near += evenly(exact_match(load_families(config.families, without=config.hidden_families)), config.family_tasks)
     far = hidden_tasks(config.hidden_families, config.families, config.hidden_tasks)
     trained = {task.task_id for task in checkpoint.manifest.tasks}
     if known := [task.task_id for task in far if task.task_id in trained]:
@@ -113,7 +113,7 @@ def run(config: Config) -> None:
     detector = fit_detector(checkpoint, encoder)
     maker = AdapterMaker(replace(checkpoint, detector=detector), encoder)
     wordings = never_seen([*near, *far], checkpoint.manifest)
-    tasks = [task for task in _exact([*near, *far]) if _rows(task, config) and wordings[task.task_id]]
+    tasks = [task for task in exact_match([*near, *far]) if _rows(task, config) and wordings[task.task_id]]
     sides = [[task for task in tasks if (task.task_id in trained) == known] for known in (True, False)]
     beside = [task for side in sides for task in evenly(side, config.context_tasks)]
     with RunLog(config.workdir, "calibrate", config) as log:
@@ -194,30 +194,16 @@ def measured_in_context(
     The adapter alone is measured at scale 1 only, since nothing else tells the base the task.
     """
     pairs = tuple((example.input, example.output) for example in examples)
-    requests = [AdapterRequest((wording,), pairs, scale) for scale in config.context_scales]
-    made = maker.make([AdapterRequest((wording,), pairs), *requests])
+    (made,) = maker.make([AdapterRequest((wording,), pairs)])
     accuracy: dict[tuple[Context, float], float] = {}
-
-    def measure(context: Context, adapters: Sequence[MadeAdapter]) -> None:
-        shown = () if context != "examples" else tuple(examples)
-        rows = [
-            eval_row(base, example, description=None if context == "none" else wording, shots=shown)
-            for example in _rows(task, config)
-        ]
-        scores = score_rows(base, [(a.weights if a.request.scale else None, rows) for a in adapters])
-        for adapter, found in zip(adapters, scores, strict=True):
-            accuracy[context, adapter.request.scale] = float(np.mean([s.correct for s in found]))
-
-    measure("none", made[:1])
-    measure("description", made[1:])
-    if examples:
-        measure("examples", made[1:])
-    return ContextPoint(trained, made[0].nearest[0][1], accuracy)
-
-
-def _exact(tasks: Sequence[Task]) -> list[Task]:
-    """The tasks whose metric is exact match."""
-    return [task for task in tasks if task.metric != "log_likelihood"]
+    for context in CONTEXTS if examples else CONTEXTS[:2]:
+        description, shown = texts_in(context, wording, tuple(examples))
+        rows = [eval_row(base, example, description=description, shots=shown) for example in _rows(task, config)]
+        scales = (1.0,) if context == "none" else config.context_scales
+        scores = score_rows(base, [(made.weights.scaled(scale) if scale else None, rows) for scale in scales])
+        for scale, found in zip(scales, scores, strict=True):
+            accuracy[context, scale] = float(np.mean([s.correct for s in found]))
+    return ContextPoint(trained, made.nearest[0][1], accuracy)
 
 
 def _rows(task: Task, config: Config) -> Sequence[Example]:

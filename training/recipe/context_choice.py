@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llgbm.conditioning.context_choice import CONTEXTS, Context, ContextBin, ContextSetting, pick
+from llgbm.conditioning.context_choice import CONTEXTS, Context, ContextBin, ContextSetting, ranking_in
 from llgbm.errors import ConfigError
 
 GROUPS = (("training tasks, unseen wordings", True), ("kinds kept back", False))
@@ -74,14 +74,11 @@ def accuracy_table(points: Sequence[ContextPoint], bins: Sequence[ContextBin]) -
         for context, scale in mine[0].accuracy:
             mean = float(np.mean([p.accuracy[context, scale] for p in mine]))
             each.setdefault(context, {})[f"{scale:g}"] = round(mean, 4)
-        auto = [p.accuracy[one.context, one.scale] for p in mine for one in [_best(bins, p.similarity)]]
+        # a calibration task has all texts, so that `auto` takes the first setting of its bin
+        best = [ranking_in(bins, p.similarity)[0] for p in mine]
+        auto = [p.accuracy[one.context, one.scale] for p, one in zip(mine, best, strict=True)]
         found[name] = {"n": len(mine), "accuracy": each, "auto": round(float(np.mean(auto)), 4)}
     return found
-
-
-def _best(bins: Sequence[ContextBin], similarity: float) -> ContextSetting:
-    inside = next((one for one in reversed(bins) if similarity >= one.similarity), bins[0])
-    return pick(inside.settings, "auto", description=True, examples=True)
 
 
 def _ranking(points: Sequence[ContextPoint], weights: NDArray[np.float64]) -> tuple[ContextSetting, ...]:

@@ -21,14 +21,14 @@ from llgbm.config import default_lora
 from llgbm.errors import CheckpointError, ConfigError
 from llgbm.export import export_adapter, parse_example
 from llgbm.generator import create_generator
-from llgbm.prompting import AdapterMaker, AdapterRequest
-from llgbm.text_encoder import PretrainedTextEncoder
+from llgbm.prompting import AdapterRequest
 from training.adapters.teacher_folder import load_teachers
 from training.cli.commands import COMMANDS
 from training.cli.config import load_config
 from training.recipe.conditions import TEXTS_FILE, lasting_encoder
 from training.recipe.fit import Config as FitConfig
 from training.recipe.fit import fingerprint_of, manifest_of, started_from, training_tasks
+from training.recipe.generator_base import maker_of
 from training.runs.log import set_up_logging
 
 
@@ -67,9 +67,7 @@ def run(config: Config) -> None:
         raise ConfigError("give either a prompt (or examples), for an adapter, or a state, for a generator")
     if asked:
         request = AdapterRequest(config.prompt, tuple(map(parse_example, config.example)), config.scale)
-        checkpoint = load_generator(config.checkpoint)
-        encoder = PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id)
-        made = export_adapter(AdapterMaker(checkpoint, encoder), request, config.out)
+        made = export_adapter(maker_of(load_generator(config.checkpoint), config.text_encoder), request, config.out)
         near = ", ".join(f"{name} {cosine:.2f}" for name, cosine in made.nearest)
         print(f"{config.out}: adapter {made.id}; nearest training tasks: {near or 'none'}")
         if made.warning:

@@ -1,4 +1,4 @@
-"""Loads the base of a generator, and its shared adapter."""
+"""Loads the base of a generator, its shared adapter, and what makes adapters with it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from llgbm.base import Base, load_base
 from llgbm.checkpoint import Checkpoint, load_generator
 from llgbm.linears.frozen_linear import Storage
 from llgbm.lora import LoRAWeights
+from llgbm.prompting import AdapterMaker
+from llgbm.text_encoder import PretrainedTextEncoder
 
 
 def base_of(checkpoint: Checkpoint, name: str, storage: Storage, device: str = "cpu") -> Base:
@@ -22,6 +24,15 @@ def base_of(checkpoint: Checkpoint, name: str, storage: Storage, device: str = "
     base = load_base(name or checkpoint.manifest.base_id, storage=storage, device=device)
     checkpoint.manifest.require_base(base.spec.base_id)
     return base
+
+
+def maker_of(checkpoint: Checkpoint, text_encoder: str) -> AdapterMaker:
+    """Makes adapters with a generator.
+
+    Args:
+        text_encoder: hub id or folder; empty uses the one in the manifest.
+    """
+    return AdapterMaker(checkpoint, PretrainedTextEncoder(text_encoder or checkpoint.manifest.encoder_id))
 
 
 def shared_adapter_for(folder: Path, base_id: str) -> LoRAWeights:

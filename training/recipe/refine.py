@@ -19,11 +19,10 @@ from llgbm.errors import ConfigError
 from llgbm.export import require_replaceable
 from llgbm.linears.frozen_linear import Storage, fastest_training_storage
 from llgbm.lora import LoRAWeights
-from llgbm.prompting import AdapterMaker, AdapterRequest
+from llgbm.prompting import AdapterRequest
 from llgbm.refining.refine import most_steps, refine
 from llgbm.refining.settings import HeldOutScore, RefineConfig, Refined, RefineStep
-from llgbm.text_encoder import PretrainedTextEncoder
-from training.recipe.generator_base import base_of
+from training.recipe.generator_base import base_of, maker_of
 from training.runs.log import RunLog
 from training.tasks.example_file import read_examples
 
@@ -98,8 +97,7 @@ def _base_and_start(config: Config) -> tuple[Base, LoRAWeights | None]:
     storage = config.base_storage or fastest_training_storage(config.device)
     if config.start is None and config.prompt and not config.from_nothing:
         checkpoint = load_generator(config.checkpoint)
-        encoder = PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id)
-        made = AdapterMaker(checkpoint, encoder).make([AdapterRequest((config.prompt,))])[0]
+        (made,) = maker_of(checkpoint, config.text_encoder).make([AdapterRequest((config.prompt,))])
         return base_of(checkpoint, config.base, storage, config.device), made.weights
     base = load_base(
         config.base or load_generator(config.checkpoint).manifest.base_id, storage=storage, device=config.device

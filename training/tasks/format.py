@@ -272,6 +272,11 @@ def save_task(folder: Path | str, task: Task) -> Path:
     return path
 
 
+def exact_match(tasks: Sequence[Task]) -> list[Task]:
+    """The tasks whose metric is exact match."""
+    return [task for task in tasks if task.metric != "log_likelihood"]
+
+
 def evenly(tasks: Sequence[Task], count: int) -> list[Task]:
     """At most `count` of the tasks, evenly spaced."""
     if count >= len(tasks):
