@@ -82,22 +82,24 @@ export function distance(adapter) {
  * @param {JobOutcome} outcome
  */
 export function refined({ start, refined: after, helped, note }) {
+  const shares =
+    start === null || after === null
+      ? []
+      : [
+          el("h4", { id: "held-out-heading" }, "Share of held-out examples that are answered exactly"),
+          el(
+            "ul",
+            { class: "bars", "aria-labelledby": "held-out-heading" },
+            bar("Before", start.accuracy),
+            bar("After", after.accuracy),
+          ),
+        ];
   return el(
     "section",
     { class: "part", "aria-labelledby": "refined-heading" },
     el("h3", { id: "refined-heading" }, "Refined on examples"),
     el("p", { id: "adapter-refined", class: helped === false ? "warning" : "" }, sentence(note)),
-    start === null || after === null
-      ? null
-      : el("h4", { id: "held-out-heading" }, "Share of held-out examples that are answered exactly"),
-    start === null || after === null
-      ? null
-      : el(
-          "ul",
-          { class: "bars", "aria-labelledby": "held-out-heading" },
-          bar("Before", start.accuracy),
-          bar("After", after.accuracy),
-        ),
+    ...shares,
   );
 }
 

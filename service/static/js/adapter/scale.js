@@ -5,7 +5,7 @@
 
 import { compose, generate, isAbort } from "../base/api.js";
 import { announce, el } from "../base/dom.js";
-import { factor } from "../base/format.js";
+import { factor, scaleOf } from "../base/format.js";
 import { showProblem } from "../base/problem.js";
 import { noteStoreChange, open, show } from "../base/session.js";
 
@@ -100,11 +100,6 @@ export class ScaleControl {
 function inContext({ scale_in_context: scale }) {
   if (scale === null) return "";
   return ` ${factor(scale)} does best with the description in the context too; the chat's auto knows that.`;
-}
-
-/** @param {Shown} now */
-function scaleOf(now) {
-  return now.adapter.source === "generated" ? now.adapter.scale : (now.scaled?.factor ?? 1);
 }
 
 /**

@@ -1,5 +1,7 @@
 /** The service's HTTP interface: requests with the API key, errors as `ApiError`. */
 
+import { store, stored } from "./stored.js";
+
 /**
  * @import {AdapterDetail, AdapterPage, AdapterWish, GeneratedAdapter, Job, Readiness} from "./types.js"
  */
@@ -44,17 +46,9 @@ export function isAbort(error) {
 
 // the key
 
-let key = readKey();
+let key = stored(KEY_ITEM) ?? ""; // without storage it lives as long as the page
 /** @type {(reason: string) => Promise<boolean>} */
 let askForKey = async () => false;
-
-function readKey() {
-  try {
-    return sessionStorage.getItem(KEY_ITEM) ?? "";
-  } catch {
-    return ""; // storage is switched off: the key then lives as long as the page
-  }
-}
 
 export function apiKey() {
   return key;
@@ -63,12 +57,7 @@ export function apiKey() {
 /** @param {string} value  empty to forget it */
 export function setApiKey(value) {
   key = value;
-  try {
-    if (value) sessionStorage.setItem(KEY_ITEM, value);
-    else sessionStorage.removeItem(KEY_ITEM);
-  } catch {
-    // as above
-  }
+  store(KEY_ITEM, value || null);
 }
 
 /**

@@ -99,3 +99,12 @@ export function title(adapter) {
       : { composed: "Combination", refined: "Refined adapter" }[adapter.source] ?? "Loaded adapter")
   );
 }
+
+/**
+ * The scale of the adapter's effect.
+ *
+ * @param {import("./types.js").Shown} now
+ */
+export function scaleOf({ adapter, scaled }) {
+  return adapter.source === "generated" ? adapter.scale : (scaled?.factor ?? 1);
+}

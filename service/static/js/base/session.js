@@ -4,7 +4,7 @@ import * as api from "./api.js";
 import { Signal } from "./signal.js";
 
 /**
- * @import {Adapter, Shown, Timings} from "./types.js"
+ * @import {Adapter, Job, Shown, Timings} from "./types.js"
  */
 
 const ID = /^lora-[0-9a-f]{24}$/;
@@ -39,11 +39,12 @@ export async function show(adapter, { timings = null, made = false, auto = null,
  * Show the adapter with this id.
  *
  * @param {string} id
+ * @param {Job | null} [known]  the job that has made it, if the caller has it
  */
-export async function open(id) {
+export async function open(id, known = null) {
   wanted = id;
   const { norms, ...adapter } = await api.detail(id);
-  const job = adapter.source === "refined" ? await api.jobOf(adapter.id) : null;
+  const job = adapter.source === "refined" ? (known ?? (await api.jobOf(adapter.id))) : null;
   if (wanted !== id) return;
   shown.value = { adapter, timings: null, made: false, norms, auto: null, job, scaled: null };
   history.replaceState(null, "", `#${adapter.id}`);

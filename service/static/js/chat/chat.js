@@ -3,7 +3,7 @@
 import { isAbort } from "../base/api.js";
 import { AnswerView } from "./answer_view.js";
 import { complete } from "./completion.js";
-import { chosenContext, chosenLanes, isTask, laneBox, laneDetail, laneName, offerChoices, questionFor } from "./lanes.js";
+import { chosenContext, chosenLanes, laneBox, laneDetail, laneName, offerChoices, questionFor } from "./lanes.js";
 import { announce, byId, el, hiddenText } from "../base/dom.js";
 import { contextWords } from "../base/format.js";
 import { explain, showProblem } from "../base/problem.js";
@@ -64,7 +64,6 @@ export function startChat() {
     send.textContent = "Stop";
     const options = readOptions();
     const context = chosenContext();
-    const auto = context === "auto" && isTask(now.adapter);
     const earlier = options.remember ? [...turns] : [];
     const seed = Math.floor(Math.random() * 2 ** 31);
     /** @type {Turn["views"]} */
@@ -82,8 +81,8 @@ export function startChat() {
           follow();
         });
         // the service knows nothing of text that this page put into the messages
-        const told = asked.context === undefined && lane !== "base" && context !== "auto" ? context : null;
-        return `${laneName(lane, now)}: ${await finish(view, answer, auto, told, now.adapter)}`;
+        const told = asked.context === undefined && context !== "auto" ? context : null;
+        return `${laneName(lane, now)}: ${await finish(view, answer, asked.context === "auto", told, now.adapter)}`;
       }),
     );
     follow();

@@ -2,7 +2,7 @@
 
 import { MOST_EXAMPLES } from "../base/api.js";
 import { byId } from "../base/dom.js";
-import { factor, title } from "../base/format.js";
+import { factor, scaleOf, title } from "../base/format.js";
 import { conversation, withTask } from "./conversation.js";
 
 /**
@@ -82,7 +82,7 @@ export function questionFor(lane, { adapter, job }, base, context, earlier, ques
  *
  * @param {Adapter} adapter
  */
-export function isTask({ source, prompts, examples, scale }) {
+function isTask({ source, prompts, examples, scale }) {
   return source === "generated" && scale === 1 && prompts.length <= 1 && examples.length <= MOST_EXAMPLES;
 }
 
@@ -92,13 +92,14 @@ export function isTask({ source, prompts, examples, scale }) {
  * @param {Lane} lane
  * @param {Shown} now
  */
-export function laneDetail(lane, { adapter, scaled, job }) {
+export function laneDetail(lane, now) {
+  const { adapter, job } = now;
   if (lane === "base") return "";
   if (lane === "before") return job?.start ? `…${job.start.slice(-6)}` : "the base";
   if (lane === "told") {
     const count = adapter.examples.length;
     return count ? `and ${count} example${count === 1 ? "" : "s"}` : "";
   }
-  const scale = adapter.source === "generated" ? adapter.scale : (scaled?.factor ?? 1);
+  const scale = scaleOf(now);
   return scale === 1 ? title(adapter) : `${factor(scale)} ${title(adapter)}`;
 }

@@ -8,6 +8,7 @@ import { announce, byId } from "../base/dom.js";
 import { sentence, short } from "../base/format.js";
 import { showProblem } from "../base/problem.js";
 import { noteStoreChange, open } from "../base/session.js";
+import { store, stored } from "../base/stored.js";
 import * as jobs from "./jobs.js";
 import { LossChart } from "./loss_chart.js";
 
@@ -17,6 +18,7 @@ import { LossChart } from "./loss_chart.js";
  * @typedef {{examples: Example[], model: string, suffix?: string}} RefineWish
  */
 
+/** The job of this tab, so that a reload finds it. */
 const JOB_ITEM = "llgbm.job";
 /** @type {Record<string, string>} */
 const PHASES = { choose: "Choosing the number of steps", train: "Training" };
@@ -49,7 +51,7 @@ export class Refining {
     try {
       file = await jobs.upload(examples);
       const job = await jobs.start({ model, training_file: file, ...(suffix && { suffix }) });
-      remember(job.id);
+      store(JOB_ITEM, job.id);
       await this.#watch(job);
     } catch (error) {
       this.#fail(error);
@@ -61,13 +63,13 @@ export class Refining {
 
   /** Go on with the job that this tab has begun, if there is one. */
   async resume() {
-    const id = remembered();
+    const id = stored(JOB_ITEM);
     if (id === null || this.#job !== null) return;
     this.#show("Looking for the job");
     try {
       await this.#watch(await jobs.read(id));
     } catch (error) {
-      if (error instanceof ApiError && error.status === 404) remember(null);
+      if (error instanceof ApiError && error.status === 404) store(JOB_ITEM, null);
       this.#fail(error);
     } finally {
       this.#end();
@@ -81,7 +83,7 @@ export class Refining {
     announce("Refining has begun");
     for await (const event of jobs.follow(job.id)) this.#take(event);
     const ended = await jobs.read(job.id);
-    remember(null);
+    store(JOB_ITEM, null);
     await jobs.removeFile(ended.training_file);
     await this.#tell(ended);
   }
@@ -105,7 +107,7 @@ export class Refining {
       this.#progress.value = 1;
       this.#state.textContent = sentence(job.outcome?.note ?? "The adapter is ready");
       noteStoreChange();
-      await open(job.fine_tuned_model);
+      await open(job.fine_tuned_model, job);
       announce(`Refining has ended. ${this.#state.textContent}`);
     } else if (job.status === "cancelled") {
       this.#state.textContent = "Cancelled; nothing of it is kept.";
@@ -150,24 +152,5 @@ export class Refining {
     this.#panel.removeAttribute("aria-busy");
     this.#cancel.hidden = true;
     this.#button.disabled = false;
-  }
-}
-
-/** The job of this tab, so that a reload finds it. */
-function remembered() {
-  try {
-    return sessionStorage.getItem(JOB_ITEM);
-  } catch {
-    return null; // storage is switched off
-  }
-}
-
-/** @param {string | null} id  null when it has ended */
-function remember(id) {
-  try {
-    if (id === null) sessionStorage.removeItem(JOB_ITEM);
-    else sessionStorage.setItem(JOB_ITEM, id);
-  } catch {
-    // as above
   }
 }
