@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 
 from llgbm.base import Base, load_base, storage_of
 from llgbm.config import lora_spec
@@ -108,15 +108,10 @@ def test_a_damaged_file_is_written_anew(
         again = kept(tiny_base_path, tmp_path)
     assert [record.name for record in caplog.records] == ["llgbm.base"]
     assert str(path) in caplog.text
-    assert load_file(path).keys() == expected_names(whole, tmp_path)
+    assert load_file(path).keys() == load(whole).keys()
     assert same(again, load_base(tiny_base_path, storage="int8"))
     with float32_weights_unread():
         kept(tiny_base_path, tmp_path)
-
-
-def expected_names(content: bytes, folder: Path) -> set[str]:
-    (folder / "whole").write_bytes(content)
-    return set(load_file(folder / "whole"))
 
 
 def test_a_half_written_file_is_never_read(tiny_base_path: Path, tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ import pytest
 
 from llgbm.adapters.peft_io import content_digest
 from llgbm.config import lora_spec
-from service.adapters import shared_files
 from service.adapters.errors import AdapterDamagedError, NameTakenError, StoreUnavailableError
 from service.adapters.index import AdapterIndex
 from service.adapters.records import RECORD_FILE, WEIGHTS_FILE
 from service.adapters.shared_files import SharedFiles
 from service.models.loading import LoadModels
 from tests.fixtures import random_lora
+from tests.service.adapters.conftest import Pair
 from tests.service.support.harness import make_settings, running, services_of
 from tests.service.support.records import identity, record
 from tests.service.support.s3_server import S3Server
@@ -51,20 +51,10 @@ def gate_is_open(s3: S3Server) -> Iterator[None]:
     s3.gate.open, s3.gate.cut_after = True, None
 
 
-@pytest.fixture
-def no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Changes by other machines are seen at once."""
-    monkeypatch.setattr(shared_files, "FRESH_SECONDS", 0.0)
-
-
-def two_machines(tmp_path: Path, url: str) -> tuple[SharedFiles, SharedFiles]:
-    return SharedFiles(tmp_path / "one", url), SharedFiles(tmp_path / "two", url)
-
-
 def test_what_one_machine_writes_another_reads_names_lists_and_deletes(
-    tmp_path: Path, url: str, no_delay: None
+    pair: Pair, tmp_path: Path, no_delay: None
 ) -> None:
-    one, two = two_machines(tmp_path, url)
+    one, two = pair
     stored, made = one.write(WEIGHTS, record(WEIGHTS))
     assert made
     assert two.write(WEIGHTS, record(WEIGHTS, created=9)) == (stored, False)
@@ -99,8 +89,8 @@ def test_many_machines_that_write_one_adapter_leave_one(tmp_path: Path, url: str
     assert records == records[:1] * 4
 
 
-def test_an_upload_that_is_cut_leaves_no_adapter_and_can_be_done_again(tmp_path: Path, url: str, s3: S3Server) -> None:
-    one, two = two_machines(tmp_path, url)
+def test_an_upload_that_is_cut_leaves_no_adapter_and_can_be_done_again(pair: Pair, s3: S3Server) -> None:
+    one, two = pair
     s3.gate.cut_after = 20_000  # within the tensors
     with pytest.raises(StoreUnavailableError):
         one.write(WEIGHTS, record(WEIGHTS))
@@ -114,8 +104,8 @@ def test_an_upload_that_is_cut_leaves_no_adapter_and_can_be_done_again(tmp_path:
 
 
 @pytest.mark.parametrize("name", [RECORD_FILE, WEIGHTS_FILE])
-def test_a_half_written_object_is_no_adapter_or_is_refused(tmp_path: Path, url: str, name: str) -> None:
-    one, two = two_machines(tmp_path, url)
+def test_a_half_written_object_is_no_adapter_or_is_refused(pair: Pair, name: str) -> None:
+    one, two = pair
     stored, _ = one.write(WEIGHTS, record(WEIGHTS))
     path = one._at(stored.id, name)
     content = one._fs.cat_file(path)

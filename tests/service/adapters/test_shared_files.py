@@ -14,14 +14,12 @@ from llgbm.adapters.peft_io import content_digest, load_peft
 from llgbm.config import lora_spec
 from llgbm.errors import ConfigError
 from llgbm.lora import LoRAWeights
-from service.adapters import shared_files
 from service.adapters.errors import AdapterDamagedError, NameTakenError, StoreFullError, StoreUnavailableError
 from service.adapters.records import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
 from service.adapters.shared_files import SharedFiles, open_files
 from tests.fixtures import random_lora
+from tests.service.adapters.conftest import Pair
 from tests.service.support.records import BASE, identity, record
-
-Pair = tuple[SharedFiles, SharedFiles]
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +30,6 @@ def weights() -> LoRAWeights:
 @pytest.fixture(params=["memory", "file"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"memory://{uuid.uuid4().hex}/store" if request.param == "memory" else f"file://{tmp_path}/shared/store"
-
-
-@pytest.fixture
-def pair(url: str, tmp_path: Path) -> Pair:
-    return SharedFiles(tmp_path / "one", url), SharedFiles(tmp_path / "two", url)
-
-
-@pytest.fixture
-def no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What other machines change is seen at once."""
-    monkeypatch.setattr(shared_files, "FRESH_SECONDS", 0.0)
 
 
 def test_what_one_machine_writes_another_reads_as_a_peft_folder(pair: Pair, weights: LoRAWeights) -> None:

@@ -24,13 +24,12 @@ from service.jobs.examples import read_examples, write_examples
 from service.models.loading import load_models
 from service.settings import Settings
 from tests.service.support.harness import LiveServer, live, services_of, wait_until
+from tests.service.support.jobs import LONG, epochs, workers
 
 BASE = "llgbm/tiny-random-qwen2"
 TASK = "Route the ticket to a team."
 SECRET = "the card of a user was stolen"
 PAIRS = [(SECRET, "fraud"), ("my money", "billing"), ("it is slow", "support"), ("I want out", "sales")]
-LONG = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 50, "batch_size": 1}}}
-"""Of a job that takes long enough to be disturbed."""
 
 
 def upload(api: openai.OpenAI, pairs: list[tuple[str, str]] = PAIRS) -> str:
@@ -56,19 +55,6 @@ def at_step(api: openai.OpenAI, job: str, step: int, seconds: float = 200) -> No
         return int((found.model_extra or {})["step"]) >= step
 
     wait_until(there, seconds)
-
-
-def workers() -> list[int]:
-    """Processes of jobs that this one started."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            mine = entry.name.isdigit() and f"\nPPid:\t{os.getpid()}\n" in (entry / "status").read_text()
-            if mine and b"service.jobs.worker" in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
 
 
 def test_from_a_file_to_an_adapter_like_any_other(
@@ -171,8 +157,8 @@ def test_held_out_examples_say_whether_it_helped_and_events_are_streamed(
 
 def test_a_job_is_cancelled_within_a_step_and_nothing_of_it_is_kept(api: openai.OpenAI, job_settings: Settings) -> None:
     file = upload(api, many(100))
-    running = api.fine_tuning.jobs.create(model=BASE, training_file=file, method=LONG)  # type: ignore[arg-type]
-    waiting = api.fine_tuning.jobs.create(model=BASE, training_file=file, method=LONG)  # type: ignore[arg-type]
+    running = api.fine_tuning.jobs.create(model=BASE, training_file=file, method=LONG)
+    waiting = api.fine_tuning.jobs.create(model=BASE, training_file=file, method=LONG)
     at_step(api, running.id, 5)
     assert api.fine_tuning.jobs.retrieve(waiting.id).status == "queued"
     assert api.fine_tuning.jobs.cancel(waiting.id).status == "cancelled"
@@ -188,9 +174,8 @@ def test_a_job_is_cancelled_within_a_step_and_nothing_of_it_is_kept(api: openai.
 
 def test_a_worker_that_is_killed_is_replaced_and_the_result_is_the_same(api: openai.OpenAI) -> None:
     file = upload(api, many(7))
-    method: Any = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 30, "batch_size": 1}}}
-    undisturbed = finished(api, api.fine_tuning.jobs.create(model=BASE, training_file=file, method=method).id)
-    job = api.fine_tuning.jobs.create(model=BASE, training_file=file, method=method)
+    undisturbed = finished(api, api.fine_tuning.jobs.create(model=BASE, training_file=file, method=epochs(30)).id)
+    job = api.fine_tuning.jobs.create(model=BASE, training_file=file, method=epochs(30))
     at_step(api, job.id, 100)
     (worker,) = workers()
     os.kill(worker, signal.SIGKILL)
@@ -207,8 +192,7 @@ def test_a_worker_that_is_killed_is_replaced_and_the_result_is_the_same(api: ope
 
 def test_a_job_survives_its_service(job_settings: Settings, server: LiveServer, api: openai.OpenAI) -> None:
     file = upload(api, many(7))
-    method: Any = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 30, "batch_size": 1}}}
-    job = api.fine_tuning.jobs.create(model=BASE, training_file=file, method=method)
+    job = api.fine_tuning.jobs.create(model=BASE, training_file=file, method=epochs(30))
     at_step(api, job.id, 60)
     services_of(server.app).jobs.close()  # as at the end of a service
     assert workers() == []

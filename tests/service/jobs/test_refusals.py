@@ -12,8 +12,9 @@ import pytest
 from service.jobs.examples import write_examples
 from service.models.loading import load_models
 from service.settings import Settings
-from tests.service.jobs.test_jobs import BASE, LONG, PAIRS, at_step, finished, many, upload, workers
+from tests.service.jobs.test_jobs import BASE, PAIRS, at_step, finished, many, upload
 from tests.service.support.harness import LiveServer, live, services_of, wait_until
+from tests.service.support.jobs import LONG, workers
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_bad_requests_blame_a_field(api: openai.OpenAI, server: LiveServer) -> N
         assert (param, "102 examples" in words) == (field, True)
         too_long = upload(api, [PAIRS[0], ("word " * 300, "x")])
         param, words = refused(api, **{**good, field: too_long})
-        assert (param, words.split(" has ")[0]) == (field, "Error code: 400 - line 2") or "line 2 has" in words
+        assert (param, "line 2 has" in words) == (field, True)
     assert refused(api, **{**good, "training_file": [file, file]})[0] == "training_file"
     assert refused(api, **{**good, "suffix": "two words"})[0] == "suffix"
     assert refused(api, **{**good, "seed": -1})[0] == "seed"
@@ -69,7 +70,7 @@ def test_bad_requests_blame_a_field(api: openai.OpenAI, server: LiveServer) -> N
 
 def test_a_full_queue_is_429_and_a_file_that_is_deleted_fails_its_job(api: openai.OpenAI, server: LiveServer) -> None:
     file, other = upload(api, many(100)), upload(api)
-    first = api.fine_tuning.jobs.create(model=BASE, training_file=file, method=LONG)  # type: ignore[arg-type]
+    first = api.fine_tuning.jobs.create(model=BASE, training_file=file, method=LONG)
     at_step(api, first.id, 1)
     second = api.fine_tuning.jobs.create(model=BASE, training_file=other)
     with pytest.raises(openai.RateLimitError) as error:
@@ -93,8 +94,7 @@ def test_a_job_over_its_time_fails_and_frees_the_worker(job_settings: Settings) 
         live(settings, load_models) as server,
         openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as api,
     ):
-        method: Any = LONG
-        job = api.fine_tuning.jobs.create(model=BASE, training_file=upload(api, many(100)), method=method)
+        job = api.fine_tuning.jobs.create(model=BASE, training_file=upload(api, many(100)), method=LONG)
         failed = finished(api, job.id)
         assert failed.error is not None
         assert (failed.status, failed.error.code) == ("failed", "time_limit")

@@ -7,15 +7,15 @@ import signal
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import openai
 import pytest
 
 from tests.service.jobs.test_jobs import BASE, at_step, finished, many, upload
 from tests.service.support.forked import ForkedService
+from tests.service.support.jobs import epochs, workers
 
-METHOD: Any = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 30, "batch_size": 1}}}
+METHOD = epochs(30)
 
 
 @pytest.fixture
@@ -45,12 +45,7 @@ def api(service: ForkedService) -> openai.OpenAI:
 
 def owner(services: list[ForkedService]) -> ForkedService:
     """The one of which a worker is a child."""
-    for service in services:
-        children = Path(f"/proc/{service.pid}/task").glob("*/children")
-        for child in " ".join(path.read_text() for path in children).split():
-            if b"service.jobs.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
-                return service
-    raise AssertionError("no worker")
+    return next(service for service in services if workers(service.pid))
 
 
 def steps_of(client: openai.OpenAI, job: str) -> list[int]:

@@ -10,11 +10,12 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Page, Route, expect
 
 from service.models.loading import load_models
-from tests.service.playground.browser import CONTRASTS, PASTE, answered, ask, completion, playground
+from tests.service.playground.browser import CONTRASTS, PASTE, answered, ask, completion
 from tests.service.support.harness import LiveServer, live, make_settings, wait_until
+from tests.service.support.jobs import LONG
 
 pytestmark = pytest.mark.browser
 
@@ -23,7 +24,7 @@ ROWS = [("stolen card", "fraud"), ("my money", "billing"), ("it is slow", "suppo
 
 
 @pytest.fixture(scope="module")
-def refining_server(
+def server(
     tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint_path: Path, tiny_base_path: Path, tiny_encoder_path: Path
 ) -> Iterator[LiveServer]:
     """With settings by which the process of a job finds the same base."""
@@ -40,18 +41,6 @@ def refining_server(
         yield served
 
 
-@pytest.fixture
-def page(browser: Browser, refining_server: LiveServer) -> Iterator[Page]:
-    with playground(browser, refining_server) as opened:
-        yield opened
-
-
-@pytest.fixture
-def api(refining_server: LiveServer) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=refining_server.url, timeout=60) as client:
-        yield client
-
-
 def fill(page: Page, rows: list[tuple[str, str]]) -> None:
     page.get_by_label("What should the model do?").fill(TASK)
     page.get_by_text("Examples and name").click()
@@ -64,10 +53,7 @@ def begin_long(page: Page) -> None:
 
     def longer(route: Route) -> None:
         body = json.loads(route.request.post_data or "{}")
-        body["method"] = {
-            "type": "supervised",
-            "supervised": {"hyperparameters": {"n_epochs": 50, "batch_size": 1}},
-        }
+        body["method"] = LONG
         route.continue_(post_data=json.dumps(body))
 
     page.route("**/v1/fine_tuning/jobs", longer)
@@ -105,9 +91,8 @@ def test_examples_refine_the_adapter_and_the_chat_shows_before_and_after(page: P
 
     lanes = ("base", "before", "adapted")
     ask(page, "stolen card")
-    models = (job["model"], job["start"], identity)
     base = api.get("/readyz").json()["base"]
-    expected = tuple(completion(api, model, "stolen card") for model in (base, *models[1:]))
+    expected = tuple(completion(api, model, "stolen card") for model in (base, job["start"], identity))
     assert answered(page, lanes=lanes) == expected
     expect(page.locator(".who strong")).to_have_text(["Base", "Before refining", "After refining"])
 
