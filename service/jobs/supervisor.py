@@ -61,23 +61,23 @@ class Supervisor:
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                self._report()
-                self._next()
+                if self._report():
+                    self._next()
             except Exception as error:  # such as a full disk: what is in the queue is tried again
                 _log.error("jobs_do_not_run", error=type(error).__name__, exc_info=error)
                 self._stopping.wait(_PATIENCE_SECONDS)
             self._wake.wait(_TICK_SECONDS)
             self._wake.clear()
 
-    def _report(self) -> None:
+    def _report(self) -> bool:
+        """Count the jobs for the metrics; whether there are any."""
         counts = self._table.counts()
         for status in ("queued", "running"):
             self._metrics.jobs_now.labels(status).set(counts.get(status, 0))
+        return bool(counts)
 
     def _next(self) -> None:
         """Do the next job, if there is one and no other process has the worker."""
-        if not self._table.counts():
-            return
         lock = os.open(self._database.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             if not _locked(lock):
@@ -116,12 +116,12 @@ class Supervisor:
                 self._table.give_back(job.id)
                 return
             now = time.monotonic()
-            self._observe(job.id)
+            self._report()
             if now - start > self._settings.refine_seconds and not late:
                 late = True
                 limit = f"it took more than {self._settings.refine_seconds:g} seconds (LLGBM_REFINE_SECONDS)"
                 self._fail(job, "time_limit", limit)
-            if not self._table.running(job.id):
+            if self._observe(job.id).status != "running":
                 unwanted_since = unwanted_since or now
                 if now - unwanted_since > _PATIENCE_SECONDS:
                     worker.kill()
@@ -129,7 +129,6 @@ class Supervisor:
             self._wake.clear()
         if worker.stdin is not None:
             worker.stdin.close()
-        self._observe(job.id)
         self._ended(job, worker.returncode, time.monotonic() - start)
 
     def _end(self, worker: subprocess.Popen[bytes]) -> None:
@@ -141,13 +140,14 @@ class Supervisor:
             worker.kill()
             worker.wait()
 
-    def _observe(self, job: str) -> None:
-        loss = self._table.record(job).loss
-        if loss is not None:
-            self._metrics.job_loss.set(loss)
+    def _observe(self, job: str) -> JobRecord:
+        record = self._table.record(job)
+        if record.loss is not None:
+            self._metrics.job_loss.set(record.loss)
+        return record
 
     def _ended(self, job: JobRecord, status: int, seconds: float) -> None:
-        record = self._table.record(job.id)
+        record = self._observe(job.id)
         self._metrics.job_seconds.observe(seconds)
         if record.ended:
             self._metrics.jobs.labels(record.status).inc()

@@ -1,4 +1,4 @@
-"""Who may run a job, and for how long it is tried; without a worker, whose process other tests start."""
+"""Who may run a job, and for how long it is tried; with a worker that lives only until it finds no file."""
 
 from __future__ import annotations
 
@@ -35,6 +35,10 @@ def table(database: Database) -> JobTable:
     return JobTable(database)
 
 
+def shown(metrics: Metrics) -> set[str]:
+    return set(metrics.render().decode().splitlines())
+
+
 def test_a_job_whose_worker_is_always_lost_fails(settings: Settings, database: Database, table: JobTable) -> None:
     job = table.add(ORDER, max_queued=1)
     for attempt in range(1, MAX_ATTEMPTS + 1):
@@ -48,6 +52,20 @@ def test_a_job_whose_worker_is_always_lost_fails(settings: Settings, database: D
     failed = table.record(job.id)
     assert (failed.status, failed.error_code) == ("failed", "worker_lost")
     assert b'llgbm_jobs_ended_total{status="failed"} 1.0' in metrics.render()
+
+
+def test_a_job_is_counted_while_it_runs_and_when_it_has_ended(
+    settings: Settings, database: Database, table: JobTable
+) -> None:
+    job = table.add(ORDER, max_queued=1)
+    metrics = Metrics()
+    supervisor = Supervisor(settings, "base", database, metrics)
+    wait_until(lambda: {'llgbm_jobs{status="queued"} 0.0', 'llgbm_jobs{status="running"} 1.0'} <= shown(metrics))
+    assert table.record(job.id).status == "running"
+    wait_until(lambda: 'llgbm_jobs_ended_total{status="failed"} 1.0' in shown(metrics), 100)
+    wait_until(lambda: 'llgbm_jobs{status="running"} 0.0' in shown(metrics))
+    supervisor.stop()
+    assert table.record(job.id).error_code == "file_not_found"
 
 
 def test_nobody_starts_a_worker_while_another_has_the_lock(
