@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from service.jobs.errors import NoRoomError
@@ -47,16 +47,12 @@ class Database:
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
 
-    @property
-    def exists(self) -> bool:
-        """Whether there may be anything in it."""
-        return (self.folder / _FILE).exists()
-
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection | None]:
-        """The connection for one query; None if there is no file yet."""
+    def rows(self, query: str, values: Sequence[object] = ()) -> list[sqlite3.Row]:
+        """The rows of a query; none if there is no file yet."""
         with self._lock:
-            yield self._opened() if self._connection is not None or self.exists else None
+            if self._connection is None and not (self.folder / _FILE).exists():
+                return []
+            return self._opened().execute(query, values).fetchall()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:

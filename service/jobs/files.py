@@ -59,23 +59,17 @@ class Files:
         Raises:
             UnknownFileError: there is none; a 400 that blames `param`, or a 404 without it.
         """
-        with self._database.reading() as connection:
-            row = None
-            if connection is not None:
-                row = connection.execute(f"SELECT {_COLUMNS} FROM file WHERE id = ?", (identity,)).fetchone()
-        if row is None:
+        rows = self._database.rows(f"SELECT {_COLUMNS} FROM file WHERE id = ?", (identity,))
+        if not rows:
             raise UnknownFileError(identity, param=param)
-        return FileRecord(*row)
+        return FileRecord(*rows[0])
 
     def content(self, identity: str) -> bytes:
         """The content of a file. Raises UnknownFileError."""
-        with self._database.reading() as connection:
-            row = None
-            if connection is not None:
-                row = connection.execute("SELECT content FROM file WHERE id = ?", (identity,)).fetchone()
-        if row is None:
+        rows = self._database.rows("SELECT content FROM file WHERE id = ?", (identity,))
+        if not rows:
             raise UnknownFileError(identity)
-        return bytes(row[0])
+        return bytes(rows[0]["content"])
 
     def examples(self, identity: str, param: str) -> bytes:
         """The content of a file of examples.
@@ -98,22 +92,15 @@ class Files:
         Raises:
             UnknownFileError: there is no file `after`.
         """
-        with self._database.reading() as connection:
-            if connection is None:
-                rows, known = [], after is None
-            else:
-                known = after is None or bool(
-                    connection.execute("SELECT 1 FROM file WHERE id = ?", (after,)).fetchone()
-                )
-                compare, direction = (">", "ASC") if ascending else ("<", "DESC")
-                rows = connection.execute(
-                    f"SELECT {_COLUMNS} FROM file WHERE (?1 IS NULL OR purpose = ?1)"
-                    f" AND (?2 IS NULL OR seq {compare} (SELECT seq FROM file WHERE id = ?2))"
-                    f" ORDER BY seq {direction} LIMIT ?3",
-                    (purpose, after, limit + 1),
-                ).fetchall()
-        if not known:
-            raise UnknownFileError(after or "", param="after")
+        if after is not None:
+            self.record(after, param="after")
+        compare, direction = (">", "ASC") if ascending else ("<", "DESC")
+        rows = self._database.rows(
+            f"SELECT {_COLUMNS} FROM file WHERE (?1 IS NULL OR purpose = ?1)"
+            f" AND (?2 IS NULL OR seq {compare} (SELECT seq FROM file WHERE id = ?2))"
+            f" ORDER BY seq {direction} LIMIT ?3",
+            (purpose, after, limit + 1),
+        )
         return [FileRecord(*row) for row in rows[:limit]], len(rows) > limit
 
     def delete(self, identity: str) -> None:

@@ -53,26 +53,20 @@ class JobTable:
 
     def record(self, identity: str) -> JobRecord:
         """A job as it is now. Raises UnknownJobError."""
-        with self._database.reading() as connection:
-            row = None
-            if connection is not None:
-                row = connection.execute("SELECT * FROM job WHERE id = ?", (identity,)).fetchone()
-        if row is None:
+        rows = self._database.rows("SELECT * FROM job WHERE id = ?", (identity,))
+        if not rows:
             raise UnknownJobError(identity)
-        return _record(row)
+        return _record(rows[0])
 
     def page(self, limit: int, after: str | None) -> tuple[list[JobRecord], bool]:
         """Up to `limit` jobs, the newest first; and whether there are more. Raises UnknownJobError for `after`."""
         if after is not None:
             self.record(after)
-        with self._database.reading() as connection:
-            rows = []
-            if connection is not None:
-                rows = connection.execute(
-                    "SELECT * FROM job WHERE ?1 IS NULL OR seq < (SELECT seq FROM job WHERE id = ?1)"
-                    " ORDER BY seq DESC LIMIT ?2",
-                    (after, limit + 1),
-                ).fetchall()
+        rows = self._database.rows(
+            "SELECT * FROM job WHERE ?1 IS NULL OR seq < (SELECT seq FROM job WHERE id = ?1)"
+            " ORDER BY seq DESC LIMIT ?2",
+            (after, limit + 1),
+        )
         return [_record(row) for row in rows[:limit]], len(rows) > limit
 
     def events(
@@ -80,14 +74,11 @@ class JobTable:
     ) -> tuple[list[JobEvent], bool]:
         """Up to `limit` events, the newest first unless `ascending`, beyond the one with number `after`."""
         compare, direction = (">", "ASC") if ascending else ("<", "DESC")
-        with self._database.reading() as connection:
-            rows = []
-            if connection is not None:
-                rows = connection.execute(
-                    f"SELECT * FROM event WHERE job = ?1 AND (?2 IS NULL OR seq {compare} ?2)"
-                    f" ORDER BY seq {direction} LIMIT ?3",
-                    (identity, after, limit + 1),
-                ).fetchall()
+        rows = self._database.rows(
+            f"SELECT * FROM event WHERE job = ?1 AND (?2 IS NULL OR seq {compare} ?2)"
+            f" ORDER BY seq {direction} LIMIT ?3",
+            (identity, after, limit + 1),
+        )
         return [_event(row) for row in rows[:limit]], len(rows) > limit
 
     def cancel(self, identity: str) -> bool:
@@ -97,11 +88,8 @@ class JobTable:
 
     def counts(self) -> dict[str, int]:
         """How many jobs wait, and how many run."""
-        with self._database.reading() as connection:
-            if connection is None:
-                return {}
-            query = f"SELECT status, count(*) FROM job WHERE {_UNFINISHED} GROUP BY status"
-            return dict(map(tuple, connection.execute(query)))
+        rows = self._database.rows(f"SELECT status, count(*) FROM job WHERE {_UNFINISHED} GROUP BY status")
+        return dict(map(tuple, rows))
 
     # what runs them
 
@@ -133,11 +121,7 @@ class JobTable:
 
     def running(self, identity: str) -> bool:
         """Whether the job is still wanted."""
-        with self._database.reading() as connection:
-            if connection is None:
-                return False
-            query = "SELECT 1 FROM job WHERE id = ? AND status = 'running'"
-            return connection.execute(query, (identity,)).fetchone() is not None
+        return bool(self._database.rows("SELECT 1 FROM job WHERE id = ? AND status = 'running'", (identity,)))
 
     def tell(self, identity: str, message: str, *, level: str = "info") -> None:
         """Add a message to the events of a job."""
