@@ -21,7 +21,7 @@ import structlog
 from service.jobs.database import Database
 from service.jobs.records import JobRecord
 from service.jobs.table import JobTable
-from service.jobs.task import Task, reserve_path, state_path
+from service.jobs.task import Task
 from service.observability.metrics import Metrics
 from service.settings import Settings
 
@@ -83,9 +83,11 @@ class Supervisor:
             if not _locked(lock):
                 return
             job = self._table.claim()
+            lost = job is not None and job.attempts > MAX_ATTEMPTS
+            self._delete_left("ftjob-*", keep=None if job is None or lost else job.id)
             if job is None:
                 return
-            if job.attempts > MAX_ATTEMPTS:
+            if lost:
                 self._fail(job, "worker_lost", f"its worker was lost {MAX_ATTEMPTS} times, at last at step {job.step}")
                 self._metrics.jobs.labels("failed").inc()
                 return
@@ -151,14 +153,22 @@ class Supervisor:
         self._metrics.job_seconds.observe(seconds)
         if record.ended:
             self._metrics.jobs.labels(record.status).inc()
-            with contextlib.suppress(OSError):
-                for left in (state_path, reserve_path):
-                    left(self._settings.store_dir, job.id).unlink(missing_ok=True)
+            self._delete_left(f"{job.id}.*")
             _log.info("job_ended", job=job.id, status=record.status, code=record.error_code, seconds=round(seconds, 1))
             return
         how = f"by signal {-status}" if status < 0 else f"with status {status}"
         _log.warning("job_worker_lost", job=job.id, how=how, attempt=job.attempts)
         self._table.tell(job.id, f"The worker ended {how} at step {record.step}", level="warn")
+
+    def _delete_left(self, pattern: str, *, keep: str | None = None) -> None:
+        """Delete what workers left beside the database, such as checkpoints, but not that of the job `keep`.
+
+        The pattern may match files of other jobs only while no worker lives.
+        """
+        with contextlib.suppress(OSError):
+            for path in self._database.folder.glob(pattern):
+                if path.stem != keep:
+                    path.unlink(missing_ok=True)
 
     def _fail(self, job: JobRecord, code: str, reason: str) -> None:
         if self._table.fail(job.id, code, reason):

@@ -39,6 +39,16 @@ def shown(metrics: Metrics) -> set[str]:
     return set(metrics.render().decode().splitlines())
 
 
+def leave(settings: Settings, job: str, *suffixes: str) -> None:
+    """Files as a worker leaves that was stopped or killed."""
+    for suffix in suffixes:
+        (settings.store_dir / FOLDER / f"{job}{suffix}").write_bytes(b"left")
+
+
+def left(settings: Settings) -> list[str]:
+    return [path.name for path in (settings.store_dir / FOLDER).iterdir() if path.name.startswith("ftjob-")]
+
+
 def test_a_job_whose_worker_is_always_lost_fails(settings: Settings, database: Database, table: JobTable) -> None:
     job = table.add(ORDER, max_queued=1)
     for attempt in range(1, MAX_ATTEMPTS + 1):
@@ -66,6 +76,37 @@ def test_a_job_is_counted_while_it_runs_and_when_it_has_ended(
     wait_until(lambda: 'llgbm_jobs{status="running"} 0.0' in shown(metrics))
     supervisor.stop()
     assert table.record(job.id).error_code == "file_not_found"
+
+
+def test_files_of_jobs_that_nobody_goes_on_with_are_deleted(
+    settings: Settings, database: Database, table: JobTable
+) -> None:
+    cancelled, lost = (table.add(ORDER, max_queued=2).id for _ in range(2))
+    for job in (cancelled, lost):
+        leave(settings, job, ".safetensors", ".reserve", ".tmp")
+    table.cancel(cancelled)
+    for _ in range(MAX_ATTEMPTS):
+        table.claim()
+    supervisor = Supervisor(settings, "base", database, Metrics())
+    wait_until(lambda: table.record(lost).ended)
+    supervisor.stop()
+    assert left(settings) == []
+
+
+def test_a_worker_finds_the_checkpoint_of_its_job_and_of_no_other(
+    settings: Settings, database: Database, table: JobTable
+) -> None:
+    cancelled, job = (table.add(ORDER, max_queued=2).id for _ in range(2))
+    leave(settings, cancelled, ".safetensors", ".tmp")
+    leave(settings, job, ".safetensors", ".tmp")
+    table.cancel(cancelled)
+    supervisor = Supervisor(settings, "base", database, Metrics())
+    wait_until(lambda: table.record(job).status == "running")
+    wait_until(lambda: f"{cancelled}.safetensors" not in left(settings))
+    assert f"{job}.safetensors" in left(settings)
+    wait_until(lambda: table.record(job).ended, 100)
+    wait_until(lambda: left(settings) == [])
+    supervisor.stop()
 
 
 def test_nobody_starts_a_worker_while_another_has_the_lock(
