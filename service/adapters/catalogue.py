@@ -41,8 +41,12 @@ class AdapterCatalogue:
 
     async def record(self, name_or_id: str) -> AdapterRecord:
         """The record of an adapter. Raises ApiError 404."""
-        identity = await self.resolve(name_or_id)
-        record = await asyncio.to_thread(self._files.record, identity)
+
+        def find() -> AdapterRecord | None:
+            identity = self._files.resolve(name_or_id)
+            return None if identity is None else self._files.record(identity)
+
+        record = await asyncio.to_thread(find)
         if record is None:
             raise UnknownAdapterError(name_or_id)
         return record
