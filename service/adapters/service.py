@@ -12,13 +12,12 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
 import torch
 
-from llgbm.adapters.peft_io import content_digest, load_peft
+from llgbm.adapters.peft_io import content_digest
 from llgbm.conditioning.context_choice import ContextSetting, ContextWanted
 from llgbm.errors import AdapterFormatError, AdapterMismatchError, ConfigError
 from llgbm.lora import LoRAWeights, combine
@@ -27,6 +26,7 @@ from service.adapter_id import id_of_content
 from service.adapters.catalogue import AdapterCatalogue
 from service.adapters.errors import AdapterDamagedError, UnknownAdapterError, UnusableAdapterError
 from service.adapters.generation_lock import GenerationLock
+from service.adapters.peft_folder import read_folder
 from service.adapters.records import AdapterRecord, new_record, other_base
 from service.adapters.store import AdapterReference, AdapterStore, Lease
 from service.engine.interface import QueueFullError
@@ -334,14 +334,7 @@ class AdapterService:
             ApiError: 403 outside of the roots, 404 without such a folder, 422 if it is not an adapter for this base, or
                 names another base and LLGBM_STRICT_BASE is set.
         """
-        if not self._settings.adapter_roots:
-            raise ApiError(403, "loading from folders is switched off; the operator can set LLGBM_ADAPTER_ROOTS")
-        folder = await asyncio.to_thread(self._allowed_folder, path)
-        try:
-            weights, base_id = await asyncio.to_thread(load_peft, folder)
-        except AdapterFormatError as error:
-            reason = str(error).removeprefix(f"{folder}: ")
-            raise ApiError(422, f"not a valid adapter: {reason}", code="adapter_invalid", param="lora_path") from error
+        weights, base_id = await asyncio.to_thread(read_folder, path, self._settings.adapter_roots)
         self._check_rank(weights.spec.rank)
         warning = other_base(base_id, self._models.base.spec.base_id)
         if warning is not None:
@@ -349,19 +342,6 @@ class AdapterService:
                 raise ApiError(422, f"{warning} (LLGBM_STRICT_BASE)", code="other_base", param="lora_path")
             _log.warning("adapter_of_another_base", reason=warning)
         return await self._store_new(lambda: weights, base_id=base_id, source="loaded", warning=warning)
-
-    def _allowed_folder(self, path: str) -> Path:
-        try:
-            folder = Path(path).resolve()
-            allowed = any(folder.is_relative_to(root.resolve()) for root in self._settings.adapter_roots)
-            present = allowed and folder.is_dir()
-        except (OSError, ValueError, RuntimeError):
-            allowed = present = False
-        if not allowed:
-            raise ApiError(403, "the folder is not under one of LLGBM_ADAPTER_ROOTS", param="lora_path")
-        if not present:
-            raise ApiError(404, "there is no such folder", param="lora_path")
-        return folder
 
     def _check_rank(self, rank: int) -> None:
         if rank > self._settings.max_rank:
