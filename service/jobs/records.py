@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from llgbm.refining.settings import HeldOutScore
+
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 ENDED: frozenset[Status] = frozenset({"succeeded", "failed", "cancelled"})
 
@@ -51,15 +53,6 @@ class JobOrder(BaseModel):
     metadata: Mapping[str, str] | None = None
 
 
-class Score(BaseModel):
-    """On examples that were not trained on: the share that is answered exactly, and the mean log-likelihood in nats."""
-
-    model_config = ConfigDict(frozen=True)
-    rows: int
-    accuracy: float
-    log_likelihood: float
-
-
 class JobResult(BaseModel):
     """What came of a job.
 
@@ -77,8 +70,8 @@ class JobResult(BaseModel):
     model_config = ConfigDict(frozen=True)
     steps: int
     loss: float
-    start: Score | None
-    refined: Score | None
+    start: HeldOutScore | None
+    refined: HeldOutScore | None
     helped: bool | None
     better: str | None
     note: str

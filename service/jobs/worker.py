@@ -27,7 +27,7 @@ from llgbm.base import load_base
 from llgbm.errors import CheckpointError, LLGBMError
 from llgbm.linears.frozen_linear import Storage, fastest_training_storage
 from llgbm.refining.refine import refine
-from llgbm.refining.settings import HeldOutScore, RefineConfig, Refined, RefineRow, RefineStep
+from llgbm.refining.settings import RefineConfig, Refined, RefineRow, RefineStep
 from service.adapter_id import id_of_content
 from service.adapters.files import AdapterFiles, room_for
 from service.adapters.records import new_record
@@ -36,7 +36,7 @@ from service.errors import ApiError
 from service.jobs.database import Database
 from service.jobs.examples import read_examples
 from service.jobs.files import RESULTS, Files
-from service.jobs.records import JobRecord, JobResult, Score
+from service.jobs.records import JobRecord, JobResult
 from service.jobs.table import JobTable
 from service.jobs.task import Task, reserve_path, state_path
 from service.observability.logs import configure_logging
@@ -167,8 +167,8 @@ class _Worker:
         result = JobResult(
             steps=refined.steps,
             loss=refined.losses[-1],
-            start=_score(refined.start_held_out),
-            refined=_score(refined.held_out),
+            start=refined.start_held_out,
+            refined=refined.held_out,
             helped=refined.helped,
             better=job.order.start if refined.helped is False else adapter,
             note=verdict(refined),
@@ -253,12 +253,6 @@ def losses_csv(losses: Sequence[float]) -> bytes:
     writer.writerow(["step", "train_loss"])
     writer.writerows(enumerate(losses, 1))
     return text.getvalue().encode()
-
-
-def _score(score: HeldOutScore | None) -> Score | None:
-    if score is None:
-        return None
-    return Score(rows=score.rows, accuracy=score.accuracy, log_likelihood=score.log_likelihood)
 
 
 def _end_with_the_service() -> None:

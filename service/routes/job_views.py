@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 
-from service.jobs.records import Hyperparameters, JobEvent, JobRecord, JobResult, Score
+from service.jobs.records import Hyperparameters, JobEvent, JobRecord
 from service.schemas.fine_tuning import (
     FineTuningJob,
     FineTuningJobEvent,
-    HeldOutAccuracy,
     JobError,
     JobHyperparameters,
     JobOutcome,
@@ -42,7 +41,7 @@ def job(record: JobRecord) -> FineTuningJob:
         step=record.step,
         total_steps=record.total,
         loss=record.loss,
-        outcome=None if result is None else _outcome(result),
+        outcome=None if result is None else JobOutcome(**result.model_dump(exclude={"results_file"})),
     )
 
 
@@ -67,20 +66,3 @@ def _estimate(record: JobRecord) -> int | None:
         return None
     now = time.time()
     return int(now + (now - record.started) / record.step * (record.total - record.step))
-
-
-def _outcome(result: JobResult) -> JobOutcome:
-    return JobOutcome(
-        steps=result.steps,
-        loss=result.loss,
-        seconds=result.seconds,
-        start=_score(result.start),
-        refined=_score(result.refined),
-        helped=result.helped,
-        better=result.better,
-        note=result.note,
-    )
-
-
-def _score(score: Score | None) -> HeldOutAccuracy | None:
-    return None if score is None else HeldOutAccuracy(**score.model_dump())
