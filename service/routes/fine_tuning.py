@@ -15,7 +15,6 @@ from service.schemas.common import errors
 from service.schemas.fine_tuning import (
     CreateJobRequest,
     FineTuningJob,
-    FineTuningJobEvent,
     JobEventList,
     JobHyperparameters,
     JobList,
@@ -106,4 +105,4 @@ async def list_job_events(
 
 async def _sent(events: AsyncIterator[JobEvent]) -> AsyncIterator[str]:
     async for item in events:
-        yield event(FineTuningJobEvent(**views.event(item).model_dump()))
+        yield event(views.event(item))

@@ -49,6 +49,7 @@ def event(item: JobEvent) -> FineTuningJobEvent:
     """An event."""
     return FineTuningJobEvent(
         id=item.id,
+        object="fine_tuning.job.event",  # set, so that a stream sends it too
         created_at=int(item.created),
         level=item.level,
         message=item.message,
