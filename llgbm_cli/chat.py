@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from llgbm.base import INT8_FOLDER, Base, load_base
-from llgbm.chat import prompt_ids, task_messages
+from llgbm.chat import in_context, prompt_ids
 from llgbm.conditioning.context_choice import Context, ContextWanted
 from llgbm.decoding.decoder import Decoder, DecodeRequest
 from llgbm.decoding.sampling import SamplingParams
@@ -52,7 +52,7 @@ class Conversation:
         self._tokenizer, self._decoder, self._params = base.tokenizer, Decoder(base), params
         self._description = None if context == "none" else description
         self._examples = examples if context == "examples" else ()
-        self._messages: list[dict[str, str]] = []
+        self._turns: list[dict[str, str]] = []
 
     def answer(self, text: str) -> Iterator[str]:
         """The pieces of the answer to the next turn. A turn that fails is forgotten.
@@ -61,13 +61,8 @@ class Conversation:
             ContextLengthError: the conversation leaves no room for an answer.
             AdapterMismatchError: the adapter makes the model's numbers run out of range.
         """
-        first = not self._messages
-        turn = (
-            task_messages(text, description=self._description, examples=self._examples)
-            if first
-            else [{"role": "user", "content": text}]
-        )
-        messages = [*self._messages, *turn]
+        turns = [*self._turns, {"role": "user", "content": text}]
+        messages = in_context(turns, description=self._description, examples=self._examples)
         ids = prompt_ids(self._tokenizer, messages)
         room = self._decoder.max_context - len(ids)
         if room < 1:
@@ -92,7 +87,7 @@ class Conversation:
             self._decoder.remove(row)
         if rest := stream.finish():
             yield rest
-        self._messages = [*messages, {"role": "assistant", "content": stream.text}]
+        self._turns = [*turns, {"role": "assistant", "content": stream.text}]
 
     def _text(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
