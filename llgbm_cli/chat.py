@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import typer
 
@@ -102,7 +102,7 @@ def open_conversation(
     params: SamplingParams,
     checkpoint: Path | None,
     base: str | None,
-    storage: str,
+    storage: Storage | Literal["auto"],
     text_encoder: str | None,
 ) -> Conversation:
     """Fetch and load what is missing, and make the adapter.
@@ -128,8 +128,7 @@ def open_conversation(
     fetch(base_name)
     setting = maker.context_setting(request, context)
     (made,) = maker.make([replace(request, scale=setting.scale)])
-    wanted: Any = storage
-    kept: Storage = fastest_storage() if storage == "auto" else wanted
+    kept = fastest_storage() if storage == "auto" else storage
     loaded = load_base(base_name, storage=kept, int8_folder=default_cache_dir() / INT8_FOLDER)
     manifest.require_base(loaded.spec.base_id)
     return Conversation(

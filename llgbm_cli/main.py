@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
+from llgbm.conditioning.context_choice import ContextWanted
 from llgbm.errors import LLGBMError
 
 EXIT_FAILED, EXIT_REFUSED = 1, 2
@@ -27,24 +27,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-class Context(StrEnum):
-    """Text that stands before the user's turns in the model's context."""
-
-    auto = "auto"
-    none = "none"
-    description = "description"
-    examples = "examples"
-
-
-class Storage(StrEnum):
-    """How the base's weights are kept."""
-
-    auto = "auto"
-    int8 = "int8"
-    bfloat16 = "bfloat16"
-    float32 = "float32"
 
 
 Prompt = Annotated[str, typer.Argument(help="The task in plain words.", show_default=False)]
@@ -133,12 +115,12 @@ def chat(
     examples: Examples = None,
     once: Annotated[bool, typer.Option("--once", help="Answer the whole of the standard input, and stop.")] = False,
     context: Annotated[
-        Context,
+        ContextWanted,
         typer.Option(
             help="What the model reads before your turns: nothing, the description, examples too, or the best by "
             "calibration."
         ),
-    ] = Context.auto,
+    ] = "auto",
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0 takes the likeliest token.")] = 0.0,
     checkpoint: Checkpoint = None,
@@ -147,8 +129,9 @@ def chat(
         typer.Option(envvar="LLGBM_BASE", metavar="NAME", help="Hub id or folder; by default the generator's own."),
     ] = None,
     storage: Annotated[
-        Storage, typer.Option(envvar="LLGBM_BASE_STORAGE", help="How the base's weights are kept.")
-    ] = Storage.auto,
+        Literal["auto", "int8", "bfloat16", "float32"],
+        typer.Option(envvar="LLGBM_BASE_STORAGE", help="How the base's weights are kept."),
+    ] = "auto",
     text_encoder: TextEncoder = None,
     as_json: AsJson = False,
 ) -> None:
@@ -160,11 +143,11 @@ def chat(
     conversation = open_conversation(
         prompt,
         read_examples(examples),
-        context=context.value,
+        context=context,
         params=SamplingParams(max_tokens=max_tokens, temperature=temperature),
         checkpoint=checkpoint,
         base=base,
-        storage=storage.value,
+        storage=storage,
         text_encoder=text_encoder,
     )
     converse(conversation, once=once, as_json=as_json)
