@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from service.errors import ApiError
 
 MAX_EXAMPLES = 16
-_GIVEN, _WANTED = "example_user", "example_assistant"
+ExampleName = Literal["example_user", "example_assistant"]
+"""Values of `name` that mark both sides of an example, as OpenAI's own guides do."""
+EXAMPLE_NAMES: tuple[ExampleName, ...] = get_args(ExampleName)
+_GIVEN, _WANTED = EXAMPLE_NAMES
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ def with_marked_examples(task: TaskTexts) -> TaskTexts:
     Raises:
         ApiError: 422 for a side of an example without the other one, or too many.
     """
-    marked = [message for message in task.messages if message.get("name") in (_GIVEN, _WANTED)]
+    marked = [message for message in task.messages if message.get("name") in EXAMPLE_NAMES]
     names = [message["name"] for message in marked]
     if names != [_GIVEN, _WANTED] * (len(marked) // 2):
         raise ApiError(
@@ -53,7 +56,7 @@ def with_marked_examples(task: TaskTexts) -> TaskTexts:
         raise ApiError(
             422, f"a task has at most {MAX_EXAMPLES} examples, and these are {len(examples)}", param="messages"
         )
-    kept = [(place, message) for place, message in enumerate(task.messages) if message not in marked]
+    kept = [(place, message) for place, message in enumerate(task.messages) if message.get("name") not in EXAMPLE_NAMES]
     start = sum(place < task.start for place, _ in kept)
     return TaskTexts(task.description, examples, tuple(message for _, message in kept), start)
 

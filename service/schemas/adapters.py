@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from llgbm.conditioning.context_choice import Context
+from service.chat.task import MAX_EXAMPLES
 from service.schemas.common import Strict, example
 
 Name = Annotated[
@@ -31,8 +32,8 @@ Examples = Annotated[
     list[Example],
     Field(
         min_length=1,
-        max_length=16,
-        description="Up to 16 examples of the task: they make the adapter, and may stand in the context.",
+        max_length=MAX_EXAMPLES,
+        description=f"Up to {MAX_EXAMPLES} examples of the task: they make the adapter, and may stand in the context.",
     ),
 ]
 

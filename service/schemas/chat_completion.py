@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_v
 from pydantic.json_schema import JsonSchemaValue
 
 from llgbm.conditioning.context_choice import ContextWanted
+from service.chat.task import MAX_EXAMPLES
 from service.errors import ApiError
 from service.schemas.adapters import Examples
 from service.schemas.chat import Seed, Temperature, TopP
@@ -149,7 +150,8 @@ class ChatCompletionRequest(BaseModel):
         "the system message is the description.",
     )
     examples: Examples | None = Field(
-        None, description="Not OpenAI's: up to 16 examples of the task, as in /chat, for `prompt:` and `auto`."
+        None,
+        description=f"Not OpenAI's: up to {MAX_EXAMPLES} examples of the task, as in /chat, for `prompt:` and `auto`.",
     )
     context: ContextWanted | None = Field(
         None,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from service.chat.task import EXAMPLE_NAMES, ExampleName
 from service.schemas.common import example
 
 IGNORED_IN_MESSAGES = {
@@ -18,8 +19,6 @@ IGNORED_IN_MESSAGES = {
     "reasoning_content": "of an earlier answer",
 }
 """Fields of a message that cannot change the answer of the bases that there are, and why."""
-EXAMPLE_NAMES = ("example_user", "example_assistant")
-"""Values of `name` that mark both sides of an example, as OpenAI's own guides do."""
 
 
 def without(data: Any, names: Mapping[str, str] | frozenset[str]) -> Any:
@@ -75,7 +74,7 @@ class Message(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"role": "user", "content": "cheese"}]})
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    name: Literal["example_user", "example_assistant"] | None = Field(
+    name: ExampleName | None = Field(
         None,
         description="Marks the turn as one side of an example of the task, with `auto` or `prompt:` as model. Any "
         "other name is ignored.",
