@@ -39,10 +39,10 @@ class NameTakenError(ApiError):
 
 
 class StoreFullError(ApiError):
-    """The disk is full; no part of the adapter was kept."""
+    """The disk is full; nothing of the adapter, the file or the job was kept."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(507, message)
+        super().__init__(507, message, code="insufficient_storage")
 
 
 class StoreUnavailableError(ApiError, OSError):

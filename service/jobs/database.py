@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from service.jobs.errors import NoRoomError
+from service.adapters.errors import StoreFullError
 
 FOLDER = ".fine-tuning"
 """In the folder of the store; its name is none that an adapter may have."""
@@ -59,7 +59,7 @@ class Database:
         """The connection in a transaction that is undone if the block raises.
 
         Raises:
-            NoRoomError: the disk is full; nothing was written.
+            StoreFullError: the disk is full; nothing was written.
         """
         with self._lock:
             try:
@@ -74,7 +74,9 @@ class Database:
                     raise
             except sqlite3.OperationalError as error:
                 if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
-                    raise NoRoomError from error
+                    raise StoreFullError(
+                        "the disk of the store is full; delete files or adapters, and try again"
+                    ) from error
                 raise
 
     def _opened(self) -> sqlite3.Connection:

@@ -35,13 +35,6 @@ class InvalidFileError(ApiError):
         super().__init__(400, message, code="invalid_file", param=param)
 
 
-class NoRoomError(ApiError):
-    """The disk has no room for a file or a job; nothing of it was kept."""
-
-    def __init__(self) -> None:
-        super().__init__(507, "the disk of the store is full; delete files or adapters, and try again")
-
-
 class UnknownEventError(ApiError):
     """There is no event of this id."""
 

@@ -41,7 +41,7 @@ class Files:
 
         Raises:
             InvalidFileError: it is no file of examples.
-            NoRoomError: the disk is full.
+            StoreFullError: the disk is full.
         """
         if purpose == FINE_TUNE:
             read_examples(content, param=param)

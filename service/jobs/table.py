@@ -37,7 +37,7 @@ class JobTable:
 
         Raises:
             QueueIsFullError: `max_queued` jobs wait.
-            NoRoomError: the disk is full.
+            StoreFullError: the disk is full.
         """
         identity = f"ftjob-{uuid.uuid4().hex}"
         with self._database.writing() as connection:

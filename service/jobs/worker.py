@@ -67,7 +67,7 @@ class _Worker:
         """Do the job and note its outcome.
 
         Raises:
-            NoRoomError: the outcome could not be noted, since the disk is full.
+            StoreFullError: the outcome could not be noted, since the disk is full.
         """
         reserve = reserve_path(self._settings.store_dir, self._task.job)
         with contextlib.suppress(OSError):  # without it a full disk shows in the first step
@@ -87,7 +87,7 @@ class _Worker:
         except _UnwantedError:
             _log.info("job_not_wanted", job=self._task.job)
         except ApiError as error:
-            return error.code or ("insufficient_storage" if error.status_code == 507 else "error"), error.message
+            return error.code or "error", error.message
         except LLGBMError as error:
             return "refining_failed", str(error)
         except OSError as error:
