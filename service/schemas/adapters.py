@@ -46,17 +46,13 @@ def pairs_of(examples: Sequence[Example] | None) -> tuple[tuple[str, str], ...]:
 class GenerateAdapterRequest(Strict):
     """A task, as one description or several wordings of it, as examples, or both."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"prompt": FRENCH},
-                {
-                    "prompts": [FRENCH, "Give the French word for the English one."],
-                    "examples": [{"input": "cheese", "output": "fromage"}],
-                    "name": "french",
-                },
-            ]
-        }
+    model_config = example(
+        {"prompt": FRENCH},
+        {
+            "prompts": [FRENCH, "Give the French word for the English one."],
+            "examples": [{"input": "cheese", "output": "fromage"}],
+            "name": "french",
+        },
     )
     prompt: Text | None = Field(None, description="What the adapter shall make the base do.")
     prompts: list[Text] | None = Field(
@@ -100,9 +96,7 @@ class GenerateAdapterRequest(Strict):
 class ComposeRequest(Strict):
     """Adapters to add up."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"ids": ["french", "upper-case"], "weights": [1.0, 0.5], "name": "both"}]}
-    )
+    model_config = example({"ids": ["french", "upper-case"], "weights": [1.0, 0.5], "name": "both"})
     ids: list[str] = Field(min_length=1, max_length=8, description="Ids or names.")
     weights: list[Annotated[float, Field(ge=-4, le=4, allow_inf_nan=False)]] = Field(
         min_length=1, max_length=8, description="One factor for each."
@@ -119,7 +113,7 @@ class ComposeRequest(Strict):
 class LoadAdapterRequest(BaseModel):
     """vLLM's request to load an adapter from a folder of the server."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"lora_name": "sql", "lora_path": "/srv/adapters/sql"}]})
+    model_config = example({"lora_name": "sql", "lora_path": "/srv/adapters/sql"})
     lora_name: Name
     lora_path: str = Field(min_length=1, max_length=4096, description="A PEFT folder under one of LLGBM_ADAPTER_ROOTS.")
 
@@ -127,7 +121,7 @@ class LoadAdapterRequest(BaseModel):
 class UnloadAdapterRequest(BaseModel):
     """vLLM's request to unload an adapter."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"lora_name": "sql"}]})
+    model_config = example({"lora_name": "sql"})
     lora_name: str = Field(min_length=1, max_length=64)
 
 
@@ -258,9 +252,7 @@ class AdapterDetail(Adapter):
 class AdapterPage(BaseModel):
     """One page of adapters, the newest first."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"object": "list", "data": [_ADAPTER], "has_more": False, "next": None}]}
-    )
+    model_config = example({"object": "list", "data": [_ADAPTER], "has_more": False, "next": None})
     object: Literal["list"] = "list"
     data: list[Adapter]
     has_more: bool
@@ -270,9 +262,7 @@ class AdapterPage(BaseModel):
 class Deleted(BaseModel):
     """What was deleted."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"id": _ADAPTER["id"], "object": "adapter", "deleted": True}]}
-    )
+    model_config = example({"id": _ADAPTER["id"], "object": "adapter", "deleted": True})
     id: str
     object: Literal["adapter"] = "adapter"
     deleted: Literal[True] = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from llgbm.conditioning.context_choice import Context, ContextWanted
 from service.schemas.adapters import FRENCH, Examples, Text
@@ -24,18 +24,14 @@ MaxTokens = Annotated[
 class ChatRequest(Strict):
     """A question, and the adapter that shall answer it: by the task's description or examples, by id or by name."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"prompt": FRENCH, "query": "cheese", "max_tokens": 16, "compare_base": True},
-                {
-                    "prompt": "Classify the support ticket as billing, technical or shipping.",
-                    "examples": [{"input": "My parcel is late.", "output": "shipping"}],
-                    "query": "I was charged twice.",
-                },
-                {"adapter_id": "french", "messages": [{"role": "user", "content": "cheese"}]},
-            ]
-        }
+    model_config = example(
+        {"prompt": FRENCH, "query": "cheese", "max_tokens": 16, "compare_base": True},
+        {
+            "prompt": "Classify the support ticket as billing, technical or shipping.",
+            "examples": [{"input": "My parcel is late.", "output": "shipping"}],
+            "query": "I was charged twice.",
+        },
+        {"adapter_id": "french", "messages": [{"role": "user", "content": "cheese"}]},
     )
     prompt: Text | None = Field(None, description="Description of the task; its adapter is made if there is none yet.")
     adapter_id: str | None = Field(None, min_length=1, max_length=64, description="Id or name of an adapter.")
@@ -84,22 +80,18 @@ class ChatTimingsMs(BaseModel):
 class ChatResponse(BaseModel):
     """The answer with the adapter applied."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "chat-6f1d0a8e7c5b4a39",
-                    "adapter_id": "lora-0f3a5d1c2b4e69788796a5b4",
-                    "context_used": "none",
-                    "scale": 1.0,
-                    "answer": "fromage",
-                    "base_answer": "Cheese is a dairy product",
-                    "modules_hooked": 168,
-                    "usage": {"prompt_tokens": 30, "completion_tokens": 4, "total_tokens": 34},
-                    "finish_reason": "stop",
-                    "timings_ms": {"adapter": 61.0, "first_token": 210.5, "total": 704.1},
-                }
-            ]
+    model_config = example(
+        {
+            "id": "chat-6f1d0a8e7c5b4a39",
+            "adapter_id": "lora-0f3a5d1c2b4e69788796a5b4",
+            "context_used": "none",
+            "scale": 1.0,
+            "answer": "fromage",
+            "base_answer": "Cheese is a dairy product",
+            "modules_hooked": 168,
+            "usage": {"prompt_tokens": 30, "completion_tokens": 4, "total_tokens": 34},
+            "finish_reason": "stop",
+            "timings_ms": {"adapter": 61.0, "first_token": 210.5, "total": 704.1},
         }
     )
     id: str

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic import Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
 
 from llgbm.conditioning.context_choice import ContextWanted
@@ -19,6 +19,7 @@ from service.chat.task import MAX_EXAMPLES
 from service.errors import ApiError
 from service.schemas.adapters import Examples
 from service.schemas.chat import Seed, Temperature, TopP
+from service.schemas.common import Strict, example
 from service.schemas.messages import Message, without
 from service.schemas.response_format import ResponseFormat
 
@@ -109,10 +110,10 @@ Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Length = Annotated[int, Field(ge=-1, lt=2**31)]
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Strict):
     """What a stream tells besides its text."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"include_usage": True}]})
+    model_config = example({"include_usage": True})
     include_usage: bool = Field(False, description="Send one last chunk with the token counts.")
 
     @model_validator(mode="before")
@@ -121,27 +122,22 @@ class StreamOptions(BaseModel):
         return without(data, frozenset({"include_obfuscation"}))
 
 
-class ChatCompletionRequest(BaseModel):
+class ChatCompletionRequest(Strict):
     """A chat completion. A field that could change the answer and is not done here is refused."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [
-                {
-                    "model": "prompt:Translate the English word to French.",
-                    "messages": [{"role": "user", "content": "cheese"}],
-                    "max_tokens": 16,
-                    "temperature": 0,
-                },
-                {
-                    "model": "auto",
-                    "messages": [
-                        {"role": "system", "content": "Classify the ticket as billing, technical or shipping."},
-                        {"role": "user", "content": "I was charged twice."},
-                    ],
-                },
-            ]
+    model_config = example(
+        {
+            "model": "prompt:Translate the English word to French.",
+            "messages": [{"role": "user", "content": "cheese"}],
+            "max_tokens": 16,
+            "temperature": 0,
+        },
+        {
+            "model": "auto",
+            "messages": [
+                {"role": "system", "content": "Classify the ticket as billing, technical or shipping."},
+                {"role": "user", "content": "I was charged twice."},
+            ],
         },
     )
     model: str = Field(

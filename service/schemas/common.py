@@ -7,9 +7,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 
-def example(value: dict[str, Any]) -> ConfigDict:
-    """The settings of a model with one example in its schema."""
-    return ConfigDict(json_schema_extra={"examples": [value]})
+def example(*values: dict[str, Any]) -> ConfigDict:
+    """The settings of a model with one example in its schema, or several."""
+    return ConfigDict(json_schema_extra={"examples": list(values)})
 
 
 class Strict(BaseModel):
@@ -33,19 +33,15 @@ class ErrorBody(BaseModel):
 class ErrorEnvelope(BaseModel):
     """The body of every error."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "error": {
-                        "message": "there is no adapter 'french'; GET /adapters lists those there are",
-                        "type": "invalid_request_error",
-                        "code": "adapter_not_found",
-                        "param": None,
-                    },
-                    "request_id": "3f0c2a4be0d94b0f9d6a7a0f5c1e2d3b",
-                }
-            ]
+    model_config = example(
+        {
+            "error": {
+                "message": "there is no adapter 'french'; GET /adapters lists those there are",
+                "type": "invalid_request_error",
+                "code": "adapter_not_found",
+                "param": None,
+            },
+            "request_id": "3f0c2a4be0d94b0f9d6a7a0f5c1e2d3b",
         }
     )
     error: ErrorBody

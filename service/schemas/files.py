@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from service.schemas.common import example
 
@@ -37,17 +37,13 @@ class FileObject(BaseModel):
 class FileList(BaseModel):
     """One page of files."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "object": "list",
-                    "data": [_FILE],
-                    "has_more": False,
-                    "first_id": _FILE["id"],
-                    "last_id": _FILE["id"],
-                }
-            ]
+    model_config = example(
+        {
+            "object": "list",
+            "data": [_FILE],
+            "has_more": False,
+            "first_id": _FILE["id"],
+            "last_id": _FILE["id"],
         }
     )
     object: Literal["list"] = "list"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, Field, StringConstraints
 
 from service.schemas.common import Strict, example
 
@@ -18,7 +18,7 @@ _AUTO: dict[str, Any] = {"n_epochs": "auto", "batch_size": "auto", "learning_rat
 class JobHyperparameters(Strict):
     """How to train; `auto` leaves it to the service, which holds examples out to choose the number of steps."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_AUTO]})
+    model_config = example(_AUTO)
     n_epochs: Annotated[int, Field(ge=1, le=50)] | Auto = Field("auto", description="Passes over the examples.")
     batch_size: Annotated[int, Field(ge=1, le=256)] | Auto = Field("auto", description="Examples a step.")
     learning_rate_multiplier: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | Auto = Field(
@@ -29,17 +29,14 @@ class JobHyperparameters(Strict):
 class SupervisedMethod(Strict):
     """Learning from answers."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"hyperparameters": _AUTO}]})
+    model_config = example({"hyperparameters": _AUTO})
     hyperparameters: JobHyperparameters | None = None
 
 
 class Method(Strict):
     """How examples are learnt from: by their answers."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={"examples": [{"type": "supervised", "supervised": {"hyperparameters": _AUTO}}]},
-    )
+    model_config = example({"type": "supervised", "supervised": {"hyperparameters": _AUTO}})
     type: Literal["supervised"]
     supervised: SupervisedMethod | None = None
 
@@ -47,18 +44,13 @@ class Method(Strict):
 class CreateJobRequest(Strict):
     """A job to start."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [
-                {"model": "prompt:Route the ticket to a team.", "training_file": _FILE_ID, "suffix": "tickets"},
-                {
-                    "model": "french",
-                    "training_file": _FILE_ID,
-                    "seed": 1,
-                    "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3}}},
-                },
-            ]
+    model_config = example(
+        {"model": "prompt:Route the ticket to a team.", "training_file": _FILE_ID, "suffix": "tickets"},
+        {
+            "model": "french",
+            "training_file": _FILE_ID,
+            "seed": 1,
+            "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3}}},
         },
     )
     model: str = Field(

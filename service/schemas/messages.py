@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from service.chat.task import EXAMPLE_NAMES, ExampleName
-from service.schemas.common import example
+from service.schemas.common import Strict, example
 
 IGNORED_IN_MESSAGES = {
     "tool_call_id": "the results of calls are rendered in their order",
@@ -28,10 +28,10 @@ def without(data: Any, names: Mapping[str, str] | frozenset[str]) -> Any:
     return {name: value for name, value in data.items() if value is not None and name not in names}
 
 
-class TextPart(BaseModel):
+class TextPart(Strict):
     """One part of a message's content. Only text is understood."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"type": "text", "text": "cheese"}]})
+    model_config = example({"type": "text", "text": "cheese"})
     type: Literal["text"] = "text"
     text: str
 
@@ -69,10 +69,10 @@ class ToolCall(BaseModel):
     function: FunctionCall
 
 
-class Message(BaseModel):
+class Message(Strict):
     """One turn of a conversation."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"role": "user", "content": "cheese"}]})
+    model_config = example({"role": "user", "content": "cheese"})
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     name: ExampleName | None = Field(
         None,

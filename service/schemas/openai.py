@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from llgbm.conditioning.context_choice import Context
 from service.schemas.common import Usage, example
@@ -60,29 +60,25 @@ class Choice(BaseModel):
 class ChatCompletion(BaseModel):
     """OpenAI's answer, with the adapter that gave it."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
+    model_config = example(
+        {
+            "id": "chatcmpl-6f1d0a8e7c5b4a39",
+            "object": "chat.completion",
+            "created": 1763848800,
+            "model": "french",
+            "choices": [
                 {
-                    "id": "chatcmpl-6f1d0a8e7c5b4a39",
-                    "object": "chat.completion",
-                    "created": 1763848800,
-                    "model": "french",
-                    "choices": [
-                        {
-                            "index": 0,
-                            "message": {"role": "assistant", "content": "fromage", "refusal": None},
-                            "logprobs": None,
-                            "finish_reason": "stop",
-                        }
-                    ],
-                    "usage": {"prompt_tokens": 30, "completion_tokens": 4, "total_tokens": 34},
-                    "system_fingerprint": "fp_1a2b3c4d",
-                    "adapter_id": "lora-0f3a5d1c2b4e69788796a5b4",
-                    "context_used": "none",
-                    "scale": 1.0,
+                    "index": 0,
+                    "message": {"role": "assistant", "content": "fromage", "refusal": None},
+                    "logprobs": None,
+                    "finish_reason": "stop",
                 }
-            ]
+            ],
+            "usage": {"prompt_tokens": 30, "completion_tokens": 4, "total_tokens": 34},
+            "system_fingerprint": "fp_1a2b3c4d",
+            "adapter_id": "lora-0f3a5d1c2b4e69788796a5b4",
+            "context_used": "none",
+            "scale": 1.0,
         }
     )
     id: str

@@ -4,31 +4,29 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
+
+from service.schemas.common import example
 
 
 class Live(BaseModel):
     """The process answers."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "alive"}]})
+    model_config = example({"status": "alive"})
     status: Literal["alive"] = "alive"
 
 
 class Ready(BaseModel):
     """Whether requests are served, and by what."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "status": "ready",
-                    "reason": None,
-                    "embedding_cache": "ok",
-                    "base": "Qwen/Qwen2.5-Coder-0.5B-Instruct",
-                    "base_storage": "int8",
-                    "generator": "9c1185a5c5e9",
-                }
-            ]
+    model_config = example(
+        {
+            "status": "ready",
+            "reason": None,
+            "embedding_cache": "ok",
+            "base": "Qwen/Qwen2.5-Coder-0.5B-Instruct",
+            "base_storage": "int8",
+            "generator": "9c1185a5c5e9",
         }
     )
     status: Literal["ready", "degraded", "unavailable", "loading", "draining", "failed"] = Field(

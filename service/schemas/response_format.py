@@ -4,29 +4,28 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from service.errors import ApiError
+from service.schemas.common import Strict, example
 
 _PERSON: dict[str, Any] = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
 
 
-class JsonSchema(BaseModel):
+class JsonSchema(Strict):
     """A JSON schema and what OpenAI's clients send along."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"name": "person", "strict": True, "schema": _PERSON}]}
-    )
+    model_config = example({"name": "person", "strict": True, "schema": _PERSON})
     name: str | None = Field(None, description="Not used.")
     description: str | None = Field(None, description="Not used: what the model shall know stands in a message.")
     strict: bool | None = Field(None, description="The answer is held to the schema in any case.")
     definition: dict[str, Any] = Field(alias="schema", description="The JSON schema.")
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(Strict):
     """`text`, `json_object`, or `json_schema` with its schema."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"type": "json_object"}]})
+    model_config = example({"type": "json_object"})
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = Field(None, description="With the type json_schema.")
     definition: dict[str, Any] | None = Field(
