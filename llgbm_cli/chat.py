@@ -13,7 +13,7 @@ import typer
 
 from llgbm.base import INT8_FOLDER, Base, load_base
 from llgbm.chat import in_context, prompt_ids
-from llgbm.conditioning.context_choice import Context, ContextWanted
+from llgbm.conditioning.context_choice import Context, ContextWanted, texts_in
 from llgbm.decoding.decoder import Decoder, DecodeRequest
 from llgbm.decoding.sampling import SamplingParams
 from llgbm.errors import AdapterMismatchError, ConfigError, ContextLengthError
@@ -50,8 +50,7 @@ class Conversation:
     ) -> None:
         self.made, self.context_used = made, context
         self._tokenizer, self._decoder, self._params = base.tokenizer, Decoder(base), params
-        self._description = None if context == "none" else description
-        self._examples = examples if context == "examples" else ()
+        self._description, self._examples = texts_in(context, description, tuple(examples))
         self._turns: list[dict[str, str]] = []
 
     def answer(self, text: str) -> Iterator[str]:

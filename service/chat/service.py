@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from llgbm.chat import in_context, prompt_ids
-from llgbm.conditioning.context_choice import Context, ContextWanted
+from llgbm.conditioning.context_choice import Context, ContextWanted, texts_in
 from llgbm.decoding.decoder import DecodeRequest
 from llgbm.decoding.json_grammar import JsonGrammar
 from llgbm.decoding.sampling import SamplingParams
@@ -185,12 +185,8 @@ class ChatService:
         request = self._adapters.request(descriptions, task.examples)
         setting = await self._adapters.context_setting(request, options.context or "auto")
         try:
-            messages = in_context(
-                task.messages,
-                description=None if setting.context == "none" else task.description,
-                examples=task.examples if setting.context == "examples" else (),
-                start=task.start,
-            )
+            description, examples = texts_in(setting.context, task.description, task.examples)
+            messages = in_context(task.messages, description=description, examples=examples, start=task.start)
         except ConfigError as error:
             raise ApiError(422, str(error), param="messages") from error
 
