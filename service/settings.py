@@ -110,7 +110,8 @@ class Settings(BaseSettings):
     base_storage: Literal["auto", "float32", "bfloat16", "int8"] = Field(
         "auto",
         description="Storage of the base's Linear weights. auto: int8 on a processor that torch has a fast kernel"
-        " for, else float32; bfloat16 on a GPU. float32 is exact. /readyz says which it is.",
+        " for, else float32; bfloat16 on a GPU. float32 is exact; in int8 an answer may depend on the"
+        " requests decoded with it where two tokens are nearly equally likely. /readyz says which it is.",
     )
     device: str = Field(
         "cpu",
