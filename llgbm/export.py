@@ -1,4 +1,4 @@
-"""From a request to an adapter's folder on disk; and examples as people write them on a line."""
+"""From a request to an adapter's folder on disk."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from pathlib import Path
 from llgbm.adapters.peft_io import CONFIG_FILE, WEIGHTS_FILE, save_peft
 from llgbm.errors import ConfigError
 from llgbm.prompting import AdapterMaker, AdapterRequest, MadeAdapter
-
-ARROW = "=>"
 
 
 def export_adapter(maker: AdapterMaker, request: AdapterRequest, folder: Path) -> MadeAdapter:
@@ -29,18 +27,6 @@ def export_adapter(maker: AdapterMaker, request: AdapterRequest, folder: Path) -
     made = maker.make([request])[0]
     save_peft(made.weights, folder, base_id=maker.checkpoint.manifest.base_id)
     return made
-
-
-def parse_example(text: str) -> tuple[str, str]:
-    """Input and output of "INPUT => OUTPUT"; split at the last arrow, so an input may contain arrows.
-
-    Raises:
-        ConfigError: there is no arrow.
-    """
-    given, arrow, wanted = text.rpartition(ARROW)
-    if not arrow:
-        raise ConfigError(f'example {text!r} has no arrow; write it as "INPUT {ARROW} OUTPUT"')
-    return given.strip(), wanted.strip()
 
 
 def require_replaceable(folder: Path) -> None:

@@ -1,16 +1,13 @@
-"""What commands start from: the shipped generator, files with examples, and weights fetched with a progress bar."""
+"""What commands start from: the shipped generator, and weights fetched with a progress bar."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from llgbm.checkpoint import load_generator
-from llgbm.errors import ConfigError
-from llgbm.export import parse_example
 from llgbm.pretrained.find import resolve_pretrained
 from llgbm.prompting import AdapterMaker
 from llgbm.text_encoder import PretrainedTextEncoder
@@ -32,43 +29,6 @@ def load_maker(checkpoint: Path | None, text_encoder: str | None) -> AdapterMake
     name = text_encoder or generator.manifest.encoder_id
     fetch(name)
     return AdapterMaker(generator, PretrainedTextEncoder(name))
-
-
-def read_examples(path: Path | None) -> tuple[tuple[str, str], ...]:
-    """(input, output) pairs of a file: a line "INPUT => OUTPUT" for each, or a .json list as /generate-adapter has it.
-
-    Raises:
-        ConfigError: the file cannot be read or has another form; the message names the line or the entry.
-    """
-    if path is None:
-        return ()
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the examples in {path} cannot be read: {error}") from error
-    if path.suffix == ".json":
-        return _json_examples(text, path)
-    lines = [line for line in text.splitlines() if line.strip()]
-    try:
-        return tuple(parse_example(line) for line in lines)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
-def _json_examples(text: str, path: Path) -> tuple[tuple[str, str], ...]:
-    try:
-        entries = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"{path} is no JSON: {error}") from error
-    if not isinstance(entries, list):
-        raise ConfigError(f'{path} must hold a list of {{"input": ..., "output": ...}}')
-    pairs = []
-    for place, entry in enumerate(entries, 1):
-        given, wanted = (entry.get("input"), entry.get("output")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(given, str) or not isinstance(wanted, str):
-            raise ConfigError(f"{path}: example {place} must have the texts input and output")
-        pairs.append((given, wanted))
-    return tuple(pairs)
 
 
 def fetch(name_or_path: str) -> Path:

@@ -34,7 +34,8 @@ Examples = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help='Examples of the task: a line "INPUT => OUTPUT" for each, or a .json list of {"input", "output"}.',
+        help='Examples of the task: .txt with lines "INPUT => OUTPUT", .csv or .tsv with two columns, .json or .jsonl '
+        'with {"input": ..., "output": ...}.',
         show_default=False,
     ),
 ]
@@ -82,11 +83,12 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Write an adapter for a task as a PEFT folder. No server and no base are needed."""
+    from llgbm.example_file import read_pairs
     from llgbm.export import export_adapter
     from llgbm.prompting import AdapterRequest
-    from llgbm_cli.inputs import load_maker, read_examples
+    from llgbm_cli.inputs import load_maker
 
-    request = AdapterRequest((prompt,), read_examples(examples), scale)
+    request = AdapterRequest((prompt,), read_pairs(examples) if examples else (), scale)
     made = export_adapter(load_maker(checkpoint, text_encoder), request, out)
     if as_json:
         report: dict[str, Any] = {
@@ -137,12 +139,12 @@ def chat(
 ) -> None:
     """Chat with the adapter of a task, in this process. A line is a turn; Ctrl-D ends."""
     from llgbm.decoding.sampling import SamplingParams
+    from llgbm.example_file import read_pairs
     from llgbm_cli.chat import converse, open_conversation
-    from llgbm_cli.inputs import read_examples
 
     conversation = open_conversation(
         prompt,
-        read_examples(examples),
+        read_pairs(examples) if examples else (),
         context=context,
         params=SamplingParams(max_tokens=max_tokens, temperature=temperature),
         checkpoint=checkpoint,

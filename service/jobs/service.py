@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from llgbm.chat import answer_ids, prompt_ids
+from llgbm.example_file import Example
 from llgbm.refining.settings import RefineConfig
 from service.adapters.catalogue import AdapterCatalogue
 from service.adapters.errors import UnknownAdapterError
@@ -22,7 +23,7 @@ from service.engine.interface import QueueFullError
 from service.errors import ApiError
 from service.jobs.database import Database
 from service.jobs.errors import InvalidFileError, UnknownEventError
-from service.jobs.examples import Example, read_examples, write_examples
+from service.jobs.examples import read_examples, write_examples
 from service.jobs.files import Files
 from service.jobs.records import Hyperparameters, JobEvent, JobOrder, JobRecord
 from service.jobs.supervisor import Supervisor
@@ -166,14 +167,15 @@ class JobService:
                 length = self._length(example, param)
                 if length > limit:
                     raise InvalidFileError(
-                        f"line {example.line} has {length} tokens, and an example has at most {limit}", param=param
+                        f"{example.place}: it has {length} tokens, and an example has at most {limit}", param=param
                     )
 
     def _length(self, example: Example, param: str) -> int:
         try:
-            return len(prompt_ids(self._tokenizer, example.turns)) + len(answer_ids(self._tokenizer, example.answer))
+            given = prompt_ids(self._tokenizer, example.row.messages)
+            return len(given) + len(answer_ids(self._tokenizer, example.row.answer))
         except (TemplateError, ValueError):
-            raise InvalidFileError(f"line {example.line}: the chat template refuses it", param=param) from None
+            raise InvalidFileError(f"{example.place}: the chat template refuses it", param=param) from None
 
     async def record(self, identity: str) -> JobRecord:
         """A job as it is now. Raises ApiError 404."""

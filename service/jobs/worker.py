@@ -185,8 +185,7 @@ class _Worker:
         return fastest_training_storage(self._settings.device) if wanted == "auto" else wanted
 
     def _rows(self, file: str, param: str) -> list[RefineRow]:
-        examples = read_examples(self._files.examples(file, param), param=param)
-        return [RefineRow(tuple(example.turns), example.answer) for example in examples]
+        return [example.row for example in read_examples(self._files.examples(file, param), param=param)]
 
     def _require_wanted(self) -> None:
         if not self._table.running(self._task.job):

@@ -1,4 +1,4 @@
-"""OpenAI's files: examples to learn from, as chat JSONL."""
+"""OpenAI's files: examples to learn from, as JSON lines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ _FIELDS = frozenset({"file", "purpose"})
 async def create_file(
     request: Request,
     services: Ready,
-    file: Annotated[UploadFile, File(description='Chat JSONL: a line is `{"messages": [...]}`, the answer last.')],
+    file: Annotated[
+        UploadFile,
+        File(description='JSON lines: `{"messages": [...]}` with the answer last, or `{"input": ..., "output": ...}`.'),
+    ],
     purpose: Annotated[Literal["fine-tune"], Form(description="What the file is for.")],
 ) -> FileObject:
     """Keep a file of examples until it is deleted. Each line is checked; the first bad one is named by its number."""

@@ -3,15 +3,8 @@ from pathlib import Path
 import pytest
 
 from llgbm.errors import ConfigError
-from llgbm.export import export_adapter, parse_example
+from llgbm.export import export_adapter
 from llgbm.prompting import AdapterMaker, AdapterRequest
-
-
-def test_an_example_needs_an_arrow() -> None:
-    assert parse_example(" cat => CAT ") == ("cat", "CAT")
-    assert parse_example("a => b => c") == ("a => b", "c")
-    with pytest.raises(ConfigError, match='has no arrow; write it as "INPUT => OUTPUT"'):
-        parse_example("cat CAT")
 
 
 def test_an_adapter_is_replaced_and_other_files_are_not(tiny_maker: AdapterMaker, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from llgbm.base import load_base
 from llgbm.checkpoint import GeneratorManifest, load_generator, save_generator
 from llgbm.config import default_lora
 from llgbm.errors import CheckpointError, ConfigError
-from llgbm.export import export_adapter, parse_example
+from llgbm.example_file import parse_arrow
+from llgbm.export import export_adapter
 from llgbm.generator import create_generator
 from llgbm.prompting import AdapterRequest
 from training.adapters.teacher_folder import load_teachers
@@ -58,7 +59,7 @@ def run(config: Config) -> None:
     """Write the folder, and print a summary.
 
     Raises:
-        ConfigError: neither a prompt nor a state is given, or both; or as `export_adapter` and `parse_example`.
+        ConfigError: neither a prompt nor a state is given, or both; or as `export_adapter` and `parse_arrow`.
         CheckpointError: there is no generator.
     """
     set_up_logging()
@@ -66,7 +67,7 @@ def run(config: Config) -> None:
     if asked == (config.state is not None):
         raise ConfigError("give either a prompt (or examples), for an adapter, or a state, for a generator")
     if asked:
-        request = AdapterRequest(config.prompt, tuple(map(parse_example, config.example)), config.scale)
+        request = AdapterRequest(config.prompt, tuple(map(parse_arrow, config.example)), config.scale)
         made = export_adapter(maker_of(load_generator(config.checkpoint), config.text_encoder), request, config.out)
         near = ", ".join(f"{name} {cosine:.2f}" for name, cosine in made.nearest)
         print(f"{config.out}: adapter {made.id}; nearest training tasks: {near or 'none'}")

@@ -3,7 +3,7 @@
     python -m training refine prompt="Route the ticket to a team." examples=tickets.csv out=tickets
 
 It starts from the adapter that the generator makes from the prompt, from a PEFT folder, or, with neither, from nothing.
-`training.tasks.example_file` has the formats of examples. It writes a PEFT folder, and prints the score on held-out
+`llgbm.example_file` has the formats of examples. It writes a PEFT folder, and prints the score on held-out
 examples. If refining did not help on them, it writes the start.
 """
 
@@ -16,6 +16,7 @@ from llgbm.adapters.peft_io import load_peft_for, save_peft
 from llgbm.base import Base, load_base
 from llgbm.checkpoint import load_generator
 from llgbm.errors import ConfigError
+from llgbm.example_file import read_examples
 from llgbm.export import require_replaceable
 from llgbm.linears.frozen_linear import Storage, fastest_training_storage
 from llgbm.lora import LoRAWeights
@@ -24,7 +25,6 @@ from llgbm.refining.refine import most_steps, refine
 from llgbm.refining.settings import HeldOutScore, RefineConfig, Refined, RefineStep
 from training.recipe.generator_base import base_of, maker_of
 from training.runs.log import RunLog
-from training.tasks.example_file import read_examples
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Config:
     """Settings of refining."""
 
     examples: Path = Path("examples.jsonl")
-    """File with the examples: .jsonl with input and output or chat messages, .csv or .tsv with two columns."""
+    """File with the examples: .jsonl or .json with input and output or chat messages, .csv or .tsv with two columns, or
+    .txt with lines INPUT => OUTPUT."""
     prompt: str = ""
     """Description of the task. It makes the start, and stands in the context of a part of the examples."""
     start: Path | None = None
@@ -72,8 +73,8 @@ def run(config: Config) -> None:
         ConfigError: `out` is a file or holds other files, or refining did not help and there is no start to write.
     """
     require_replaceable(config.out)
-    rows = read_examples(config.examples)
-    validation = read_examples(config.validation) if config.validation else []
+    rows = [example.row for example in read_examples(config.examples)]
+    validation = [example.row for example in read_examples(config.validation)] if config.validation else []
     with RunLog(config.workdir, "refine", config) as log:
         base, start = _base_and_start(config)
         settings = replace(config.settings, description=config.settings.description or config.prompt.strip() or None)

@@ -20,7 +20,7 @@ from llgbm.base import Base
 from llgbm.refining.refine import refine
 from llgbm.refining.settings import RefineConfig, RefineRow
 from service.jobs.database import FOLDER
-from service.jobs.examples import read_examples, write_examples
+from service.jobs.examples import write_examples
 from service.models.loading import load_models
 from service.settings import Settings
 from tests.service.support.harness import LiveServer, live, services_of, wait_until
@@ -78,7 +78,7 @@ def test_from_a_file_to_an_adapter_like_any_other(
 
     # exactly what the library makes of it
     start = services_of(server.app).store.files.read((done.model_extra or {})["start"])
-    rows = [RefineRow(tuple(e.turns), e.answer) for e in read_examples(write_examples(PAIRS))]
+    rows = [RefineRow.of(given, wanted) for given, wanted in PAIRS]
     expected = refine(tiny_base, start, rows, RefineConfig(description=TASK, seed=3))
     weights, base = load_peft(job_settings.store_dir / adapter)
     assert base == BASE

@@ -44,7 +44,7 @@ def test_bad_requests_blame_a_field(api: openai.OpenAI, server: LiveServer) -> N
         assert (param, "102 examples" in words) == (field, True)
         too_long = upload(api, [PAIRS[0], ("word " * 300, "x")])
         param, words = refused(api, **{**good, field: too_long})
-        assert (param, "line 2 has" in words) == (field, True)
+        assert (param, "line 2: it has" in words) == (field, True)
     assert refused(api, **{**good, "training_file": [file, file]})[0] == "training_file"
     assert refused(api, **{**good, "suffix": "two words"})[0] == "suffix"
     assert refused(api, **{**good, "seed": -1})[0] == "seed"

@@ -68,7 +68,7 @@ def test_bad_input_is_refused_in_one_line_and_writes_nothing(
 ) -> None:
     examples.write_text("cat,yes\ndog\n")
     assert command(tmp_path, tiny_base_path) == 2
-    assert "examples.csv, line 2: has 1 instead of 2 columns" in capsys.readouterr().err
+    assert "examples.csv: line 2: it has 1 instead of 2 columns" in capsys.readouterr().err
     examples.write_text("cat,yes\n")
     assert command(tmp_path, tiny_base_path, f"start={tmp_path}", "from_nothing=true") == 2
     assert "give either start" in capsys.readouterr().err
