@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from llgbm.errors import EmbeddingCacheError
+from llgbm.sqlite import open_sqlite, transaction, write_ahead
 
 _KEYS_PER_QUERY = 500  # sqlite limits the parameters of a query, to 999 in old versions
 
@@ -63,8 +64,6 @@ class MemoryEmbeddingCache:
 class SqliteEmbeddingCache:
     """Keeps the `max_items` most recently written values, in a sqlite file that processes may share.
 
-    With write-ahead logging one process writes while others read, and a killed process leaves a valid file.
-
     Raises:
         EmbeddingCacheError: the file cannot be opened, or is not a sqlite database of this form.
     """
@@ -73,18 +72,7 @@ class SqliteEmbeddingCache:
         self._path, self._max_items = path, max_items
         self._lock = threading.Lock()
         with self._named_errors():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
-            try:
-                self._connection.execute("PRAGMA journal_mode=WAL")
-                self._connection.execute("PRAGMA synchronous=NORMAL")
-                self._connection.execute(
-                    "CREATE TABLE IF NOT EXISTS embedding (number INTEGER PRIMARY KEY AUTOINCREMENT, "
-                    "key TEXT NOT NULL UNIQUE, value BLOB NOT NULL)"
-                )
-            except sqlite3.Error:
-                self._connection.close()
-                raise
+            self._connection = open_sqlite(path, _prepare)
 
     def __len__(self) -> int:
         with self._lock, self._named_errors():
@@ -103,22 +91,13 @@ class SqliteEmbeddingCache:
 
     def set_many(self, items: Mapping[str, bytes]) -> None:
         """Store these values, and drop the oldest ones."""
-        with self._lock, self._named_errors():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                self._connection.executemany(
-                    "INSERT OR REPLACE INTO embedding (key, value) VALUES (?, ?)", items.items()
-                )
-                self._connection.execute(
-                    # numbers only grow, so this leaves at most max_items rows without counting them
-                    "DELETE FROM embedding WHERE number <= (SELECT max(number) FROM embedding) - ?",
-                    (self._max_items,),
-                )
-            except BaseException:
-                if self._connection.in_transaction:  # sqlite rolls back by itself when the disk is full
-                    self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
+        with self._lock, self._named_errors(), transaction(self._connection):
+            self._connection.executemany("INSERT OR REPLACE INTO embedding (key, value) VALUES (?, ?)", items.items())
+            self._connection.execute(
+                # numbers only grow, so this leaves at most max_items rows without counting them
+                "DELETE FROM embedding WHERE number <= (SELECT max(number) FROM embedding) - ?",
+                (self._max_items,),
+            )
 
     def close(self) -> None:
         """Close the file; all stored values are on disk."""
@@ -134,3 +113,11 @@ class SqliteEmbeddingCache:
                 f"the embedding cache {self._path} failed: {error}; if this persists, delete that file: "
                 "all its content can be computed again"
             ) from error
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    write_ahead(connection)
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS embedding (number INTEGER PRIMARY KEY AUTOINCREMENT, "
+        "key TEXT NOT NULL UNIQUE, value BLOB NOT NULL)"
+    )

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 import structlog
 
+from llgbm.sqlite import open_sqlite, transaction, write_ahead
 from service.adapters.files import AdapterFiles
 from service.adapters.records import AdapterRecord, parse_record
 
@@ -178,7 +179,7 @@ class AdapterIndex:
 
     def _told(self, write: Callable[[sqlite3.Connection], object]) -> None:
         try:
-            with self._lock, _transaction(self._connection):
+            with self._lock, transaction(self._connection):
                 write(self._connection)
         except sqlite3.Error as error:  # such as a full disk; the next scan finds the change in the store
             _log.warning("adapter_index_not_written", error=str(error))
@@ -234,23 +235,23 @@ class AdapterIndex:
         try:
             connection.execute("CREATE TEMP TABLE here (id TEXT PRIMARY KEY) WITHOUT ROWID")
             connection.execute("CREATE TEMP TABLE named (name TEXT PRIMARY KEY, mark TEXT NOT NULL) WITHOUT ROWID")
-            with _transaction(connection, "BEGIN"):
+            with transaction(connection, "BEGIN"):
                 rows = ((identity,) for identity in self._files.identities())
                 connection.executemany("INSERT OR IGNORE INTO here VALUES (?)", rows)
                 connection.executemany("INSERT OR REPLACE INTO named VALUES (?, ?)", self._files.name_marks())
             for identities in _batches(connection, _NEW, "id"):
                 records = self._files.read_records([identity for (identity,) in identities])
-                with _transaction(connection):
+                with transaction(connection):
                     _put(connection, records)
                 if self._closed:
                     return
             for names in _batches(connection, _RENAMED, "named.name"):
                 meanings = [(name, self._files.meaning(name), mark) for name, mark in names]
-                with _transaction(connection):
+                with transaction(connection):
                     for name, identity, mark in meanings:
                         if identity is not None:
                             _put_name(connection, name, identity, mark)
-            with _transaction(connection):
+            with transaction(connection):
                 # but keep entries added during this scan
                 gone = "indexed < ? AND {0} NOT IN (SELECT {0} FROM {1})"
                 connection.execute(f"DELETE FROM adapter WHERE {gone.format('id', 'here')}", (start,))
@@ -261,48 +262,28 @@ class AdapterIndex:
 
 def _opened(path: Path) -> sqlite3.Connection:
     """Open the file; it is made again if it is not an index of this version."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return _connected(path)
+        return open_sqlite(path, _prepare)
     except sqlite3.OperationalError:
         raise
     except sqlite3.DatabaseError as error:
         _log.warning("adapter_index_built_anew", path=str(path), error=str(error))
         _remove(path)
-        return _connected(path)
+        return open_sqlite(path, _prepare)
 
 
-def _connected(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
-    try:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version not in (0, _VERSION):
-            raise sqlite3.DatabaseError(f"version {version}")
-        if version == 0:
-            connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+def _prepare(connection: sqlite3.Connection) -> None:
+    write_ahead(connection)
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version not in (0, _VERSION):
+        raise sqlite3.DatabaseError(f"version {version}")
+    if version == 0:
+        connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
 
 
 def _remove(path: Path) -> None:
     for ending in ("", "-wal", "-shm"):
         path.with_name(path.name + ending).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
-    connection.execute(begin)
-    try:
-        yield
-    except BaseException:
-        if connection.in_transaction:  # SQLite rolls back by itself when the disk is full
-            connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
 
 
 def _batches(connection: sqlite3.Connection, query: str, key: str) -> Iterator[list[tuple[str, ...]]]:

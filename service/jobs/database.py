@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from llgbm.sqlite import open_sqlite, transaction
 from service.adapters.errors import StoreFullError
 
 FOLDER = ".fine-tuning"
@@ -64,14 +65,8 @@ class Database:
         with self._lock:
             try:
                 connection = self._opened()
-                connection.execute("BEGIN IMMEDIATE")
-                try:
+                with transaction(connection):
                     yield connection
-                    connection.execute("COMMIT")
-                except BaseException:
-                    if connection.in_transaction:  # sqlite rolls back by itself when the disk is full
-                        connection.execute("ROLLBACK")
-                    raise
             except sqlite3.OperationalError as error:
                 if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
                     raise StoreFullError(
@@ -81,14 +76,7 @@ class Database:
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(self.folder / _FILE, timeout=10, isolation_level=None, check_same_thread=False)
-            try:
-                _prepare(connection)
-            except BaseException:
-                connection.close()
-                raise
-            self._connection = connection
+            self._connection = open_sqlite(self.folder / _FILE, _prepare)
         return self._connection
 
     def close(self) -> None:
@@ -102,13 +90,11 @@ class Database:
 def _prepare(connection: sqlite3.Connection) -> None:
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA secure_delete=ON")
-    connection.execute("BEGIN IMMEDIATE")
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version not in (0, _VERSION):
-        connection.execute("ROLLBACK")
-        raise sqlite3.DatabaseError(f"the jobs of the store are of version {version}, and {_VERSION} is read here")
-    if version == 0:
-        for statement in _SCHEMA.split(";"):
-            connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {_VERSION}")
-    connection.execute("COMMIT")
+    with transaction(connection):
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version not in (0, _VERSION):
+            raise sqlite3.DatabaseError(f"the jobs of the store are of version {version}, and {_VERSION} is read here")
+        if version == 0:
+            for statement in _SCHEMA.split(";"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {_VERSION}")
