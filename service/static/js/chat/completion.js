@@ -1,7 +1,7 @@
 /** One streamed answer from /v1/chat/completions. */
 
 import { ApiError, call } from "../base/api.js";
-import { events } from "../base/sse.js";
+import { objects } from "../base/sse.js";
 
 /**
  * @import {Context, Usage} from "../base/types.js"
@@ -49,17 +49,8 @@ export async function complete(question, sampling, signal, onText) {
     firstMs: 0,
     totalMs: 0,
   };
-  let done = false;
   try {
-    for await (const data of events(response)) {
-      if (data === "[DONE]") {
-        done = true; // and read to the end, so that the connection closes in order
-        result.totalMs = performance.now() - start;
-        continue;
-      }
-      const chunk = JSON.parse(data);
-      const error = ApiError.fromEnvelope(chunk);
-      if (error) throw error;
+    for await (const chunk of objects(response)) {
       result.usage = chunk.usage ?? result.usage;
       result.adapterId = chunk.adapter_id ?? result.adapterId;
       result.context = chunk.context_used ?? result.context;
@@ -75,7 +66,8 @@ export async function complete(question, sampling, signal, onText) {
     }
   } catch (error) {
     if (error instanceof ApiError || signal.aborted) throw error;
+    throw new ApiError("The connection ended before the answer was complete; send it again.");
   }
-  if (!done) throw new ApiError("The connection ended before the answer was complete; send it again.");
+  result.totalMs = performance.now() - start;
   return result;
 }

@@ -1,7 +1,7 @@
 /** Fine-tuning jobs in OpenAI's protocol: a file of examples, the job that learns from it, and its events. */
 
 import { ApiError, call, isAbort, json } from "../base/api.js";
-import { events } from "../base/sse.js";
+import { objects } from "../base/sse.js";
 
 /**
  * @import {Example, Job, JobEvent} from "../base/types.js"
@@ -60,26 +60,18 @@ export const cancel = (id) => json(`/v1/fine_tuning/jobs/${encodeURIComponent(id
 export async function* follow(id) {
   let after = "";
   for (let failures = 1; failures < TRIES; failures += 1) {
-    let done = false;
     try {
       const since = after && `&after=${encodeURIComponent(after)}`;
       const response = await call(`/v1/fine_tuning/jobs/${encodeURIComponent(id)}/events?stream=true${since}`);
-      for await (const data of events(response)) {
-        if (data === "[DONE]") {
-          done = true; // and read to the end, so that the connection closes in order
-          continue;
-        }
-        const event = JSON.parse(data);
-        const error = ApiError.fromEnvelope(event);
-        if (error) throw error;
+      for await (const event of objects(response)) {
         after = event.id;
         failures = 0;
         yield event;
       }
+      return;
     } catch (error) {
       if (isAbort(error) || (error instanceof ApiError && error.status)) throw error;
     }
-    if (done) return;
     await new Promise((resolve) => setTimeout(resolve, PAUSE_MS * failures));
   }
   throw new ApiError("The connection to the job is lost; the job goes on. Reload the page to follow it again.");
