@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llgbm.checkpoint import Checkpoint
-from llgbm.conditioning.context_choice import ContextWanted, texts_in
+from llgbm.conditioning.context_choice import ContextSetting, ContextWanted, texts_in
 from llgbm.lora import LoRAWeights
 from llgbm.prompting import AdapterMaker, AdapterRequest, TextEncoder
 from training.recipe.cores import Cores
@@ -73,6 +73,11 @@ class MethodSources:
         wordings = self._trained.get(task.task_id)
         return wordings[self.seed % len(wordings)] if wordings else None
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether the generator knows the best scales of its adapters in a context."""
+        return self.checkpoint.manifest.context_choice is not None
+
     @cached_property
     def _trained(self) -> Mapping[str, tuple[str, ...]]:
         """The wordings trained on, by task id."""
@@ -84,16 +89,16 @@ class MethodSources:
 
     def generate(self, texts: Sequence[str] = (), shots: Sequence[Example] = (), *, scale: float = 1.0) -> LoRAWeights:
         """The generator's adapter for descriptions, examples, or both."""
-        request = AdapterRequest(tuple(texts), tuple((shot.input, shot.output) for shot in shots), scale)
+        request = AdapterRequest(tuple(texts), _pairs(shots), scale)
         (made,) = AdapterMaker(self.checkpoint, self.encoder).make([request])
         return made.weights
 
-    def scale_in_context(self, task: Task) -> float | None:
-        """The calibrated scale of an adapter whose description is in the context too; None without calibration."""
-        if self.checkpoint.manifest.context_choice is None:
-            return None
-        request = AdapterRequest((self.description(task),))
-        return AdapterMaker(self.checkpoint, self.encoder).context_setting(request, "description").scale
+    def context_setting(
+        self, task: Task, wanted: ContextWanted = "auto", shots: Sequence[Example] = ()
+    ) -> ContextSetting:
+        """The context and the scale that the service takes for the description and examples of a task."""
+        request = AdapterRequest((self.description(task),), _pairs(shots))
+        return AdapterMaker(self.checkpoint, self.encoder).context_setting(request, wanted)
 
     def retrieved(self, task: Task, *, count: int, temperature: float = 0.05, own: bool = False) -> LoRAWeights | None:
         """Mean of the teachers of the `count` nearest training tasks, weighted by softmax of their cosines.
@@ -135,6 +140,10 @@ def mean_adapter(adapters: Sequence[LoRAWeights], weights: Tensor) -> LoRAWeight
     )
 
 
+def _pairs(shots: Sequence[Example]) -> tuple[tuple[str, str], ...]:
+    return tuple((shot.input, shot.output) for shot in shots)
+
+
 def _adapter(
     adapter: LoRAWeights | None, description: str | None = None, shots: tuple[Example, ...] = ()
 ) -> MethodSetup | None:
@@ -152,35 +161,35 @@ def _trained_cores(sources: MethodSources, task: Task) -> MethodSetup | None:
     return None if found is None else MethodSetup(found.adapter(sources.checkpoint.generator))
 
 
-def _scaled(sources: MethodSources, task: Task, text: str) -> MethodSetup | None:
-    """The adapter of `text` with the task's description in the context, at the calibrated scale of that description."""
-    scale = sources.scale_in_context(task)
-    if scale is None:
-        return None
-    return MethodSetup(sources.generate([text], scale=scale), sources.description(task))
-
-
-def _scaled_with_examples(sources: MethodSources, task: Task) -> MethodSetup | None:
-    if sources.checkpoint.manifest.context_choice is None:
-        return None
-    return _in_context(sources, task, sources.shots(task), "examples")
-
-
 def _in_context(
-    sources: MethodSources, task: Task, shots: tuple[Example, ...], wanted: ContextWanted = "auto"
+    sources: MethodSources,
+    task: Task,
+    shots: tuple[Example, ...] = (),
+    wanted: ContextWanted = "auto",
+    text: str | None = None,
 ) -> MethodSetup:
-    """The adapter of the description and the examples, in the context and at the scale that the service takes."""
-    description, pairs = sources.description(task), tuple((shot.input, shot.output) for shot in shots)
-    maker = AdapterMaker(sources.checkpoint, sources.encoder)
-    setting = maker.context_setting(AdapterRequest((description,), pairs), wanted)
-    adapter = None if setting.scale == 0 else sources.generate([description], shots, scale=setting.scale)
+    """The adapter of the description and the examples, in the context and at the scale that the service takes.
+
+    `text` makes the adapter in place of the description.
+    """
+    description, setting = sources.description(task), sources.context_setting(task, wanted, shots)
+    adapter = None if setting.scale == 0 else sources.generate([text or description], shots, scale=setting.scale)
     return MethodSetup(adapter, *texts_in(setting.context, description, shots))
 
 
-def _scaled_multitask(sources: MethodSources, task: Task) -> MethodSetup | None:
-    scale = sources.scale_in_context(task)
-    if scale is None or sources.multitask is None:
+def _scaled(
+    sources: MethodSources, task: Task, shots: tuple[Example, ...] = (), text: str | None = None
+) -> MethodSetup | None:
+    """As `_in_context`, with all texts in the context; None without a calibration."""
+    if not sources.calibrated:
         return None
+    return _in_context(sources, task, shots, "examples" if shots else "description", text)
+
+
+def _scaled_multitask(sources: MethodSources, task: Task) -> MethodSetup | None:
+    if not sources.calibrated or sources.multitask is None:
+        return None
+    scale = sources.context_setting(task, "description").scale
     return MethodSetup(sources.multitask.scaled(scale), sources.description(task))
 
 
@@ -232,12 +241,12 @@ METHODS: dict[str, Callable[[MethodSources, Task], MethodSetup | None]] = {
         sources.description(task),
         sources.shots(task),
     ),
-    "generated, scaled + description": lambda sources, task: _scaled(sources, task, sources.description(task)),
+    "generated, scaled + description": lambda sources, task: _scaled(sources, task),
     "generated, wrong description, scaled + description": lambda sources, task: _scaled(
-        sources, task, sources.others[task.task_id]
+        sources, task, text=sources.others[task.task_id]
     ),
-    "generated, scaled + description + 3 examples": _scaled_with_examples,
-    "auto": lambda sources, task: _in_context(sources, task, ()),
+    "generated, scaled + description + 3 examples": lambda sources, task: _scaled(sources, task, sources.shots(task)),
+    "auto": lambda sources, task: _in_context(sources, task),
     "auto with 3 examples": lambda sources, task: _in_context(sources, task, sources.shots(task)),
     "multi-task LoRA, scaled + description": _scaled_multitask,
     "cores trained on the task": _trained_cores,
