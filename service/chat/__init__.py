@@ -1,1 +1,1 @@
-"""From a conversation to its answer."""
+"""Chat: the task of a conversation, and its answer."""

@@ -1,4 +1,4 @@
-"""The answers to one request while they are being made: tokens of several rows, merged, as pieces of text."""
+"""The answers to one request while they are decoded: the tokens of its rows as pieces of text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Piece:
-    """What one token adds to one answer. `text` may be empty; the last piece of an answer has a `finish_reason`."""
+    """The text that one token adds to an answer, perhaps empty. The last piece of an answer has a `finish_reason`."""
 
     index: int
     text: str
@@ -29,7 +29,7 @@ class Piece:
 
 @dataclass
 class Answer:
-    """One whole answer."""
+    """One complete answer."""
 
     text: str = ""
     steps: list[Step] = field(default_factory=list)
@@ -37,15 +37,16 @@ class Answer:
 
 
 class Generation:
-    """The answers to one request, on their way.
+    """The answers to one request while they are decoded.
 
     Attributes:
-        adapter_id: who answers; None for the plain base.
-        modules_hooked: modules that the adapter changes.
+        adapter_id: id of the adapter that answers; None for the plain base.
+        modules_hooked: number of modules that the adapter changes.
         prompt_tokens: length of the prompt.
-        context_used: what stands in the context in addition to the conversation.
-        scale: factor on the adapter's effect; None if no adapter was asked for.
-        completion_tokens: tokens made so far, of all answers.
+        context_used: the texts of the task in the context, in addition to the conversation.
+        scale: factor on the adapter's effect; None without an adapter.
+        completion_tokens: number of tokens so far, of all answers.
+        started: time of the start in seconds, by `time.perf_counter`; `first_token` is that of the first token.
     """
 
     def __init__(
@@ -66,10 +67,10 @@ class Generation:
         self.first_token: float | None = None
 
     async def pieces(self) -> AsyncIterator[Piece]:
-        """All pieces of all answers, in the order in which they are made.
+        """The pieces of all answers, in the order in which they are decoded.
 
         Raises:
-            EngineError: past the deadline, when the service shuts down, or when decoding fails.
+            EngineError: the deadline has passed, the service shuts down, or decoding failed.
         """
         queue: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
         tasks = [
@@ -109,11 +110,11 @@ class Generation:
                     reason = "stop" if text.stopped else reason
                 queue.put_nowait(Piece(index, piece, None if ends_turn else step, reason))
             queue.put_nowait(None)
-        except Exception as error:  # raised again where the pieces are read
+        except Exception as error:  # `pieces` raises it
             queue.put_nowait(error)
 
     async def answers(self) -> list[Answer]:
-        """All answers, whole."""
+        """All answers, complete. Raises EngineError as `pieces`."""
         answers = [Answer() for _ in self._streams]
         async for piece in self.pieces():
             answer = answers[piece.index]
@@ -125,7 +126,7 @@ class Generation:
         return answers
 
     def close(self) -> None:
-        """Free the rows and the adapter. May be called more than once."""
+        """Free the rows and the adapter. A second call does nothing."""
         for stream in self._streams:
             stream.cancel()
         if self._adapter is not None:
@@ -133,5 +134,5 @@ class Generation:
 
 
 def _reason(step: Step) -> FinishReason | None:
-    """Why the row ended with this step; a row that failed never gets here, the engine raises in its place."""
+    """Why the row ended with this step. For a failed row the engine raises an error, so it is not seen here."""
     return None if step.finish_reason == "error" else step.finish_reason

@@ -1,7 +1,7 @@
-"""From a conversation to its answer: template, tokens, engine, text. Knows HTTP's errors but not its requests.
+"""Answers conversations: chat template, tokens, decoding engine, text. Knows the errors of HTTP but not its requests.
 
-`ChatService.start` does everything that can be refused (unknown model, too long, no room) and returns a `Generation`,
-whose pieces come as they are made. Whoever gets one closes it: that frees its rows and its reference to the adapter.
+The `start` methods of `ChatService` do all checks (unknown model, too long a prompt, no room) and return a
+`Generation`, whose pieces come as they are decoded. The caller closes it, which frees its rows and its adapter.
 """
 
 from __future__ import annotations
@@ -41,7 +41,12 @@ AUTO_MODEL = "auto"
 
 @dataclass(frozen=True)
 class JsonWanted:
-    """The answer is JSON: of this schema, or any object; `place` is where the request has the schema."""
+    """The answer must be JSON.
+
+    Attributes:
+        schema: of the answer; None for any object.
+        place: path of the schema in the request, for errors.
+    """
 
     schema: Mapping[str, Any] | None
     place: str
@@ -49,22 +54,22 @@ class JsonWanted:
 
 @dataclass(frozen=True)
 class ChatOptions:
-    """What a caller wants: a conversation and how to answer it.
+    """A conversation and how to answer it.
 
     Attributes:
         messages: as a chat template reads them.
         add_generation_prompt, continue_final_message: as `llgbm.chat.prompt_ids` has them.
-        max_tokens: None for the service's default, -1 for all that is left of the context.
+        max_tokens: None for the service's default, -1 for the rest of the context.
         temperature, top_p, top_k, min_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias: as
-            `llgbm.sampling.SamplingParams` has them.
-        seed: None for a fresh one.
+            `llgbm.decoding.sampling.SamplingParams` has them.
+        seed: None for a random one.
         stop: strings that end the answer.
         top_logprobs: None for no log probabilities.
-        choices: answers to the same prompt.
+        choices: number of answers to the same prompt.
         compare_base: answer with the plain base too.
-        json: the answer is JSON.
+        json: the form of a JSON answer; None for text.
         examples: (input, output) pairs of a task, which make its adapter and may stand in the context.
-        context: what stands in the context in addition to the messages; None for auto.
+        context: the texts of the task in the context, in addition to the messages; None for auto.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -91,12 +96,13 @@ class ChatOptions:
 
 @dataclass(frozen=True)
 class Answerer:
-    """Who answers, and how.
+    """The adapter that answers, and its context.
 
     Attributes:
         adapter: None for the base.
-        context: what stands in the context in addition to the messages.
-        scale: factor on the adapter's effect; 0 if the base answers for an adapter, None if no adapter was asked for.
+        context: the texts of the task in the context, in addition to the messages.
+        scale: factor on the adapter's effect; 0 if the base answers in place of an adapter, None for a request without
+            an adapter.
     """
 
     adapter: AdapterReference | None
@@ -105,7 +111,7 @@ class Answerer:
 
 
 class ChatService:
-    """Starts generations."""
+    """Starts the answers to conversations."""
 
     def __init__(
         self,
@@ -119,21 +125,21 @@ class ChatService:
         self._adapters, self._catalogue = adapters, catalogue
         self._refer = adapters.lease if engine.needs_tensors else adapters.refer
         self._tokenizer = models.base.tokenizer
-        self._tokenising = threading.Lock()  # a tokenizer may change its settings while it works
+        self._tokenising = threading.Lock()  # a tokenizer changes its own settings during a call
 
     async def start(self, model: str, options: ChatOptions, adapter: str | None = None) -> Generation:
         """Answer with `model`: the base, an adapter, or the adapter of a task.
 
         Args:
-            model: the base's id, an adapter's id or name, `prompt:` and a description, or `auto` for the task of the
-                system message, which is the base if there is none.
+            model: the base's id, an adapter's id or name, `prompt:` and a description, or `auto`: then the system
+                message is the description, and the base answers if there is none.
             options: the conversation and how to answer it.
-            adapter: id or name of an adapter on the base that `model` names.
+            adapter: id or name of an adapter; `model` is then the base, or the same adapter.
 
         Raises:
-            ApiError: 404 unknown model or adapter, 400 too long, an option that cannot be, or a conversation the
-                template refuses, 413 a prompt too large, 422 a context without its text, 429 no room, 502 and 503 from
-                an engine elsewhere.
+            ApiError: 404 unknown model or adapter; 400 too long a prompt, an impossible option, or a conversation that
+                the chat template refuses; 413 too large a prompt; 422 the text for a context is missing; 429 no room;
+                502 and 503 from a remote engine.
         """
         if adapter is None or adapter == model:
             task = self._task_of(model, options)
@@ -145,8 +151,8 @@ class ChatService:
         if model != self._models.base.spec.base_id:
             raise ApiError(
                 400,
-                f"adapter_id goes with the base as model ({self._models.base.spec.base_id}), and model is {model!r}; "
-                "name the adapter in one of the two",
+                f"with adapter_id the model must be the base ({self._models.base.spec.base_id}), not {model!r}; name "
+                "the adapter in one of the two fields",
                 param="adapter_id",
             )
         try:
@@ -155,11 +161,11 @@ class ChatService:
             raise ApiError(404, error.message, code=error.code, param="adapter_id") from error
 
     async def start_adapted(self, adapter: str, options: ChatOptions) -> Generation:
-        """Answer with an adapter by id or name, never with the base. Raises ApiError as `start`."""
+        """Answer with the adapter of this id or name. Raises ApiError as `start`."""
         return await self._start(lambda: self._find_named(adapter), options)
 
     async def start_described(self, prompt: str | None, options: ChatOptions) -> Generation:
-        """Answer with the adapter of the task with this description, and the examples of the options.
+        """Answer with the adapter of a task: its description, and the examples of the options.
 
         Raises:
             ApiError: as `start`.
@@ -167,7 +173,7 @@ class ChatService:
         return await self._start_task(TaskTexts(prompt, options.examples, tuple(options.messages)), options)
 
     def _task_of(self, model: str, options: ChatOptions) -> TaskTexts | None:
-        """The task that `model` and the messages have; None for the base or an adapter that exists."""
+        """The task in `model` and the messages; None for the base or an existing adapter."""
         prompted = model.startswith(PROMPT_PREFIX)
         if not prompted and model != AUTO_MODEL:
             return None
@@ -180,7 +186,7 @@ class ChatService:
         return task
 
     async def _start_task(self, task: TaskTexts, options: ChatOptions) -> Generation:
-        """Answer with a task's adapter, in the context that was asked for, or that calibration found best."""
+        """Answer with the adapter of a task, in the wanted context; `auto` is the best one by calibration."""
         descriptions = () if task.description is None else (task.description,)
         request = self._adapters.request(descriptions, task.examples)
         setting = await self._adapters.context_setting(request, options.context or "auto")
@@ -203,17 +209,17 @@ class ChatService:
                 raise
             raise ApiError(
                 422,
-                f"the conversation with {len(task.examples)} examples has {error.tokens} tokens, and the context has "
-                f"room for {error.limit}; give fewer or shorter examples, or a context without them",
+                f"the conversation with {len(task.examples)} examples has {error.tokens} tokens, and the context holds "
+                f"{error.limit}; give fewer or shorter examples, or choose a context without them",
                 param="examples",
             ) from error
 
     async def _start(self, find: Callable[[], Awaitable[Answerer]], options: ChatOptions) -> Generation:
         if options.choices > self._settings.max_choices:
-            raise ApiError(400, f"n is at most {self._settings.max_choices} here", param="n")
+            raise ApiError(400, f"n must be at most {self._settings.max_choices}", param="n")
         vocabulary = len(self._tokenizer)
         if any(token >= vocabulary for token, _ in options.logit_bias):
-            raise ApiError(400, f"the tokens of logit_bias are 0 to {vocabulary - 1}", param="logit_bias")
+            raise ApiError(400, f"the token ids of logit_bias must be 0 to {vocabulary - 1}", param="logit_bias")
         prompt = await asyncio.to_thread(self._tokenise, options)
         grammar = None if options.json is None else await asyncio.to_thread(_grammar, options.json)
         max_tokens = self._room(len(prompt), options.max_tokens)
@@ -262,8 +268,8 @@ class ChatService:
             raise ApiError(
                 404,
                 f"there is no model {model!r}. Use the base ({self._models.base.spec.base_id}), an adapter from "
-                "GET /v1/models, 'prompt:' and the description of a task, which makes its adapter, or 'auto', which "
-                "takes the system message for the description",
+                "GET /v1/models, 'prompt:' and the description of a task, which makes its adapter, or 'auto' for the "
+                "task in the system message",
                 code="model_not_found",
                 param="model",
             ) from error
@@ -284,9 +290,11 @@ class ChatService:
                 )
         except UnicodeEncodeError as error:
             raise ApiError(
-                400, "the messages hold half of a character, which is no valid Unicode; send it whole", param="messages"
+                400,
+                "the messages have half of a character, which is not valid Unicode; send it whole",
+                param="messages",
             ) from error
-        except (TemplateError, ValueError) as error:  # the second if there is nothing that could be continued
+        except (TemplateError, ValueError) as error:  # ValueError: there is no text to continue
             raise ApiError(400, f"the chat template refuses these messages: {error}", param="messages") from error
 
     def _room(self, prompt: int, wanted: int | None) -> int:
@@ -299,24 +307,24 @@ class ChatService:
 
     @property
     def max_context(self) -> int:
-        """Tokens of a prompt and its answer together."""
+        """Maximum number of tokens of a prompt and its answer together."""
         return min(self._models.max_context, self._engine.max_context or self._models.max_context)
 
     # tokens as text
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids; bytes that form no character become U+FFFD."""
+        """The text of token ids; bytes that are not a character become U+FFFD."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
     def token_text(self, token: int) -> tuple[str, list[int] | None]:
-        """A single token as text and as bytes, for logprobs."""
+        """The text and the bytes of a single token, for logprobs."""
         raw = token_bytes(self._tokenizer, token)
         return ("", None) if raw is None else (raw.decode(errors="replace"), list(raw))
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the base's and the generator's weights."""
+        """Identifies the weights of the base and of the generator."""
         return f"fp_{self._models.base.revision[:8]}_{self._models.generator_digest[:8]}"
 
 
@@ -325,24 +333,24 @@ class ContextFullError(ApiError):
 
     def __init__(self, tokens: int, limit: int) -> None:
         self.tokens, self.limit = tokens, limit
-        # clients look for these words to try again with less
+        # clients search for these words, and try again with fewer messages
         super().__init__(
             400,
-            f"This model's maximum context length is {limit} tokens, and the messages have {tokens}; shorten them so "
-            "that an answer has room",
+            f"This model's maximum context length is {limit} tokens, and the messages have {tokens}; shorten them to "
+            "leave room for an answer",
             code="context_length_exceeded",
             param="messages",
         )
 
 
 def _require_no_task(model: str, options: ChatOptions) -> None:
-    """Refuse what only a task has, with a model that is the base or an adapter."""
+    """Refuse the options of a task for a model that is the base or an adapter."""
     asked = "examples" if options.examples else "context" if options.context not in (None, "none") else None
     if asked is not None and not (model == AUTO_MODEL and asked == "context"):
         raise ApiError(
             400,
-            f"{asked} goes with a model that is 'auto', or 'prompt:' and a description; the base, or an adapter that "
-            "exists, answers as it is",
+            f"{asked} can be used only with the model 'auto', or 'prompt:' and a description; the base or an existing "
+            "adapter answers without it",
             param=asked,
         )
 
@@ -352,4 +360,4 @@ def _grammar(wanted: JsonWanted) -> JsonGrammar:
         return JsonGrammar(wanted.schema)
     except SchemaError as error:
         param = ".".join(filter(None, (wanted.place, error.place)))
-        raise ApiError(400, f"the JSON schema cannot be held to {error}", param=param) from error
+        raise ApiError(400, f"the JSON schema cannot be enforced {error}", param=param) from error

@@ -1,9 +1,9 @@
-"""From a conversation to its task: the description, the examples, and the turns that are left.
+"""Finds the task in a conversation: its description and examples. The other turns are the conversation proper.
 
-With `model: "auto"` the description is the system message. Where it changes in the middle the last one holds, from
-there on: the turns before it stay in the conversation, the system messages before it do not. System messages that
-follow each other directly are one. Examples are turns named `example_user` and `example_assistant`, in pairs; turns
-without these names are the conversation, whose answers may be anybody's, and never make an adapter.
+With `model: "auto"` the description is the system message. If there are several, the last one counts, and earlier ones
+are left out; the turns before it stay. System messages directly after each other are joined. Examples are pairs of
+turns named `example_user` and `example_assistant`. Other turns never make an adapter, since their answers may come from
+any source.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from service.errors import ApiError
 
 MAX_EXAMPLES = 16
 ExampleName = Literal["example_user", "example_assistant"]
-"""Values of `name` that mark both sides of an example, as OpenAI's own guides do."""
+"""Values of `name` that mark the two sides of an example, as in OpenAI's guides."""
 EXAMPLE_NAMES: tuple[ExampleName, ...] = get_args(ExampleName)
 _GIVEN, _WANTED = EXAMPLE_NAMES
 
@@ -26,10 +26,10 @@ class TaskTexts:
     """The texts of a task, and the conversation without them.
 
     Attributes:
-        description: None without any.
+        description: None if there is none.
         examples: (input, output) pairs.
         messages: as a chat template reads them.
-        start: index of the first message that came after the description.
+        start: index of the first message after the description.
     """
 
     description: str | None
@@ -39,30 +39,30 @@ class TaskTexts:
 
 
 def with_marked_examples(task: TaskTexts) -> TaskTexts:
-    """The named turns of the messages moved to the examples.
+    """The task with the named turns of its messages as examples.
 
     Raises:
-        ApiError: 422 for a side of an example without the other one, or too many.
+        ApiError: 422, one side of an example is missing, or there are too many.
     """
     marked = [message for message in task.messages if message.get("name") in EXAMPLE_NAMES]
     names = [message["name"] for message in marked]
     if names != [_GIVEN, _WANTED] * (len(marked) // 2):
         raise ApiError(
-            422, f"messages named {_GIVEN} and {_WANTED} come in pairs, in this order; complete them", param="messages"
+            422,
+            f"messages named {_GIVEN} and {_WANTED} must come in pairs, in this order; complete them",
+            param="messages",
         )
     texts = [message["content"] for message in marked]
     examples = (*task.examples, *zip(texts[::2], texts[1::2], strict=True))
     if len(examples) > MAX_EXAMPLES:
-        raise ApiError(
-            422, f"a task has at most {MAX_EXAMPLES} examples, and these are {len(examples)}", param="messages"
-        )
+        raise ApiError(422, f"a task has at most {MAX_EXAMPLES} examples, not {len(examples)}", param="messages")
     kept = [(place, message) for place, message in enumerate(task.messages) if message.get("name") not in EXAMPLE_NAMES]
     start = sum(place < task.start for place, _ in kept)
     return TaskTexts(task.description, examples, tuple(message for _, message in kept), start)
 
 
 def with_system_message(task: TaskTexts) -> TaskTexts:
-    """The last system message moved to the description, earlier ones left out; unchanged without text in any."""
+    """The task with its last system message as description, and without earlier ones; unchanged if all are empty."""
     system = {place for place, message in enumerate(task.messages) if message["role"] == "system"}
     places = [place for place in sorted(system) if task.messages[place]["content"].strip()]
     if not places:

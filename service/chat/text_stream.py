@@ -1,7 +1,7 @@
-"""Token ids to text as they come: whole characters only, and nothing of a stop string.
+"""Turns token ids into text as they come, in whole characters and without stop strings.
 
-Byte-level tokens split characters, so text is given out when its last character is complete; and what might be the
-start of a stop string is held back until it is known not to be one.
+A byte-level token may be a part of a character, so text is returned when its last character is complete. The possible
+start of a stop string is held back until it is certain that it is not one.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 _BROKEN = "\ufffd"
-"""What a decoder writes for bytes that are not (yet) a character. At the end of a text it may still become one."""
+"""A decoder writes this for bytes that are not a character. At the end of a text the next token may complete it."""
 _LONGEST_WINDOW = 64
-"""Tokens after which a run that never forms a character is given up on."""
+"""Number of tokens after which bytes that form no character are returned as U+FFFD."""
 
 
 class TextStream:
@@ -19,18 +19,18 @@ class TextStream:
 
     Args:
         decode: token ids -> text; decoding all ids at once must give the concatenation of the pieces.
-        stop: strings that end the answer; they are not part of it.
+        stop: strings that end the answer and are not part of it.
 
     Attributes:
-        text: all that was given out.
-        stopped: a stop string was met; nothing more will come.
+        text: the text so far, without the part that is held back.
+        stopped: whether a stop string has ended the answer.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
         self._decode, self._stop = decode, tuple(stop)
         self._ids: list[int] = []
-        self._start = self._read = 0  # the window: tokens before _read are there for context only
-        self._given = 0  # characters of the window that are given out
+        self._start = self._read = 0  # the window of tokens; those before _read only give context
+        self._given = 0  # characters of the window that were returned
         self._held = ""
         self.text = ""
         self.stopped = False
@@ -43,12 +43,12 @@ class TextStream:
         return self._release(self._new_text(last=False), last=False)
 
     def finish(self) -> str:
-        """What was held back, when no more tokens come."""
+        """The text that was held back; call it after the last token."""
         return "" if self.stopped else self._release(self._new_text(last=True), last=True)
 
     def _new_text(self, *, last: bool) -> str:
-        # Decoded together with the tokens before it, since the first token of a text may lose its leading blank.
-        # The window stays short, so a step costs the same however long the answer is.
+        # A token is decoded together with those before it, since the first token of a text may lose its leading blank.
+        # The window stays short, so the cost of a step does not grow with the answer.
         text = self._decode(self._ids[self._start :])
         broken = text.endswith(_BROKEN) and not last
         new = text[self._given : -1] if broken else text[self._given :]
@@ -72,7 +72,7 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that `stop` starts with."""
+    """Length of the longest end of `text` that is a start of `stop`."""
     for size in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:size]):
             return size

@@ -142,7 +142,7 @@ def _invalid(error: RequestValidationError) -> ApiError:
             return _NotJSONError("the body is not JSON")
         absent = item["type"] == "missing" or item.get("input") is None
         told = problems.setdefault(_place(item["loc"], absent, error.body), [])
-        text = "it is not known here; leave it out" if item["type"] == "extra_forbidden" else item["msg"]
+        text = "it is not known; leave it out" if item["type"] == "extra_forbidden" else item["msg"]
         text = text.removeprefix("Value error, ")
         if text not in told:
             told.append(text)

@@ -1,4 +1,4 @@
-"""The routes: they translate between HTTP and the use cases, and hold no tensors."""
+"""The routes translate between HTTP and the use cases. No tensors here."""
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
@@ -7,7 +7,7 @@ from service.routes import adapters, chat, files, fine_tuning, openai, ops, play
 
 
 def _with_head(router: APIRouter) -> APIRouter:
-    """The router with HEAD beside every GET: the server sends the head of the same answer."""
+    """The router, with HEAD for every GET; the server sends the headers of the same answer."""
     gets = [route for route in router.routes if isinstance(route, APIRoute) and route.methods == {"GET"}]
     for route in gets:
         router.add_api_route(

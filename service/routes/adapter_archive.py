@@ -1,8 +1,9 @@
-"""The zip of a PEFT folder, made while it is sent: never whole in memory or on the disk, its length known beforehand.
+"""The zip of a PEFT folder, made while it is sent. Its length is known before, and it is never whole in memory.
 
-It is not compressed, since tensors do not get smaller. The same adapter gives the same bytes, which are those that
-`zipfile` writes; `zipfile` puts checksums before the contents by going back to them, and a stream cannot. The format is
-that of PKWARE's APPNOTE.TXT 6.3, sections 4.3.7, 4.3.12 and 4.3.16, for files below 4 GiB.
+It is not compressed, since tensors do not get smaller. The same adapter always gives the same bytes, and they are the
+bytes of `zipfile`. `zipfile` itself cannot be used: it writes the checksum of a file into the header after the content,
+and a stream cannot go back. The format is that of PKWARE's APPNOTE.TXT 6.3, sections 4.3.7, 4.3.12 and 4.3.16, for
+files below 4 GiB.
 """
 
 from __future__ import annotations
@@ -27,23 +28,25 @@ _FIRST_OF_1980 = 1 << 5 | 1
 
 
 def archive_sha256(record: AdapterRecord) -> str:
-    """Identifies the bytes of the archive without making them."""
+    """A hash that identifies the bytes of the archive, computed without them."""
     parts = [record.id, *(record.files[name].sha256 for name in _FILES)]
     return hashlib.sha256(" ".join(["zip-1", *parts]).encode()).hexdigest()
 
 
 def archive_bytes(record: AdapterRecord) -> int:
-    """Length of the archive."""
+    """Length of the archive in bytes."""
     paths = [_path(record, name) for name in _FILES]
     headers = sum(_LOCAL.size + _CENTRAL.size + 2 * len(path) for path in paths)
     return headers + _END.size + sum(record.files[name].bytes for name in _FILES)
 
 
 async def archive_parts(folder: Path, record: AdapterRecord) -> list[bytes | Part]:
-    """The archive with the PEFT folder `{id}/`, for a `PartsResponse`, from the adapter's files in `folder`.
+    """The parts of the archive for a `PartsResponse`, from the adapter's files in `folder`.
+
+    The archive holds one folder, named by the adapter's id.
 
     Raises:
-        FileNotFoundError: they are gone.
+        FileNotFoundError: the adapter was deleted.
     """
     parts: list[bytes | Part] = []
     directory, position = b"", 0
@@ -52,7 +55,7 @@ async def archive_parts(folder: Path, record: AdapterRecord) -> list[bytes | Par
             file = await opened.enter_async_context(await anyio.open_file(folder / name, "rb"))
             path, size = _path(record, name), record.files[name].bytes
             checksum = await asyncio.to_thread(_crc32, file.wrapped, size)
-            # version, flags, method, time, date, checksum, size twice, length of the path and of what follows it
+            # version, flags, method, time, date, checksum, size twice, length of the path and of extra fields
             fields = (_VERSION, 0, 0, 0, _FIRST_OF_1980, checksum, size, size, len(path), 0)
             head = _LOCAL.pack(b"PK\3\4", *fields) + path
             parts += [head, Part(file, 0, size)]

@@ -1,4 +1,4 @@
-"""Records as the models that clients see; `prefix` stands in front of the links, see `service.http.forwarded`."""
+"""Records of adapters as response models. `prefix` comes before the links, see `service.http.forwarded`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,12 @@ def generated(
     total: float,
     auto: ContextSetting | None = None,
 ) -> GeneratedAdapter:
-    """An adapter with what making it took, `total` in seconds, and what context `auto` does with its texts."""
+    """An adapter with the time that it took, and the context and scale that `auto` takes for its texts.
+
+    Args:
+        seconds: of each stage.
+        total: seconds of the whole request.
+    """
     stages = {stage: round(1000 * seconds.get(stage, 0.0), 3) for stage in ("encode", "generate", "store")}
     return GeneratedAdapter(
         **_fields(record, names, prefix),

@@ -1,4 +1,4 @@
-"""Adapters: make, list, show, download, combine, delete; and vLLM's load and unload."""
+"""Routes of adapters: make, list, show, download, compose, delete; and vLLM's load and unload."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ router = APIRouter(tags=["adapters"])
 _ZIP, _BYTES = "application/zip", "application/octet-stream"
 _FILES: dict[int | str, dict[str, object]] = {
     200: {"description": "The adapter", "content": {_ZIP: {}, _BYTES: {}}},
-    201: {"description": "The adapter, just made", "model": GeneratedAdapter, "content": {_ZIP: {}, _BYTES: {}}},
+    201: {"description": "The adapter, which is new", "model": GeneratedAdapter, "content": {_ZIP: {}, _BYTES: {}}},
 }
 _TEXT: dict[int | str, dict[str, object]] = {
-    200: {"description": "vLLM's words", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    200: {"description": "The message that vLLM gives", "content": {"text/plain": {"schema": {"type": "string"}}}}
 }
 _BINARY: dict[int | str, dict[str, object]] = {
     200: {"description": "The file", "content": {_BYTES: {"schema": {"type": "string", "format": "binary"}}}},
@@ -53,7 +53,10 @@ _BINARY: dict[int | str, dict[str, object]] = {
     response_model=GeneratedAdapter | FineTuningJob,
     responses={
         **_FILES,
-        202: {"description": "The job in which it learns from the examples", "model": FineTuningJob},
+        202: {
+            "description": "With `refine`: the job in which the adapter learns from the examples",
+            "model": FineTuningJob,
+        },
         **errors(400, 409, 504, 507),
     },
     summary="Make the adapter of a task",
@@ -63,11 +66,11 @@ async def generate_adapter(
 ) -> Response:
     """Make an adapter from a description, examples, or both.
 
-    The id is a hash of the request and the generator, so the same request always means the same adapter: 201 when it
-    was made, 200 when it existed. JSON unless `Accept` asks for the files: `application/zip` is the PEFT folder,
-    `application/octet-stream` the safetensors.
+    The id is a hash of the request and the generator, so the same request gives the same adapter. The status is 201 for
+    a new adapter and 200 for an existing one. The answer is JSON, unless `Accept` asks for a file: `application/zip`
+    gives the PEFT folder, `application/octet-stream` the safetensors file.
 
-    With `refine` the answer is a fine-tuning job: 202 while it goes on, 200 when it has ended within `wait_s`.
+    With `refine` the answer is a fine-tuning job: 202 while it runs, 200 if it ended within `wait_s`.
     """
     start = time.perf_counter()
     if body.refine:
@@ -91,7 +94,7 @@ async def generate_adapter(
 
 
 async def _refine(body: GenerateAdapterRequest, request: Request, services: Services, prefix: str) -> Response:
-    """Start from the adapter of the description alone, so that the examples are in the job's file and nowhere else."""
+    """Start from the adapter of the description alone, so that only the job's file holds the examples."""
     await services.catalogue.require_free(body.name, None)
     model = services.models.base.spec.base_id
     if body.descriptions:
@@ -111,7 +114,7 @@ async def list_adapters(
     services: Ready,
     prefix: RootPath,
     limit: Annotated[int, Query(ge=1, le=100, description="Adapters on a page.")] = 20,
-    after: Annotated[str | None, Query(max_length=64, description="`next` of the page before.")] = None,
+    after: Annotated[str | None, Query(max_length=64, description="`next` of the previous page.")] = None,
 ) -> AdapterPage:
     """One page of the adapters in the store, without their norms."""
     records, more = await services.catalogue.page(limit, after)
@@ -126,11 +129,14 @@ async def list_adapters(
 @router.post(
     "/adapters/compose",
     response_model=GeneratedAdapter,
-    responses={201: {"model": GeneratedAdapter, "description": "Just made"}, **errors(404, 409, 504, 507)},
-    summary="Add adapters up",
+    responses={
+        201: {"model": GeneratedAdapter, "description": "The adapter, which is new"},
+        **errors(404, 409, 504, 507),
+    },
+    summary="Add adapters",
 )
 async def compose(body: ComposeRequest, services: Ready, response: Response, prefix: RootPath) -> GeneratedAdapter:
-    """The adapter whose effect is the exact weighted sum of others'; its rank is the sum of theirs."""
+    """Make the weighted sum of adapters. The sum is exact, so its rank is the sum of their ranks."""
     start = time.perf_counter()
     before = await services.catalogue.composed_as(body.name, body.ids, body.weights)
     await services.catalogue.require_free(body.name, before)
@@ -145,7 +151,7 @@ async def compose(body: ComposeRequest, services: Ready, response: Response, pre
 
 @router.get("/adapters/{adapter_id}", response_model=AdapterDetail, responses=errors(404), summary="Show an adapter")
 async def show_adapter(adapter_id: str, services: Ready, prefix: RootPath) -> AdapterDetail:
-    """What is known of an adapter, with the size of its effect by module and layer."""
+    """Show an adapter, with the size of its effect for each module and layer."""
     record = await services.catalogue.record(adapter_id)
     names = await services.catalogue.names_of([record.id], fresh=True)
     return views.detail(record, names.get(record.id, []), prefix)
@@ -153,7 +159,7 @@ async def show_adapter(adapter_id: str, services: Ready, prefix: RootPath) -> Ad
 
 @router.delete("/adapters/{adapter_id}", response_model=Deleted, responses=errors(404), summary="Delete an adapter")
 async def delete_adapter(adapter_id: str, services: Ready) -> Deleted:
-    """Remove an adapter and its names. Answers that are using it are finished with it."""
+    """Delete an adapter and its names. Answers that use it at the moment are completed."""
     return Deleted(id=await services.catalogue.delete(adapter_id))
 
 
@@ -211,7 +217,7 @@ async def adapter_configuration(adapter_id: str, request: Request, services: Rea
     summary="Download the PEFT folder as a zip",
 )
 async def adapter_archive(adapter_id: str, request: Request, services: Ready) -> Response:
-    """A zip with one folder, ready for `PeftModel.from_pretrained`."""
+    """A zip with one folder, for `PeftModel.from_pretrained`."""
     record = await services.catalogue.record(adapter_id)
     unchanged = not_modified(request, etag_of(archive_sha256(record)))
     return unchanged or await _archive(services, record, 200, {}, head=request.method == "HEAD")
@@ -251,9 +257,9 @@ async def _archive(
     summary="Load a PEFT folder, as vLLM does",
 )
 async def load_lora_adapter(body: LoadAdapterRequest, services: Ready) -> Response:
-    """Check the PEFT folder `lora_path`, copy it into the store and name it `lora_name`.
+    """Check the PEFT folder `lora_path`, copy it into the store and give the adapter the name `lora_name`.
 
-    The answer has a warning for one that names another base than the one that is loaded.
+    The answer has a warning if the folder names another base than the service's.
     """
     await services.catalogue.require_free(body.lora_name, None, taken_status=400)
     outcome = await services.adapters.load(body.lora_path)
@@ -269,6 +275,6 @@ async def load_lora_adapter(body: LoadAdapterRequest, services: Ready) -> Respon
     summary="Unload an adapter, as vLLM does",
 )
 async def unload_lora_adapter(body: UnloadAdapterRequest, services: Ready) -> Response:
-    """Take the name away; an adapter that was loaded and has no other name is deleted."""
+    """Remove the name. A loaded adapter without another name is deleted."""
     await services.catalogue.unload(body.lora_name)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")

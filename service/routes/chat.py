@@ -1,4 +1,4 @@
-"""POST /chat: a task and a question in, the adapted answer out."""
+"""POST /chat: answers a question with the adapter of a task."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ router = APIRouter(tags=["chat"])
     summary="Ask with an adapter applied",
 )
 async def chat(body: ChatRequest, request: Request, services: Ready) -> ChatResponse:
-    """Answer with the adapter of a task, made on the way if there is none, or with one named by id or name."""
+    """Answer with the adapter of a task, which is made if it does not exist, or with an adapter by id or name."""
     return await while_connected(request, _answer(body, services))
 
 

@@ -25,14 +25,14 @@ async def create_file(
         UploadFile,
         File(description='JSON lines: `{"messages": [...]}` with the answer last, or `{"input": ..., "output": ...}`.'),
     ],
-    purpose: Annotated[Literal["fine-tune"], Form(description="What the file is for.")],
+    purpose: Annotated[Literal["fine-tune"], Form(description="The use of the file.")],
 ) -> FileObject:
-    """Keep a file of examples until it is deleted. Each line is checked; the first bad one is named by its number."""
+    """Keep a file of examples until it is deleted. The error for a bad line has the line's number."""
     form = await request.form()
     if unknown := sorted(form.keys() - _FIELDS):
-        raise ApiError(400, f"{unknown[0][:64]}: it is not known here; leave it out", param=unknown[0][:64])
+        raise ApiError(400, f"{unknown[0][:64]}: it is not known; leave it out", param=unknown[0][:64])
     if len(form.getlist("file")) > 1:
-        raise ApiError(400, "file: there are several; upload one file a request", param="file")
+        raise ApiError(400, "file: there are several; upload one file in each request", param="file")
     content = await file.read()
     record = await asyncio.to_thread(services.jobs.files.add, (file.filename or "examples.jsonl")[:255], content)
     return _view(record)
@@ -42,9 +42,11 @@ async def create_file(
 async def list_files(
     services: Ready,
     limit: Annotated[int, Query(ge=1, le=10000, description="Files on a page.")] = 10000,
-    after: Annotated[str | None, Query(max_length=64, description="`last_id` of the page before.")] = None,
+    after: Annotated[str | None, Query(max_length=64, description="`last_id` of the previous page.")] = None,
     order: Annotated[Literal["asc", "desc"], Query(description="By the time of upload.")] = "desc",
-    purpose: Annotated[Literal["fine-tune", "fine-tune-results"] | None, Query(description="Only these.")] = None,
+    purpose: Annotated[
+        Literal["fine-tune", "fine-tune-results"] | None, Query(description="Only files with this purpose.")
+    ] = None,
 ) -> FileList:
     """One page of files, without their content."""
     found, more = await asyncio.to_thread(
@@ -58,13 +60,13 @@ async def list_files(
 
 @router.get("/files/{file_id}", response_model=FileObject, responses=errors(400, 404), summary="Show a file")
 async def show_file(file_id: str, services: Ready) -> FileObject:
-    """What is known of a file, without its content."""
+    """Show a file without its content."""
     return _view(await asyncio.to_thread(services.jobs.files.record, file_id))
 
 
 @router.delete("/files/{file_id}", response_model=FileDeleted, responses=errors(400, 404, 507), summary="Delete a file")
 async def delete_file(file_id: str, services: Ready) -> FileDeleted:
-    """Remove a file and its examples. A job that runs goes on; one that waits for its turn will fail."""
+    """Delete a file and its examples. A running job goes on without it; a queued job will fail."""
     await asyncio.to_thread(services.jobs.files.delete, file_id)
     return FileDeleted(id=file_id)
 
@@ -82,7 +84,7 @@ async def delete_file(file_id: str, services: Ready) -> FileDeleted:
     summary="Download a file",
 )
 async def file_content(file_id: str, services: Ready) -> Response:
-    """The content as it was uploaded."""
+    """The content, as it was uploaded."""
     content = await asyncio.to_thread(services.jobs.files.content, file_id)
     return Response(content, media_type="application/octet-stream")
 

@@ -28,7 +28,7 @@ router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
 async def create_job(body: CreateJobRequest, services: Ready) -> FineTuningJob:
     """Let an adapter learn from a file of examples.
 
-    Jobs run one after the other, in a process of low priority. The result is an adapter like any other.
+    Jobs run one after another, in a process of low priority. The result is an adapter like all others.
     """
     job = await services.jobs.create(
         body.model,
@@ -45,7 +45,7 @@ async def create_job(body: CreateJobRequest, services: Ready) -> FineTuningJob:
 def _chosen(body: CreateJobRequest) -> Hyperparameters:
     given = None if body.method is None or body.method.supervised is None else body.method.supervised.hyperparameters
     if given is not None and body.hyperparameters is not None:
-        raise ApiError(400, "hyperparameters: give those of method or these, not both", param="hyperparameters")
+        raise ApiError(400, "hyperparameters: give them here or in method, not in both", param="hyperparameters")
     wanted = given or body.hyperparameters or JobHyperparameters()
     chosen = {name: value for name, value in wanted.model_dump().items() if value != "auto"}
     return Hyperparameters(**chosen)
@@ -55,7 +55,7 @@ def _chosen(body: CreateJobRequest) -> Hyperparameters:
 async def list_jobs(
     services: Ready,
     limit: Annotated[int, Query(ge=1, le=100, description="Jobs on a page.")] = 20,
-    after: Annotated[str | None, Query(max_length=64, description="Id of the last job of the page before.")] = None,
+    after: Annotated[str | None, Query(max_length=64, description="Id of the last job of the previous page.")] = None,
 ) -> JobList:
     """One page of jobs."""
     found, more = await services.jobs.page(limit, after)
@@ -72,7 +72,7 @@ async def show_job(job_id: str, services: Ready) -> FineTuningJob:
     "/jobs/{job_id}/cancel", response_model=FineTuningJob, responses=errors(400, 404, 507), summary="Cancel a job"
 )
 async def cancel_job(job_id: str, services: Ready) -> FineTuningJob:
-    """End a job that waits or runs; a running one stops after the step that it is at. Nothing of it is kept."""
+    """End a queued or running job. A running job stops after its current step. It makes no adapter."""
     return views.job(await services.jobs.cancel(job_id))
 
 
@@ -81,7 +81,7 @@ async def cancel_job(job_id: str, services: Ready) -> FineTuningJob:
     response_model=JobEventList,
     responses={
         200: {
-            "description": "The events; with `stream` as server-sent events, the oldest first, the last one `[DONE]`",
+            "description": "The events; with `stream`, server-sent events, the oldest first, and `[DONE]` at the end",
             "content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/FineTuningJobEvent"}}},
         },
         **errors(400, 404),
@@ -92,12 +92,12 @@ async def list_job_events(
     job_id: str,
     services: Ready,
     limit: Annotated[int, Query(ge=1, le=100, description="Events on a page.")] = 20,
-    after: Annotated[str | None, Query(max_length=64, description="Id of the last event of the page before.")] = None,
-    stream: Annotated[bool, Query(description="Send them as they come, until the job ends.")] = False,
+    after: Annotated[str | None, Query(max_length=64, description="Id of the last event of the previous page.")] = None,
+    stream: Annotated[bool, Query(description="Send the events as they come, until the job ends.")] = False,
 ) -> JobEventList | Response:
     """Messages, and the loss of each step, the newest first."""
     if stream:
-        await services.jobs.events(job_id, 1, after)  # refuse while there still is a status
+        await services.jobs.events(job_id, 1, after)  # an error must come before the status is sent
         return EventStream(_sent(services.jobs.follow(job_id, after)), lambda: None, {})
     found, more = await services.jobs.events(job_id, limit, after)
     return JobEventList(data=[views.event(item) for item in found], has_more=more)

@@ -1,4 +1,4 @@
-"""Jobs and their events as the models that clients see."""
+"""Jobs and their events as response models."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def event(item: JobEvent) -> FineTuningJobEvent:
     """An event."""
     return FineTuningJobEvent(
         id=item.id,
-        object="fine_tuning.job.event",  # set, so that a stream sends it too
+        object="fine_tuning.job.event",  # set explicitly: a stream leaves out defaults
         created_at=int(item.created),
         level=item.level,
         message=item.message,

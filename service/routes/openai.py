@@ -40,7 +40,7 @@ router = APIRouter(prefix="/v1", tags=["openai"])
     response_model=ChatCompletion,
     responses={
         200: {
-            "description": "The answer; with `stream` chunks as server-sent events, the last one `[DONE]`",
+            "description": "The answer; with `stream`, server-sent events with its chunks, and `[DONE]` at the end",
             "content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/ChatCompletionChunk"}}},
         },
         **errors(400, 404, 502, 504, 507),
@@ -50,8 +50,8 @@ router = APIRouter(prefix="/v1", tags=["openai"])
 async def chat_completions(body: ChatCompletionRequest, request: Request, services: Ready) -> ChatCompletion | Response:
     """Answer a conversation.
 
-    `model` is the base, an adapter's id or name, `prompt:` and the description of a task, which makes its adapter, or
-    `auto`, which takes the system message for the description.
+    `model` is the base, an adapter's id or name, or `prompt:` and the description of a task, which makes its adapter.
+    With `auto` the system message is the description.
     """
     if not body.stream:
         return await while_connected(request, _complete(body, services))
@@ -134,7 +134,7 @@ async def _events(body: ChatCompletionRequest, chat: ChatService, generation: Ge
     async for piece in generation.pieces():
         logprobs = _logprobs(chat, [piece.step]) if body.logprobs and piece.step is not None else None
         if not piece.text and logprobs is None and piece.finish_reason is None:
-            continue  # half a character, or the start of what may be a stop string
+            continue  # half a character, or the possible start of a stop string
         delta = Delta(content=piece.text) if piece.text else Delta()
         yield chunk([ChunkChoice(index=piece.index, delta=delta, logprobs=logprobs, finish_reason=piece.finish_reason)])
     if with_usage:
@@ -170,10 +170,10 @@ def _new_id() -> str:
 )
 async def list_models(
     services: Ready,
-    limit: Annotated[int, Query(ge=1, le=1000, description="Adapters on a page; their names are on it too.")] = 1000,
-    after: Annotated[str | None, Query(max_length=64, description="`last_id` of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Adapters on a page, each with its names.")] = 1000,
+    after: Annotated[str | None, Query(max_length=64, description="`last_id` of the previous page.")] = None,
 ) -> ModelList:
-    """The base, `auto`, then the adapters, the newest first, each under its id and then under its names."""
+    """List the base, `auto`, and the adapters, the newest first. Each name of an adapter is a model too."""
     cursor = None if after is None else await services.catalogue.resolve(after)
     adapters, more = await services.catalogue.ids(limit, cursor)
     names = await services.catalogue.names_of([identity for identity, _ in adapters])
@@ -185,13 +185,13 @@ async def list_models(
 
 @router.get("/models/", response_model=ModelList, include_in_schema=False)
 async def list_models_below_a_slash(services: Ready) -> ModelList:
-    """As some clients join addresses."""
+    """The same list: some clients add a slash to the address."""
     return await list_models(services)
 
 
 @router.get("/models/{model:path}", response_model=Model, responses=errors(400, 404), summary="One model")
 async def show_model(model: str, services: Ready) -> Model:
-    """A model by the id that `model` of a chat completion takes."""
+    """Show a model by its id, which is a value of `model` in a chat completion."""
     if model in (services.models.base.spec.base_id, AUTO_MODEL):
         return _base_model(services, model)
     record = await services.catalogue.record(model)

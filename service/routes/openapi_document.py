@@ -1,4 +1,4 @@
-"""The OpenAPI document, complete: FastAPI's, with the stream's events, the API key and links added."""
+"""The OpenAPI document: FastAPI's, with the events of streams, the API key and links added."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from service.schemas import (
 )
 
 MODULES = (adapters, chat, chat_completion, common, files, fine_tuning, messages, openai, ops, response_format)
-"""Where the models are."""
+"""The modules of the request and response models."""
 _ON_AN_ADAPTER = ("show_adapter", "adapter_weights", "adapter_configuration", "adapter_archive", "delete_adapter")
 
 
@@ -44,17 +44,17 @@ def complete(app: FastAPI) -> dict[str, Any]:
         version=app.version,
         summary=app.summary,
         description=(
-            "A description of a task goes in, a LoRA adapter for a frozen Qwen2.5 comes out: to chat with here, or to "
-            "download in PEFT's format. /v1 speaks OpenAI's protocol, with adapters as models."
+            "Makes a LoRA adapter for a frozen Qwen2.5 from the description of a task. Chat with the adapter here, or "
+            "download it in PEFT's format. The routes under /v1 follow OpenAI's protocol, with adapters as models."
         ),
         routes=app.routes,
     )
     schemas = document["components"]["schemas"]
-    # FastAPI does not know what is in a stream's events
+    # FastAPI does not know the events of a stream
     chunk = openai.ChatCompletionChunk.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas.update(chunk.pop("$defs", {}))
     schemas["ChatCompletionChunk"] = chunk
-    # FastAPI makes a model of the form of an upload, which is no model of ours
+    # FastAPI adds a model for the form of an upload; the schema of the form itself is enough
     form = document["paths"]["/v1/files"]["post"]["requestBody"]["content"]["multipart/form-data"]
     form["schema"] = schemas.pop(form["schema"]["$ref"].rpartition("/")[2])
     for module in MODULES:
@@ -62,10 +62,10 @@ def complete(app: FastAPI) -> dict[str, Any]:
             if name in schemas and "examples" in (
                 extra := getattr(model, "model_config", {}).get("json_schema_extra", {})
             ):
-                schemas[name]["examples"] = extra["examples"]  # whole again: FastAPI takes the nulls out of them
+                schemas[name]["examples"] = extra["examples"]  # FastAPI removes the nulls of examples
     document["components"]["schemas"] = dict(sorted(schemas.items()))
     document["components"]["securitySchemes"] = {
-        "key": {"type": "http", "scheme": "bearer", "description": "Only where LLGBM_API_KEY_HASHES is set."}
+        "key": {"type": "http", "scheme": "bearer", "description": "Needed only if LLGBM_API_KEY_HASHES is set."}
     }
     document["security"] = [{}, {"key": []}]
     _link(document["paths"])
@@ -73,7 +73,7 @@ def complete(app: FastAPI) -> dict[str, Any]:
 
 
 def _link(paths: dict[str, Any]) -> None:
-    """Say which operation takes what an answer gives."""
+    """Add the operations that use a value of an answer."""
 
     def adapter(identity: str) -> dict[str, Any]:
         return {
@@ -92,5 +92,5 @@ def _link(paths: dict[str, Any]) -> None:
 
 
 def text(document: dict[str, Any]) -> str:
-    """The document as it is committed."""
+    """The text of the document, as in openapi.json."""
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"

@@ -1,4 +1,4 @@
-"""For whoever operates the service: alive, ready, metrics."""
+"""Routes for operations: liveness, readiness, metrics."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from service.state import AppState, State
 router = APIRouter(tags=["operations"])
 
 
-@router.get("/livez", response_model=ops.Live, summary="Does the process answer?")
+@router.get("/livez", response_model=ops.Live, summary="Liveness")
 async def livez() -> ops.Live:
-    """Touches nothing: neither torch, nor Redis, nor the disk."""
+    """Whether the process answers. It uses neither the models, nor Redis, nor the disk."""
     return ops.Live()
 
 
 @router.get(
     "/readyz",
     response_model=ops.Ready,
-    responses={503: {"model": ops.Ready, "description": "Not (or no longer) ready"}},
-    summary="Are requests served?",
+    responses={503: {"model": ops.Ready, "description": "Not ready"}},
+    summary="Readiness",
 )
 async def readyz(state: AppState, response: Response) -> ops.Ready:
-    """200 once base and generator are loaded, until the process drains.
+    """Whether requests are served: 200 from the end of loading until the service shuts down.
 
-    Without Redis, or without some of the vLLM servers, it is degraded, but serves.
+    Without Redis, or without some of the vLLM servers, the status is degraded and requests are served.
     """
     answer = await _readiness(state)
     if answer.status not in ("ready", "degraded"):
@@ -71,5 +71,5 @@ async def _readiness(state: State) -> ops.Ready:
     summary="Prometheus metrics",
 )
 async def metrics(state: AppState) -> Response:
-    """What Prometheus scrapes."""
+    """The metrics in the text format of Prometheus."""
     return Response(state.metrics.render(), media_type=CONTENT_TYPE)

@@ -1,8 +1,8 @@
-"""The playground at `/` and its files below `/static/`, out of memory and under a strict policy.
+"""The playground at `/` and its files under `/static/`, sent from memory with a strict content security policy.
 
-The files are those of `service/static` whose type is in the table; they are read once, at the first request, so a
-change needs a restart and no path of a request ever reaches the disk. The policy lets the page load and call nothing
-but this service, run no inline script and, where the browser knows trusted types, parse no text as HTML at all.
+The files in `service/static` with a known type are read once, at the first request. So no path of a request reaches the
+disk, and a changed file needs a restart. Under the policy the page can load from and call this service only. It cannot
+run inline scripts, and a browser with trusted types does not let it parse text as HTML.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class PageFile:
 
 @cache
 def page_files() -> dict[str, PageFile]:
-    """The files by their path below `static`, as in `js/main.js`."""
+    """The files by their path in `static`, such as `js/main.js`."""
     found = {}
     for path in sorted(STATIC.rglob("*")):
         media_type = MEDIA_TYPES.get(path.suffix)
@@ -91,6 +91,6 @@ def _answer(request: Request, path: str) -> Response:
     unchanged = not_modified(request, file.etag)
     if unchanged is not None:
         return unchanged
-    # no-cache: the browser keeps the file and asks whether it is still the one, so a new version is seen at once
+    # no-cache: the browser keeps the file and asks each time whether it is current, so a new version shows at once
     headers = {**_HEADERS, "ETag": file.etag, "Cache-Control": "no-cache"}
     return Response(file.content, headers=headers, media_type=file.media_type)

@@ -1,1 +1,1 @@
-"""Request and response models of the HTTP interface, with examples: what openapi.json is made of."""
+"""Request and response models of the HTTP interface, with examples. openapi.json is made from them."""

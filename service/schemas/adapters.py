@@ -14,14 +14,14 @@ from service.schemas.common import Strict, example
 Name = Annotated[
     str,
     StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"),
-    Field(description="A name to use in place of the id: letters, digits, dots, dashes and underscores."),
+    Field(description="A name for use in place of the id: letters, digits, dots, dashes and underscores."),
 ]
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 FRENCH = "Translate the English word to French."
 
 
 class Example(Strict):
-    """One example of the task."""
+    """One example of a task."""
 
     model_config = example({"input": "cheese", "output": "fromage"})
     input: Text
@@ -33,7 +33,7 @@ Examples = Annotated[
     Field(
         min_length=1,
         max_length=MAX_EXAMPLES,
-        description=f"Up to {MAX_EXAMPLES} examples of the task: they make the adapter, and may stand in the context.",
+        description=f"Up to {MAX_EXAMPLES} examples of the task, for the adapter and perhaps for the context.",
     ),
 ]
 
@@ -44,7 +44,7 @@ def pairs_of(examples: Sequence[Example] | None) -> tuple[tuple[str, str], ...]:
 
 
 class GenerateAdapterRequest(Strict):
-    """A task, as one description or several wordings of it, as examples, or both."""
+    """A task: a description in one or several wordings, examples, or both."""
 
     model_config = example(
         {"prompt": FRENCH},
@@ -54,20 +54,24 @@ class GenerateAdapterRequest(Strict):
             "name": "french",
         },
     )
-    prompt: Text | None = Field(None, description="What the adapter shall make the base do.")
+    prompt: Text | None = Field(None, description="Description of the task.")
     prompts: list[Text] | None = Field(
-        None, min_length=1, max_length=16, description="The same task in several wordings."
+        None, min_length=1, max_length=16, description="The description in several wordings."
     )
     examples: Examples | None = None
     name: Name | None = None
     scale: float = Field(1.0, ge=-4, le=4, allow_inf_nan=False, description="Factor on the adapter's effect.")
     refine: bool = Field(
         False,
-        description="Let the adapter of the description learn from the examples too, in a fine-tuning job: the answer "
-        "is the job. The examples are in its file until that is deleted.",
+        description="Refine the adapter of the description on the examples, in a fine-tuning job. The answer is the "
+        "job. The examples are in its file until the file is deleted.",
     )
     wait_s: float | None = Field(
-        None, ge=0, le=600, allow_inf_nan=False, description="With refine: seconds to wait for the end of the job."
+        None,
+        ge=0,
+        le=600,
+        allow_inf_nan=False,
+        description="With refine: maximum seconds to wait for the end of the job.",
     )
 
     @model_validator(mode="after")
@@ -77,9 +81,9 @@ class GenerateAdapterRequest(Strict):
         if self.prompt is None and self.prompts is None and self.examples is None:
             raise ValueError("give a prompt, prompts or examples")
         if self.refine and self.examples is None:
-            raise ValueError("refine needs examples to learn from")
+            raise ValueError("refine needs examples")
         if self.wait_s is not None and not self.refine:
-            raise ValueError("wait_s goes with refine")
+            raise ValueError("wait_s needs refine: true")
         return self
 
     @property
@@ -94,12 +98,12 @@ class GenerateAdapterRequest(Strict):
 
 
 class ComposeRequest(Strict):
-    """Adapters to add up."""
+    """Adapters to add."""
 
     model_config = example({"ids": ["french", "upper-case"], "weights": [1.0, 0.5], "name": "both"})
     ids: list[str] = Field(min_length=1, max_length=8, description="Ids or names.")
     weights: list[Annotated[float, Field(ge=-4, le=4, allow_inf_nan=False)]] = Field(
-        min_length=1, max_length=8, description="One factor for each."
+        min_length=1, max_length=8, description="The factor of each adapter."
     )
     name: Name | None = None
 
@@ -126,10 +130,10 @@ class UnloadAdapterRequest(BaseModel):
 
 
 class TimingsMs(BaseModel):
-    """Where the time went, in milliseconds; zero for what was not needed."""
+    """Duration of each stage in milliseconds; 0 for a stage that was not needed."""
 
     model_config = example({"encode": 21.4, "generate": 14.0, "store": 25.3, "total": 62.9})
-    encode: float = Field(description="Text encoder, with its cache.")
+    encode: float = Field(description="Text encoder, including its cache.")
     generate: float = Field(description="Generator.")
     store: float = Field(description="Writing the PEFT folder.")
     total: float
@@ -144,7 +148,7 @@ _LINKS = {
 
 
 class Links(BaseModel):
-    """Paths of the adapter's files."""
+    """Paths of the adapter and its files."""
 
     model_config = example(_LINKS)
     adapter: str
@@ -154,7 +158,7 @@ class Links(BaseModel):
 
 
 class NearestTask(BaseModel):
-    """A training task and the cosine of its nearest description to the request."""
+    """A training task, and the cosine between its nearest description and the request."""
 
     model_config = example({"task_id": "ii_translation_en_fr", "similarity": 0.93})
     task_id: str
@@ -194,33 +198,33 @@ class Adapter(BaseModel):
     model_config = _example()
     id: str
     names: list[str]
-    digest: str = Field(description="sha256 over the names, types, shapes and bytes of the tensors, and alpha.")
-    base: str = Field(description="Hub id of the base that it fits.")
+    digest: str = Field(description="SHA-256 of the names, types, shapes and bytes of the tensors, and of alpha.")
+    base: str = Field(description="Hub id of the adapter's base.")
     rank: int
     alpha: float
     target_modules: list[str]
     num_parameters: int
-    bytes: int = Field(description="Size of adapter_model.safetensors.")
+    bytes: int = Field(description="Size of adapter_model.safetensors in bytes.")
     created: float = Field(description="Seconds since 1970.")
     source: Literal["generated", "loaded", "composed", "refined"]
     prompts: list[str]
     examples: list[Example]
     scale: float
-    nearest_tasks: list[NearestTask] = Field(description="Nearest tasks that the generator was trained on.")
-    confidence: float | None = Field(description="0 to 1; null where there is no calibration.")
+    nearest_tasks: list[NearestTask] = Field(description="The nearest tasks in the training of the generator.")
+    confidence: float | None = Field(description="Expected share of right answers, 0 to 1; null without a calibration.")
     scale_in_context: float | None = Field(
-        description="The scale that does best where the description stands in the conversation too; null where there "
-        "is no calibration or no description."
+        description="The best scale for a conversation that has the description too; null without a calibration or a "
+        "description."
     )
     warning: str | None = Field(
-        description="Set when the request reads like no task, or few right answers are expected of context `auto`: "
-        "names the help, and the nearest task that the generator knows."
+        description="Present if the text does not seem to describe a task, or few right answers are expected with "
+        "context `auto`. It says how to improve the request, and names the nearest training task."
     )
     links: Links
 
 
 class ContextUsed(BaseModel):
-    """What stands in the context in addition to the conversation, and the adapter's scale there."""
+    """The texts of the task in the context, in addition to the conversation, and the adapter's scale."""
 
     model_config = example({"context_used": "description", "scale": 0.5})
     context_used: Context
@@ -228,14 +232,14 @@ class ContextUsed(BaseModel):
 
 
 class GeneratedAdapter(Adapter):
-    """An adapter and what making it took."""
+    """An adapter, and the time that it took."""
 
     model_config = _example(
         auto={"context_used": "none", "scale": 1.0},
         timings_ms={"encode": 21.4, "generate": 14.0, "store": 25.3, "total": 62.9},
     )
     auto: ContextUsed | None = Field(
-        description="What context `auto` does in a chat with these texts; null for a sum of adapters."
+        description="The choice of context `auto` in a chat with these texts; null for a sum of adapters."
     )
     timings_ms: TimingsMs
 
@@ -245,7 +249,7 @@ class AdapterDetail(Adapter):
 
     model_config = _example(norms={"q_proj": [0.21, 0.34], "v_proj": [0.12, None]})
     norms: dict[str, list[float | None]] = Field(
-        description="Module -> Frobenius norm of scaling * B @ A in each layer of the base; null where there is none."
+        description="For each module, the Frobenius norm of scaling * B @ A in each layer; null for a layer without it."
     )
 
 
@@ -256,11 +260,11 @@ class AdapterPage(BaseModel):
     object: Literal["list"] = "list"
     data: list[Adapter]
     has_more: bool
-    next: str | None = Field(description="What to give as `after` for the next page.")
+    next: str | None = Field(description="Value of `after` for the next page.")
 
 
 class Deleted(BaseModel):
-    """What was deleted."""
+    """The id of the deleted adapter."""
 
     model_config = example({"id": _ADAPTER["id"], "object": "adapter", "deleted": True})
     id: str

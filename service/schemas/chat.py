@@ -12,17 +12,26 @@ from service.schemas.common import Strict, Usage, example
 from service.schemas.messages import Message
 
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63, description="The same seed gives the same answer.")]
-Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False, description="0 takes the likeliest token.")]
+Temperature = Annotated[
+    float, Field(ge=0, le=2, allow_inf_nan=False, description="0 always takes the most likely token.")
+]
 TopP = Annotated[
-    float, Field(ge=0, le=1, allow_inf_nan=False, description="Nucleus that is sampled from; 0 is greedy.")
+    float,
+    Field(
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Probability mass of nucleus sampling; 0 always takes the most likely token.",
+    ),
 ]
 MaxTokens = Annotated[
-    int, Field(ge=1, lt=2**31, description="Most tokens of the answer; cut at what is left of the context.")
+    int,
+    Field(ge=1, lt=2**31, description="Maximum number of tokens of the answer; the rest of the context limits it too."),
 ]
 
 
 class ChatRequest(Strict):
-    """A question, and the adapter that shall answer it: by the task's description or examples, by id or by name."""
+    """A question, and the adapter that answers it: by description or examples of its task, by id, or by name."""
 
     model_config = example(
         {"prompt": FRENCH, "query": "cheese", "max_tokens": 16, "compare_base": True},
@@ -33,10 +42,10 @@ class ChatRequest(Strict):
         },
         {"adapter_id": "french", "messages": [{"role": "user", "content": "cheese"}]},
     )
-    prompt: Text | None = Field(None, description="Description of the task; its adapter is made if there is none yet.")
+    prompt: Text | None = Field(None, description="Description of the task; its adapter is made if it does not exist.")
     adapter_id: str | None = Field(None, min_length=1, max_length=64, description="Id or name of an adapter.")
     query: Text | None = Field(None, description="The user's turn.")
-    messages: list[Message] | None = Field(None, min_length=1, max_length=256, description="A whole conversation.")
+    messages: list[Message] | None = Field(None, min_length=1, max_length=256, description="A conversation.")
     max_tokens: MaxTokens | None = None
     temperature: Temperature = 0.0
     top_p: TopP = 1.0
@@ -44,11 +53,11 @@ class ChatRequest(Strict):
     examples: Examples | None = None
     context: ContextWanted = Field(
         "auto",
-        description="What stands in the context in addition to the conversation, for the adapter and the base: "
-        "nothing, the description, description and examples, or what calibration found best for such a task. Not with "
-        "adapter_id: such an adapter answers as it is.",
+        description="The texts of the task in the context, in addition to the conversation, for adapter and base: "
+        "none, the description, or description and examples. `auto` takes the best choice by calibration. With "
+        "adapter_id only `none` is possible.",
     )
-    compare_base: bool = Field(False, description="Also answer with the plain base, in the same batch.")
+    compare_base: bool = Field(False, description="Answer with the plain base too, in the same batch.")
 
     @model_validator(mode="after")
     def _one_of_each(self) -> ChatRequest:
@@ -58,27 +67,27 @@ class ChatRequest(Strict):
             raise ValueError("give either query or messages")
         if self.adapter_id is not None and "context" in self.model_fields_set and self.context != "none":
             raise ValueError(
-                f"context {self.context!r} goes with prompt or examples; an adapter by id or name answers as it is"
+                f"context {self.context!r} needs prompt or examples; with adapter_id only 'none' is possible"
             )
         return self
 
     @property
     def conversation(self) -> list[Message]:
-        """The messages, or the query as the only one."""
+        """The messages, or the query as one message."""
         return self.messages or [Message(role="user", content=self.query or "")]
 
 
 class ChatTimingsMs(BaseModel):
-    """Where the time went, in milliseconds."""
+    """Duration of each stage in milliseconds."""
 
     model_config = example({"adapter": 61.0, "first_token": 210.5, "total": 704.1})
-    adapter: float = Field(description="Finding or making the adapter.")
-    first_token: float = Field(description="From then to the first token.")
+    adapter: float = Field(description="Until the adapter was found or made.")
+    first_token: float = Field(description="From the adapter to the first token.")
     total: float
 
 
 class ChatResponse(BaseModel):
-    """The answer with the adapter applied."""
+    """The answer with the adapter."""
 
     model_config = example(
         {
@@ -95,12 +104,12 @@ class ChatResponse(BaseModel):
         }
     )
     id: str
-    adapter_id: str | None = Field(description="Who answered; null for the base alone, at scale 0.")
-    context_used: Context = Field(description="What stood in the context in addition to the conversation.")
+    adapter_id: str | None = Field(description="The adapter that answered; null for the base alone, at scale 0.")
+    context_used: Context = Field(description="The texts of the task in the context, in addition to the conversation.")
     scale: float = Field(description="Factor on the adapter's effect.")
     answer: str
     base_answer: str | None = None
-    modules_hooked: int = Field(description="Modules of the base that the adapter changed for this answer.")
+    modules_hooked: int = Field(description="Number of modules that the adapter changed for this answer.")
     usage: Usage
     finish_reason: Literal["stop", "length"]
     timings_ms: ChatTimingsMs

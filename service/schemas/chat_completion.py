@@ -1,7 +1,7 @@
-"""The request of /v1/chat/completions, and what becomes of each field that clients are known to send.
+"""The request of /v1/chat/completions, and the treatment of each field that clients are known to send.
 
-Nothing that could change the answer is ignored in silence: a field is done, or is in `IGNORED`, or gets 400 with
-`error.param`. docs/OPERATIONS.md has the three as a table, which `python -m service.openapi --write` makes from here.
+A field is supported, ignored because it cannot change the answer, or refused with 400 and `error.param`. The table of
+all fields in docs/OPERATIONS.md is made from this file by `python -m service.openapi --write`.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from service.schemas.response_format import ResponseFormat
 
 
 class Refused(NamedTuple):
-    """A field that is not done: what to do about it, and values that say what happens anyway."""
+    """A field that is not supported: advice for the client, and values that are accepted since they change nothing."""
 
     instead: str
     neutral: tuple[Any, ...] = ()
 
 
 IGNORED: Mapping[str, str] = {
-    "user": "who asks is not looked at",
-    "safety_identifier": "who asks is not looked at",
-    "metadata": "nothing is kept",
-    "store": "nothing is kept",
-    "service_tier": "there is one",
-    "parallel_tool_calls": "there are no tools",
+    "user": "the identity of users is not used",
+    "safety_identifier": "the identity of users is not used",
+    "metadata": "no conversation is stored",
+    "store": "no conversation is stored",
+    "service_tier": "there is only one",
+    "parallel_tool_calls": "tools are not supported",
     "prediction": "it could only make the same answer faster",
     "prompt_cache_key": "it could only make the same answer faster",
     "prompt_cache_retention": "it could only make the same answer faster",
@@ -45,7 +45,7 @@ IGNORED: Mapping[str, str] = {
     "cache_prompt": "it could only make the same answer faster",
     "id_slot": "it could only make the same answer faster",
     "cache_salt": "it could only make the same answer faster",
-    "priority": "rows are taken in the order in which they come",
+    "priority": "requests are decoded in the order of arrival",
     "request_id": "the header X-Request-ID sets it",
 }
 """Fields that cannot change the answer, and why."""
@@ -53,16 +53,16 @@ IGNORED: Mapping[str, str] = {
 _MODEL = "`model` takes the adapter's id or name"
 _LENGTH, _FORMAT = "use max_tokens", "use response_format"
 REFUSED: Mapping[str, Refused] = {
-    "tools": Refused("no tools are called here", ([],)),
-    "tool_choice": Refused("no tools are called here", ("none", "auto")),
-    "functions": Refused("no tools are called here", ([],)),
-    "function_call": Refused("no tools are called here", ("none", "auto")),
+    "tools": Refused("tools are not supported", ([],)),
+    "tool_choice": Refused("tools are not supported", ("none", "auto")),
+    "functions": Refused("tools are not supported", ([],)),
+    "function_call": Refused("tools are not supported", ("none", "auto")),
     "modalities": Refused("answers are text", (["text"],)),
     "audio": Refused("answers are text"),
-    "web_search_options": Refused("nothing is searched"),
-    "reasoning_effort": Refused("the bases do not reason", ("none",)),
+    "web_search_options": Refused("the web is not searched"),
+    "reasoning_effort": Refused("the models have no reasoning mode", ("none",)),
     "verbosity": Refused("ask for it in a message", ("medium",)),
-    "moderation": Refused("nothing is moderated"),
+    "moderation": Refused("there is no moderation"),
     "adapter_name": Refused(_MODEL),
     "lora": Refused(_MODEL),
     "lora_path": Refused(_MODEL),
@@ -73,19 +73,19 @@ REFUSED: Mapping[str, Refused] = {
     "stop_sequences": Refused("use stop", ([],)),
     "stop_token_ids": Refused("use stop", ([],)),
     "bad_words": Refused("use logit_bias", ([],)),
-    "ignore_eos": Refused("an answer ends where the model ends it", (False,)),
-    "min_tokens": Refused("an answer ends where the model ends it", (0,)),
+    "ignore_eos": Refused("the model decides where an answer ends", (False,)),
+    "min_tokens": Refused("the model decides where an answer ends", (0,)),
     "include_stop_str_in_output": Refused("add the string to the answer", (False,)),
     "echo": Refused("put the message before the answer", (False,)),
     "best_of": Refused("use n", (1,)),
-    "use_beam_search": Refused("answers are greedy or drawn", (False,)),
+    "use_beam_search": Refused("answers are greedy or sampled", (False,)),
     "do_sample": Refused("temperature 0 is greedy"),
     "n_predict": Refused(_LENGTH),
     "num_predict": Refused(_LENGTH),
     "max_new_tokens": Refused(_LENGTH),
     "max_output_tokens": Refused(_LENGTH),
     "num_ctx": Refused("LLGBM_MAX_CONTEXT sets the context"),
-    "options": Refused("temperature, top_p and the others stand in the request itself", ({},)),
+    "options": Refused("put temperature, top_p and the others into the request itself", ({},)),
     "repeat_penalty": Refused("use repetition_penalty", (1,)),
     "typical_p": Refused("use top_p or min_p", (1,)),
     "mirostat": Refused("use top_p or min_p", (0,)),
@@ -101,7 +101,7 @@ REFUSED: Mapping[str, Refused] = {
     "chat_template_kwargs": Refused("the base's own template is used", ({},)),
     "documents": Refused("put them into a message", ([],)),
 }
-"""Fields of OpenAI's and of other servers that are known and not done. Any other field is refused too."""
+"""Known fields of OpenAI and of other servers that are not supported. Unknown fields are refused too."""
 
 _OF_ADAPTERS = re.compile(r"lora|adapter|peft", re.IGNORECASE)
 
@@ -111,10 +111,10 @@ Length = Annotated[int, Field(ge=-1, lt=2**31)]
 
 
 class StreamOptions(Strict):
-    """What a stream tells besides its text."""
+    """Options of a stream."""
 
     model_config = example({"include_usage": True})
-    include_usage: bool = Field(False, description="Send one last chunk with the token counts.")
+    include_usage: bool = Field(False, description="Send a last chunk with the token counts.")
 
     @model_validator(mode="before")
     @classmethod
@@ -123,7 +123,7 @@ class StreamOptions(Strict):
 
 
 class ChatCompletionRequest(Strict):
-    """A chat completion. A field that could change the answer and is not done here is refused."""
+    """A chat completion. A field that could change the answer is supported or refused."""
 
     model_config = example(
         {
@@ -142,8 +142,8 @@ class ChatCompletionRequest(Strict):
     )
     model: str = Field(
         min_length=1,
-        description="The base's id, an adapter's id or name, `prompt:` and the description of a task, or `auto`: then "
-        "the system message is the description.",
+        description="The base's id, an adapter's id or name, `prompt:` and the description of a task, or `auto`, with "
+        "the system message as the description.",
     )
     examples: Examples | None = Field(
         None,
@@ -151,53 +151,60 @@ class ChatCompletionRequest(Strict):
     )
     context: ContextWanted | None = Field(
         None,
-        description="Not OpenAI's: what stands in the context in addition to the messages, as in /chat, for `prompt:` "
-        "and `auto`. Default auto.",
+        description="Not OpenAI's: the texts of the task in the context, in addition to the messages, as in /chat, for "
+        "`prompt:` and `auto`. Default auto.",
     )
     adapter_id: str | None = Field(
         None,
         min_length=1,
         max_length=64,
-        description="Id or name of an adapter, as in /chat. Then `model` is the base, or the same adapter.",
+        description="Not OpenAI's: id or name of an adapter, as in /chat. `model` is the base, or the same adapter.",
     )
     messages: list[Message] = Field(
-        min_length=1, max_length=256, description="The conversation. Calls of tools and their results are rendered."
+        min_length=1,
+        max_length=256,
+        description="The conversation. The prompt includes earlier tool calls and their results.",
     )
-    add_generation_prompt: bool | None = Field(None, description="False: no head of the assistant's turn at the end.")
+    add_generation_prompt: bool | None = Field(
+        None, description="False leaves out the start of the assistant's turn at the end of the prompt."
+    )
     continue_final_message: bool | None = Field(
-        None, description="The answer goes on from the last message, which is the assistant's."
+        None, description="The answer continues the last message, which must be the assistant's."
     )
-    stream: bool | None = Field(None, description="Send the answer in events as it is made.")
+    stream: bool | None = Field(None, description="Send the answer as server-sent events.")
     stream_options: StreamOptions | None = Field(None, description="Only with stream.")
     max_tokens: Length | None = Field(
-        None, description="Most tokens of the answer; cut at what the context has left, which -1 asks for."
+        None,
+        description="Maximum number of tokens of the answer; -1 for the rest of the context, which always limits it.",
     )
     max_completion_tokens: Length | None = Field(None, description="The newer name of max_tokens.")
-    temperature: Temperature | None = Field(None, description="Default 1; 0 takes the likeliest token.")
-    top_p: TopP | None = Field(None, description="Nucleus that is drawn from; 0 takes the likeliest token.")
+    temperature: Temperature | None = Field(None, description="Default 1; 0 always takes the most likely token.")
+    top_p: TopP | None = Field(
+        None, description="Probability mass of nucleus sampling; 0 always takes the most likely token."
+    )
     top_k: int | None = Field(
-        None, ge=-1, lt=2**31, description="So many of the likeliest tokens are drawn from; 0 or -1 for all."
+        None, ge=-1, lt=2**31, description="Sample from this number of most likely tokens; 0 or -1 for all."
     )
     min_p: float | None = Field(
-        None, ge=0, le=1, description="Tokens with less than this part of the likeliest one's probability are left out."
+        None, ge=0, le=1, description="Minimum probability of a token, relative to the most likely one."
     )
     repetition_penalty: float | None = Field(
-        None, gt=0, le=100, description="Above 1: tokens of the prompt and of the answer become less likely."
+        None, gt=0, le=100, description="Above 1, tokens in the prompt or the answer become less likely."
     )
-    presence_penalty: Penalty | None = Field(None, description="Above 0: tokens of the answer become less likely.")
-    frequency_penalty: Penalty | None = Field(None, description="The same, once for each time they were there.")
+    presence_penalty: Penalty | None = Field(None, description="Above 0, tokens in the answer become less likely.")
+    frequency_penalty: Penalty | None = Field(None, description="As presence_penalty, once for each occurrence.")
     logit_bias: dict[Annotated[int, Field(ge=0, lt=2**31)], Bias] | None = Field(
-        None, max_length=1024, description="Numbers that are added to the logits of tokens, by their ids."
+        None, max_length=1024, description="Token id -> number that is added to its logit."
     )
     seed: Seed | None = Field(None, description="The same seed gives the same answer.")
-    stop: str | list[str] | None = Field(None, description="Strings that end the answer, up to 16.")
-    n: int | None = Field(None, ge=1, description="Answers to the same prompt; their seeds follow each other.")
+    stop: str | list[str] | None = Field(None, description="One string or up to 16, which end the answer.")
+    n: int | None = Field(None, ge=1, description="Number of answers to the prompt, with successive seeds.")
     logprobs: bool | None = Field(
-        None, description="Log probabilities by the model itself, before anything that changes a choice."
+        None, description="Log probabilities of the model, before penalties, bias and sampling."
     )
     top_logprobs: int | None = Field(None, ge=0, le=20, description="Only with logprobs.")
     response_format: ResponseFormat | None = Field(
-        None, description="text, json_object or json_schema. An answer that is not cut off is valid."
+        None, description="text, json_object or json_schema. An answer is valid JSON unless max_tokens ends it."
     )
 
     @classmethod
@@ -219,7 +226,7 @@ class ChatCompletionRequest(Strict):
                 del given[name]
                 continue
             hint = refused.instead if refused is not None else _MODEL if _OF_ADAPTERS.search(name) else "leave it out"
-            known = "is not supported" if refused is not None else "is not known here"
+            known = "is not supported" if refused is not None else "is not known"
             raise ApiError(400, f"the field {name[:64]!r} {known}: {hint}", param=name[:64])
         return given
 
@@ -230,21 +237,21 @@ class ChatCompletionRequest(Strict):
         if self.stream_options is not None and not self.stream:
             raise ApiError(400, "stream_options needs stream: true", param="stream_options")
         if len(self.stops) > 16 or not all(self.stops):
-            raise ApiError(400, "stop is one string or up to 16, none of them empty", param="stop")
+            raise ApiError(400, "stop must be one string or up to 16, none of them empty", param="stop")
         for name in ("max_tokens", "max_completion_tokens"):
             if getattr(self, name) == 0:
-                raise ApiError(400, f"{name} is 1 or more, or -1 for all that is left of the context", param=name)
+                raise ApiError(400, f"{name} must be at least 1, or -1 for the rest of the context", param=name)
         if self.continue_final_message:
             if self.add_generation_prompt:
                 raise ApiError(
                     400,
-                    "continue_final_message goes on inside the last message, so add_generation_prompt must be false",
+                    "continue_final_message continues the last message, so add_generation_prompt must be false",
                     param="add_generation_prompt",
                 )
             if self.messages[-1].role != "assistant":
                 raise ApiError(
                     400,
-                    "continue_final_message goes on from a message of the assistant, and the last one is another's",
+                    "continue_final_message continues a message of the assistant, but the last message is not one",
                     param="continue_final_message",
                 )
         return self
@@ -256,16 +263,18 @@ class ChatCompletionRequest(Strict):
 
 
 def fields_table() -> str:
-    """What becomes of each field, as a Markdown table."""
+    """The treatment of each field, as a Markdown table."""
 
     def row(name: str, kind: str, text: str) -> str:
         return f"| `{name}` | {kind} | {text.rstrip('.').replace('|', chr(92) + '|')} |"
 
-    lines = ["| field | here | meaning, why it changes nothing, or what to do instead |", "|---|---|---|"]
-    lines += [row(name, "done", field.description or "") for name, field in ChatCompletionRequest.model_fields.items()]
+    lines = ["| field | treatment | meaning, reason, or advice |", "|---|---|---|"]
+    lines += [
+        row(name, "supported", field.description or "") for name, field in ChatCompletionRequest.model_fields.items()
+    ]
     lines += [row(name, "ignored", why) for name, why in IGNORED.items()]
     for name, refused in REFUSED.items():
         neutral = ", ".join(f"`{json.dumps(value)}`" for value in refused.neutral)
-        lines.append(row(name, "400", refused.instead + (f"; taken: {neutral}" if neutral else "")))
-    lines.append("| any other | 400 | it is not known here; null is taken |")
+        lines.append(row(name, "400", refused.instead + (f"; accepted: {neutral}" if neutral else "")))
+    lines.append("| any other | 400 | it is not known; null is accepted |")
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""Models that several routes share."""
+"""Models of several routes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 def example(*values: dict[str, Any]) -> ConfigDict:
-    """The settings of a model with one example in its schema, or several."""
+    """The configuration of a model with examples in its schema."""
     return ConfigDict(json_schema_extra={"examples": list(values)})
 
 
 class Strict(BaseModel):
-    """A request model: an unknown field is a mistake of the caller, who is told so."""
+    """A request model, which refuses unknown fields."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -24,10 +24,10 @@ class ErrorBody(BaseModel):
     model_config = example(
         {"message": "stop: it must not be empty", "type": "invalid_request_error", "code": "invalid", "param": "stop"}
     )
-    message: str = Field(description="What was wrong, what was expected, what to do next.")
+    message: str = Field(description="The problem, the expectation and the next step.")
     type: str
-    code: str | None = Field(description="Machine-readable reason.")
-    param: str | None = Field(description="The field of the request that is to blame.")
+    code: str | None = Field(description="The reason, for programs.")
+    param: str | None = Field(description="The field of the request that caused the error.")
 
 
 class ErrorEnvelope(BaseModel):
@@ -36,7 +36,7 @@ class ErrorEnvelope(BaseModel):
     model_config = example(
         {
             "error": {
-                "message": "there is no adapter 'french'; GET /adapters lists those there are",
+                "message": "there is no adapter 'french'; GET /adapters lists the adapters",
                 "type": "invalid_request_error",
                 "code": "adapter_not_found",
                 "param": None,
@@ -58,26 +58,26 @@ class Usage(BaseModel):
 
 
 _MEANING = {
-    400: "The request cannot be served as it is",
+    400: "The request is not valid",
     401: "The API key is missing or unknown",
-    403: "This is switched off, or the host name is not one of the service's",
-    404: "There is no such thing",
-    409: "The name is taken",
+    403: "The route is switched off, or the host name is not allowed",
+    404: "Not found",
+    409: "The name is in use",
     413: "The body or the prompt is too large",
     415: "The body is not JSON, or is compressed",
     416: "No byte of that range exists",
     422: "A field is missing, unknown or out of range",
-    429: "Too many requests; Retry-After says when to come back",
-    500: "A fault of the service",
-    502: "A server that decodes for this one failed",
-    503: "Not ready, or shutting down",
-    504: "The deadline passed before the answer was complete",
+    429: "Too many requests; Retry-After has the seconds to wait",
+    500: "An error in the service",
+    502: "A vLLM server failed",
+    503: "The service is loading or shutting down",
+    504: "The answer was not complete before the deadline",
     507: "The disk is full",
 }
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI entries for the errors of a route: those named, and those that any route can give."""
+    """OpenAPI entries for the errors of a route: the given statuses, and those of every route."""
     return {
         status: {"model": ErrorEnvelope, "description": _MEANING[status]}
         for status in sorted({*statuses, 401, 403, 413, 415, 422, 429, 500, 503})

@@ -21,7 +21,7 @@ _FILE: dict[str, Any] = {
 
 
 class FileObject(BaseModel):
-    """A file of examples, or of the losses of a job."""
+    """A file of examples, or with the losses of a job."""
 
     model_config = example(_FILE)
     id: str
@@ -54,7 +54,7 @@ class FileList(BaseModel):
 
 
 class FileDeleted(BaseModel):
-    """The file that was deleted, with its examples."""
+    """The id of the deleted file."""
 
     model_config = example({"id": _FILE["id"], "object": "file", "deleted": True})
     id: str

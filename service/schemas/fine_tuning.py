@@ -1,4 +1,4 @@
-"""Models of the fine-tuning routes. Fields and meanings are OpenAI's; what is added is said so."""
+"""Models of the fine-tuning routes. Fields and meanings are OpenAI's, except where a description says so."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ _AUTO: dict[str, Any] = {"n_epochs": "auto", "batch_size": "auto", "learning_rat
 
 
 class JobHyperparameters(Strict):
-    """How to train; `auto` leaves it to the service, which holds examples out to choose the number of steps."""
+    """Settings of training. With `auto` the service chooses; held-out examples then choose the number of steps."""
 
     model_config = example(_AUTO)
     n_epochs: Annotated[int, Field(ge=1, le=50)] | Auto = Field("auto", description="Passes over the examples.")
-    batch_size: Annotated[int, Field(ge=1, le=256)] | Auto = Field("auto", description="Examples a step.")
+    batch_size: Annotated[int, Field(ge=1, le=256)] | Auto = Field("auto", description="Examples in a step.")
     learning_rate_multiplier: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | Auto = Field(
         "auto", description="Factor on the service's learning rate."
     )
 
 
 class SupervisedMethod(Strict):
-    """Learning from answers."""
+    """Supervised learning: from the answers of the examples."""
 
     model_config = example({"hyperparameters": _AUTO})
     hyperparameters: JobHyperparameters | None = None
 
 
 class Method(Strict):
-    """How examples are learnt from: by their answers."""
+    """The method of training; only supervised learning is supported."""
 
     model_config = example({"type": "supervised", "supervised": {"hyperparameters": _AUTO}})
     type: Literal["supervised"]
@@ -55,23 +55,31 @@ class CreateJobRequest(Strict):
     )
     model: str = Field(
         min_length=1,
-        description="What to start from: the base's id, an adapter's id or name, or `prompt:` and the description of a "
-        "task, whose adapter is the best start.",
+        description="The start of training: the base's id, an adapter's id or name, or `prompt:` and the "
+        "description of a task. The adapter of the description is the best start.",
     )
-    training_file: str = Field(min_length=1, max_length=64, description="Id of a file with the purpose fine-tune.")
+    training_file: str = Field(
+        min_length=1, max_length=64, description="Id of an uploaded file with the purpose fine-tune."
+    )
     validation_file: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = Field(
-        None, description="Examples that choose the number of steps, in place of a quarter that is held out."
+        None, description="File of examples that choose the number of steps, in place of held-out quarters."
     )
-    suffix: Suffix | None = Field(None, description="Start of the adapter's name; digits of the job's id follow.")
+    suffix: Suffix | None = Field(
+        None, description="Start of the adapter's name; the last digits of the job's id follow."
+    )
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
-        None, description="The same job with the same seed makes the same adapter. Default 0."
+        None, description="The same job with the same seed gives the same adapter. Default 0."
     )
     method: Method | None = None
-    hyperparameters: JobHyperparameters | None = Field(None, description="The older place of those of `method`.")
+    hyperparameters: JobHyperparameters | None = Field(
+        None, description="The older place of the hyperparameters, now in `method`."
+    )
     metadata: (
         dict[Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=512)]] | None
     ) = Field(None, max_length=16, description="Kept with the job.")
-    integrations: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="There are none here.")
+    integrations: Annotated[list[Any], Field(max_length=0)] | None = Field(
+        None, description="Must be empty; integrations are not supported."
+    )
 
 
 class JobError(BaseModel):
@@ -87,12 +95,16 @@ _SCORE: dict[str, Any] = {"rows": 8, "accuracy": 0.75, "log_likelihood": -0.21}
 
 
 class HeldOutAccuracy(BaseModel):
-    """Score on examples that were not trained on."""
+    """Score on held-out examples."""
 
     model_config = example(_SCORE)
-    rows: int = Field(description="Each example counts twice if it is measured with the description and without.")
-    accuracy: float = Field(description="Share of the rows that are answered exactly, 0 to 1.")
-    log_likelihood: float = Field(description="Of the answers, mean over the tokens of a row and over rows, nats.")
+    rows: int = Field(
+        description="Number of rows; an example counts twice if it is measured with and without the description."
+    )
+    accuracy: float = Field(description="Share of exact answers, 0 to 1.")
+    log_likelihood: float = Field(
+        description="Log-likelihood of the answers in nats, mean over tokens and then over rows."
+    )
 
 
 _OUTCOME: dict[str, Any] = {
@@ -108,17 +120,17 @@ _OUTCOME: dict[str, Any] = {
 
 
 class JobOutcome(BaseModel):
-    """What came of a job, and whether it was worth it."""
+    """The result of a job, and whether it helped."""
 
     model_config = example(_OUTCOME)
-    steps: int = Field(description="Steps of the adapter.")
+    steps: int = Field(description="Number of training steps of the adapter.")
     loss: float = Field(description="Training loss of the last step, nats.")
     seconds: float
-    start: HeldOutAccuracy | None = Field(description="Score of the start; null where nothing was held out.")
-    refined: HeldOutAccuracy | None = Field(description="Score after so many steps; null where nothing was held out.")
-    helped: bool | None = Field(description="Whether the result is better than the start; null if that is not known.")
-    better: str | None = Field(description="The adapter to use: the result, or the start (null for the plain base).")
-    note: str = Field(description="The same in a sentence.")
+    start: HeldOutAccuracy | None = Field(description="Score of the start; null without held-out examples.")
+    refined: HeldOutAccuracy | None = Field(description="Score after training; null without held-out examples.")
+    helped: bool | None = Field(description="Whether the result is better than the start; null if unknown.")
+    better: str | None = Field(description="The better adapter: the result or the start; null for the plain base.")
+    note: str = Field(description="The result in a sentence.")
 
 
 _JOB: dict[str, Any] = {
@@ -151,7 +163,7 @@ _JOB: dict[str, Any] = {
 
 
 class FineTuningJob(BaseModel):
-    """OpenAI's job, with its progress and outcome."""
+    """A fine-tuning job, with its progress and result."""
 
     model_config = example(_JOB)
     id: str
@@ -164,21 +176,21 @@ class FineTuningJob(BaseModel):
     fine_tuned_model: str | None = Field(description="Id of the refined adapter, for chat, download and compose.")
     training_file: str
     validation_file: str | None
-    result_files: list[str] = Field(description="A table of the loss of each step.")
+    result_files: list[str] = Field(description="Ids of result files: a table with the loss of each step.")
     hyperparameters: JobHyperparameters
     method: Method
     seed: int
     trained_tokens: None = None
-    estimated_finish: int | None = Field(description="Seconds since 1970, from the steps so far.")
+    estimated_finish: int | None = Field(description="Seconds since 1970, estimated from the steps so far.")
     organization_id: str = "llgbm"
     integrations: list[Any] = []
     metadata: dict[str, str] | None
     user_provided_suffix: str | None
     start: str | None = Field(description="Not OpenAI's: the adapter that training starts from; null for the base.")
-    step: int = Field(description="Not OpenAI's: steps that are done.")
-    total_steps: int = Field(description="Not OpenAI's: steps that are needed at most; 0 before the first.")
+    step: int = Field(description="Not OpenAI's: number of completed steps.")
+    total_steps: int = Field(description="Not OpenAI's: maximum number of steps; 0 before the first.")
     loss: float | None = Field(description="Not OpenAI's: training loss of the last step, nats.")
-    outcome: JobOutcome | None = Field(description="Not OpenAI's: what came of it.")
+    outcome: JobOutcome | None = Field(description="Not OpenAI's: the result.")
 
 
 class JobList(BaseModel):
@@ -202,7 +214,7 @@ _EVENT: dict[str, Any] = {
 
 
 class FineTuningJobEvent(BaseModel):
-    """A step, or a message."""
+    """A training step, or a message."""
 
     model_config = example(_EVENT)
     id: str

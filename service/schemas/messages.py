@@ -1,4 +1,4 @@
-"""The turns of a conversation, in OpenAI's form."""
+"""The messages of a conversation, in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from service.chat.task import EXAMPLE_NAMES, ExampleName
 from service.schemas.common import Strict, example
 
 IGNORED_IN_MESSAGES = {
-    "tool_call_id": "the results of calls are rendered in their order",
-    "refusal": "of an earlier answer",
-    "annotations": "of an earlier answer",
-    "reasoning": "of an earlier answer",
-    "reasoning_content": "of an earlier answer",
+    "tool_call_id": "the results of tool calls are rendered in their order",
+    "refusal": "belongs to an earlier answer",
+    "annotations": "belongs to an earlier answer",
+    "reasoning": "belongs to an earlier answer",
+    "reasoning_content": "belongs to an earlier answer",
 }
-"""Fields of a message that cannot change the answer of the bases that there are, and why."""
+"""Fields of a message that are ignored since the chat templates do not use them, and why."""
 
 
 def without(data: Any, names: Mapping[str, str] | frozenset[str]) -> Any:
-    """An object without these fields and without nulls, which say nothing; anything else as it is."""
+    """An object without these fields and without nulls; any other value unchanged."""
     if not isinstance(data, dict):
         return data
     return {name: value for name, value in data.items() if value is not None and name not in names}
 
 
 class TextPart(Strict):
-    """One part of a message's content. Only text is understood."""
+    """One part of a message's content. Only text is supported."""
 
     model_config = example({"type": "text", "text": "cheese"})
     type: Literal["text"] = "text"
@@ -38,15 +38,15 @@ class TextPart(Strict):
     @model_validator(mode="before")
     @classmethod
     def _without_hints(cls, data: Any) -> Any:
-        return without(data, frozenset({"cache_control"}))  # of other servers' caches
+        return without(data, frozenset({"cache_control"}))  # a hint for the caches of other servers
 
 
 class FunctionCall(BaseModel):
-    """The function that the assistant called."""
+    """A function that the assistant called."""
 
     model_config = example({"name": "weather", "arguments": '{"town": "Bern"}'})
     name: str
-    arguments: str | dict[str, Any] = Field(description="A JSON object, as text.")
+    arguments: str | dict[str, Any] = Field(description="A JSON object, or its text.")
 
     @field_validator("arguments")
     @classmethod
@@ -61,7 +61,7 @@ class FunctionCall(BaseModel):
 
 
 class ToolCall(BaseModel):
-    """A call that the assistant made. Its `id` is not rendered."""
+    """A call of a tool by the assistant. The prompt does not have its `id`."""
 
     model_config = example({"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}})
     id: str | None = None
@@ -70,19 +70,19 @@ class ToolCall(BaseModel):
 
 
 class Message(Strict):
-    """One turn of a conversation."""
+    """One message of a conversation."""
 
     model_config = example({"role": "user", "content": "cheese"})
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     name: ExampleName | None = Field(
         None,
-        description="Marks the turn as one side of an example of the task, with `auto` or `prompt:` as model. Any "
-        "other name is ignored.",
+        description="Marks the message as one side of an example of the task, for the models `auto` and `prompt:`. "
+        "Other names are ignored.",
     )
-    tool_calls: list[ToolCall] | None = Field(None, description="Calls that the assistant made in this turn.")
+    tool_calls: list[ToolCall] | None = Field(None, description="Calls of tools by the assistant.")
     function_call: FunctionCall | None = Field(None, description="The older form of tool_calls.")
     content: str | list[TextPart] | None = Field(
-        None, validate_default=True, description="May be null only where the assistant made calls."
+        None, validate_default=True, description="May be null only in a message with calls."
     )
 
     @model_validator(mode="before")
@@ -90,13 +90,13 @@ class Message(Strict):
     def _only_what_is_rendered(cls, data: Any) -> Any:
         kept = without(data, IGNORED_IN_MESSAGES)
         marks = isinstance(kept, dict) and kept.get("name") in EXAMPLE_NAMES
-        return kept if marks else without(kept, frozenset({"name"}))  # templates have no place for another name
+        return kept if marks else without(kept, frozenset({"name"}))  # the chat templates do not use other names
 
     @field_validator("tool_calls", "function_call")
     @classmethod
     def _of_the_assistant(cls, value: Any, info: ValidationInfo) -> Any:
         if value and info.data.get("role", "assistant") != "assistant":
-            raise ValueError("only the assistant makes calls")
+            raise ValueError("only messages of the assistant can have calls")
         return value
 
     @field_validator("content")
@@ -108,14 +108,14 @@ class Message(Strict):
 
     @property
     def text(self) -> str:
-        """The content as one string."""
+        """The text of all parts."""
         if isinstance(self.content, list):
             return "".join(part.text for part in self.content)
         return self.content or ""
 
     @property
     def turn(self) -> dict[str, Any]:
-        """The message as a chat template reads it: newer names of roles, and arguments as objects."""
+        """The message for the chat template: with its names of the roles, and arguments as objects."""
         role = {"developer": "system", "function": "tool"}.get(self.role, self.role)
         calls = [call.function for call in self.tool_calls or ()]
         calls += [self.function_call] if self.function_call is not None else []

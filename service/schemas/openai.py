@@ -1,4 +1,7 @@
-"""Answers of the OpenAI-compatible routes. Fields and meanings are OpenAI's; what is added is said so."""
+"""Responses of the OpenAI-compatible routes.
+
+Fields and meanings are OpenAI's, except where a description says so.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ _LOGPROB: dict[str, Any] = {"token": "from", "logprob": -0.02, "bytes": [102, 11
 
 
 class TopLogprob(BaseModel):
-    """A token that might have come, and the natural logarithm of its probability."""
+    """A possible token, and the natural logarithm of its probability."""
 
     model_config = example(_LOGPROB)
     token: str
@@ -22,14 +25,14 @@ class TopLogprob(BaseModel):
 
 
 class TokenLogprob(TopLogprob):
-    """The token that came, and the likeliest ones at its place."""
+    """A token of the answer, and the most likely tokens in its place."""
 
     model_config = example({**_LOGPROB, "top_logprobs": [_LOGPROB]})
     top_logprobs: list[TopLogprob]
 
 
 class Logprobs(BaseModel):
-    """Of each token of the answer, in order."""
+    """Log probabilities of the tokens of the answer, in order."""
 
     model_config = example({"content": [{**_LOGPROB, "top_logprobs": [_LOGPROB]}], "refusal": None})
     content: list[TokenLogprob]
@@ -58,7 +61,7 @@ class Choice(BaseModel):
 
 
 class ChatCompletion(BaseModel):
-    """OpenAI's answer, with the adapter that gave it."""
+    """The answer, and the adapter that gave it."""
 
     model_config = example(
         {
@@ -89,14 +92,17 @@ class ChatCompletion(BaseModel):
     usage: Usage
     system_fingerprint: str
     adapter_id: str | None = Field(description="Not OpenAI's: the adapter that answered; null for the plain base.")
-    context_used: Context = Field(description="Not OpenAI's: what stood in the context in addition to the messages.")
+    context_used: Context = Field(
+        description="Not OpenAI's: the texts of the task in the context, in addition to the messages."
+    )
     scale: float | None = Field(
-        description="Not OpenAI's: factor on the adapter's effect, 0 where it was left out; null for the plain base."
+        description="Not OpenAI's: factor on the adapter's effect; 0 if the base answered in place of the adapter, "
+        "null for a request without an adapter."
     )
 
 
 class Delta(BaseModel):
-    """What a chunk adds."""
+    """The text that a chunk adds."""
 
     model_config = example({"content": "from"})
     role: Literal["assistant"] | None = None
@@ -155,7 +161,7 @@ _MODEL: dict[str, Any] = {
 
 
 class Model(BaseModel):
-    """What `model` may be. `root` and `parent` are vLLM's: the base of an adapter."""
+    """A model. `root` and `parent` are vLLM's fields: the base of an adapter."""
 
     model_config = example(_MODEL)
     id: str
@@ -168,7 +174,7 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
-    """One page of the models."""
+    """One page of models."""
 
     model_config = example({"object": "list", "data": [_MODEL], "has_more": False, "last_id": "french"})
     object: Literal["list"] = "list"

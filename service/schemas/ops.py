@@ -17,7 +17,7 @@ class Live(BaseModel):
 
 
 class Ready(BaseModel):
-    """Whether requests are served, and by what."""
+    """Whether requests are served, and the loaded models."""
 
     model_config = example(
         {
@@ -30,13 +30,13 @@ class Ready(BaseModel):
         }
     )
     status: Literal["ready", "degraded", "unavailable", "loading", "draining", "failed"] = Field(
-        description="degraded: requests are served, but without Redis or some of the vLLM servers; unavailable: no "
-        "vLLM server answers. 200 for ready and degraded, 503 for the others."
+        description="degraded: requests are served, but without Redis or without some of the vLLM servers. "
+        "unavailable: no vLLM server answers. The HTTP status is 200 for ready and degraded, else 503."
     )
-    reason: str | None = Field(description="What is missing, when the status is not ready.")
+    reason: str | None = Field(description="The problem, if the status is not ready.")
     embedding_cache: Literal["ok", "degraded", "unknown"]
     base: str | None
     base_storage: str | None = Field(
-        description="How the base's Linear weights are kept: int8, float32 or bfloat16; null with vLLM, which has them."
+        description="Storage of the base's Linear weights: int8, float32 or bfloat16; null with vLLM, which holds them."
     )
     generator: str | None = Field(description="First digits of the generator's digest.")

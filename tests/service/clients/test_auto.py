@@ -152,7 +152,7 @@ def test_the_list_of_models_has_auto(openai: OpenAI, french: str) -> None:
 def test_only_a_task_has_examples_and_a_context(
     openai: OpenAI, french: str, model: str, param: str, value: object
 ) -> None:
-    with pytest.raises(BadRequestError, match=f"{param} goes with a model that is 'auto'") as refused:
+    with pytest.raises(BadRequestError, match=f"{param} can be used only with the model 'auto'") as refused:
         complete(openai, [ASKED], model, extra_body={param: value})
     assert refused.value.param == param
     assert extra(complete(openai, [ASKED], model, extra_body={"context": "none"}))["context_used"] == "none"
@@ -163,7 +163,7 @@ def test_bad_contexts_and_examples_are_refused(openai: OpenAI, client: httpx.Cli
         complete(openai, [system(DESK), ASKED], extra_body={"context": "all"})
     with pytest.raises(BadRequestError, match="at most 16 items"):
         complete(openai, [system(DESK), ASKED], extra_body={"examples": EXAMPLES * 9})
-    with pytest.raises(UnprocessableEntityError, match="at most 16 examples, and these are 18"):
+    with pytest.raises(UnprocessableEntityError, match="at most 16 examples, not 18"):
         complete(openai, [system(DESK), *marked("") * 9, ASKED])
     with pytest.raises(UnprocessableEntityError, match="come in pairs"):
         complete(openai, [system(DESK), *marked("")[:-1], ASKED])
