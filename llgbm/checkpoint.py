@@ -8,7 +8,6 @@ tasks, and holds the sha256 of the tensors.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 from llgbm.conditioning.context_choice import ContextChoice
 from llgbm.conditioning.task_detector import TaskDetector
 from llgbm.errors import AdapterMismatchError, CheckpointError, ConfigError
+from llgbm.files.synced import write_synced
 from llgbm.generator import LoRAGenerator, create_generator
 from llgbm.generator_manifest import MANIFEST_FILE, GeneratorManifest, TrainingTask
 
@@ -237,7 +237,7 @@ def _write_both(folder: Path, tensors: dict[str, Tensor], manifest: GeneratorMan
     temporary = {name: folder / f"{name}.tmp" for name in contents}
     try:
         for name, content in contents.items():
-            _write_synced(temporary[name], content)
+            write_synced(temporary[name], content)
     except BaseException:
         for path in temporary.values():
             path.unlink(missing_ok=True)
@@ -246,10 +246,3 @@ def _write_both(folder: Path, tensors: dict[str, Tensor], manifest: GeneratorMan
     for name, path in temporary.items():
         path.replace(folder / name)
     return manifest
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())

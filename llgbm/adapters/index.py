@@ -12,7 +12,6 @@ adapters of any origin: each needs a folder in PEFT's format and prompts.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 from llgbm.adapters.peft_io import CONFIG_FILE
 from llgbm.errors import TaskFormatError
+from llgbm.files.synced import replace_file
 
 INDEX_FILE = "manifest.json"
 PROMPTS_FILE = "prompts.json"
@@ -175,9 +175,4 @@ def _read_json(path: Path, hint: str) -> Any:
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    replace_file(path, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())

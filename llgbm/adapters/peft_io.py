@@ -37,6 +37,7 @@ from llgbm.adapters.peft_config import (
 from llgbm.adapters.peft_files import read_adapter_file, refuse_other_kinds
 from llgbm.config import LoRASpec, ModuleShape
 from llgbm.errors import AdapterFormatError, AdapterMismatchError
+from llgbm.files.synced import sync, write_synced
 from llgbm.lora import LoRAWeights
 
 __all__ = [
@@ -129,13 +130,13 @@ def save_peft(weights: LoRAWeights, folder: Path, *, base_id: str) -> None:
     try:
         temporary.mkdir()
         for name, data in files.items():
-            _write_synced(temporary / name, data)
-        _sync_folder(temporary)
+            write_synced(temporary / name, data)
+        sync(temporary)
         while not _renamed(temporary, folder):
             if _holds(folder, files):
                 return
             _move_away(folder)
-        _sync_folder(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -256,18 +257,3 @@ def _move_away(folder: Path) -> None:
     except FileNotFoundError:  # another writer was faster
         return
     shutil.rmtree(old)
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from llgbm.errors import EmbeddingCacheError
-from llgbm.sqlite import open_sqlite, transaction, write_ahead
+from llgbm.files.sqlite import open_sqlite, transaction, write_ahead
 
 _KEYS_PER_QUERY = 500  # sqlite limits the parameters of a query, to 999 in old versions
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from llgbm.errors import CacheMismatchError, ConfigError
+from llgbm.files.synced import replace_file
 from llgbm.measuring.measurement import Activation, Delta, Measurement
 
 MANIFEST_FILE = "manifest.json"
@@ -138,7 +138,7 @@ class DeltaCache:
                 raise _other_adapter(name, self.folder)
             if entry is not None and self._path(name).is_file():
                 return
-            _write_whole(self._path(name), data)
+            replace_file(self._path(name), data)
             new = {"adapter": owner, "sha256": hashlib.sha256(data).hexdigest()}
             if name == _BASE_ID:
                 manifest["base"] = new
@@ -204,7 +204,7 @@ class DeltaCache:
 
     def _store_manifest(self, manifest: Mapping[str, Any]) -> None:
         data = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
-        _write_whole(self.folder / MANIFEST_FILE, data.encode())
+        replace_file(self.folder / MANIFEST_FILE, data.encode())
 
 
 def _entry(manifest: Mapping[str, Any], name: str) -> dict[str, str] | None:
@@ -241,12 +241,3 @@ def _other_adapter(name: str, folder: Path) -> CacheMismatchError:
         f"the delta of {name} in {folder} was measured on another adapter of that name; if it was trained again, call "
         f"discard({name!r}) and measure it again"
     )
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

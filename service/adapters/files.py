@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llgbm.adapters.peft_io import content_digest, load_peft, save_peft
+from llgbm.files.synced import sync, write_synced
 from llgbm.lora import LoRAWeights
 from service.adapter_id import ADAPTER_ID
 from service.adapters.errors import AdapterDamagedError, NameTakenError, StoreFullError
@@ -146,8 +147,8 @@ class AdapterFiles:
             save_peft(weights, inner, base_id=record.base)
             facts = {name: file_info(inner / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
             record = record.model_copy(update={"files": facts})
-            _write_synced(inner / RECORD_FILE, record.content())
-            _sync_folder(inner)
+            write_synced(inner / RECORD_FILE, record.content())
+            sync(inner)
             yield inner, record
 
     def _publish(self, inner: Path, final: Path) -> bool:
@@ -162,7 +163,7 @@ class AdapterFiles:
                 # A folder without a readable record is in the way: remove it and try again.
                 self._remove_folder(final)
             else:
-                _sync_folder(self.folder)
+                sync(self.folder)
                 return True
         raise AdapterDamagedError(f"{final} cannot be replaced; remove it by hand")
 
@@ -209,7 +210,7 @@ class AdapterFiles:
             path.rename(grave)
         except FileNotFoundError:
             return False
-        _sync_folder(self.folder)
+        sync(self.folder)
         shutil.rmtree(grave, ignore_errors=True)
         return True
 
@@ -286,18 +287,3 @@ def room_for(what: str) -> Iterator[None]:
         raise StoreFullError(
             f"no room in the store for {what}; delete adapters, or free some of its disk, and try again"
         ) from error
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

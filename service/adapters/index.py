@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from llgbm.sqlite import open_sqlite, transaction, write_ahead
+from llgbm.files.sqlite import open_sqlite, transaction, write_ahead
 from service.adapters.files import AdapterFiles
 from service.adapters.records import AdapterRecord, parse_record
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from llgbm.sqlite import open_sqlite, transaction
+from llgbm.files.sqlite import open_sqlite, transaction
 from service.adapters.errors import StoreFullError
 
 FOLDER = ".fine-tuning"

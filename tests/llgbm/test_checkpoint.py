@@ -26,6 +26,7 @@ from llgbm.conditioning.context_choice import ContextChoice
 from llgbm.conditioning.task_detector import TaskDetector
 from llgbm.config import GeneratorConfig, LoRASpec, lora_spec, model_spec
 from llgbm.errors import CheckpointError
+from llgbm.files.synced import write_synced
 from llgbm.generator import LoRAGenerator, create_generator
 from llgbm.generator_manifest import FORMAT_VERSION
 from tests.small_generator import IRREGULAR, SMALL, SPECS, active_generator, conditions
@@ -250,7 +251,7 @@ def test_what_is_torn_foreign_or_of_another_version_is_refused(
 def test_a_write_that_fails_leaves_the_older_artefact_and_nothing_beside_it(
     folder: Path, files_written: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, left = checkpoint._write_synced, files_written
+    write, left = write_synced, files_written
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def full_disk(path: Path, data: bytes) -> None:
@@ -260,12 +261,12 @@ def test_a_write_that_fails_leaves_the_older_artefact_and_nothing_beside_it(
             raise OSError(28, "No space left on device")
         left -= 1
 
-    monkeypatch.setattr(checkpoint, "_write_synced", full_disk)
+    monkeypatch.setattr(checkpoint, "write_synced", full_disk)
     with pytest.raises(OSError, match="No space"):
         saved(folder, active_generator(seed=1))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert saved_in(folder, active_generator(), manifest_of(active_generator())) is not None
-    monkeypatch.setattr(checkpoint, "_write_synced", write)
+    monkeypatch.setattr(checkpoint, "write_synced", write)
     assert saved(folder, active_generator(seed=1)) == load_generator(folder).manifest
 
 

@@ -11,7 +11,6 @@ The index of adapters, `manifest.json`, is another file of `llgbm.adapters.index
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from llgbm.errors import CacheMismatchError
+from llgbm.files.synced import replace_file
 
 MANIFEST_FILE = "artefacts.json"
 VERSION = 1
@@ -116,19 +116,10 @@ def set_aside(path: Path) -> Path:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file atomically: a reader sees the old or the new text, even after a power cut."""
-    _replace(path, text.encode())
+    replace_file(path, text.encode())
 
 
 def replace_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file atomically, like `replace_text`; creates missing folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=dict(metadata)))
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    replace_file(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=dict(metadata)))
