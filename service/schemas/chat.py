@@ -11,7 +11,11 @@ from service.schemas.adapters import FRENCH, Examples, Text
 from service.schemas.common import Strict, Usage, example
 from service.schemas.messages import Message
 
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63, description="The same seed gives the same answer.")]
+SEED = (
+    "The same seed gives the same answer. On an int8 base, other requests in the batch can change it where two tokens"
+    " are almost equally likely."
+)
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63, description=SEED)]
 Temperature = Annotated[
     float, Field(ge=0, le=2, allow_inf_nan=False, description="0 always takes the most likely token.")
 ]

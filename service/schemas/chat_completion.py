@@ -18,7 +18,7 @@ from llgbm.conditioning.context_choice import ContextWanted
 from service.chat.task import MAX_EXAMPLES
 from service.errors import ApiError
 from service.schemas.adapters import Examples
-from service.schemas.chat import Seed, Temperature, TopP
+from service.schemas.chat import SEED, Seed, Temperature, TopP
 from service.schemas.common import Strict, example
 from service.schemas.messages import Message, without
 from service.schemas.response_format import ResponseFormat
@@ -196,7 +196,7 @@ class ChatCompletionRequest(Strict):
     logit_bias: dict[Annotated[int, Field(ge=0, lt=2**31)], Bias] | None = Field(
         None, max_length=1024, description="Token id -> number that is added to its logit."
     )
-    seed: Seed | None = Field(None, description="The same seed gives the same answer.")
+    seed: Seed | None = Field(None, description=SEED)
     stop: str | list[str] | None = Field(None, description="One string or up to 16, which end the answer.")
     n: int | None = Field(None, ge=1, description="Number of answers to the prompt, with successive seeds.")
     logprobs: bool | None = Field(
