@@ -23,7 +23,7 @@ from llgbm.conditioning.context_choice import ContextChoice
 from llgbm.conditioning.task_detector import TaskDetector
 from llgbm.errors import AdapterMismatchError, CheckpointError, ConfigError
 from llgbm.files.synced import write_synced
-from llgbm.generator import LoRAGenerator, create_generator
+from llgbm.generator import LoRAGenerator, uninitialised_generator
 from llgbm.generator_manifest import MANIFEST_FILE, GeneratorManifest, TrainingTask
 
 __all__ = [
@@ -147,8 +147,8 @@ def load_generator(folder: Path) -> Checkpoint:
         detector = None
         if "detector.weight" in tensors:
             detector = TaskDetector(tensors.pop("detector.weight"), tensors.pop("detector.bias"))
-        generator = create_generator(manifest.model, manifest.lora, manifest.generator)
-        generator.load_state_dict(_read_back(tensors))
+        generator = uninitialised_generator(manifest.model, manifest.lora, manifest.generator)
+        generator.load_state_dict(_read_back(tensors), assign=True)
     except SafetensorError as error:
         raise CheckpointError(f"{folder / WEIGHTS_FILE} is not a safetensors file: {error}") from error
     except (KeyError, RuntimeError, AdapterMismatchError, ConfigError) as error:

@@ -46,6 +46,9 @@ class _ResidualBlock(nn.Module):
 class LoRAGenerator(nn.Module):
     """Makes adapters of one LoRASpec for one ModelSpec.
 
+    The constructor leaves the parameters uninitialised: `create_generator` gives them their first values, and
+    `llgbm.checkpoint.load_generator` those of a file.
+
     Attributes:
         model: the base's shape.
         lora: the spec of every adapter.
@@ -75,9 +78,8 @@ class LoRAGenerator(nn.Module):
         self.read = nn.Linear(self.config.condition_size, hidden)
         self.blocks = nn.ModuleList(_ResidualBlock(hidden) for _ in range(self.config.num_blocks))
         targets = lora.target_modules
-        layer_of, target_of = [m.layer for m in lora.modules], [targets.index(m.target) for m in lora.modules]
-        self.register_buffer("_layer_of", torch.tensor(layer_of), persistent=False)
-        self.register_buffer("_target_of", torch.tensor(target_of), persistent=False)
+        self._layer_of = [m.layer for m in lora.modules]
+        self._target_of = [targets.index(m.target) for m in lora.modules]
         self.layer_embedding = nn.Embedding(model.num_layers, hidden)
         self.target_embedding = nn.Embedding(len(targets), hidden)
         self.module_block = _ResidualBlock(hidden)
@@ -85,7 +87,6 @@ class LoRAGenerator(nn.Module):
         self.gate = nn.Linear(hidden, 1)
         # one head per target, shared by all layers: hidden -> Q and P of one module, flattened and joined
         self.heads = nn.Parameter(torch.empty(len(targets), hidden, 2 * rank * basis))
-        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """A0 as PEFT initialises A (Kaiming uniform), B0 zero, constant cores orthonormal, heads small, gate 1."""
@@ -144,8 +145,8 @@ class LoRAGenerator(nn.Module):
                 x = block(x)
             # normalised first, so that the gate depends on the direction of x, not on its size
             gate = 2 * self.gate(nn.functional.layer_norm(x, x.shape[-1:]))[:, 0].sigmoid()
-            layer_of, target_of = self.get_buffer("_layer_of"), self.get_buffer("_target_of")
-            place = self.layer_embedding(layer_of) + self.target_embedding(target_of)  # (modules, hidden)
+            # (modules, hidden)
+            place = self.layer_embedding.weight[self._layer_of] + self.target_embedding.weight[self._target_of]
             y = self.norm(self.module_block(x[:, None] + place[None]))  # (n, modules, hidden)
             out = y.new_empty(n, count, 2 * rank * basis, dtype=self.trunk_dtype)
             for head, members in zip(self.heads, self._by_target.values(), strict=True):
@@ -232,6 +233,14 @@ def create_generator(
     """A freshly initialised generator; the seed decides its parameters, and the global RNG is unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        generator = LoRAGenerator(model, lora, config)
+        generator.reset_parameters()
+    return generator
+
+
+def uninitialised_generator(model: ModelSpec, lora: LoRASpec, config: GeneratorConfig | None = None) -> LoRAGenerator:
+    """A generator for `load_state_dict`; the global RNG is unchanged."""
+    with torch.random.fork_rng(devices=[]):  # torch's own Linears draw random numbers
         return LoRAGenerator(model, lora, config)
 
 
