@@ -12,18 +12,14 @@ import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from llgbm.conditioning.embedding_cache import EmbeddingCache, MemoryEmbeddingCache, SqliteEmbeddingCache
-from llgbm.errors import PretrainedNotFoundError
-from llgbm.pretrained.find import TEXT_ENCODER, no_progress_bars, pretrained_revision, resolve_pretrained
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+from llgbm.conditioning.sentence_model import POOLING_FILE, SentenceModel
+from llgbm.pretrained.find import TEXT_ENCODER, pretrained_revision, resolve_pretrained
 
 __all__ = [
     "EmbeddingCache",
@@ -32,9 +28,8 @@ __all__ = [
     "SqliteEmbeddingCache",
 ]
 
-_RECIPE_FILES = ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json")
+_RECIPE_FILES = ("modules.json", POOLING_FILE, "sentence_bert_config.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
-_BATCH_SIZE = 32
 _NUMBER_BYTES = 4
 _UNIT_TOLERANCE = 1e-3
 
@@ -52,7 +47,7 @@ class PretrainedTextEncoder:
     def __init__(self, name_or_path: str | Path = TEXT_ENCODER, *, cache: EmbeddingCache | None = None) -> None:
         self._name_or_path = name_or_path
         self._cache = cache
-        self._model: SentenceTransformer | None = None
+        self._model: SentenceModel | None = None
         self._lock = threading.Lock()
 
     @property
@@ -108,13 +103,7 @@ class PretrainedTextEncoder:
 
     @cached_property
     def _folder(self) -> Path:
-        folder = resolve_pretrained(self._name_or_path)
-        missing = [name for name in _RECIPE_FILES[:2] if not (folder / name).is_file()]
-        if missing:
-            raise PretrainedNotFoundError(
-                f"{folder} has no {missing[0]}: it is not a sentence-transformers model. Name one, or {TEXT_ENCODER}"
-            )
-        return folder
+        return resolve_pretrained(self._name_or_path)
 
     @cached_property
     def _key_prefix(self) -> str:
@@ -140,26 +129,10 @@ class PretrainedTextEncoder:
     def _compute(self, texts: list[str]) -> Tensor:
         # one thread at a time: the tokenizer's padding settings are its state
         with self._lock:
-            model = self._loaded_model()
-            embeddings = model.encode(texts, batch_size=_BATCH_SIZE, convert_to_tensor=True, show_progress_bar=False)
-        # a copy, since tensors made in inference mode cannot enter a graph
-        return F.normalize(embeddings.detach().float().clone(), dim=-1)
+            pooled = self._loaded_model()(texts)
+        return F.normalize(pooled, dim=-1)
 
-    def _loaded_model(self) -> SentenceTransformer:
+    def _loaded_model(self) -> SentenceModel:
         if self._model is None:
-            from sentence_transformers import SentenceTransformer
-
-            with no_progress_bars():
-                model = SentenceTransformer(
-                    str(self._folder),
-                    device="cpu",
-                    local_files_only=True,
-                    model_kwargs={"dtype": torch.float32},
-                )
-            if model.get_embedding_dimension() != self.dim:
-                raise PretrainedNotFoundError(
-                    f"{self._folder} gives vectors of {model.get_embedding_dimension()} numbers from hidden states "
-                    f"of {self.dim}; only models that pool their hidden states are supported"
-                )
-            self._model = model.eval().requires_grad_(False)
-        return self._model
+            self._model = SentenceModel(self._folder)
+        return self._model.eval()

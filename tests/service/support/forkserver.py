@@ -8,7 +8,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
         "pytest",  # a child imports what the main program of its parent does
-        "sentence_transformers",
+        "transformers.models.bert.modeling_bert",
         "transformers.models.qwen2.modeling_qwen2",
         "tests.service.support.doomed",
         "tests.service.support.forked",
