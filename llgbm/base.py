@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,8 @@ from torch import nn
 from llgbm.config import MODEL_SPECS, ModelSpec
 from llgbm.errors import ConfigError, PretrainedNotFoundError
 from llgbm.linears.frozen_linear import Storage, store_linears
-from llgbm.linears.int8 import Int8TrainingLinear
-from llgbm.linears.int8_file import int8_path, read_int8, write_int8
+from llgbm.linears.int8 import FbgemmProduct, Int8TrainingLinear
+from llgbm.linears.int8_file import int8_path, pack_int8, read_int8, write_int8
 from llgbm.pretrained.find import no_progress_bars, pretrained_revision, resolve_pretrained
 from llgbm.pretrained.folder import folder_problem
 
@@ -85,8 +88,6 @@ def load_base(
         PretrainedNotFoundError: no source has the weights, or the folder holds another architecture.
         ConfigError: an unknown storage, int8 on a GPU (its kernels are for CPUs), or no GPU where one is asked for.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     path = resolve_pretrained(name_or_path)
     config = _config(path)
     on_gpu = torch.device(device).type != "cpu"
@@ -98,16 +99,24 @@ def load_base(
     dtype = torch.bfloat16 if whole else torch.float32
     revision = pretrained_revision(path)
     kept = None if storage != "int8" or int8_folder is None else int8_path(int8_folder, revision)
-    model = None if kept is None else _kept_model(kept, path, config)
+    model = None
+    if kept is None or not kept.is_file():
+        tokenizer = _tokenizer(path)
+    else:
+        # the rows are packed while this thread imports the model's code and reads the tokenizer
+        with ThreadPoolExecutor(1, "llgbm-pack-int8") as pool:
+            packing = pool.submit(pack_int8, kept)
+            tokenizer = _tokenizer(path)
+            model = _kept_model(kept, packing.result, path, config)
     if model is None:
-        with no_progress_bars():
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
-        model.eval().requires_grad_(False).to(device)
-        written = None if kept is None or not _keep_model(model, kept) else _kept_model(kept, path, config)
+        model = _float_model(path, dtype).to(device)
+        written = None
+        if kept is not None and _keep_model(model, kept):
+            written = _kept_model(kept, partial(pack_int8, kept), path, config)
         if written is None:
             store_linears(model, "float32" if on_gpu and whole else storage)
         model = written or model
-    return Base(model, AutoTokenizer.from_pretrained(path), _spec(config, name_or_path), revision)
+    return Base(model, tokenizer, _spec(config, name_or_path), revision)
 
 
 def load_bare_base(name_or_path: str | Path) -> BareBase:
@@ -116,14 +125,11 @@ def load_bare_base(name_or_path: str | Path) -> BareBase:
     Raises:
         PretrainedNotFoundError: no source has the base, or the folder holds another architecture.
     """
-    from transformers import AutoTokenizer
-
     named = Path(name_or_path).expanduser()
     path = named if folder_problem(named, weights=False) is None else resolve_pretrained(name_or_path)
     config = _config(path)
     revision = pretrained_revision(path, weights=folder_problem(path) is None)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    return BareBase(tokenizer, _spec(config, name_or_path), revision, int(config.max_position_embeddings))
+    return BareBase(_tokenizer(path), _spec(config, name_or_path), revision, int(config.max_position_embeddings))
 
 
 def storage_of(base: Base) -> str:
@@ -156,11 +162,22 @@ def require_gradients(base: Base) -> None:
         )
 
 
-def _kept_model(kept: Path, path: Path, config: Any) -> nn.Module | None:
+def _float_model(path: Path, dtype: torch.dtype) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    with no_progress_bars():
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
+    return model.eval().requires_grad_(False)
+
+
+def _kept_model(
+    kept: Path, products: Callable[[], dict[str, FbgemmProduct]], path: Path, config: Any
+) -> nn.Module | None:
     """The model of the int8 file `kept`; None if there is none, or a damaged one.
 
     Args:
         kept: the file.
+        products: returns those of `pack_int8(kept)`.
         path, config: of the base in float32; only its generation config is read.
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
@@ -168,7 +185,7 @@ def _kept_model(kept: Path, path: Path, config: Any) -> nn.Module | None:
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
     try:
-        read_int8(model, kept)
+        read_int8(model, kept, products)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -201,6 +218,17 @@ def _config(path: Path) -> Any:
             f"{path} holds a {config.model_type} model; LLGBM works with Qwen2.5 (model_type qwen2)"
         )
     return config
+
+
+def _tokenizer(path: Path) -> Any:
+    """The tokenizer as tokenizer.json says, or made from the older files by the class that the folder names.
+
+    That class would keep the vocabulary and the merges a second time, 50 MB for Qwen2.5.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    kind: Any = PreTrainedTokenizerFast if (path / "tokenizer.json").is_file() else AutoTokenizer
+    return kind.from_pretrained(path)
 
 
 def _spec(config: Any, name_or_path: str | Path) -> ModelSpec:

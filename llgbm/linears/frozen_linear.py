@@ -86,7 +86,7 @@ def int8_group(linears: Sequence[nn.Linear]) -> list[Int8Linear]:
     Raises:
         ConfigError: torch has no int8 kernel for this CPU.
     """
-    return int8_readers(linears, *stacked_int8(linears))
+    return int8_readers(linears, FbgemmProduct(*stacked_int8(linears)))
 
 
 def stacked_int8(linears: Sequence[nn.Linear]) -> tuple[Int8Weight, Tensor | None]:
@@ -98,17 +98,14 @@ def stacked_int8(linears: Sequence[nn.Linear]) -> tuple[Int8Weight, Tensor | Non
     )
 
 
-def int8_readers(linears: Sequence[nn.Linear], weight: Int8Weight, bias: Tensor | None) -> list[Int8Linear]:
+def int8_readers(linears: Sequence[nn.Linear], product: FbgemmProduct) -> list[Int8Linear]:
     """Modules in place of `linears`, of which only the sizes are used: each reads its columns of one product.
 
     Args:
         linears: with the same input; they may be on the meta device.
-        weight, bias: as `stacked_int8` makes them.
-
-    Raises:
-        ConfigError: torch has no int8 kernel for this CPU.
+        product: with weight and bias as `stacked_int8` makes them.
     """
-    shared = SharedInput(FbgemmProduct(weight, bias), len(linears))
+    shared = SharedInput(product, len(linears))
     modules, start = [], 0
     for reader, linear in enumerate(linears):
         columns = slice(start, start + linear.out_features)

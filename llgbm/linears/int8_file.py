@@ -9,7 +9,10 @@ that no token asks for take no memory, and processes share the others.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -18,12 +21,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llgbm.linears.frozen_linear import int8_readers, stacked_int8
-from llgbm.linears.int8 import Int8Weight
+from llgbm.linears.int8 import FbgemmProduct, Int8Weight
 from llgbm.linears.shared_input import input_groups
 
 VERSION = 1
 """Of the quantisation and of the file's layout; a change of either needs a new number."""
 _METADATA = {"format": "llgbm-int8", "version": str(VERSION)}
+_ROWS, _SCALES, _BIAS = ".rows", ".scales", ".bias"
 _DTYPES = {"I8": torch.int8, "F32": torch.float32}
 
 
@@ -53,8 +57,33 @@ def write_int8(model: nn.Module, path: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def read_int8(model: nn.Module, path: Path) -> None:
+def pack_int8(path: Path) -> dict[str, FbgemmProduct]:
+    """The products of the Linears in `path`, by the names of the groups in the file.
+
+    This takes seconds, in which other Python threads run.
+
+    Raises:
+        FileNotFoundError: there is no file.
+        ValueError: the file is damaged, or of another version.
+        ConfigError: torch has no int8 kernel for this CPU.
+    """
+    with _opened(path) as file:
+        groups = [name.removesuffix(_ROWS) for name in file.keys() if name.endswith(_ROWS)]  # noqa: SIM118, it is no dict
+        with_bias = {name.removesuffix(_BIAS) for name in file.keys() if name.endswith(_BIAS)}  # noqa: SIM118
+        return {
+            group: FbgemmProduct(
+                Int8Weight(file.get_tensor(group + _ROWS), file.get_tensor(group + _SCALES)),
+                file.get_tensor(group + _BIAS).clone() if group in with_bias else None,
+            )
+            for group in groups
+        }
+
+
+def read_int8(model: nn.Module, path: Path, products: Callable[[], dict[str, FbgemmProduct]]) -> None:
     """Give a model on the meta device the content of `path`: int8 modules in place of its Linears, and parameters.
+
+    Args:
+        products: returns those of `pack_int8`, perhaps from another thread.
 
     Raises:
         FileNotFoundError: there is no file.
@@ -67,29 +96,34 @@ def read_int8(model: nn.Module, path: Path) -> None:
     wanted = {name: (torch.float32, tuple(t.shape)) for name, t in others.items()}
     for names in groups:
         wanted |= _layout(names, linears)
+    packed = products()
+    # opened after the packing has closed it, so that the mapping of the rows has ended
+    with _opened(path) as file:
+        found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+        shapes = {name: (_DTYPES.get(s.get_dtype()), tuple(s.get_shape())) for name, s in found.items()}
+        if shapes != wanted:
+            raise ValueError(f"{path} does not have the tensors of this model")
+        for names in groups:
+            modules = int8_readers([linears[name] for name in names], packed[_prefix(names)])
+            for name, module in zip(names, modules, strict=True):
+                parent, _, last = name.rpartition(".")
+                setattr(model.get_submodule(parent), last, module)
+        model.load_state_dict({name: file.get_tensor(name) for name in others}, assign=True)
+    model.requires_grad_(False)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The file at `path`, of this version; FileNotFoundError or ValueError as in `read_int8`."""
     if not path.is_file():
         raise FileNotFoundError(path)
     try:
         with safe_open(path, "pt") as file:
-            found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is no dict
-            shapes = {name: (_DTYPES.get(s.get_dtype()), tuple(s.get_shape())) for name, s in found.items()}
-            if file.metadata() != _METADATA or shapes != wanted:
-                raise ValueError(f"{path} does not have the tensors of this model")
-            for names in groups:
-                prefix = _prefix(names)
-                bias = file.get_tensor(f"{prefix}.bias").clone() if f"{prefix}.bias" in wanted else None
-                weight = Int8Weight(file.get_tensor(f"{prefix}.rows"), file.get_tensor(f"{prefix}.scales"))
-                modules = int8_readers([linears[name] for name in names], weight, bias)
-                for name, module in zip(names, modules, strict=True):
-                    parent, _, last = name.rpartition(".")
-                    setattr(model.get_submodule(parent), last, module)
-                del weight
-        # opened anew, so that the mapping above ends with its tensors, and the pages of the rows with it
-        with safe_open(path, "pt") as file:
-            model.load_state_dict({name: file.get_tensor(name) for name in others}, assign=True)
+            if file.metadata() != _METADATA:
+                raise ValueError(f"{path} is no file of int8 weights of version {VERSION}")
+            yield file
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    model.requires_grad_(False)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -98,9 +132,9 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     for names in input_groups(linears):
         weight, bias = stacked_int8([linears[name] for name in names])
         prefix = _prefix(names)
-        tensors |= {f"{prefix}.rows": weight.rows, f"{prefix}.scales": weight.scales}
+        tensors |= {prefix + _ROWS: weight.rows, prefix + _SCALES: weight.scales}
         if bias is not None:
-            tensors[f"{prefix}.bias"] = bias
+            tensors[prefix + _BIAS] = bias
     return tensors
 
 
@@ -108,11 +142,11 @@ def _layout(names: tuple[str, ...], linears: dict[str, nn.Linear]) -> dict[str, 
     group = [linears[name] for name in names]
     outputs, prefix = sum(m.out_features for m in group), _prefix(names)
     layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
-        f"{prefix}.rows": (torch.int8, (outputs, group[0].in_features)),
-        f"{prefix}.scales": (torch.float32, (outputs,)),
+        prefix + _ROWS: (torch.int8, (outputs, group[0].in_features)),
+        prefix + _SCALES: (torch.float32, (outputs,)),
     }
     if any(m.bias is not None for m in group):
-        layout[f"{prefix}.bias"] = (torch.float32, (outputs,))
+        layout[prefix + _BIAS] = (torch.float32, (outputs,))
     return layout
 
 

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from llgbm.base import Base, load_bare_base, load_base
 from llgbm.config import model_spec
@@ -109,3 +109,25 @@ def test_a_folder_of_an_unknown_shape_goes_by_its_own_name(folder: Path) -> None
 def test_no_progress_is_drawn(tiny_base_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     load_base(tiny_base_path)
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_tokenizer_is_that_of_the_class_that_the_folder_names(tiny_base: Base, folder: Path) -> None:
+    named = AutoTokenizer.from_pretrained(folder)
+    texts = [
+        "a text",
+        "  two\n\nlines\t ",
+        "caf\N{LATIN SMALL LETTER E WITH ACUTE} \N{ROCKET}",
+        "<|im_start|>user\nhi",
+        "",
+    ]
+    assert [named(text)["input_ids"] for text in texts] == [tiny_base.tokenizer(text)["input_ids"] for text in texts]
+    assert named.added_tokens_decoder == tiny_base.tokenizer.added_tokens_decoder
+    assert (named.eos_token, named.pad_token) == (tiny_base.tokenizer.eos_token, tiny_base.tokenizer.pad_token)
+    # the older pair of files, which do not name the special tokens
+    pair = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "vocab.json").write_text(json.dumps(pair["vocab"]))
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in pair["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    (folder / "tokenizer.json").unlink()
+    of_pair = load_base(folder).tokenizer
+    assert [of_pair(text)["input_ids"] for text in texts[:3]] == [named(text)["input_ids"] for text in texts[:3]]
