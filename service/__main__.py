@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from service.app import create_app, drain, end_answers
 from service.http.server import server_config
+from service.models.loading import load_models_for_good
 from service.settings import Settings, refused
 from service.state import State
 
@@ -75,7 +76,7 @@ def serve(**given: Any) -> int:
         return 2
     # llgbm reads it from there; the setting may have come from a .env file
     os.environ["LLGBM_CACHE_DIR"] = str(settings.cache_dir)
-    app = create_app(settings)
+    app = create_app(settings, load=load_models_for_good)
     state: State = app.state.llgbm
     server = DrainingServer(server_config(app, settings), state)
     state.on_failure = server.fail

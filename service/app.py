@@ -35,7 +35,6 @@ from service.adapters.store import AdapterStore
 from service.chat.service import ChatService
 from service.engine.interface import DecodingEngine, EngineError, EngineLimits, StoppedError
 from service.engine.torch_engine import Engine
-from service.engine.vllm_engine import VLLMEngine
 from service.engine.worker_threads import worker_threads
 from service.environment import service_links
 from service.http import errors
@@ -179,6 +178,8 @@ async def _loaded(state: State, engine: Engine, lock: GenerationLock, load: Load
     adapters = AdapterService(settings, models, engine, store, catalogue, lock, metrics)
     decoding: DecodingEngine = engine
     if settings.engine == "vllm":
+        from service.engine.vllm_engine import VLLMEngine  # with an HTTP client that nothing else needs
+
         decoding = VLLMEngine(settings, metrics, adapters.verify)
         await decoding.start()
     elif models.new_decoder is not None:

@@ -21,6 +21,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from service.app import create_app
+from service.models.loading import load_models_for_good
 from service.settings import Settings
 from service.state import State
 
@@ -38,7 +39,7 @@ class Replica:
         os.environ["LLGBM_CACHE_DIR"] = str(settings.cache_dir)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        app = create_app(self._settings)
+        app = create_app(self._settings, load=load_models_for_good)
         state: State = app.state.llgbm
         self._state = state
         inner = app.router.lifespan_context

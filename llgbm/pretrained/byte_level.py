@@ -22,7 +22,8 @@ def token_bytes(tokenizer: Any, token: int) -> bytes | None:
     name = tokenizer.convert_ids_to_tokens(token)
     if name is None:
         return None
-    if all(character in _BYTE_OF for character in name):
-        return bytes(_BYTE_OF[character] for character in name)
-    name_bytes: bytes = name.encode()
-    return name_bytes
+    try:
+        return bytes(map(_BYTE_OF.__getitem__, name))
+    except KeyError:
+        name_bytes: bytes = name.encode()
+        return name_bytes

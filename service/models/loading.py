@@ -24,6 +24,7 @@ from llgbm.prompting import AdapterMaker
 from llgbm.text_encoder import PretrainedTextEncoder
 from service.engine.interface import DecoderLike
 from service.models.embedding_cache import PersistentCache, RedisEmbeddingCache, ResilientCache
+from service.models.memory import loaded_for_good
 from service.observability.metrics import Metrics
 from service.settings import Settings
 
@@ -132,6 +133,12 @@ def load_models(settings: Settings, metrics: Metrics, progress: Progress) -> Mod
     hello = base.tokenizer("Hello", add_special_tokens=False)["input_ids"]
     new_decoder().add([DecodeRequest(hello, None, SamplingParams(max_tokens=1), JsonGrammar())])
     return Models(base, maker, new_decoder, limit, cache)
+
+
+def load_models_for_good(settings: Settings, metrics: Metrics, progress: Progress) -> Models:
+    """`load_models` in a process that serves until it ends."""
+    with loaded_for_good():
+        return load_models(settings, metrics, progress)
 
 
 def _fetch(name_or_path: str, progress: Progress) -> None:
