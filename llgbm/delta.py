@@ -39,10 +39,8 @@ __all__ = [
     "activations",
     "compute_adapter_delta",
     "compute_base_activation",
-    "compute_context_delta",
     "encode_probes",
     "measurement_of",
-    "per_probe_states",
     "spread_layers",
 ]
 
@@ -100,23 +98,6 @@ def activations(
     return torch.cat(parts, dim=1)
 
 
-def per_probe_states(
-    base: Base,
-    functional: FunctionalLoRA,
-    weights: Sequence[LoRAWeights | None],
-    probes: ProbeSet,
-    layers: Sequence[int] | None = None,
-) -> Tensor:
-    """Hidden states of several adapted models on `probes`: (adapters, probes, layers, hidden) float32.
-
-    Subtract the values of `compute_base_activation` for deltas. Differentiable with respect to the weights.
-
-    Raises:
-        As `activations` and `llgbm.measuring.probe_encoding.encode_probes`.
-    """
-    return activations(base, encode_probes(base.tokenizer, probes), layers, functional=functional, weights=weights)
-
-
 @torch.no_grad()
 def compute_base_activation(base: Base, probes: ProbeSet, layers: Sequence[int] | None = None) -> Activation:
     """Activation of the plain base on `probes`, for all adapters. No gradient."""
@@ -125,14 +106,7 @@ def compute_base_activation(base: Base, probes: ProbeSet, layers: Sequence[int] 
 
 
 @torch.no_grad()
-def compute_adapter_delta(
-    base: Base,
-    weights: LoRAWeights,
-    probes: ProbeSet,
-    base_activation: Activation,
-    *,
-    functional: FunctionalLoRA | None = None,
-) -> Delta:
+def compute_adapter_delta(base: Base, weights: LoRAWeights, probes: ProbeSet, base_activation: Activation) -> Delta:
     """Delta of one adapter, at the layers of `base_activation`. No gradient.
 
     Args:
@@ -142,28 +116,8 @@ def compute_adapter_delta(
         CacheMismatchError: `base_activation` has another measurement; the message names the differences.
         AdapterMismatchError: the adapter does not fit the base.
     """
-    meter = DeltaMeter(base, probes, base_activation.measurement.layers, base_activation, functional=functional)
-    return Delta(meter.deltas([weights])[0].cpu(), meter.measurement)
-
-
-@torch.no_grad()
-def compute_context_delta(base: Base, description: str, probes: ProbeSet, base_activation: Activation) -> Delta:
-    """Delta caused by `description` in the context of each probe: a teacher without training.
-
-    It carries the measurement of `probes` without the description, since an adapter must cause the shift without it.
-
-    Raises:
-        CacheMismatchError: `base_activation` has another measurement than `probes` on this base.
-        ConfigError: description and probe together exceed `probes.max_length`, so text would be cut.
-    """
     meter = DeltaMeter(base, probes, base_activation.measurement.layers, base_activation)
-    ids = encode_probes(base.tokenizer, probes.in_context(description))
-    if max(map(len, ids)) >= probes.max_length:
-        raise ConfigError(
-            f"description and probe reach max_length {probes.max_length}; raise it so that nothing is cut off"
-        )
-    values = activations(base, ids, meter.measurement.layers)[0].cpu()
-    return Activation(values, meter.measurement).minus(base_activation)
+    return Delta(meter.deltas([weights])[0].cpu(), meter.measurement)
 
 
 class DeltaMeter:

@@ -24,7 +24,6 @@ from typing import Any
 from llgbm.errors import ConfigError, TaskFormatError
 from llgbm.refining.settings import RefineRow
 
-ARROW = "=>"
 _FORM = 'an example is {"input": TEXT, "output": TEXT} or {"messages": [{"role": ROLE, "content": TEXT}, ...]}'
 _ROLES = ("system", "user", "assistant")
 _HEAD = ["input", "output"]
@@ -94,18 +93,6 @@ def parse_examples(content: bytes, ending: str = ".jsonl") -> list[Example]:
     return examples
 
 
-def parse_arrow(text: str) -> tuple[str, str]:
-    """Input and output of "INPUT => OUTPUT"; split at the last arrow, so an input may contain arrows.
-
-    Raises:
-        ConfigError: there is no arrow.
-    """
-    given, arrow, wanted = text.rpartition(ARROW)
-    if not arrow:
-        raise ConfigError(f'an example has no arrow; write it as "INPUT {ARROW} OUTPUT"')
-    return given.strip(), wanted.strip()
-
-
 def _line(number: int) -> str:
     return f"line {number}"
 
@@ -165,10 +152,10 @@ def _table(text: str, delimiter: str) -> Iterator[tuple[str, Any]]:
 
 def _arrow_lines(text: str) -> Iterator[tuple[str, Any]]:
     for place, line in _lines(text):
-        try:
-            yield place, dict(zip(_HEAD, parse_arrow(line), strict=True))
-        except ConfigError as error:
-            raise _refused(place, str(error)) from None
+        given, arrow, wanted = line.rpartition("=>")
+        if not arrow:
+            raise _refused(place, 'an example has no arrow; write it as "INPUT => OUTPUT"')
+        yield place, {"input": given.strip(), "output": wanted.strip()}
 
 
 _READERS: dict[str, Callable[[str], Iterator[tuple[str, Any]]]] = {

@@ -12,7 +12,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from llgbm.errors import ConfigError
@@ -178,10 +178,6 @@ class ProbeSet:
     def digest(self) -> str:
         """Hex sha256 of all fields, order included."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
-
-    def in_context(self, description: str) -> ProbeSet:
-        """The same probes with `description` above each text, for a model that gets the task in words."""
-        return replace(self, texts=tuple(f"{description}\n\n{text}" for text in self.texts))
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

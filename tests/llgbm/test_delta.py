@@ -15,8 +15,6 @@ from llgbm.delta import (
     activations,
     compute_adapter_delta,
     compute_base_activation,
-    compute_context_delta,
-    per_probe_states,
 )
 from llgbm.errors import AdapterMismatchError, CacheMismatchError, ConfigError
 from llgbm.functional import FunctionalLoRA
@@ -46,7 +44,7 @@ def test_packed_and_alone_agree(tiny_base: Base, probes: ProbeSet) -> None:
     """Packing changes no delta: at most 1e-5 between one probe alone and all together."""
     weights = [adapter(tiny_base, 1), None, adapter(tiny_base, 2, rank=2)]
     ids = encode_probes(tiny_base.tokenizer, probes)
-    together = per_probe_states(tiny_base, FunctionalLoRA(tiny_base.model), weights, probes, [0])
+    together = activations(tiny_base, ids, [0], weights=weights)
     assert together.shape == (3, 7, 1, 64)
     for i, weight in enumerate(weights):
         for j, sequence in enumerate(ids):
@@ -172,18 +170,6 @@ def test_gradients_through_an_int8_base_are_refused(tiny_base_path: Path) -> Non
         meter.deltas([trained])
     with torch.no_grad():
         meter.deltas([trained])
-
-
-def test_context_delta_is_the_shift_of_the_description(tiny_base: Base) -> None:
-    probes = create_mixed_probes(3, max_length=400)
-    activation = compute_base_activation(tiny_base, probes)
-    delta = compute_context_delta(tiny_base, "Translate to French.", probes, activation)
-    told = encode_probes(tiny_base.tokenizer, probes.in_context("Translate to French."))
-    expected = activations(tiny_base, told)[0] - activation.values
-    torch.testing.assert_close(delta.values, expected.detach())
-    assert delta.measurement == activation.measurement
-    with pytest.raises(ConfigError, match="max_length"):
-        compute_context_delta(tiny_base, "x" * 400, probes, activation)
 
 
 def test_bad_requests_are_refused(tiny_base: Base) -> None:

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from llgbm.errors import ConfigError, TaskFormatError
-from llgbm.example_file import parse_arrow, parse_examples, read_examples, read_pairs
+from llgbm.errors import TaskFormatError
+from llgbm.example_file import parse_examples, read_examples, read_pairs
 from llgbm.refining.settings import RefineRow
 
 CAT, DOG = RefineRow.of("cat", "animal"), RefineRow.of('a "big"\ndog, brown', "animal")
@@ -45,15 +45,14 @@ def test_the_ending_of_a_file_tells_its_format(tmp_path: Path, name: str, text: 
     assert read_pairs(path) == (("cat", "animal"), ("cat", "animal"))
 
 
+def test_the_last_of_several_arrows_splits_a_line() -> None:
+    (example,) = parse_examples(b"a => b => c", ".txt")
+    assert example.row == RefineRow.of("a => b", "c")
+
+
 def test_a_text_in_a_table_may_have_lines_and_quotes(tmp_path: Path) -> None:
     path = written(tmp_path, "a.csv", '"a ""big""\ndog, brown",animal\n')
     assert [example.row for example in read_examples(path)] == [DOG]
-
-
-def test_the_last_of_several_arrows_splits_a_line() -> None:
-    assert parse_arrow("a => b => c") == ("a => b", "c")
-    with pytest.raises(ConfigError, match='has no arrow; write it as "INPUT => OUTPUT"'):
-        parse_arrow("cat CAT")
 
 
 def messages(*pairs: tuple[str, object]) -> str:

@@ -47,12 +47,6 @@ def test_digest_sees_every_field(change: dict[str, Any]) -> None:
     assert replace(probes, **change).digest() != probes.digest()
 
 
-def test_in_context_puts_the_description_before_each_text() -> None:
-    told = create_generic_probes(2).in_context("Reply in French.")
-    assert all(t.startswith("Reply in French.") for t in told.texts)
-    assert [t.endswith(p) for t, p in zip(told.texts, create_generic_probes(2).texts, strict=True)] == [True, True]
-
-
 def test_dict_is_json_and_builds_the_same_set() -> None:
     probes = create_domain_probes("code", 3, chat=False, max_length=40)
     assert ProbeSet(**json.loads(json.dumps(probes.to_dict()))) == probes

@@ -25,7 +25,7 @@ COMMANDS = (
     _command("evaluate", "fill the quality table", "quality.evaluate"),
     _command("refined", "measure refining on held-out families, from several starts", "quality.refined"),
     _command("scale", "check gradients, memory and cost on every base, and data-parallel fits", "phases.scale"),
-    _command("export", "write an adapter from a prompt, or a generator from a training state", "recipe.export"),
+    _command("export", "write a generator from a training state", "recipe.export"),
     _command("refine", "train an adapter on your own examples, from a prompt's adapter on", "recipe.refine"),
     _command("report", "write one page with all figures of a working directory", "report.report"),
     _command("tables", "update the result tables in Markdown documents", "quality.tables"),

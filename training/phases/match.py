@@ -138,7 +138,7 @@ def fit_arm(material: Material, config: Config, log: RunLog, state_path: Path) -
 
 
 def save_arm(folder: Path, generator: LoRAGenerator, config: Config, material: Material) -> GeneratorManifest:
-    """Write the generator as an artefact for `export`, `compose` and the service."""
+    """Write the generator as an artefact for `compose` and the service."""
     listed, embeddings = [], []
     for entry in material.split.train:
         task = material.tasks.get(entry.task)

@@ -64,9 +64,7 @@ class Config:
     parallel_steps: int = 3
     """Steps of the fits with one and several processes; 0 skips them."""
     processes: int = 2
-    """Processes of the data-parallel fit."""
-    parallel_base: str = ""
-    """Base of the data-parallel fit; by default the first of `bases`."""
+    """Processes of the data-parallel fit, on the first of the bases."""
 
 
 def run(config: Config) -> None:
@@ -149,7 +147,7 @@ def compare_processes(config: Config) -> dict[str, Any]:
 
     A stopped comparison is resumed, and a finished one is read again. Delete its folders to repeat it.
     """
-    name = config.parallel_base or config.bases[0]
+    name = config.bases[0]
     curves = []
     for processes in (1, config.processes):
         settings = _fit_config(config, name, config.workdir / f"processes-{processes}", config.parallel_steps)

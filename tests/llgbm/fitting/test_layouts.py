@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llgbm.base import Base, load_base
 from llgbm.config import default_lora
-from llgbm.delta import compute_base_activation, per_probe_states
+from llgbm.delta import activations, compute_base_activation, encode_probes
 from llgbm.evaluation import EvalRow, score_rows
 from llgbm.fitting.objectives import TaskObjective
 from llgbm.fitting.task_losses import label_logits, sft_loss
@@ -103,16 +103,16 @@ def test_scores_and_deltas_are_the_same(tiny_base: Base, padded: Callable[[], No
     adapters = [random_lora(active_generator().lora, seed) for seed in (1, 2)]
     rows = [EvalRow(tuple(row.prompt), (tuple(row.answer),)) for row in GROUPS[2]]
     probes = ProbeSet(("one probe", "another and longer probe"), max_length=128)
-    functional = FunctionalLoRA(tiny_base.model)
+    ids = encode_probes(tiny_base.tokenizer, probes)
     scores = score_rows(tiny_base, [(adapters[0], rows), (None, rows), (adapters[1], rows[:1])])
-    states = per_probe_states(tiny_base, functional, adapters, probes)
+    states = activations(tiny_base, ids, weights=adapters)
     plain = compute_base_activation(tiny_base, probes).values
     padded()
     again = score_rows(tiny_base, [(adapters[0], rows), (None, rows), (adapters[1], rows[:1])])
     for mine, other in zip([s for g in scores for s in g], [s for g in again for s in g], strict=True):
         assert other.correct == mine.correct
         assert other.log_likelihood == pytest.approx(mine.log_likelihood, abs=1e-4)
-    torch.testing.assert_close(per_probe_states(tiny_base, functional, adapters, probes), states, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(activations(tiny_base, ids, weights=adapters), states, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(compute_base_activation(tiny_base, probes).values, plain, atol=1e-4, rtol=1e-4)
 
 

@@ -93,24 +93,3 @@ async def test_an_adapter_with_a_huge_scale_is_refused_not_answered_with_rubbish
             break
     else:
         raise AssertionError("no scale was too large")
-
-
-async def test_logprobs_are_those_of_the_model(tiny_app: App, tiny_base: Base) -> None:
-    app, client = tiny_app
-    body = {
-        "model": services_of(app).models.base.spec.base_id,
-        "messages": CHEESE,
-        "max_tokens": 1,
-        "temperature": 0,
-        "logprobs": True,
-        "top_logprobs": 5,
-    }
-    answer = (await client.post("/v1/chat/completions", json=body)).json()
-    (item,) = answer["choices"][0]["logprobs"]["content"]
-    with torch.inference_mode():
-        ids = torch.tensor([prompt_ids(tiny_base.tokenizer, CHEESE)])
-        expected = tiny_base.model(input_ids=ids).logits[0, -1].log_softmax(-1)
-    assert abs(item["logprob"] - float(expected.max())) < 1e-4
-    assert [round(top["logprob"], 3) for top in item["top_logprobs"]] == [
-        round(float(value), 3) for value in expected.topk(5).values
-    ]

@@ -43,19 +43,6 @@ def value(metrics: Metrics, name: str, **labels: str) -> float:
     return metrics.registry.get_sample_value(name, labels) or 0.0
 
 
-async def test_a_row_gets_its_tokens_in_order_and_leaves() -> None:
-    decoder = DummyDecoder(endless)
-    async with engine_with(decoder) as (engine, metrics):
-        (stream,) = await engine.submit([row(length=5)], [None], timeout=10)
-        tokens = [token async for token in stream]
-        assert [t.token for t in tokens] == [0, 1, 2, 3, 4]
-        assert [t.finish_reason for t in tokens] == [None] * 4 + ["length"]
-        assert (engine.rows, len(decoder.rows)) == (0, 0)
-        assert value(metrics, "llgbm_completion_tokens_total") == 5
-        assert value(metrics, "llgbm_prompt_tokens_total") == 3
-        assert value(metrics, "llgbm_rows_finished_total", reason="length") == 1
-
-
 async def test_rows_join_a_running_batch_and_never_more_than_fit() -> None:
     decoder = DummyDecoder(endless)
     decoder.hold.clear()

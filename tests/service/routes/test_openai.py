@@ -163,12 +163,6 @@ def test_fields_of_openai_that_change_nothing_are_taken(client: OpenAI) -> None:
     assert answer.choices[0].message.content == "adapted answer"
 
 
-def test_too_long_for_the_context_is_openais_error(client: OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="maximum context length") as caught:
-        client.chat.completions.create(model=TASK, messages=[{"role": "user", "content": "x" * 5000}])
-    assert caught.value.code == "context_length_exceeded"
-
-
 def test_an_error_in_the_middle_of_a_stream_is_an_event_and_the_client_raises_it(
     client: OpenAI, server: LiveServer, dummy: DummyDecoder
 ) -> None:

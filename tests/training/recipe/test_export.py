@@ -4,15 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from llgbm.adapters.peft_io import load_peft
 from llgbm.checkpoint import load_generator
 from llgbm.config import GeneratorConfig
 from llgbm.errors import CheckpointError, ConfigError
-from llgbm.prompting import AdapterMaker, AdapterRequest
-from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig
-from training.cli.command_line import main
-from training.cli.commands import COMMANDS
 from training.cli.config import to_yaml
 from training.recipe import export, fit
 from training.recipe.progress_check import CheckConfig
@@ -33,23 +28,6 @@ def fitted(
     fit.run(config)
     (config.workdir / "fit.yaml").write_text(to_yaml(config))
     return config
-
-
-def test_a_prompt_becomes_the_adapter_that_the_service_would_make(
-    fitted: fit.Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = fitted.workdir / "generator"
-    words = ["export", "prompt=Write it in capitals.", "example=[cat => CAT, a => b => c]", "scale=0.5"]
-    assert main(COMMANDS, [*words, f"out={tmp_path / 'x'}", f"checkpoint={folder}"], program="training") == 0
-    request = AdapterRequest(("Write it in capitals.",), (("cat", "CAT"), ("a => b", "c")), 0.5)
-    checkpoint = load_generator(folder)
-    made = AdapterMaker(checkpoint, PretrainedTextEncoder(fitted.text_encoder)).make([request])[0]
-    weights, base_id = load_peft(tmp_path / "x")
-    assert base_id == checkpoint.manifest.base_id
-    for name in weights.spec.names:
-        assert torch.equal(weights.a[name], made.weights.a[name])
-        assert torch.equal(weights.b[name], made.weights.b[name])
-    assert made.id in capsys.readouterr().out
 
 
 def test_a_state_becomes_the_artefact_that_the_fit_has_written(fitted: fit.Config, tmp_path: Path) -> None:
@@ -87,16 +65,6 @@ def test_another_file_of_torch_is_no_state(fitted: fit.Config, tmp_path: Path) -
         export.run(export.Config(state=tmp_path / "state.pt", fit=(fitted.workdir / "fit.yaml",), out=tmp_path / "out"))
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (export.Config(), "give either a prompt"),
-        (export.Config(prompt=("x",), state=Path("y")), "give either a prompt"),
-        (export.Config(state=Path("y")), "name the fit's configuration file too"),
-        (export.Config(example=("cat => CAT",), checkpoint=Path("nowhere")), "no generator in nowhere"),
-        (export.Config(example=("cat CAT",)), "has no arrow"),
-    ],
-)
-def test_what_cannot_be_exported_is_explained(config: export.Config, message: str) -> None:
-    with pytest.raises((ConfigError, CheckpointError), match=message):
-        export.run(config)
+def test_a_state_needs_its_configuration() -> None:
+    with pytest.raises(ConfigError, match="name the fit's configuration file too"):
+        export.run(export.Config(state=Path("y")))
