@@ -66,7 +66,7 @@ async def show_file(file_id: str, services: Ready) -> FileObject:
 
 @router.delete("/files/{file_id}", response_model=FileDeleted, responses=errors(400, 404, 507), summary="Delete a file")
 async def delete_file(file_id: str, services: Ready) -> FileDeleted:
-    """Delete a file and its examples. A running job goes on without it; a queued job will fail."""
+    """Delete a file and its examples. A running job continues without it; a queued job will fail."""
     await asyncio.to_thread(services.jobs.files.delete, file_id)
     return FileDeleted(id=file_id)
 

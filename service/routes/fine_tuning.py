@@ -64,7 +64,7 @@ async def list_jobs(
 
 @router.get("/jobs/{job_id}", response_model=FineTuningJob, responses=errors(400, 404), summary="Show a job")
 async def show_job(job_id: str, services: Ready) -> FineTuningJob:
-    """A job as it is now."""
+    """Show a job with its progress."""
     return views.job(await services.jobs.record(job_id))
 
 
