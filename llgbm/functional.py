@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 from weakref import WeakSet
@@ -218,77 +219,128 @@ class _Hook:
             # spans count rows, or tokens of a packed row; bounds always count tokens of the flat input
             bounds = [(s.start * width, s.stop * width) for s in self.spans]
         flat = x.reshape(tokens, x.shape[-1])  # (tokens, in)
-        a = [s.adapter.a[self.name].to(x.device, x.dtype) for s in self.spans]
-        b = [s.adapter.b[self.name].to(x.device, x.dtype) for s in self.spans]
-        scalings = [s.adapter.spec.scaling for s in self.spans]
+        adapters = [s.adapter for s in self.spans]
         if torch.is_grad_enabled():
-            result: Tensor = _AddLoRA.apply(output, flat, bounds, scalings, *a, *b)  # type: ignore[no-untyped-call]
+            a, b = _stacked(self.name, adapters, x)
+            result: Tensor = _AddLoRA.apply(output, flat, tuple(bounds), a, b)  # type: ignore[no-untyped-call]
             return result
         flat_output = output.view(tokens, -1)  # (tokens, out), the output's own memory
-        for (start, stop), scaling, a_i, b_i in zip(bounds, scalings, a, b, strict=True):
+        for (start, stop), adapter in zip(bounds, adapters, strict=True):
+            a, b = (t[self.name].to(x.device, x.dtype) for t in (adapter.a, adapter.b))
             # (n, in) @ (in, r) @ (r, out): rank-sized products first, never the dense B A
-            flat_output[start:stop].addmm_(flat[start:stop] @ a_i.t(), b_i.t(), alpha=scaling)
+            flat_output[start:stop].addmm_(flat[start:stop] @ a.t(), b.t(), alpha=adapter.spec.scaling)
         return output
 
     def _on_padded_rows(self, x: Tensor, output: Tensor) -> Tensor:
         """One row (L, in) for each of G adapters: two batched products, whatever G is."""
         there = [None if w is None or self.name not in w.a else w for w in self.padded]
-        rank = max(w.spec.rank for w in there if w is not None)
-        a, b = [], []
-        for adapter in there:
-            if adapter is None:
-                a.append(x.new_zeros(rank, x.shape[-1]))
-                b.append(x.new_zeros(output.shape[-1], rank))
-                continue
-            # zeros up to the highest rank change no product; scaling differs between adapters, so it goes into B
-            more = rank - adapter.spec.rank
-            a.append(F.pad(adapter.a[self.name].to(x.device, x.dtype), (0, 0, 0, more)))
-            b.append(F.pad(adapter.b[self.name].to(x.device, x.dtype) * adapter.spec.scaling, (0, more)))
+        a, b = _stacked(self.name, there, x)
         # (G, L, in) @ (G, in, r) @ (G, r, out)
-        return torch.baddbmm(output, torch.bmm(x, torch.stack(a).mT), torch.stack(b).mT)
+        return torch.baddbmm(output, torch.bmm(x, a.mT), b)
+
+
+def _stacked(name: str, adapters: Sequence[LoRAWeights | None], like: Tensor) -> tuple[Tensor, Tensor]:
+    """A (G, r, in) and B^T times its scaling (G, r, out) of one module, in dtype and device of `like`.
+
+    None gives zeros. Zeros up to the highest rank r change no product.
+    """
+    some = next(w for w in adapters if w is not None)
+    rank = max(w.spec.rank for w in adapters if w is not None)
+    a, b = [], []
+    for adapter in adapters:
+        if adapter is None:
+            a.append(torch.zeros_like(some.a[name])[:1].expand(rank, -1))
+            b.append(torch.zeros_like(some.b[name]).mT[:1].expand(rank, -1))
+            continue
+        more = (0, 0, 0, rank - adapter.spec.rank)
+        a.append(F.pad(adapter.a[name], more) if more[-1] else adapter.a[name])
+        b.append(F.pad(adapter.b[name].mT, more) if more[-1] else adapter.b[name].mT)
+    scalings = torch.tensor([1.0 if w is None else w.spec.scaling for w in adapters])[:, None, None]
+    whole_b = torch.stack(b)
+    return (
+        torch.stack(a).to(like.device, like.dtype),
+        (whole_b * scalings.to(whole_b.device)).to(like.device, like.dtype),
+    )
+
+
+_SPANS_A_PRODUCT = 4
+"""Spans of one product. More spans mean fewer calls, and more products that the mask throws away."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """Neighbouring spans that share their products: tokens `start` to `stop`, adapters `first` to `last`.
+
+    Attributes:
+        mask: (tokens, adapters * r), 1 where a column belongs to the token's own adapter; None for one span.
+    """
+
+    start: int
+    stop: int
+    first: int
+    last: int
+    mask: Tensor | None
+
+
+@lru_cache(maxsize=4)  # all modules of a batch have the same spans
+def _pieces(bounds: tuple[tuple[int, int], ...], rank: int, dtype: torch.dtype, device: torch.device) -> list[_Piece]:
+    pieces = []
+    for first in range(0, len(bounds), _SPANS_A_PRODUCT):
+        members = bounds[first : first + _SPANS_A_PRODUCT]
+        start, stop = members[0][0], members[-1][1]
+        mask = torch.zeros(stop - start, len(members), rank, dtype=dtype, device=device)
+        for place, (begin, end) in enumerate(members):
+            mask[begin - start : end - start, place] = 1
+        whole = len(members) == 1
+        pieces.append(_Piece(start, stop, first, first + len(members), None if whole else mask.flatten(1)))
+    return pieces
 
 
 class _AddLoRA(torch.autograd.Function):
-    """output[span] += scaling * (x[span] @ A.T) @ B.T for every span, in place.
+    """output[span] += (x[span] @ A.T) @ B.T for every span, in place; B has the scaling.
 
-    The backward pass keeps x and the rank-sized products only. The output may change in place because the gradient of
-    a frozen Linear does not need it.
+    Neighbouring spans are multiplied by each other's adapters too, and a mask removes these products: a few larger
+    products are faster on a CPU than many small ones. The backward pass keeps x and the rank-sized products only. The
+    output may change in place because the gradient of a frozen Linear does not need it.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, output: Tensor, x: Tensor, bounds: list[tuple[int, int]], scalings: list[float], *ab: Tensor
+        ctx: Any, output: Tensor, x: Tensor, bounds: tuple[tuple[int, int], ...], a: Tensor, b: Tensor
     ) -> Tensor:
-        a, b = ab[: len(bounds)], ab[len(bounds) :]
         flat = output.view(x.shape[0], -1)
-        hidden = []
-        for (start, stop), scaling, a_i, b_i in zip(bounds, scalings, a, b, strict=True):
-            h = x[start:stop] @ a_i.t()  # (n, r)
-            flat[start:stop].addmm_(h, b_i.t(), alpha=scaling)
+        pieces, hidden = _pieces(bounds, a.shape[1], x.dtype, x.device), []
+        for piece in pieces:
+            own = slice(piece.first, piece.last)
+            h = x[piece.start : piece.stop] @ a[own].flatten(0, 1).t()  # (n, c r)
+            if piece.mask is not None:
+                h.mul_(piece.mask)
+            flat[piece.start : piece.stop].addmm_(h, b[own].flatten(0, 1))
             hidden.append(h)
         ctx.mark_dirty(output)
-        ctx.bounds, ctx.scalings = bounds, scalings
-        ctx.save_for_backward(x, *ab, *hidden)
+        ctx.pieces = pieces
+        ctx.save_for_backward(x, a, b, *hidden)
         return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, *rest = ctx.saved_tensors
-        n = len(ctx.bounds)
-        a, b, hidden = rest[:n], rest[n : 2 * n], rest[2 * n :]
+        x, a, b, *hidden = ctx.saved_tensors
         flat = grad.reshape(x.shape[0], -1)
         grad_x = torch.zeros_like(x) if ctx.needs_input_grad[1] else None
-        grad_a, grad_b = [], []
-        for (start, stop), scaling, a_i, b_i, h in zip(ctx.bounds, ctx.scalings, a, b, hidden, strict=True):
-            # y = s h B^T and h = x A^T, so dh = s g B, dA = dh^T x, dB = s g^T h, dx = dh A
-            g = flat[start:stop]  # (n, out)
-            grad_h = (g @ b_i).mul_(scaling)  # (n, r)
-            grad_a.append(grad_h.t() @ x[start:stop])  # (r, in)
-            grad_b.append((h.t() @ g).mul_(scaling).t())  # (out, r), from the contiguous (r, out) product
+        grad_a, grad_b = torch.empty_like(a), torch.empty_like(b)
+        for piece, h in zip(ctx.pieces, hidden, strict=True):
+            own, tokens = slice(piece.first, piece.last), slice(piece.start, piece.stop)
+            # y = h B^T and h = x A^T, masked: dh = g B, masked; dA = dh^T x, dB^T = h^T g, dx = dh A
+            g = flat[tokens]  # (n, out)
+            grad_h = g @ b[own].flatten(0, 1).t()  # (n, c r)
+            if piece.mask is not None:
+                grad_h.mul_(piece.mask)
+            torch.mm(grad_h.t(), x[tokens], out=grad_a[own].view(-1, a.shape[2]))
+            torch.mm(h.t(), g, out=grad_b[own].view(-1, b.shape[2]))
             if grad_x is not None:
-                torch.mm(grad_h, a_i, out=grad_x[start:stop])
-        return grad, grad_x, None, None, *grad_a, *grad_b
+                torch.mm(grad_h, a[own].flatten(0, 1), out=grad_x[tokens])
+        return grad, grad_x, None, grad_a, grad_b
 
 
 def _recording(name: str, hook: Hook, fired: set[str]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
