@@ -20,6 +20,7 @@ from benchmarks.measure import Result, interleaved, over, result
 from benchmarks.workbench import Workbench
 from llgbm.base import load_base, storage_of
 from llgbm.chat import answer_ids, prompt_ids
+from llgbm.fitting.memory import keep_freed_memory
 from llgbm.linears.frozen_linear import fastest_training_storage
 from llgbm.packing import Row
 from llgbm.refining.refine import refine
@@ -43,6 +44,7 @@ _ENDINGS = (
 
 
 def run(bench: Workbench) -> list[Result]:
+    keep_freed_memory()  # as the worker of the service does
     storage = fastest_training_storage()
     base = load_base(bench.base_name, storage=storage)
     config = RefineConfig(description=_DESCRIPTION, turns=0, max_steps=bench.tokens(20))

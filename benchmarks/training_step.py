@@ -3,6 +3,9 @@
 All arms start from the same adapter and minimise the mean cross entropy of the answer tokens with AdamW. Our step packs
 the rows, stores the common prefix of their prompts once, and computes logits only at label positions. int8_training and
 bfloat16 are storages of the frozen Linears; the shipped generator was trained with both.
+
+Then a step of `python -m training fit` against its limit: the products of the frozen Linears alone, forward and for the
+gradients of their inputs.
 """
 
 from __future__ import annotations
@@ -16,14 +19,19 @@ from torch.nn import functional as F
 
 from benchmarks.measure import Result, interleaved, over, rates, result
 from benchmarks.workbench import Workbench
-from llgbm.base import Base, load_base
+from llgbm.base import Base, load_base, storage_of
 from llgbm.chat import answer_ids, prompt_ids, task_messages
+from llgbm.checkpoint import load_generator
+from llgbm.fitting.memory import keep_freed_memory
+from llgbm.fitting.objectives import TaskObjective
 from llgbm.fitting.task_losses import label_logits
 from llgbm.functional import FunctionalLoRA
+from llgbm.linears.frozen_linear import fastest_training_storage
 from llgbm.lora import LoRAWeights
-from llgbm.packing import Row, pack
+from llgbm.packing import Row, TaskGroup, pack
 
 _ROWS = 24
+_GROUPS = 20
 _RATE = 1e-4
 _WORDS = (
     "dog", "house", "river", "mountain", "bread", "winter", "table", "music",
@@ -42,6 +50,11 @@ _SENTENCES = (
 
 
 def run(bench: Workbench) -> list[Result]:
+    keep_freed_memory()
+    return [*_against_peft(bench), _fit_step(bench)]
+
+
+def _against_peft(bench: Workbench) -> list[Result]:
     rows = _rows(bench.float32)
     bases = {
         "float32": bench.float32,
@@ -75,6 +88,43 @@ def run(bench: Workbench) -> list[Result]:
         )
         for arm, target in (("int8_training", 3.0), ("bfloat16", None), ("float32", None))
     ]
+
+
+def _fit_step(bench: Workbench) -> Result:
+    base = load_base(bench.base_name, storage=fastest_training_storage())
+    generator = load_generator(bench.checkpoint_folder).generator.requires_grad_(True)
+    generator.trunk_dtype = dtype = next(base.model.parameters()).dtype
+    objective, rows = TaskObjective(base), _rows(base)
+    conditions = F.normalize(
+        torch.randn(_GROUPS, generator.config.condition_size, generator=torch.Generator().manual_seed(0)), dim=1
+    )
+    batch = [TaskGroup(str(i), c, [rows[(i + j) % _ROWS] for j in range(4)]) for i, c in enumerate(conditions)]
+    tokens = pack([group.rows for group in batch]).num_tokens
+    labels = sum(len(row.answer) for group in batch for row in group.rows)
+
+    def step() -> None:
+        objective(generator, batch, 0)[0].backward()
+        generator.zero_grad(set_to_none=True)
+
+    linears = [(base.model.get_submodule(module.name), tokens) for module in generator.lora.modules]
+    linears.append((base.model.get_submodule("lm_head"), labels))
+
+    def products() -> None:
+        for linear, count in linears:
+            x = torch.ones(count, linear.in_features, dtype=dtype, requires_grad=True)
+            y = linear(x)
+            torch.autograd.grad(y, x, y.detach())
+
+    speeds = rates(interleaved({"fit step": step, "products": products}, n=bench.times(9)), tokens)
+    return result(
+        "tokens/s of a fit step over its limit, the products of the frozen Linears alone",
+        speeds,
+        over("fit step", "products"),
+        arm_unit="tokens/s",
+        target=0.6,
+        note=f"{_GROUPS} groups with an adapter each, {tokens} packed tokens, {labels} labels; base in "
+        f"{storage_of(base)}. The step is the adapters, the loss and all gradients, without the optimisers.",
+    )
 
 
 def _rows(base: Base) -> list[Row]:

@@ -162,9 +162,9 @@ def chat(
 )
 def train(context: typer.Context) -> None:
     """Train a generator of your own: all that follows goes to `python -m training`."""
+    from llgbm.fitting.memory import keep_freed_memory
     from training.cli.command_line import main as run_training
     from training.cli.commands import COMMANDS
-    from training.runs.memory import keep_freed_memory
 
     keep_freed_memory()
     raise typer.Exit(run_training(COMMANDS, context.args, program="llgbm train"))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
+from llgbm.fitting.memory import keep_freed_memory
 from training.cli.command_line import main
 from training.cli.commands import COMMANDS
-from training.runs.memory import keep_freed_memory
 
 if __name__ == "__main__":
     keep_freed_memory()

@@ -25,6 +25,7 @@ from torch import Tensor
 from llgbm.adapters.peft_io import content_digest
 from llgbm.base import load_base
 from llgbm.errors import CheckpointError, LLGBMError
+from llgbm.fitting.memory import keep_freed_memory
 from llgbm.linears.frozen_linear import Storage, fastest_training_storage
 from llgbm.refining.refine import refine
 from llgbm.refining.settings import RefineConfig, Refined, RefineRow, RefineStep
@@ -267,6 +268,7 @@ def main() -> None:
     settings = Settings(_env_file=None, **task.settings)  # type: ignore[arg-type]
     configure_logging(settings)
     os.nice(NICENESS)
+    keep_freed_memory()
     torch.set_num_threads(settings.refine_threads or max(1, (os.cpu_count() or 2) // 2))
     _Worker(task, settings).run()
 

@@ -4,14 +4,14 @@ import sys
 
 import pytest
 
-from training.runs import memory
+from llgbm.fitting import memory
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_what_is_freed_stays_with_the_process() -> None:
     program = """
 import sys
-from training.runs.memory import keep_freed_memory
+from llgbm.fitting.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def resident():
