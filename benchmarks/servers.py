@@ -99,7 +99,7 @@ class Server:
 @contextmanager
 def our_service(bench: Workbench, *, storage: str = "int8") -> Iterator[Server]:
     """This project's service in its own process, with all adapters of the workbench."""
-    port = _free_port()
+    port = free_port()
     settings = {
         "LLGBM_PORT": str(port),
         "LLGBM_BASE_STORAGE": storage,
@@ -126,7 +126,7 @@ def vllm(bench: Workbench) -> Iterator[Server]:
         PeerError: vLLM cannot be installed or does not start.
     """
     python = interpreter(VLLM, bench.peers)
-    port, log = _free_port(), bench.scratch / "vllm.log"
+    port, log = free_port(), bench.scratch / "vllm.log"
     count, rank = len(bench.adapter_folders), bench.adapters[0].spec.rank
     command = [
         str(python), "-m", "vllm.entrypoints.openai.api_server",
@@ -183,7 +183,8 @@ def _when_ready(
     raise failure(f"the server was not ready after {_START_SECONDS:.0f} s: {last_line(log)}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,0 +1,81 @@
+"""The start of the service on this machine: `python -m benchmarks.service_start` prints a line of JSON for each start.
+
+Seconds until the process listens and until /readyz answers 200, processor time and resident memory at that moment. The
+settings are those of the environment, with a store of its own. The first start of a base fetches it and writes its int8
+file; later ones are starts with warm caches. This is not a part of `make bench`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+
+from benchmarks.servers import free_port
+
+_POLL_SECONDS = 0.1
+_MEMORY = {"resident_gb": "VmRSS", "highest_gb": "VmHWM"}
+
+
+def start_once(store: Path) -> dict[str, float]:
+    """Start the service, wait until it is ready, and stop it.
+
+    Raises:
+        RuntimeError: the process has ended before it was ready.
+    """
+    port = free_port()
+    variables = {"LLGBM_PORT": str(port), "LLGBM_STORE_DIR": str(store), "LLGBM_LOG_LEVEL": "warning"}
+    begin = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-m", "service"], env=os.environ | variables)
+    listening: float | None = None
+    try:
+        # one client for all polls: making one takes more processor time than a poll
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+            status = 0
+            while status != 200:
+                if process.poll() is not None:
+                    raise RuntimeError(f"the service ended with status {process.returncode}; its log says why")
+                time.sleep(_POLL_SECONDS)
+                try:
+                    status = client.get("/readyz", timeout=60).status_code
+                except httpx.TransportError:  # nothing listens yet, or Python is busy with an import
+                    continue
+                listening = listening or time.monotonic() - begin
+        return {
+            "listening_s": round(listening or 0, 1),
+            "ready_s": round(time.monotonic() - begin, 1),
+            **_used(process),
+        }
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _used(process: subprocess.Popen[bytes]) -> dict[str, float]:
+    """Processor seconds and GB of a process, from /proc."""
+    folder = Path(f"/proc/{process.pid}")
+    # the fields behind the name, which is in brackets: the 12th and 13th are user and system time
+    fields = (folder / "stat").read_text("ascii").rpartition(")")[2].split()
+    status = dict(line.split(":", 1) for line in (folder / "status").read_text("ascii").splitlines())
+    gigabytes = {name: int(status[field].split()[0]) * 1024 / 1e9 for name, field in _MEMORY.items()}
+    seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return {"processor_s": round(seconds, 1)} | {name: round(value, 2) for name, value in gigabytes.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=5)
+    with tempfile.TemporaryDirectory() as store:
+        for _ in range(parser.parse_args().runs):
+            print(json.dumps(start_once(Path(store))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
