@@ -209,6 +209,7 @@ async def drain(state: State, *, seconds: float) -> None:
 
 
 def end_answers(state: State) -> None:
-    """End the answers that are being decoded with an error that their clients see."""
+    """End the answers that are being decoded with an error that their clients see, and the waiting for jobs."""
     if state.services is not None:
         state.services.decoding.end_rows(StoppedError("the service is shutting down and the answer was not complete"))
+        state.services.jobs.end_waiting()

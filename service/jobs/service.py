@@ -12,14 +12,15 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from llgbm.chat import answer_ids, prompt_ids
+from llgbm.chat import answer_ids, in_context, prompt_ids
 from llgbm.example_file import Example
+from llgbm.prompting import AdapterRequest
 from llgbm.refining.settings import RefineConfig
 from service.adapters.catalogue import AdapterCatalogue
 from service.adapters.errors import UnknownAdapterError
 from service.adapters.service import AdapterService
 from service.chat.service import PROMPT_PREFIX
-from service.engine.interface import QueueFullError
+from service.engine.interface import QueueFullError, StoppedError
 from service.errors import ApiError
 from service.jobs.database import Database
 from service.jobs.errors import InvalidFileError, UnknownEventError
@@ -36,6 +37,7 @@ _RETRY_SECONDS = 30.0
 _LOOK_SECONDS = 0.2
 _EVENTS = 1000
 _EVENT_ID = re.compile(r"ftevent-0[0-9a-f]{15}")
+_LINE = re.compile(r"^line(?= \d)")
 
 
 class JobService:
@@ -61,11 +63,16 @@ class JobService:
         self._supervisor = Supervisor(settings, base, self._database, metrics)
         self._tokenising = threading.Lock()
         self._tokenizer: Any = None
+        self._ending = False
 
     def close(self) -> None:
         """Stop the worker, whose job goes on later, and close the database. Blocks."""
         self._supervisor.stop()
         self._database.close()
+
+    def end_waiting(self) -> None:
+        """End all that follow or wait for a job, since the service shuts down. The jobs are not ended by it."""
+        self._ending = True
 
     async def create(
         self,
@@ -88,10 +95,12 @@ class JobService:
             ApiError: 400 that blames a field, 429 with Retry-After for a full queue, 507 for a full disk; and what
                 making the adapter of a description raises.
         """
-        await asyncio.to_thread(self._check_file, training_file, "training_file")
-        if validation_file is not None:
-            await asyncio.to_thread(self._check_file, validation_file, "validation_file")
         start, description = await self._start(model)
+        await asyncio.to_thread(self._check_file, training_file, "training_file", description)
+        if validation_file is not None:
+            await asyncio.to_thread(self._check_file, validation_file, "validation_file", description)
+        if isinstance(start, AdapterRequest):  # only now, since a refused job leaves nothing
+            start = (await self._adapters.get_or_make(start)).record.id
         order = JobOrder(
             model=model,
             start=start,
@@ -124,21 +133,20 @@ class JobService:
             return await self.create(model, file.id, name=name)
         except BaseException as error:
             await asyncio.to_thread(self.files.delete, file.id)
-            if isinstance(error, InvalidFileError):
-                raise InvalidFileError(error.message, param="examples") from error
+            if isinstance(error, InvalidFileError):  # the client knows examples, and no lines of a file
+                raise InvalidFileError(_LINE.sub("example", error.message), param="examples") from error
             raise
 
-    async def _start(self, model: str) -> tuple[str | None, str | None]:
-        """The adapter to start from, and the description of its task."""
+    async def _start(self, model: str) -> tuple[str | AdapterRequest | None, str | None]:
+        """The adapter to start from, or the request that makes it, and the description of its task."""
         if model == self._models.base.spec.base_id:
             return None, None
         if model.startswith(PROMPT_PREFIX):
             description = model.removeprefix(PROMPT_PREFIX)
             try:
-                request = self._adapters.request((description,))
+                return self._adapters.request((description,)), description
             except ApiError as error:
                 raise ApiError(400, error.message, param="model") from error
-            return (await self._adapters.get_or_make(request)).record.id, description
         try:
             record = await self._catalogue.record(model)
         except UnknownAdapterError as error:
@@ -151,7 +159,7 @@ class JobService:
             ) from error
         return record.id, record.descriptions[0] if record.descriptions else None
 
-    def _check_file(self, file: str, param: str) -> None:
+    def _check_file(self, file: str, param: str, description: str | None) -> None:
         examples = read_examples(self.files.examples(file, param), param=param)
         if len(examples) > self._settings.refine_rows:
             raise InvalidFileError(
@@ -164,15 +172,17 @@ class JobService:
             if self._tokenizer is None:  # one of its own: a tokenizer may change its settings while it works
                 self._tokenizer = copy.deepcopy(self._models.base.tokenizer)
             for example in examples:
-                length = self._length(example, param)
+                length = self._length(example, param, description)
                 if length > limit:
                     raise InvalidFileError(
-                        f"{example.place}: it has {length} tokens, and an example has at most {limit}", param=param
+                        f"{example.place}: it has {length} tokens{' with the description' if description else ''}, and "
+                        f"an example has at most {limit}; shorten or remove it",
+                        param=param,
                     )
 
-    def _length(self, example: Example, param: str) -> int:
+    def _length(self, example: Example, param: str, description: str | None) -> int:
         try:
-            given = prompt_ids(self._tokenizer, example.row.messages)
+            given = prompt_ids(self._tokenizer, in_context(example.row.messages, description=description))
             return len(given) + len(answer_ids(self._tokenizer, example.row.answer))
         except (TemplateError, ValueError):
             raise InvalidFileError(f"{example.place}: the chat template refuses it", param=param) from None
@@ -187,11 +197,12 @@ class JobService:
 
     async def cancel(self, identity: str) -> JobRecord:
         """End a job. Raises ApiError: 404, or 400 for one that has ended."""
-        job = await self.record(identity)
-        if not await asyncio.to_thread(self._table.cancel, identity):
+        await self.record(identity)
+        before = await asyncio.to_thread(self._table.cancel, identity)
+        if before is None:
             job = await self.record(identity)
-            raise ApiError(400, f"the job has {job.status} already", code="job_ended")
-        if job.status == "queued":
+            raise ApiError(400, f"the job has ended already; its status is {job.status}", code="job_ended")
+        if before == "queued":  # nobody looks after it who would count it
             self._metrics.jobs.labels("cancelled").inc()
         self._supervisor.wake()
         return await self.record(identity)
@@ -202,7 +213,11 @@ class JobService:
         return await asyncio.to_thread(self._table.events, identity, limit, _number(after))
 
     async def follow(self, identity: str, after: str | None = None) -> AsyncIterator[JobEvent]:
-        """The events of a job, the oldest first, as they come, until it ends."""
+        """The events of a job, the oldest first, as they come, until it ends.
+
+        Raises:
+            ApiError: 404, or 503 at a shutdown.
+        """
         last = _number(after)
         while True:
             job = await self.record(identity)
@@ -214,12 +229,14 @@ class JobService:
                     yield item
             if job.ended:
                 return
+            if self._ending:
+                raise StoppedError("the service is shutting down, and the job goes on when it is back")
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def wait(self, identity: str, seconds: float) -> JobRecord:
-        """A job when it has ended, or as it is after so many seconds."""
+        """A job when it has ended, or as it is after so many seconds or at a shutdown."""
         deadline = time.monotonic() + seconds
-        while not (job := await self.record(identity)).ended and time.monotonic() < deadline:
+        while not (job := await self.record(identity)).ended and time.monotonic() < deadline and not self._ending:
             await asyncio.sleep(min(_LOOK_SECONDS, seconds))
         return job
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from service.jobs.database import Database
 from service.jobs.errors import UnknownJobError
-from service.jobs.records import JobEvent, JobOrder, JobRecord, JobResult
+from service.jobs.records import JobEvent, JobOrder, JobRecord, JobResult, Status
 
 _UNFINISHED = "status IN ('queued', 'running')"
 
@@ -81,10 +81,13 @@ class JobTable:
         )
         return [_event(row) for row in rows[:limit]], len(rows) > limit
 
-    def cancel(self, identity: str) -> bool:
-        """End a job that has not ended; False if it had. Its worker stops after the step that it is at."""
+    def cancel(self, identity: str) -> Status | None:
+        """End a job; its status before, None if it had ended. Its worker stops after the step that it is at."""
         with self._database.writing() as connection:
-            return _end(connection, identity, "cancelled", "The job was cancelled")
+            row = connection.execute("SELECT status FROM job WHERE id = ?", (identity,)).fetchone()
+            ended = _end(connection, identity, "cancelled", "The job was cancelled")
+            before: Status | None = row["status"] if ended else None
+            return before
 
     def counts(self) -> dict[str, int]:
         """How many jobs wait, and how many run."""

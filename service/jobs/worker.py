@@ -139,14 +139,16 @@ class _Worker:
             warning=None if refined.helped is not False else verdict(refined),
         )
         record, made = store.write(weights, record)
-        name = self._name(job, record.id, store)
-        if self._keep(job, record.id, refined):
-            return
-        if name is not None:
-            store.unname(name)
-        if made:
-            store.delete(record.id)
-        raise _UnwantedError
+        name = None
+        try:
+            name = self._name(job, record.id, store)
+            self._keep(job, record.id, refined)
+        except BaseException:  # cancelled, or the disk is full: nothing of it stays
+            if name is not None:
+                store.unname(name)
+            if made:
+                store.delete(record.id)
+            raise
 
     def _name(self, job: JobRecord, adapter: str, store: AdapterFiles) -> str | None:
         """Name the adapter as the user wished; its name, None if it has none."""
@@ -162,8 +164,13 @@ class _Worker:
             return None
         return name
 
-    def _keep(self, job: JobRecord, adapter: str, refined: Refined) -> bool:
-        """Note the result; False if the job was cancelled meanwhile."""
+    def _keep(self, job: JobRecord, adapter: str, refined: Refined) -> None:
+        """Note the result.
+
+        Raises:
+            _UnwantedError: the job was cancelled meanwhile.
+            StoreFullError: the disk is full.
+        """
         losses = self._files.add(f"{job.id}.csv", losses_csv(refined.losses), purpose=RESULTS)
         result = JobResult(
             steps=refined.steps,
@@ -176,10 +183,12 @@ class _Worker:
             seconds=refined.seconds,
             results_file=losses.id,
         )
-        kept = self._table.succeed(job.id, adapter, result, verdict(refined))
-        if not kept:
+        try:
+            if not self._table.succeed(job.id, adapter, result, verdict(refined)):
+                raise _UnwantedError
+        except BaseException:
             self._files.delete(losses.id)
-        return kept
+            raise
 
     def _storage(self) -> Storage:
         wanted = self._settings.refine_storage

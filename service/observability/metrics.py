@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_JOB_SECONDS = (1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
 
 
@@ -90,7 +91,7 @@ class Metrics:
             "llgbm_jobs", "Fine-tuning jobs of the store that wait or run", ["status"], registry=registry
         )
         self.job_seconds = Histogram(
-            "llgbm_job_seconds", "From start to end of a job's process", buckets=_SECONDS, registry=registry
+            "llgbm_job_seconds", "From start to end of a job's process", buckets=_JOB_SECONDS, registry=registry
         )
         self.job_loss = Gauge("llgbm_job_loss", "Training loss of the job's last step, nats", registry=registry)
         self._lora = _LoraRequestsInfo()

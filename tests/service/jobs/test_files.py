@@ -62,6 +62,13 @@ def test_what_is_no_file_of_examples_is_refused_by_field(server: LiveServer, api
         api.files.create(file=("a.jsonl", CONTENT + b"not JSON\n"), purpose="fine-tune")
     assert error.value.param == "file"
     assert "line 3" in error.value.message
+    for line, problem in (
+        (b'{"messages": [{"role": "user", "content": "x"}]}', "line 3: the last message must be the assistant's"),
+        (b'{"input": "x", "output": " "}', "line 3: the answer of an example is empty"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=problem) as error:
+            api.files.create(file=("a.jsonl", CONTENT + line), purpose="fine-tune")
+        assert error.value.param == "file"
     with pytest.raises(openai.BadRequestError) as error:
         api.files.create(file=CONTENT, purpose="batch")
     assert error.value.param == "purpose"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from itertools import pairwise
@@ -104,7 +105,10 @@ def test_from_a_file_to_an_adapter_like_any_other(
         composed = client.post("/adapters/compose", json={"ids": [adapter, name], "weights": [1, -0.5]})
         assert composed.status_code == 201, composed.text
         wait_until(lambda: "llgbm_job_seconds_count 1.0" in client.get("/metrics").text)  # its process ends
-        assert 'llgbm_jobs_ended_total{status="succeeded"} 1.0' in client.get("/metrics").text
+        told = client.get("/metrics").text
+        assert 'llgbm_jobs_ended_total{status="succeeded"} 1.0' in told
+        (loss,) = re.findall(r"^llgbm_job_loss (\S+)$", told, flags=re.MULTILINE)
+        assert float(loss) == pytest.approx(expected.losses[-1], abs=1e-4)
 
     # its story
     events = list(api.fine_tuning.jobs.list_events(job.id, limit=3))
@@ -131,8 +135,8 @@ def test_from_a_file_to_an_adapter_like_any_other(
     api.files.delete(file)
     for path in job_settings.store_dir.rglob("*"):
         assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
-    told = capfd.readouterr()
-    assert SECRET not in told.out + told.err
+    printed = capfd.readouterr()
+    assert SECRET not in printed.out + printed.err
     assert [job.id for job in api.fine_tuning.jobs.list(limit=1)][-1] == job.id
     assert list((job_settings.store_dir / FOLDER).glob("*.safetensors")) == []
 
@@ -167,7 +171,7 @@ def test_a_job_is_cancelled_within_a_step_and_nothing_of_it_is_kept(api: openai.
     wait_until(lambda: not workers(), 5)
     assert (api.fine_tuning.jobs.retrieve(running.id).model_extra or {})["step"] == step
     for job in (running, waiting):
-        with pytest.raises(openai.BadRequestError, match="cancelled already"):
+        with pytest.raises(openai.BadRequestError, match="its status is cancelled"):
             api.fine_tuning.jobs.cancel(job.id)
     assert [path.name for path in job_settings.store_dir.iterdir()] == [FOLDER]
 

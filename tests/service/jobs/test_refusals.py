@@ -45,6 +45,8 @@ def test_bad_requests_blame_a_field(api: openai.OpenAI, server: LiveServer) -> N
         too_long = upload(api, [PAIRS[0], ("word " * 300, "x")])
         param, words = refused(api, **{**good, field: too_long})
         assert (param, "line 2: it has" in words) == (field, True)
+    param, words = refused(api, **{**good, "model": f"prompt:{'word ' * 150}"})
+    assert (param, "tokens with the description" in words) == ("training_file", True)
     assert refused(api, **{**good, "training_file": [file, file]})[0] == "training_file"
     assert refused(api, **{**good, "suffix": "two words"})[0] == "suffix"
     assert refused(api, **{**good, "seed": -1})[0] == "seed"
@@ -60,6 +62,7 @@ def test_bad_requests_blame_a_field(api: openai.OpenAI, server: LiveServer) -> N
     assert refused(api, **{**good, "integrations": [{"type": "wandb", "wandb": {"project": "x"}}]})[0] == "integrations"
     assert refused(api, **{**good, "extra_body": {"n_epochs": 3}})[0] == "n_epochs"
     assert list(api.fine_tuning.jobs.list()) == []
+    assert services_of(server.app).store.files.records() == []  # nor was an adapter made to start from
     for call in (api.fine_tuning.jobs.retrieve, api.fine_tuning.jobs.cancel, api.fine_tuning.jobs.list_events):
         with pytest.raises(openai.NotFoundError) as error:
             call("ftjob-of-nobody")
@@ -127,6 +130,7 @@ def test_the_short_form_waits_for_the_adapter_or_answers_with_the_job(server: Li
         assert record is not None
         assert record.examples == ()  # they are in the job's file and nowhere else
 
-        too_long = {**body, "name": None, "examples": [{"input": "word " * 300, "output": "x"}]}
+        too_long = {**body, "name": None, "examples": [*examples, {"input": "word " * 300, "output": "x"}]}
         answer = client.post("/generate-adapter", json=too_long)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "examples")
+        assert "example 5: it has" in answer.json()["error"]["message"]

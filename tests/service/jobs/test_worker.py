@@ -1,0 +1,71 @@
+"""The work of a job's process, here without the process."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from service.adapters.files import AdapterFiles
+from service.jobs.database import FOLDER, Database
+from service.jobs.examples import write_examples
+from service.jobs.files import RESULTS, Files
+from service.jobs.records import Hyperparameters, JobOrder, JobRecord
+from service.jobs.table import JobTable
+from service.jobs.task import Task
+from service.jobs.worker import _Worker
+from service.settings import Settings
+
+
+@pytest.fixture
+def job(job_settings: Settings) -> JobRecord:
+    """A job of two examples that is running."""
+    database = Database(job_settings.store_dir)
+    file = Files(database).add("a.jsonl", write_examples([("my money", "billing"), ("it is slow", "support")]))
+    order = JobOrder(
+        model="base", start=None, description=None, training_file=file.id, suffix="tickets",
+        hyperparameters=Hyperparameters(n_epochs=1),
+    )  # fmt: skip
+    JobTable(database).add(order, max_queued=1)
+    claimed = JobTable(database).claim()
+    database.close()
+    assert claimed is not None
+    return claimed
+
+
+def work(job: JobRecord, settings: Settings) -> JobRecord:
+    """The job after its work."""
+    base = settings.base or ""
+    _Worker(Task(job=job.id, base=base, settings=settings.model_dump(mode="json")), settings).run()
+    return JobTable(Database(settings.store_dir)).record(job.id)
+
+
+def results(settings: Settings) -> list[str]:
+    return [file.id for file in Files(Database(settings.store_dir)).page(10, None, purpose=RESULTS)[0]]
+
+
+def test_a_job_leaves_its_adapter_its_name_and_its_losses(job: JobRecord, job_settings: Settings) -> None:
+    done = work(job, job_settings)
+    assert (done.status, done.error) == ("succeeded", None)
+    assert done.result is not None
+    assert results(job_settings) == [done.result.results_file]
+    store = AdapterFiles(job_settings.store_dir)
+    assert done.adapter == store.resolve(f"tickets-{job.id[-8:]}")
+    assert [record.id for record in store.records()] == [done.adapter]
+
+
+def test_a_result_that_cannot_be_noted_leaves_no_adapter_no_name_and_no_losses(
+    job: JobRecord, job_settings: Settings
+) -> None:
+    path: Path = job_settings.store_dir / FOLDER / "jobs.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute(
+            "CREATE TRIGGER refuse BEFORE UPDATE ON job WHEN NEW.status = 'succeeded'"
+            " BEGIN SELECT RAISE(ABORT, 'no room'); END"
+        )
+    connection.close()
+    failed = work(job, job_settings)
+    assert (failed.status, failed.error_code, failed.adapter) == ("failed", "internal_error", None)
+    assert results(job_settings) == []
+    assert [entry.name for entry in job_settings.store_dir.iterdir()] == [FOLDER]
