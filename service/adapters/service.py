@@ -81,24 +81,31 @@ class AdapterService:
         descriptions: tuple[str, ...],
         examples: tuple[tuple[str, str], ...] = (),
         scale: float = 1.0,
+        *,
+        param: str = "prompt",
     ) -> AdapterRequest:
         """A checked request for an adapter.
+
+        Args:
+            descriptions, examples, scale: as `AdapterRequest` has them.
+            param: field of the HTTP request that has the description.
 
         Raises:
             ApiError: 413 too large, 422 empty.
         """
-        size = sum(map(len, descriptions)) + sum(len(i) + len(o) for i, o in examples)
+        described = sum(map(len, descriptions))
+        size = described + sum(len(i) + len(o) for i, o in examples)
         limit = self._settings.max_prompt_chars
         if size > limit:
             raise ApiError(
                 413,
                 f"the task's description and examples have {size} characters, at most {limit} are read",
-                param="prompt",
+                param="examples" if described <= limit else param,
             )
         try:
             return AdapterRequest(descriptions, examples, scale)
         except ConfigError as error:
-            raise ApiError(422, str(error), param="prompt") from error
+            raise ApiError(422, str(error), param=param) from error
 
     async def get_or_make(self, request: AdapterRequest) -> Outcome:
         """The adapter of a request; made if it does not exist."""
@@ -132,6 +139,11 @@ class AdapterService:
             return await self._engine.run(lambda: self._models.maker.context_setting(request, wanted))
         except ConfigError as error:
             raise ApiError(422, str(error), param="context") from error
+
+    async def warning(self, request: AdapterRequest) -> str | None:
+        """The warning that the adapter of a request would have, without keeping the adapter."""
+        (made,) = await self._engine.run(lambda: self._models.maker.make([request]))
+        return made.warning
 
     async def _existing(self, identity: str) -> Outcome | None:
         record = await asyncio.to_thread(self._files.record, identity)

@@ -45,6 +45,7 @@ class Generation:
         prompt_tokens: length of the prompt.
         context_used: the texts of the task in the context, in addition to the conversation.
         scale: factor on the adapter's effect; None without an adapter.
+        warning: of the adapter; None if there is none.
         completion_tokens: number of tokens so far, of all answers.
         started: time of the start in seconds, by `time.perf_counter`; `first_token` is that of the first token.
     """
@@ -57,9 +58,10 @@ class Generation:
         prompt_tokens: int,
         context_used: Context = "none",
         scale: float | None = None,
+        warning: str | None = None,
     ) -> None:
         self._streams, self._texts, self._adapter = streams, texts, adapter
-        self.context_used, self.scale = context_used, scale
+        self.context_used, self.scale, self.warning = context_used, scale, warning
         self.adapter_id = None if adapter is None else adapter.id
         self.modules_hooked = 0 if adapter is None else adapter.modules
         self.prompt_tokens, self.completion_tokens = prompt_tokens, 0

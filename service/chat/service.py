@@ -103,11 +103,13 @@ class Answerer:
         context: the texts of the task in the context, in addition to the messages.
         scale: factor on the adapter's effect; 0 if the base answers in place of an adapter, None for a request without
             an adapter.
+        warning: of the adapter; None if there is none.
     """
 
     adapter: AdapterReference | None
     context: Context = "none"
     scale: float | None = None
+    warning: str | None = None
 
 
 class ChatService:
@@ -144,7 +146,8 @@ class ChatService:
         if adapter is None or adapter == model:
             task = self._task_of(model, options)
             if task is not None:
-                return await self._start_task(task, options)
+                place = "messages" if model == AUTO_MODEL else "model"
+                return await self._start_task(task, options, place)
             _require_no_task(model, options)
             return await self._start(lambda: self._find(model), options)
         _require_no_task(model, options)
@@ -170,7 +173,7 @@ class ChatService:
         Raises:
             ApiError: as `start`.
         """
-        return await self._start_task(TaskTexts(prompt, options.examples, tuple(options.messages)), options)
+        return await self._start_task(TaskTexts(prompt, options.examples, tuple(options.messages)), options, "prompt")
 
     def _task_of(self, model: str, options: ChatOptions) -> TaskTexts | None:
         """The task in `model` and the messages; None for the base or an existing adapter."""
@@ -181,14 +184,25 @@ class ChatService:
         task = with_marked_examples(TaskTexts(description, options.examples, tuple(options.messages)))
         if not prompted:
             task = with_system_message(task)
-            if task.description is None and not task.examples and options.context in (None, "auto", "none"):
-                return None
+            if task.description is None and not task.examples:
+                if options.context in (None, "auto", "none"):
+                    return None
+                raise ApiError(
+                    422,
+                    f"context {options.context!r} needs a task, and the messages have no system message and no "
+                    "examples; give them, or choose context auto",
+                    param="context",
+                )
         return task
 
-    async def _start_task(self, task: TaskTexts, options: ChatOptions) -> Generation:
-        """Answer with the adapter of a task, in the wanted context; `auto` is the best one by calibration."""
+    async def _start_task(self, task: TaskTexts, options: ChatOptions, place: str) -> Generation:
+        """Answer with the adapter of a task, in the wanted context; `auto` is the best one by calibration.
+
+        Args:
+            place: field of the request that has the description.
+        """
         descriptions = () if task.description is None else (task.description,)
-        request = self._adapters.request(descriptions, task.examples)
+        request = self._adapters.request(descriptions, task.examples, param=place)
         setting = await self._adapters.context_setting(request, options.context or "auto")
         try:
             description, examples = texts_in(setting.context, task.description, task.examples)
@@ -198,9 +212,9 @@ class ChatService:
 
         async def find() -> Answerer:
             if setting.scale == 0:
-                return Answerer(None, setting.context, 0.0)
-            outcome = await self._adapters.get_or_make(replace(request, scale=setting.scale))
-            return Answerer(await self._refer(outcome.record.id), setting.context, setting.scale)
+                return Answerer(None, setting.context, 0.0, await self._adapters.warning(request))
+            record = (await self._adapters.get_or_make(replace(request, scale=setting.scale))).record
+            return Answerer(await self._refer(record.id), setting.context, setting.scale, record.warning)
 
         try:
             return await self._start(find, replace(options, messages=messages))
@@ -257,7 +271,9 @@ class ChatService:
                 found.release()
             raise
         texts = [TextStream(self.decode, options.stop) for _ in rows]
-        return Generation(streams, texts, found, len(prompt), answerer.context, answerer.scale)
+        return Generation(
+            streams, texts, found, len(prompt), answerer.context, answerer.scale, warning=answerer.warning
+        )
 
     async def _find(self, model: str) -> Answerer:
         if model in (self._models.base.spec.base_id, AUTO_MODEL):
@@ -276,7 +292,7 @@ class ChatService:
 
     async def _find_named(self, name_or_id: str) -> Answerer:
         record = await self._catalogue.record(name_or_id)
-        return Answerer(await self._refer(record.id), scale=record.scale)
+        return Answerer(await self._refer(record.id), scale=record.scale, warning=record.warning)
 
     def _tokenise(self, options: ChatOptions) -> tuple[int, ...]:
         try:

@@ -54,6 +54,7 @@ async def _answer(body: ChatRequest, services: Services) -> ChatResponse:
         answer=answer.text,
         base_answer=others[0].text if others else None,
         modules_hooked=generation.modules_hooked,
+        warning=generation.warning,
         usage=Usage(
             prompt_tokens=generation.prompt_tokens,
             completion_tokens=generation.completion_tokens,

@@ -102,6 +102,7 @@ class ChatResponse(BaseModel):
             "answer": "fromage",
             "base_answer": "Cheese is a dairy product",
             "modules_hooked": 168,
+            "warning": None,
             "usage": {"prompt_tokens": 30, "completion_tokens": 4, "total_tokens": 34},
             "finish_reason": "stop",
             "timings_ms": {"adapter": 61.0, "first_token": 210.5, "total": 704.1},
@@ -114,6 +115,9 @@ class ChatResponse(BaseModel):
     answer: str
     base_answer: str | None = None
     modules_hooked: int = Field(description="Number of modules that the adapter changed for this answer.")
+    warning: str | None = Field(
+        description="As of the adapter: present if few right answers are expected. It says what would help."
+    )
     usage: Usage
     finish_reason: Literal["stop", "length"]
     timings_ms: ChatTimingsMs

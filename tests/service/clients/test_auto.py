@@ -169,5 +169,9 @@ def test_bad_contexts_and_examples_are_refused(openai: OpenAI, client: httpx.Cli
         complete(openai, [system(DESK), *marked("")[:-1], ASKED])
     with pytest.raises(UnprocessableEntityError, match="context 'description' needs a description"):
         complete(openai, [ASKED], extra_body={"context": "description", "examples": EXAMPLES})
+    for model, blamed in (("auto", "context"), ("prompt: ", "model")):
+        with pytest.raises(UnprocessableEntityError) as refused:
+            complete(openai, [ASKED], model, extra_body={"context": "description"})
+        assert refused.value.param == blamed
     taken = client.post("/generate-adapter", json={"prompt": DESK, "name": "auto"})
     assert (taken.status_code, taken.json()["error"]["param"]) == (422, "name")

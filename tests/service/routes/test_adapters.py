@@ -188,9 +188,12 @@ async def test_a_wrong_request_is_422_in_the_envelope(client: httpx.AsyncClient,
 async def test_a_prompt_that_is_too_long_is_413(settings: Settings, load_dummy: LoadModels) -> None:
     async with running(settings.model_copy(update={"max_prompt_chars": 30}), load_dummy) as (_, client):
         assert (await client.post("/generate-adapter", json={"prompt": "x" * 30})).status_code == 201
-        assert (await client.post("/generate-adapter", json={"prompt": "x" * 31})).status_code == 413
-        body = {"prompt": "x" * 20, "examples": [{"input": "a" * 6, "output": "b" * 5}]}
-        assert (await client.post("/generate-adapter", json=body)).status_code == 413
+        body: dict[str, object] = {"prompt": "x" * 31}
+        for param in ("prompt", "examples"):
+            answer = await client.post("/generate-adapter", json=body)
+            assert (answer.status_code, answer.json()["error"]["param"]) == (413, param)
+            assert "have 31 characters, at most 30 are read" in answer.json()["error"]["message"]
+            body = {"prompt": "x" * 20, "examples": [{"input": "a" * 6, "output": "b" * 5}]}
 
 
 async def test_a_name_that_is_taken_is_409_before_anything_is_made(client: httpx.AsyncClient) -> None:

@@ -111,7 +111,11 @@ async def test_at_scale_0_the_base_answers_and_it_is_said(
     def load(settings: Settings, metrics: Metrics, progress: Progress) -> Models:
         models = load_dummy(settings, metrics, progress)
         checkpoint = models.maker.checkpoint
-        manifest = replace(checkpoint.manifest, context_choice=ContextChoice.of_scales(0.9, far=0.0, near=1.0))
+        manifest = replace(
+            checkpoint.manifest,
+            context_choice=ContextChoice.of_scales(0.9, far=0.0, near=1.0),
+            confidence={"similarity": [0.0, 1.0], "confidence": [0.0, 1.0], "threshold": 1.0},
+        )
         encoder = PretrainedTextEncoder(manifest.encoder_id)
         return replace(models, maker=AdapterMaker(replace(checkpoint, manifest=manifest), encoder))
 
@@ -120,6 +124,12 @@ async def test_at_scale_0_the_base_answers_and_it_is_said(
         assert (answer["answer"], answer["adapter_id"], answer["modules_hooked"]) == ("plain answer", None, 0)
         assert (answer["context_used"], answer["scale"]) == ("description", 0.0)
         assert services_of(app).store.files.records() == []
+        made = (await client.post("/generate-adapter", json={"prompt": FAR})).json()
+        assert answer["warning"] == made["warning"]
+        assert "few right answers are to be expected" in answer["warning"]
+        for body in ({"prompt": FAR, "context": "none"}, {"adapter_id": made["id"]}):
+            other = (await client.post("/chat", json={**body, "query": "cheese"})).json()
+            assert (other["adapter_id"], other["warning"]) == (made["id"], made["warning"])
 
 
 async def test_an_adapter_by_id_answers_as_it_is_and_tells_its_scale(client: httpx.AsyncClient) -> None:
