@@ -36,6 +36,9 @@ class Conversation:
         description: stands above the first turn, unless the context is "none".
         examples: stand before the first turn, as turns of their own, if the context is "examples".
         params: how each answer is decoded; max_tokens is cut at the room that the context has.
+
+    Attributes:
+        adapter_id: None if the base answers, since the best scale of the adapter is 0.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Conversation:
         params: SamplingParams,
     ) -> None:
         self.made, self.context_used = made, context
+        self._weights, self.adapter_id = (made.weights, made.id) if made.request.scale else (None, None)
         self._tokenizer, self._decoder, self._params = base.tokenizer, Decoder(base), params
         self._description, self._examples = texts_in(context, description, tuple(examples))
         self._turns: list[dict[str, str]] = []
@@ -68,9 +72,7 @@ class Conversation:
             raise ContextLengthError(
                 f"the conversation has {len(ids)} tokens and the context holds {self._decoder.max_context}; start anew"
             )
-        row = DecodeRequest(
-            ids, self.made.weights, replace(self._params, max_tokens=min(self._params.max_tokens, room))
-        )
+        row = DecodeRequest(ids, self._weights, replace(self._params, max_tokens=min(self._params.max_tokens, room)))
         stream = TextStream(self._text)
         try:
             (step,) = self._decoder.add([row])
@@ -181,7 +183,7 @@ def _say(conversation: Conversation, text: str, *, as_json: bool) -> None:
         return
     made = conversation.made
     report = {
-        "adapter_id": made.id,
+        "adapter_id": conversation.adapter_id,
         "answer": "".join(pieces),
         "context_used": conversation.context_used,
         "scale": made.request.scale,

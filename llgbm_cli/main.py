@@ -158,7 +158,6 @@ def chat(
 @app.command(
     add_help_option=False,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False},
-    epilog="Example: llgbm train fit --help",
 )
 def train(context: typer.Context) -> None:
     """Train a generator of your own: all that follows goes to `python -m training`."""

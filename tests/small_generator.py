@@ -30,10 +30,10 @@ IRREGULAR = LoRASpec(2, 3.0, SPEC.modules[3:9])
 """Other targets in the first layer than in the second."""
 
 
-def calibrate_artefact(folder: Path) -> GeneratorManifest:
-    """Give a generator a calibration: every text asks for a task, and half the adapter stands beside a description."""
+def calibrate_artefact(folder: Path, scale: float = 0.5) -> GeneratorManifest:
+    """Give a generator a calibration: every text asks for a task, and the adapter has `scale` with a description."""
     detector = TaskDetector(torch.zeros(384), torch.tensor(9.0))
-    return write_calibration(folder, detector, {}, ContextChoice.of_scales(similarity=0.0, far=0.5, near=0.5))
+    return write_calibration(folder, detector, {}, ContextChoice.of_scales(similarity=0.0, far=scale, near=scale))
 
 
 def active_generator(

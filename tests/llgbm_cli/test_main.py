@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from llgbm.decoding.decoder import generate
 from llgbm.decoding.sampling import SamplingParams
 from llgbm.prompting import AdapterMaker, AdapterRequest
 from llgbm_cli import main as cli
+from tests.small_generator import calibrate_artefact
 
 PROMPT = "Reverse the letters."
 Run = Callable[..., tuple[int, str, str]]
@@ -23,11 +25,11 @@ Run = Callable[..., tuple[int, str, str]]
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_checkpoint_path: Path) -> Run:
     """Runs the command on the tiny generator: its exit code, standard output and standard error."""
 
-    def run_words(*words: str, said: str = "") -> tuple[int, str, str]:
+    def run_words(*words: str, said: str | io.StringIO = "") -> tuple[int, str, str]:
         monkeypatch.setenv("LLGBM_CHECKPOINT", str(tiny_checkpoint_path))
         monkeypatch.setenv("COLUMNS", "200")
         monkeypatch.setattr("sys.argv", ["llgbm", *words])
-        monkeypatch.setattr("sys.stdin", io.StringIO(said))
+        monkeypatch.setattr("sys.stdin", io.StringIO(said) if isinstance(said, str) else said)
         with pytest.raises(SystemExit) as ended:
             cli.main()
         printed = capsys.readouterr()
@@ -41,6 +43,10 @@ def test_every_command_helps_with_an_example(run: Run) -> None:
         code, out, _ = run(name, "--help")
         assert code == 0
         assert f"llgbm {name}" in out.partition("Example")[2]
+    code, out, _ = run("train", "--help")
+    assert (code, "example: llgbm train tasks --help" in out) == (0, True)
+    code, out, _ = run("--help")
+    assert (code, "llgbm chat" in out) == (0, True)
 
 
 def test_generate_writes_the_adapter_of_prompt_and_examples(run: Run, tiny_maker: AdapterMaker, tmp_path: Path) -> None:
@@ -90,6 +96,22 @@ def test_chat_answers_with_the_description_in_the_context_and_keeps_the_conversa
     assert (code, streamed) == (0, answers[0]["answer"] + "\n")
 
 
+def test_where_the_adapter_only_harms_the_base_answers_and_no_adapter_is_named(
+    run: Run, tiny_checkpoint_path: Path, tiny_base_path: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_checkpoint_path, tmp_path / "harms")
+    calibrate_artefact(tmp_path / "harms", scale=0.0)
+    words = ["chat", PROMPT, "--base", str(tiny_base_path), "--storage", "float32", "--max-tokens", "6", "--once"]
+    code, out, error = run(*words, "--json", "--checkpoint", str(tmp_path / "harms"), said="cheese")
+    assert (code, error) == (0, "")
+    told = json.loads(out)
+    assert (told["adapter_id"], told["context_used"], told["scale"]) == (None, "description", 0.0)
+    base = load_base(tiny_base_path)
+    ids = prompt_ids(base.tokenizer, task_messages("cheese", description=PROMPT))
+    (answer,) = generate(base, [ids], None, SamplingParams(max_tokens=6))
+    assert told["answer"] == base.tokenizer.decode(answer, skip_special_tokens=True)
+
+
 def test_examples_stand_before_the_first_turn(run: Run, tiny_base_path: Path, tmp_path: Path) -> None:
     file = tmp_path / "examples.txt"
     file.write_text("abc => cba\n")
@@ -130,6 +152,18 @@ def test_an_error_is_one_sentence_with_its_code(
     assert (found, out, error.count("\n")) == (code, "", 1)
     assert told in error
     assert error.startswith("llgbm")
+
+
+class Interrupted(io.StringIO):
+    """Standard input of a user who presses Ctrl-C."""
+
+    def read(self, size: int | None = -1) -> str:
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_has_a_code_of_its_own(run: Run, tiny_base_path: Path) -> None:
+    code, out, _ = run("chat", PROMPT, "--base", str(tiny_base_path), "--once", said=Interrupted())
+    assert (code, out) == (130, "")
 
 
 def test_debug_shows_where_an_error_came_from(run: Run) -> None:

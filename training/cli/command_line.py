@@ -165,6 +165,7 @@ def _overview(commands: Sequence[Command], program: str) -> str:
             "  --show-config      print all values as YAML and stop",
             "  --debug            show the traceback of an error",
             "  --help             list the values of a command",
+            *(f"\nexample: {program} {command.name} --help" for command in commands[:1]),
         ]
     )
 
