@@ -117,22 +117,31 @@ def test_a_job_is_found_again_after_a_reload_and_cancelled(page: Page, api: http
     expect(page.locator("#refine")).to_be_hidden()
 
 
-def test_a_connection_that_is_cut_is_made_again(page: Page) -> None:
-    cut = 0
+def test_a_connection_that_is_cut_is_made_again_and_a_file_that_stays_hides_no_result(
+    page: Page, api: httpx.Client
+) -> None:
+    asked = 0
 
-    def one_event(route: Route) -> None:
-        nonlocal cut
-        cut += 1
-        if cut == 1:
+    def restarted(route: Route) -> None:
+        """As a service that ends, and loads its models again."""
+        nonlocal asked
+        asked += 1
+        if asked == 1:
             route.abort()
+        elif asked == 2:
+            route.fulfill(status=503, json={"error": {"message": "the models are still loading", "code": "loading"}})
         else:
             route.continue_()
 
-    page.route("**/events?*", one_event)
+    page.route("**/events?*", restarted)
     begin_long(page)
-    assert cut == 2
+    assert asked == 3
+    full = {"error": {"message": "the disk is full", "code": "insufficient_storage"}}
+    page.route("**/v1/files/*", lambda route: route.fulfill(status=507, json=full))
     page.locator("#refine").get_by_role("button", name="Cancel").click()
+    expect(page.locator("#refine-problem")).to_contain_text("The disk is full")
     expect(page.locator("#refine-state")).to_have_text("Cancelled; nothing of it is kept.")
+    api.delete(f"/v1/files/{newest(api)['training_file']}").raise_for_status()
 
 
 def test_says_in_words_what_refining_lacks_and_why_the_service_refused(page: Page, api: httpx.Client) -> None:

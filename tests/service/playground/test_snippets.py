@@ -14,7 +14,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.service.playground.browser import CAPITAL, NASTY, completion, make_adapter, playground, snippet
+from tests.service.playground.browser import CAPITAL, NASTY, PASTE, completion, make_adapter, playground, snippet
 from tests.service.support.harness import LiveServer
 
 pytestmark = pytest.mark.browser
@@ -36,12 +36,13 @@ def test_the_snippets_run(
         answers.append(answer)
         text = text[end:].lstrip()
     assert answers[0]["id"] == identity
-    assert answers[1]["adapter_id"] == identity
+    used = {name: answers[1][name] for name in ("context_used", "scale")}
+    assert used == answers[0]["auto"]  # the best answer, as in the chat of the page
+    best = completion(api, f"prompt:{NASTY}", NASTY, 64)
+    assert answers[1]["choices"][0]["message"]["content"] == best
+    assert printed(snippet(page, "openai")) == best + "\n"
+
     expected = completion(api, identity, NASTY, 64)
-    assert answers[1]["choices"][0]["message"]["content"] == expected
-
-    assert printed(snippet(page, "openai")) == expected + "\n"
-
     code = snippet(page, "PEFT")
     archive = api.get(f"/adapters/{identity}/archive").raise_for_status().content
     zipfile.ZipFile(io.BytesIO(archive)).extractall(tmp_path)
@@ -61,6 +62,20 @@ def printed(code: str) -> str:
     with contextlib.redirect_stdout(output):
         exec(compile(code, "snippet", "exec"), {})
     return output.getvalue()
+
+
+def test_examples_go_with_the_question_and_other_adapters_are_named_by_their_id(page: Page, api: httpx.Client) -> None:
+    page.get_by_text("Examples and name").click()
+    page.get_by_label("Input of example 1").evaluate(PASTE, "Peru\tLima\nChad\tN'Djamena")
+    make_adapter(page, CAPITAL)
+    examples = [{"input": "Peru", "output": "Lima"}, {"input": "Chad", "output": "N'Djamena"}]
+    page.get_by_label("Question", exact=True).fill("Mali")
+    page.get_by_label("Question", exact=True).blur()
+    best = completion(api, f"prompt:{CAPITAL}", "Mali", 64, examples=examples)
+    assert printed(snippet(page, "openai")) == best + "\n"
+    page.get_by_label("Scale of the effect").press("End")
+    expect(page.locator("#announcer")).to_contain_text("scale 2 ready")
+    assert page.locator("#adapter-id").inner_text() in snippet(page, "openai")
 
 
 def test_the_tabs_follow_the_arrow_keys_and_copying_copies(browser: Browser, server: LiveServer) -> None:

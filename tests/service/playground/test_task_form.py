@@ -124,6 +124,16 @@ def test_pasted_examples_that_are_wrong_are_refused_by_line(page: Page, text: st
     expect(page.locator("#example-rows li")).to_have_count(1)
 
 
+def test_text_of_one_field_is_left_to_it_and_lines_of_a_text_stay(page: Page) -> None:
+    page.get_by_text("Examples and name").click()
+    page.get_by_label("Output of example 1").evaluate(PASTE, '{"input": "Ana", "city": "Rome"}')
+    page.get_by_label("Input of example 1").evaluate(PASTE, '{"name": "Ana"}')
+    expect(page.locator("#example-problem")).to_be_hidden()
+    expect(page.get_by_label("Input of example 1")).to_have_value("")  # the browser puts real text there
+    page.get_by_label("Input of example 1").evaluate(PASTE, '"two\nlines",x')
+    expect(page.get_by_label("Input of example 1")).to_have_value("two\nlines")
+
+
 def test_examples_are_pasted_dropped_and_opened_from_a_file(page: Page, api: httpx.Client) -> None:
     page.get_by_text("Examples and name").click()
     page.get_by_label("Input of example 1").evaluate(PASTE, "cat\ttac\ndog\tgod")

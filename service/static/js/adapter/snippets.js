@@ -1,9 +1,10 @@
 /** The code that uses an adapter elsewhere, ready to be copied. */
 
 import { address, apiKey } from "../base/api.js";
+import { isTask, taskQuestion } from "../base/task.js";
 
 /**
- * @import {Adapter} from "../base/types.js"
+ * @import {Adapter, Message} from "../base/types.js"
  *
  * @typedef {{adapter: Adapter, question: string}} Subject
  * @typedef {{id: string, label: string, text: (subject: Subject) => string}} Snippet
@@ -39,9 +40,26 @@ const body = (value) => quoted(JSON.stringify(value, null, 2));
 /** The header with the key, by the name of a variable: the key itself stays out of what is copied. */
 const keyHeader = () => (apiKey() ? ' \\\n  -H "Authorization: Bearer $LLGBM_API_KEY"' : "");
 
-/** @param {Subject} subject @param {string} [model] */
+/** @param {string} question @returns {Message[]} */
+const userTurn = (question) => [{ role: "user", content: question }];
+
+/**
+ * The question to another server, which knows nothing but the adapter.
+ *
+ * @param {Subject} subject
+ * @param {string} [model]
+ */
 function completion({ adapter, question }, model = adapter.id) {
-  return { model, messages: [{ role: "user", content: question }], max_tokens: TOKENS, temperature: 0 };
+  return { model, messages: userTurn(question), max_tokens: TOKENS, temperature: 0 };
+}
+
+/**
+ * The question to this service, which chooses the best context if it has made the adapter for a task.
+ *
+ * @param {Subject} subject
+ */
+function here({ adapter, question }) {
+  return isTask(adapter) ? taskQuestion(adapter, userTurn(question)) : { model: adapter.id, messages: userTurn(question) };
 }
 
 /** @param {Adapter} adapter */
@@ -54,8 +72,9 @@ function fetched(adapter) {
 function curl(subject) {
   const { adapter } = subject;
   const json = "  -H 'Content-Type: application/json'";
-  const asked = `curl -s ${quoted(address("/v1/chat/completions"))} \\\n${json}${keyHeader()} \\\n  -d ${body(completion(subject))}\n`;
-  if (adapter.source !== "generated") return asked;
+  const request = { ...here(subject), max_tokens: TOKENS, temperature: 0 };
+  const use = `curl -s ${quoted(address("/v1/chat/completions"))} \\\n${json}${keyHeader()} \\\n  -d ${body(request)}\n`;
+  if (adapter.source !== "generated") return use;
   const { prompts, examples, scale } = adapter;
   const wish = {
     ...(prompts.length === 1 ? { prompt: prompts[0] } : prompts.length ? { prompts } : {}),
@@ -63,20 +82,21 @@ function curl(subject) {
     ...(scale !== 1 && { scale }),
   };
   const made = `curl -s ${quoted(address("/generate-adapter"))} \\\n${json}${keyHeader()} \\\n  -d ${body(wish)}\n`;
-  return `# make it: the same request always gives the same id\n${made}\n# use it\n${asked}`;
+  return `# make it: the same request always gives the same id\n${made}\n# use it\n${use}`;
 }
 
 /** @param {Subject} subject */
-function openai({ adapter, question }) {
+function openai(subject) {
+  const { model, messages, ...more } = here(subject);
   const key = apiKey() ? 'os.environ["LLGBM_API_KEY"]' : '"not needed"';
   return `${apiKey() ? "import os\n\n" : ""}from openai import OpenAI
 
 client = OpenAI(base_url=${literal(address("/v1"))}, api_key=${key})
 answer = client.chat.completions.create(
-    model=${literal(adapter.id)},
-    messages=[{"role": "user", "content": ${literal(question)}}],
+    model=${literal(model)},
+    messages=${literal(messages)},
     max_tokens=${TOKENS},
-    temperature=0,
+    temperature=0,${"examples" in more ? `\n    extra_body=${literal(more)},` : ""}
 )
 print(answer.choices[0].message.content)
 `;

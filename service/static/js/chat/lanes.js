@@ -1,8 +1,8 @@
 /** Who answers a question: the plain base, the base that is told the task, the adapter; by choice, side by side. */
 
-import { MOST_EXAMPLES } from "../base/api.js";
 import { byId } from "../base/dom.js";
 import { factor, scaleOf, title } from "../base/format.js";
+import { isTask, taskQuestion } from "../base/task.js";
 import { conversation, withTask } from "./conversation.js";
 
 /**
@@ -68,22 +68,9 @@ export function questionFor(lane, { adapter, job }, base, context, earlier, ques
   if (lane === "told") return { model: base, messages: withTask(messages, adapter, "examples") };
   const model = lane === "before" ? (job?.start ?? base) : adapter.id;
   if (context === "none") return { model, messages };
-  if (lane === "adapted" && isTask(adapter)) {
-    const { prompts, examples } = adapter;
-    const task = prompts[0] === undefined ? "auto" : `prompt:${prompts[0]}`;
-    return { model: task, messages, context, ...(examples.length && { examples }) };
-  }
+  if (lane === "adapted" && isTask(adapter)) return { ...taskQuestion(adapter, messages), context };
   // it answers as it is: the service has no rule for it
   return { model, messages: context === "auto" ? messages : withTask(messages, adapter, context) };
-}
-
-/**
- * Whether the service makes just this adapter for the texts of its task, and so may choose context and scale.
- *
- * @param {Adapter} adapter
- */
-function isTask({ source, prompts, examples, scale }) {
-  return source === "generated" && scale === 1 && prompts.length <= 1 && examples.length <= MOST_EXAMPLES;
 }
 
 /**

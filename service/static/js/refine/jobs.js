@@ -1,14 +1,16 @@
 /** Fine-tuning jobs in OpenAI's protocol: a file of examples, the job that learns from it, and its events. */
 
-import { ApiError, call, isAbort, json } from "../base/api.js";
+import { ApiError, call, json } from "../base/api.js";
 import { objects } from "../base/sse.js";
 
 /**
  * @import {Example, Job, JobEvent} from "../base/types.js"
  */
 
-const TRIES = 6;
+/** Patience for a service that starts again: about half a minute. */
+const TRIES = 12;
 const PAUSE_MS = 500;
+const LOADING = 503;
 
 /**
  * @param {Example[]} examples
@@ -70,7 +72,7 @@ export async function* follow(id) {
       }
       return;
     } catch (error) {
-      if (isAbort(error) || (error instanceof ApiError && error.status)) throw error;
+      if (error instanceof ApiError && error.status && error.status !== LOADING) throw error;
     }
     await new Promise((resolve) => setTimeout(resolve, PAUSE_MS * failures));
   }

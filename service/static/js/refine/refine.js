@@ -84,8 +84,12 @@ export class Refining {
     for await (const event of jobs.follow(job.id)) this.#take(event);
     const ended = await jobs.read(job.id);
     store(JOB_ITEM, null);
-    await jobs.removeFile(ended.training_file);
-    await this.#tell(ended);
+    try {
+      await this.#tell(ended);
+    } finally {
+      // what came of the job is told all the same
+      await jobs.removeFile(ended.training_file).catch((error) => showProblem(this.#problem, error));
+    }
   }
 
   /** @param {JobEvent} event */

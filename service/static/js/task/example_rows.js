@@ -2,7 +2,7 @@
 
 import { announce, byId, el } from "../base/dom.js";
 import { showProblem } from "../base/problem.js";
-import { parseExamples } from "./parse_examples.js";
+import { holdsExamples, parseExamples } from "./parse_examples.js";
 
 /**
  * @import {Example} from "../base/types.js"
@@ -25,7 +25,8 @@ export class ExampleRows {
     this.#file.addEventListener("change", () => void this.#takeFile(this.#file.files?.[0]));
     area.addEventListener("paste", (event) => {
       const text = event.clipboardData?.getData("text/plain") ?? "";
-      if (!/[\t\n]|^\{/.test(text.trim())) return; // text of one field
+      // the text of one field is left to it; an output may be JSON
+      if (!holdsExamples(text, event.target instanceof Element && event.target.matches("[data-side=output]"))) return;
       event.preventDefault();
       this.#take(text);
     });
@@ -48,12 +49,12 @@ export class ExampleRows {
    * The rows that are filled in.
    *
    * @returns {Example[]}
-   * @throws {Error} a row has one side only; its empty side is focused
+   * @throws {RangeError} a row has one side only; its empty side is focused
    */
   read() {
     const examples = [];
     for (const row of this.#list.children) {
-      const [input, output] = /** @type {[HTMLInputElement, HTMLInputElement]} */ ([...row.querySelectorAll("input")]);
+      const [input, output] = sides(row);
       const given = input.value.trim();
       const wanted = output.value.trim();
       if (!given !== !wanted) {
@@ -76,8 +77,18 @@ export class ExampleRows {
   async #takeFile(file) {
     this.#file.value = ""; // so that the same file can be chosen again
     if (!file) return;
-    if (file.size > LARGEST_BYTES) showProblem(this.#problem, `${file.name} is too large for examples.`);
-    else this.#take(await file.text());
+    if (file.size > LARGEST_BYTES) {
+      showProblem(this.#problem, `${file.name} is too large for examples.`);
+      return;
+    }
+    let text;
+    try {
+      text = await file.text();
+    } catch {
+      showProblem(this.#problem, `${file.name} cannot be read; it may be a folder, or gone.`);
+      return;
+    }
+    this.#take(text);
   }
 
   /** @param {string} text  of a table, whose rows follow those that are filled in */
@@ -85,14 +96,14 @@ export class ExampleRows {
     showProblem(this.#problem, null);
     try {
       const examples = parseExamples(text);
-      const filled = [...this.#list.children].filter((row) => [...row.querySelectorAll("input")].some((i) => i.value));
+      const filled = [...this.#list.children].filter((row) => sides(row).some((side) => side.value));
       if (filled.length + examples.length > MOST) {
         throw new RangeError(`There would be ${filled.length + examples.length} examples, and the form takes at most ${MOST}.`);
       }
       this.#list.replaceChildren(...filled);
       this.#addRows(examples);
       announce(`${examples.length} example${examples.length === 1 ? "" : "s"} added`);
-      this.#list.lastElementChild?.querySelector("input")?.focus();
+      this.#list.lastElementChild?.querySelector("textarea")?.focus();
     } catch (error) {
       if (!(error instanceof RangeError)) throw error;
       showProblem(this.#problem, error.message);
@@ -101,7 +112,7 @@ export class ExampleRows {
 
   #addRow() {
     this.#addRows([{ input: "", output: "" }]);
-    return /** @type {HTMLInputElement} */ (this.#list.lastElementChild?.querySelector("input"));
+    return /** @type {HTMLTextAreaElement} */ (this.#list.lastElementChild?.querySelector("textarea"));
   }
 
   /** @param {Example[]} examples */
@@ -112,8 +123,9 @@ export class ExampleRows {
 
   /** @param {Example} example */
   #row(example) {
-    const input = el("input", { autocomplete: "off", placeholder: "input" });
-    const output = el("input", { autocomplete: "off", placeholder: "output" });
+    // text areas, since a text may have several lines
+    const input = el("textarea", { rows: 1, autocomplete: "off", placeholder: "input" });
+    const output = el("textarea", { rows: 1, autocomplete: "off", placeholder: "output", "data-side": "output" });
     input.value = example.input;
     output.value = example.output;
     const remove = el("button", { type: "button", class: "plain icon" }, "×");
@@ -128,17 +140,26 @@ export class ExampleRows {
     const next = row.nextElementSibling ?? row.previousElementSibling;
     row.remove();
     if (next === null) this.#addRow().focus();
-    else next.querySelector("input")?.focus();
+    else next.querySelector("textarea")?.focus();
     this.#number();
   }
 
   #number() {
     [...this.#list.children].forEach((row, index) => {
-      const [input, output] = row.querySelectorAll("input");
-      input?.setAttribute("aria-label", `Input of example ${index + 1}`);
-      output?.setAttribute("aria-label", `Output of example ${index + 1}`);
+      const [input, output] = sides(row);
+      input.setAttribute("aria-label", `Input of example ${index + 1}`);
+      output.setAttribute("aria-label", `Output of example ${index + 1}`);
       row.querySelector("button")?.setAttribute("aria-label", `Remove example ${index + 1}`);
     });
     this.#add.disabled = this.#list.children.length >= MOST;
   }
+}
+
+/**
+ * The fields of a row, input and output.
+ *
+ * @param {Element} row
+ */
+function sides(row) {
+  return /** @type {[HTMLTextAreaElement, HTMLTextAreaElement]} */ ([...row.querySelectorAll("textarea")]);
 }

@@ -9,6 +9,25 @@
 const DELIMITERS = ["\t", ",", ";"];
 const INPUTS = new Set(["input", "question", "prompt", "query", "text", "user", "source"]);
 const OUTPUTS = new Set(["output", "answer", "completion", "response", "label", "assistant", "target"]);
+const FIELDS = new Set(["messages", ...INPUTS, ...OUTPUTS]);
+
+/**
+ * Whether pasted text is meant as examples and not as the text of the field it goes into: it has several lines or
+ * columns, or it is one object with the fields of an example.
+ *
+ * @param {string} text
+ * @param {boolean} isOutput  the field is an output, which is often JSON itself
+ */
+export function holdsExamples(text, isOutput) {
+  const content = text.trim();
+  if (/[\t\n]/.test(content)) return true;
+  if (isOutput || !content.startsWith("{")) return false;
+  try {
+    return Object.keys(JSON.parse(content)).some((name) => FIELDS.has(name.toLowerCase()));
+  } catch {
+    return false;
+  }
+}
 
 /**
  * @param {string} text

@@ -63,10 +63,11 @@ export function startTaskForm(refining) {
     const text = prompt.value.trim();
     const examples = rows.read();
     const suffix = name.value.trim();
-    if (!examples.length || base.value === null) {
+    if (!examples.length) {
       byId("more", HTMLDetailsElement).open = true;
       throw new RangeError("Refining learns from examples: add some, about a dozen does well.");
     }
+    if (base.value === null) throw new RangeError("The service is not ready yet; see the top of the page.");
     return { examples, model: text ? `prompt:${text}` : base.value, ...(suffix && { suffix }) };
   }
 
