@@ -82,6 +82,19 @@ def test_the_command_of_an_installed_wheel_helps(command: Command) -> None:
         assert f" {name} " in done.stdout
 
 
+def test_the_command_of_an_installed_wheel_chats_trains_and_serves(
+    command: Command, tiny_base_path: Path, tiny_checkpoint_path: Path
+) -> None:
+    words = ["chat", "Reverse the letters.", "--once", "--max-tokens", "4", "--json", "--storage", "float32"]
+    done = command(*words, "--base", str(tiny_base_path), "--checkpoint", str(tiny_checkpoint_path), said="cheese")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["context_used"] == "description"
+    done = command("train", "fit", "--help")
+    assert (done.returncode, done.stdout.split(":")[0]) == (0, "llgbm train fit"), done.stderr
+    done = command("serve", "--port", "70000")  # it is refused by the service's own settings
+    assert (done.returncode, done.stderr.split(":")[0]) == (2, "LLGBM_PORT"), done.stderr
+
+
 def test_the_command_of_an_installed_wheel_writes_an_adapter(
     command: Command, tiny_base: Base, tiny_checkpoint_path: Path, tmp_path: Path
 ) -> None:
