@@ -37,7 +37,6 @@ from benchmarks import (
     service_overhead,
     service_vllm,
     training_step,
-    trunk_step,
 )
 from benchmarks.measure import Result
 from benchmarks.report import Results, read_results, write_results
@@ -54,7 +53,6 @@ BENCHMARKS: dict[str, Callable[[Workbench], list[Result]]] = {
     "few_shot": few_shot.run,
     "training_step": training_step.run,
     "refining": refining.run,
-    "trunk_step": trunk_step.run,
     "int8_accuracy": int8_accuracy.run,
     "many_adapters": many_adapters.run,
     "service_overhead": service_overhead.run,
