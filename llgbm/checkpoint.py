@@ -63,10 +63,6 @@ class PromptIndex:
         values, indices = best.topk(min(count, len(self.task.unique())))
         return [(int(i), float(v)) for i, v in zip(indices, values, strict=True)]
 
-    def blocks(self, count: int) -> list[Tensor]:
-        """Embeddings (n, condition_size) of each of `count` tasks, in the form that `save_generator` takes."""
-        return [self.embeddings[self.task == place] for place in range(count)]
-
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:

@@ -9,7 +9,6 @@ Shared bases with generated cores follow Zhyper; layer and module embeddings fol
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable
 from typing import TypeVar
@@ -207,21 +206,6 @@ class LoRAGenerator(nn.Module):
         layers = (self.read, self.blocks, self.module_block)
         return [p for layer in layers for p in layer.parameters() if p.dim() > 1] + [self.heads]
 
-    def input_bases(self) -> list[Tensor]:
-        """A0 (R, in) of every module of the spec, in its order; views of the parameters."""
-        return _by_module(self.a0, self._by_input)
-
-    def output_bases(self) -> list[Tensor]:
-        """B0 transposed, (R, out), of every module of the spec, in its order; views of the parameters."""
-        return _by_module(self.b0, self._by_output)
-
-    def bases_digest(self) -> str:
-        """First 16 hex digits of the sha256 of all bases. Generators with equal digests can exchange cores."""
-        digest = hashlib.sha256()
-        for basis in (*self.input_bases(), *self.output_bases()):
-            digest.update(basis.detach().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
-
     def shared_adapter(self) -> LoRAWeights:
         """The adapter of the constant cores, without a condition."""
         return self.materialise(*self.cores(None))[0]
@@ -242,11 +226,6 @@ def uninitialised_generator(model: ModelSpec, lora: LoRASpec, config: GeneratorC
     """A generator for `load_state_dict`; the global RNG is unchanged."""
     with torch.random.fork_rng(devices=[]):  # torch's own Linears draw random numbers
         return LoRAGenerator(model, lora, config)
-
-
-def _by_module(bases: nn.ParameterDict, members_of: dict[int, list[int]]) -> list[Tensor]:
-    found = {place: row for n, members in members_of.items() for place, row in zip(members, bases[str(n)], strict=True)}
-    return [found[place] for place in sorted(found)]
 
 
 def _group(keys: Iterable[_K]) -> dict[_K, list[int]]:

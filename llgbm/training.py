@@ -1,8 +1,7 @@
 """train(): the one loop that fits a generator, for every loss. Read it from top to bottom.
 
 A step takes the batch of its step number, gets a loss from the objective, and updates the generator with AdamW, its
-trunk optionally with Muon, and the cores of single tasks with a sparse Adam. Nothing else is random, so an interrupted
-run continues to the same result.
+trunk optionally with Muon. Nothing else is random, so an interrupted run continues to the same result.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from torch import Tensor, nn
 from llgbm.errors import CheckpointError, ConfigError
 from llgbm.fitting.data_parallel import Alone, ProcessGroup, backward_in_pieces, share_of
 from llgbm.fitting.muon import Muon
-from llgbm.fitting.task_cores import TaskCores, TaskCoresAdam
 from llgbm.generator import LoRAGenerator
 from llgbm.matching.losses import DeltaOnlyLoss, MultiTaskLoss
 from llgbm.packing import TrainingBatch
@@ -55,8 +53,6 @@ class TrainingConfig:
     trunk_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the matrix products of the trunk and of Muon; parameters and states stay float32. bfloat16 is faster on
     a CPU with instructions for it, and several times slower on others."""
-    task_rate: float = 12.0
-    """Learning rate factor of the cores of single tasks (`llgbm.fitting.task_cores`)."""
     warmup_steps: int = 20
     """Steps of linear warm-up."""
     decay_fraction: float = 0.3
@@ -83,8 +79,6 @@ class TrainingConfig:
             raise ConfigError("trunk_optimiser is adamw or muon, and trunk_rate finite and not negative")
         if self.trunk_dtype not in ("float32", "bfloat16"):
             raise ConfigError(f"trunk_dtype is float32 or bfloat16, not {self.trunk_dtype!r}")
-        if not 0 <= self.task_rate < math.inf:
-            raise ConfigError("task_rate must be finite and must not be negative")
         if self.accumulation < 1:
             raise ConfigError("accumulation must be at least 1")
         if not 0 <= self.seconds < math.inf:
@@ -212,8 +206,7 @@ def train(
 def _optimisers(trained: nn.Module, generator: LoRAGenerator, config: TrainingConfig) -> list[torch.optim.Optimizer]:
     """The optimisers; `rate` of a parameter group is its factor on the scheduled learning rate."""
     shared, trunk = generator.shared_parameters(), generator.trunk_matrices()
-    of_tasks = [p for m in trained.modules() if isinstance(m, TaskCores) for p in m.parameters()]
-    known = {id(p) for p in [*shared, *trunk, *of_tasks]}
+    known = {id(p) for p in [*shared, *trunk]}
     others = [p for p in trained.parameters() if p.dim() > 1 and id(p) not in known]
     vectors = [p for p in trained.parameters() if p.dim() <= 1]  # norms and biases: no weight decay
     groups: list[dict[str, Any]] = [
@@ -228,8 +221,6 @@ def _optimisers(trained: nn.Module, generator: LoRAGenerator, config: TrainingCo
     optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98))]
     if config.trunk_optimiser == "muon":
         optimisers.append(Muon([of_trunk], dtype=getattr(torch, config.trunk_dtype)))
-    if of_tasks:
-        optimisers.append(TaskCoresAdam([{"params": of_tasks, "rate": config.task_rate}]))
     return optimisers
 
 

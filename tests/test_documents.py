@@ -38,8 +38,8 @@ CURRENT_COMMANDS = [
 
 def test_commands_are_found_in_spans_and_in_blocks_of_several_lines() -> None:
     text = "Run `python -m training\ntables`.\n\n    python -m training fit a=1 \\\n        b=2\n    python -m other\n"
-    in_a_list = "1. First:\n\n       python -m training cores\n"
-    assert commands(text + in_a_list) == [f"{_PROGRAM} tables", f"{_PROGRAM} fit a=1 b=2", f"{_PROGRAM} cores"]
+    in_a_list = "1. First:\n\n       python -m training deltas\n"
+    assert commands(text + in_a_list) == [f"{_PROGRAM} tables", f"{_PROGRAM} fit a=1 b=2", f"{_PROGRAM} deltas"]
 
 
 @pytest.mark.parametrize("document", CURRENT)

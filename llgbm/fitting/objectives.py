@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llgbm.base import Base, require_gradients
 from llgbm.delta import DeltaMeter, keep_states
 from llgbm.errors import ConfigError
 from llgbm.fitting.context_teacher import ContextTeacher, Teacher, stacked_states
-from llgbm.fitting.task_cores import TaskCores
 from llgbm.fitting.task_losses import kl_by_label, label_logits, mean_by_row, sft_by_label
 from llgbm.functional import FunctionalLoRA
 from llgbm.generator import LoRAGenerator
@@ -34,7 +32,6 @@ class TaskObjective:
         matching: weight of the delta loss, added to the task loss, for groups with a teacher's delta
             (`TaskGroup.delta`).
         meter: measures the generated adapters as the teachers were measured; needed for `matching`.
-        task_cores: cores of single tasks, added to the generated ones and trained with the generator.
         recompute: save memory by running each layer again in the backward pass, see `llgbm.fitting.recompute`.
 
     Raises:
@@ -53,13 +50,12 @@ class TaskObjective:
         context_teacher: Teacher | LoRAWeights = "shared",
         matching: float = 0.0,
         meter: DeltaMeter | None = None,
-        task_cores: TaskCores | None = None,
         recompute: bool = False,
     ) -> None:
         require_gradients(base)
         self._base, self._functional = base, FunctionalLoRA(base.model)
         self._label_smoothing, self._distillation = label_smoothing, distillation
-        self._recompute, self._task_cores = recompute, task_cores
+        self._recompute = recompute
         if state_matching and not state_layers:
             raise ConfigError("state_matching needs state_layers, the layers of the matched states")
         self._state_matching, self._state_layers = state_matching, state_layers if state_matching else ()
@@ -68,9 +64,9 @@ class TaskObjective:
             raise ConfigError("matching needs a DeltaMeter with the measurement of the teachers' deltas")
         self._matching, self._meter = matching, meter if matching else None
 
-    def modules(self) -> Iterable[nn.Module]:
-        """The cores of single tasks, if any."""
-        return () if self._task_cores is None else (self._task_cores,)
+    def modules(self) -> tuple[()]:
+        """None: only the generator is trained."""
+        return ()
 
     def weight(self, batch: TrainingBatch) -> float:
         """Number of rows in the batch; the loss is a mean over them."""
@@ -79,8 +75,7 @@ class TaskObjective:
     def __call__(self, generator: LoRAGenerator, batch: TrainingBatch, step: int) -> tuple[Tensor, dict[str, float]]:
         """The loss, a mean over rows in nats, with its parts and the base's numbers of rows and tokens."""
         batch = in_order(batch)
-        added = None if self._task_cores is None else partial(self._task_cores.added, step=step)
-        weights, rows = generated_groups(generator, batch, added)
+        weights, rows = generated_groups(generator, batch)
         packed = pack(rows).on(self._base.device)
         labels = packed.flat_places(packed.label_index)
         with keep_states(self._base.model, self._state_layers, labels) as kept:
@@ -128,24 +123,14 @@ def _distance(meter: DeltaMeter, batch: TrainingBatch, weights: Sequence[LoRAWei
     return torch.stack(losses) @ rows / sum(len(group.rows) for group in batch)
 
 
-def generated_groups(
-    generator: LoRAGenerator,
-    batch: TrainingBatch,
-    added: Callable[[Tensor, Tensor, Sequence[str]], tuple[Tensor, Tensor]] | None = None,
-) -> tuple[list[LoRAWeights], list[list[Row]]]:
-    """Adapters and rows of a batch, group by group; groups without a condition get the shared adapter and come last.
-
-    Args:
-        added: (generated Q, generated P, task ids) -> Q and P of the adapters.
-    """
+def generated_groups(generator: LoRAGenerator, batch: TrainingBatch) -> tuple[list[LoRAWeights], list[list[Row]]]:
+    """Adapters and rows of a batch, group by group; groups without a condition get the shared adapter and come last."""
     ordered = in_order(batch)
-    conditioned = [(group, group.condition) for group in ordered if group.condition is not None]
-    plain = len(ordered) - len(conditioned)
+    conditions = [group.condition for group in ordered if group.condition is not None]
+    plain = len(ordered) - len(conditions)
     weights: list[LoRAWeights] = []
-    if conditioned:
-        q, p = generator.cores(torch.stack([condition for _, condition in conditioned]))
-        tasks = [group.task_id for group, _ in conditioned]
-        weights += generator.materialise(*(added(q, p, tasks) if added else (q, p)))
+    if conditions:
+        weights += generator(torch.stack(conditions))
     if plain:
         weights += [generator.shared_adapter()] * plain
     return weights, [list(group.rows) for group in ordered]

@@ -80,15 +80,10 @@ def kl_by_label(logits: Tensor, teacher_values: Tensor, teacher_indices: Tensor)
 
 def mean_by_row(losses: Tensor, batch: PackedBatch) -> Tensor:
     """Mean over the labels (labels,) of each row, then over rows: scalar."""
-    return row_means(losses, batch).mean()
-
-
-def row_means(losses: Tensor, batch: PackedBatch) -> Tensor:
-    """Mean over the labels (labels,) of each row: (rows,)."""
     zeros = losses.new_zeros(len(batch.last_index))
     sums = zeros.index_add(0, batch.label_row, losses)
     counts = zeros.index_add(0, batch.label_row, torch.ones_like(losses))
-    return sums / counts
+    return (sums / counts).mean()
 
 
 def _require_labels(logits: Tensor, batch: PackedBatch) -> None:

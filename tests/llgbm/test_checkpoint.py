@@ -107,10 +107,8 @@ def test_bases_are_the_same_however_often_they_are_stored(folder: Path, tmp_path
         once.gate.bias.add_(1)  # another trunk with the same bases
     saved(tmp_path / "again", once)
     again = load_generator(tmp_path / "again").generator
-    assert again.bases_digest() == once.bases_digest()
-    with torch.no_grad():
-        again.input_bases()[-1][-1, -1].add_(1e-6)
-    assert again.bases_digest() != once.bases_digest()
+    for bases, stored in ((once.a0, again.a0), (once.b0, again.b0)):
+        assert all(torch.equal(bases[size], stored[size]) for size in bases)
 
 
 def test_saving_twice_gives_the_same_digest(tmp_path: Path) -> None:

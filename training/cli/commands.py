@@ -14,8 +14,6 @@ COMMANDS = (
     _command("teachers", "train one LoRA for each task", "phases.teachers"),
     _command("deltas", "measure how adapters change the base's hidden states", "phases.deltas"),
     _command("fit", "train a generator on tasks; this makes the shipped generator", "recipe.fit"),
-    _command("cores", "train the best adapter that a generator can represent, for each task", "recipe.cores"),
-    _command("amortise", "train a generator to predict those adapters, without the base", "recipe.amortise"),
     _command("match", "fit a generator to teachers by weights, deltas or both", "phases.match"),
     _command("ablate", "compare losses over seeds, and the cost of guided fits", "phases.ablate"),
     _command("compose", "measure sums of deltas and of adapters", "phases.compose"),

@@ -30,7 +30,6 @@ from training.quality.baselines import Baselines, row_digests
 from training.quality.cells import SHOWN, Cells, Work, cell_key, mean_cell, measured_cell
 from training.quality.deltas import delta_cosines
 from training.quality.methods import FIXED_CONTEXTS, METHODS, MethodSources
-from training.recipe.cores import load_cores
 from training.recipe.generator_base import base_of, shared_adapter_for
 from training.runs.artefacts import replace_text
 from training.runs.fan_out import open_workers
@@ -99,8 +98,6 @@ class Config:
     """Artefact of a fit with warm-start steps only; its shared adapter is the multi-task LoRA."""
     teachers: Path = Path("runs/teachers")
     """Folder of teachers; methods that need a missing teacher are skipped."""
-    cores: Path | None = None
-    """Folder of cores that were trained within the checkpoint's bases, see the command cores."""
     tasks: Path | None = Path("tasks/train")
     """Folder of the training tasks, for the column of unseen descriptions; none skips the column."""
     task_ids: tuple[str, ...] = ()
@@ -258,7 +255,6 @@ def load_sources(config: Config, checkpoint: Checkpoint, tasks: Sequence[Task]) 
         checkpoint=checkpoint,
         encoder=PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id),
         teachers=load_teachers(config.teachers, list(wanted), checkpoint.manifest.base_id),
-        cores=load_cores(config.cores, checkpoint, list(wanted)) if config.cores else {},
         multitask=shared_adapter_for(config.multitask, checkpoint.manifest.base_id) if config.multitask else None,
         others={},
         seed=config.seeds[0],

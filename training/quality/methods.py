@@ -14,7 +14,6 @@ from llgbm.checkpoint import Checkpoint
 from llgbm.conditioning.context_choice import ContextSetting, ContextWanted, texts_in
 from llgbm.lora import LoRAWeights
 from llgbm.prompting import AdapterMaker, AdapterRequest, TextEncoder
-from training.recipe.cores import Cores
 from training.tasks.format import Example, Task
 from training.tasks.rows import short_examples
 
@@ -45,7 +44,6 @@ class MethodSources:
         checkpoint: the generator under test.
         encoder: its text encoder.
         teachers: adapters trained by gradient descent on one task each, by task id.
-        cores: cores trained within the generator's bases on one task each, by task id.
         multitask: one adapter trained on all tasks with the description in the context, or None.
         others: task id -> description of another task, for the control with a wrong prompt.
         seed: random seed of wording, examples and gibberish.
@@ -54,7 +52,6 @@ class MethodSources:
     checkpoint: Checkpoint
     encoder: TextEncoder
     teachers: Mapping[str, LoRAWeights]
-    cores: Mapping[str, Cores]
     multitask: LoRAWeights | None
     others: Mapping[str, str]
     seed: int
@@ -156,11 +153,6 @@ def _generated_from_seen(sources: MethodSources, task: Task) -> MethodSetup | No
     return None if text is None else MethodSetup(sources.generate([text]))
 
 
-def _trained_cores(sources: MethodSources, task: Task) -> MethodSetup | None:
-    found = sources.cores.get(task.task_id)
-    return None if found is None else MethodSetup(found.adapter(sources.checkpoint.generator))
-
-
 def _in_context(
     sources: MethodSources,
     task: Task,
@@ -249,7 +241,6 @@ METHODS: dict[str, Callable[[MethodSources, Task], MethodSetup | None]] = {
     "auto": lambda sources, task: _in_context(sources, task),
     "auto with 3 examples": lambda sources, task: _in_context(sources, task, sources.shots(task)),
     "multi-task LoRA, scaled + description": _scaled_multitask,
-    "cores trained on the task": _trained_cores,
     "teacher": lambda sources, task: _adapter(sources.teachers.get(task.task_id)),
 }
 """Every method, in the order of the table. A method that lacks a source gives None and is reported as not run."""

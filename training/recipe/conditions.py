@@ -72,10 +72,6 @@ class ConditionSampler:
             chosen = rng.permutation(len(task.train))[: config.example_pool]
             self._lines.append(example_lines([(task.train[i].input, task.train[i].output) for i in chosen]))
 
-    def descriptions(self, index: int) -> Tensor:
-        """Embeddings (seen descriptions, condition_size) of the task at `index`."""
-        return self._encoder.encode(self._tasks[index].seen_descriptions)
-
     def draw(self, index: int, wording: int, rng: np.random.Generator) -> Tensor:
         """A condition (condition_size,) of the task at `index`.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llgbm.adapters.peft_io import content_digest
 from llgbm.base import Base, load_base
@@ -22,7 +22,6 @@ from llgbm.delta import DeltaMeter
 from llgbm.errors import ConfigError
 from llgbm.fitting.context_teacher import Teacher
 from llgbm.fitting.objectives import TaskObjective
-from llgbm.fitting.task_cores import TaskCores
 from llgbm.generator import LoRAGenerator, create_generator
 from llgbm.linears.frozen_linear import Storage
 from llgbm.lora import LoRAWeights
@@ -34,10 +33,8 @@ from llgbm.training import TrainingConfig, TrainingState, train
 from training.adapters.delta_store import ProbeConfig, cached_delta, open_deltas
 from training.adapters.teacher_folder import adapter_folder, load_teachers, teachers_digest
 from training.recipe.conditions import TEXTS_FILE, lasting_encoder
-from training.recipe.cores import Cores, belonging, core_file, generated_cores, write_cores
 from training.recipe.generator_base import shared_adapter_for
 from training.recipe.progress_check import CheckConfig, ProgressCheck
-from training.recipe.rounds import RoundConfig, Rounds, run_rounds
 from training.recipe.sampler import SamplerConfig, TaskSampler
 from training.runs.fingerprint import RESUMABLE, Fingerprint
 from training.runs.log import RunLog
@@ -102,30 +99,20 @@ class Config:
     teachers: Path | None = None
     """Folder of teachers for `context_teacher: adapter` and `matching`; tasks without a teacher have no KL and no delta
     loss."""
-    task_cores_from: int | None = None
-    """From this step on, each task of the folder has cores of its own that are added to the trunk's output, see
-    `llgbm.fitting.task_cores`; the first round starts from the sum. None for never."""
     recompute: bool = False
     """Activation checkpointing: less memory, but one more forward pass of each layer per step."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     check: CheckConfig = field(default_factory=CheckConfig)
-    rounds: int = 0
-    """Number of rounds of amortised inference after the steps with the task loss."""
-    round: RoundConfig = field(default_factory=RoundConfig)
 
     def __post_init__(self) -> None:
-        if min(self.matching, self.rounds, self.state_matching) < 0 or self.state_layers < 1:
-            raise ConfigError("matching, state_matching and rounds must not be negative, state_layers at least 1")
+        if min(self.matching, self.state_matching) < 0 or self.state_layers < 1:
+            raise ConfigError("matching and state_matching must not be negative, state_layers at least 1")
         if self.context_teacher_from and self.context_teacher != "shared":
             raise ConfigError("context_teacher_from is a shared adapter; set context_teacher to shared")
         if self.context_teacher == "adapter" and self.state_matching:
             raise ConfigError("state_matching needs a teacher that reads descriptions; set context_teacher to shared")
-        if self.task_cores_from is not None and (self.task_cores_from < 0 or not self.rounds):
-            raise ConfigError(
-                "task_cores_from must not be negative, and needs rounds, which train the trunk on these cores"
-            )
         wanted = self.context_teacher == "adapter" or self.matching > 0
         if wanted != (self.teachers is not None):
             raise ConfigError("context_teacher: adapter and matching go with teachers, the folder that has them")
@@ -134,16 +121,6 @@ class Config:
     def artefact(self) -> Path:
         """Folder of the final generator."""
         return self.workdir / "generator"
-
-    @property
-    def fitted(self) -> Path:
-        """Folder of the generator after the steps with the task loss."""
-        return self.workdir / "fitted" if self.rounds else self.artefact
-
-    @property
-    def task_cores(self) -> Path:
-        """Folder of the tasks' cores at the end of these steps."""
-        return self.workdir / "task_cores"
 
 
 def run(config: Config) -> None:
@@ -155,30 +132,8 @@ def run(config: Config) -> None:
     """
     pools = training_tasks(config)
     kept_back = hidden_tasks(config.hidden_families, config.families)
-    file = config.workdir / TEXTS_FILE
-    with lasting_encoder(config.text_encoder, file) as encoder:
-        made_here = _fit(config, encoder, pools, kept_back)
-    if config.rounds and made_here:
-        run_rounds(_rounds(config, pools.own), file)
-
-
-def _rounds(config: Config, tasks: Sequence[Task]) -> Rounds:
-    return Rounds(
-        count=config.rounds,
-        settings=config.round,
-        workdir=config.workdir,
-        fitted=config.fitted,
-        artefact=config.artefact,
-        task_cores=None if config.task_cores_from is None else config.task_cores,
-        shared={
-            "tasks": config.tasks,
-            "task_ids": tuple(task.task_id for task in tasks),
-            "base": config.base,
-            "base_storage": config.base_storage,
-            "text_encoder": config.text_encoder,
-        },
-        of_amortise={"wordings": config.wordings, "hidden_families": config.hidden_families},
-    )
+    with lasting_encoder(config.text_encoder, config.workdir / TEXTS_FILE) as encoder:
+        _fit(config, encoder, pools, kept_back)
 
 
 def _fit(
@@ -186,8 +141,7 @@ def _fit(
     encoder: PretrainedTextEncoder,
     pools: TrainingSet,
     kept_back: Sequence[Task],
-) -> bool:
-    """Run the steps with the task loss; returns whether this process has written the result."""
+) -> None:
     tasks = pools.own
     base = load_base(config.base, storage=config.base_storage, device=config.device)
     teachers = load_teachers(config.teachers, [t.task_id for t in tasks], base.spec.base_id) if config.teachers else {}
@@ -206,8 +160,6 @@ def _fit(
     )
     generator = create_generator(base.spec, default_lora(base.spec), config.generator, seed=config.training.seed)
     start = None if config.start is None else started_from(config.start, generator)
-    own = config.task_cores_from
-    task_cores = None if own is None else TaskCores([task.task_id for task in tasks], generator, first_step=own)
     objective = TaskObjective(
         base,
         label_smoothing=config.label_smoothing,
@@ -217,15 +169,14 @@ def _fit(
         state_layers=spread_layers(base.spec, config.state_layers) if config.state_matching else (),
         matching=config.matching,
         meter=meter,
-        task_cores=task_cores,
         recompute=config.recompute,
     )
-    nn.ModuleList([generator, *objective.modules()]).to(base.device)
+    generator.to(base.device)
     state_path, group = config.workdir / STATE_FILE, process_group()
     if group is not None and group.rank > 0:  # only the first process writes and checks
         train(generator, objective, sampler, config.training, state_path=state_path, group=group)
         group.close()
-        return False
+        return
     all_tasks = pools.all
     with RunLog(config.workdir, "fit", config) as log:
         fingerprint_of(config, all_tasks, base, start, teachers).require_same_run(config.workdir, [STATE_FILE])
@@ -250,21 +201,18 @@ def _fit(
         seconds = time.monotonic() - started
         made = {"steps": max(first, steps), "last_run_seconds": round(seconds)}
         manifest, prompts = manifest_of(config, generator, base, all_tasks, encoder, made, start=start)
-        if not config.rounds and saved_in(config.artefact, generator, manifest):
+        if saved_in(config.artefact, generator, manifest):
             log.logger.info("already made", artefact=str(config.artefact))
-        else:  # rounds identify their start by its digest, so it is written again without a calibration
-            manifest = save_generator(config.fitted, generator, manifest, prompts)
+        else:
+            manifest = save_generator(config.artefact, generator, manifest, prompts)
             log.record_artefact(
-                config.fitted,
+                config.artefact,
                 base_revision=base.revision,
                 data_digest=tasks_digest(all_tasks),
                 digest=manifest.digest,
             )
-        if task_cores is not None:
-            _write_task_cores(config, generator, task_cores, tasks, sampler)
     if group is not None:
         group.close()
-    return True
 
 
 def fingerprint_of(
@@ -277,7 +225,7 @@ def fingerprint_of(
     """Everything that the state of a fit depends on."""
     teacher = _context_teacher(config, base)
     places = ("workdir", "device", "tasks", "families", "wordings", "task_ids", "base", "context_teacher_from")
-    without = (*places, "check", "recompute", "rounds", "round", *RESUMABLE)
+    without = (*places, "check", "recompute", *RESUMABLE)
     return Fingerprint.of(
         config,
         without=without,
@@ -294,22 +242,6 @@ def _context_teacher(config: Config, base: Base) -> Teacher | LoRAWeights:
     if config.context_teacher_from is None:
         return config.context_teacher
     return shared_adapter_for(config.context_teacher_from, base.spec.base_id)
-
-
-@torch.no_grad()
-def _write_task_cores(
-    config: Config,
-    generator: LoRAGenerator,
-    task_cores: TaskCores,
-    tasks: Sequence[Task],
-    sampler: TaskSampler,
-) -> None:
-    """Write the cores of each task: its own cores added to the generator's output for its descriptions."""
-    owner = belonging(load_generator(config.fitted))
-    for index, task in enumerate(tasks):
-        made = generated_cores(generator, sampler.description_embeddings(index))
-        q, p = task_cores.added(made.q[None], made.p[None], [task.task_id], config.training.steps)
-        write_cores(core_file(config.task_cores, task.task_id), Cores(q[0], p[0]), owner)
 
 
 def _teacher_deltas(

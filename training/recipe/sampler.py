@@ -73,7 +73,7 @@ class SamplerConfig(ConditionConfig):
         return self.groups - self.synthetic_groups - self.family_groups
 
 
-def drawn_in_epochs(count: int, step: int, groups: int, seed: int, *, stream: int) -> list[int]:
+def _drawn_in_epochs(count: int, step: int, groups: int, seed: int, *, stream: int) -> list[int]:
     """The `groups` tasks of a step out of `count`, each once per epoch; `stream` separates pools with the same seed."""
     places = [divmod(step * groups + slot, count) for slot in range(groups)]
     return [int(np.random.default_rng([seed, epoch, stream]).permutation(count)[i]) for epoch, i in places]
@@ -131,16 +131,12 @@ class TaskSampler:
         for task in self._tasks:
             self._require_short_row(task)
 
-    def description_embeddings(self, index: int) -> Tensor:
-        """Embeddings (seen descriptions, condition_size) of a task; tasks are indexed folder, procedural, families."""
-        return self._conditions.descriptions(index)
-
     def __call__(self, step: int) -> TrainingBatch:
         """The groups of `step`, counted from 0."""
         config = self._config
         rng = np.random.default_rng([self._seed, step])
-        own = drawn_in_epochs(self._num_own, step, config.own_groups, self._seed, stream=1)
-        synthetic = drawn_in_epochs(self._num_synthetic, step, config.synthetic_groups, self._seed, stream=2)
+        own = _drawn_in_epochs(self._num_own, step, config.own_groups, self._seed, stream=1)
+        synthetic = _drawn_in_epochs(self._num_synthetic, step, config.synthetic_groups, self._seed, stream=2)
         shared_only = step < config.warm_start_steps
         drawn = [*own, *(self._num_own + task for task in synthetic)]
         groups = [self._group(task, rng, shared_only=shared_only) for task in drawn]
@@ -153,7 +149,7 @@ class TaskSampler:
         """Indices of a step's tasks of families, grouped by family."""
         groups, sisters = self._config.family_groups, self._config.sisters
         per_step = -(-groups // sisters)
-        families = drawn_in_epochs(len(self._families), step, per_step, self._seed, stream=3) if groups else []
+        families = _drawn_in_epochs(len(self._families), step, per_step, self._seed, stream=3) if groups else []
         drawn: list[list[int]] = []
         for family in families:
             members, left = self._families[family], groups - sum(len(found) for found in drawn)

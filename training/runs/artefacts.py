@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from safetensors.torch import save
-from torch import Tensor
 
 from llgbm.errors import CacheMismatchError
 from llgbm.files.synced import replace_file
@@ -117,9 +115,3 @@ def set_aside(path: Path) -> Path:
 def replace_text(path: Path, text: str) -> None:
     """Write a file atomically: a reader sees the old or the new text, even after a power cut."""
     replace_file(path, text.encode())
-
-
-def replace_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file atomically, like `replace_text`; creates missing folders."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=dict(metadata)))

@@ -56,8 +56,8 @@ def test_a_command_without_a_section_is_refused(plan: Path) -> None:
         pipeline.run_plan(plan, ["match"])
     with pytest.raises(ConfigError, match="'cook' is none of teachers, "):
         pipeline.Config(phases=("cook",))
-    plan.write_text(f"{plan.read_text()}\ncores: {{steps: 1}}\n")
-    with pytest.raises(ConfigError, match="does not run cores; run its commands one by one, or name those"):
+    plan.write_text(f"{plan.read_text()}\nrefine: {{steps: 1}}\n")
+    with pytest.raises(ConfigError, match="does not run refine; run its commands one by one, or name those"):
         pipeline.run_plan(plan)
     plan.write_text("shared: {}\n")
     with pytest.raises(ConfigError, match="no section for any of teachers"):

@@ -16,7 +16,6 @@ from tests.training.tasks.test_families import write
 from training.adapters.delta_store import ProbeConfig
 from training.quality import cells, deltas, evaluate
 from training.quality.methods import METHODS
-from training.recipe import cores
 from training.tasks.rows import eval_row
 
 
@@ -49,14 +48,8 @@ def test_the_first_wrong_answer_of_each_task_is_shown(config: evaluate.Config) -
         assert one["description"] in tasks[one["task"]].descriptions
 
 
-def test_every_method_is_scored_on_every_task(config: evaluate.Config, generator_folder: Path, tmp_path: Path) -> None:
-    assert config.tasks is not None
-    trained = cores.Config(
-        workdir=tmp_path / "cores", checkpoint=config.checkpoint, tasks=config.tasks, steps=1,
-        base=config.base, text_encoder=config.text_encoder,
-    )  # fmt: skip
-    cores.run(trained)
-    evaluate.run(replace(config, multitask=generator_folder, cores=trained.workdir))
+def test_every_method_is_scored_on_every_task(config: evaluate.Config, generator_folder: Path) -> None:
+    evaluate.run(replace(config, multitask=generator_folder))
     found = table(config)
     assert list(found["columns"]) == ["unseen_descriptions"]
     methods = found["columns"]["unseen_descriptions"]["methods"]

@@ -13,7 +13,6 @@ from llgbm.text_encoder import PretrainedTextEncoder
 from tests.fixtures import random_lora
 from tests.training.conftest import small_tasks
 from training.quality.methods import FIXED_CONTEXTS, METHODS, MethodSources, mean_adapter
-from training.recipe.cores import Cores
 
 SPEC = lora_spec("tiny")
 TASKS = {task.task_id: task for task in small_tasks()}
@@ -39,7 +38,6 @@ def sources(tiny_encoder_path: Path) -> MethodSources:
         checkpoint=Checkpoint(generator, manifest, index),
         encoder=encoder,
         teachers={name: random_lora(SPEC, seed) for seed, name in enumerate(TASKS)},
-        cores={name: Cores(*(side[0] for side in generator.cores(None))) for name in TASKS},
         multitask=random_lora(SPEC, 99),
         others=dict.fromkeys(TASKS, "do something else"),
         seed=0,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from llgbm.base import Base
 from llgbm.packing import TaskGroup
+from llgbm.prompting import TextEncoder
 from llgbm.text_encoder import PretrainedTextEncoder
 from training.recipe.sampler import SamplerConfig, TaskSampler
 from training.tasks.format import Example, Task
@@ -79,8 +80,8 @@ def initials(base: Base, group: TaskGroup) -> str:
     return "".join(text.split("<|im_end|>")[1].splitlines()[-1][0] for text in texts)
 
 
-def nearest(condition: Tensor, sampler: TaskSampler) -> tuple[str, float]:
+def nearest(condition: Tensor, encoder: TextEncoder) -> tuple[str, float]:
     """The training description nearest to a condition: its task and the cosine."""
-    cosines = {t.task_id: float((sampler.description_embeddings(i) @ condition).max()) for i, t in enumerate(TASKS)}
+    cosines = {t.task_id: float((encoder.encode(t.seen_descriptions) @ condition).max()) for t in TASKS}
     best = max(cosines, key=cosines.__getitem__)
     return best, cosines[best]

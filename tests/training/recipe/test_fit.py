@@ -296,7 +296,7 @@ def test_what_needs_teachers_is_refused_without_a_folder_of_them(settings: dict[
     [
         ({}, "go with teachers"),
         ({"matching": -1.0}, "must not be negative"),
-        ({"rounds": -1}, "must not be negative"),
+        ({"state_matching": -1.0}, "must not be negative"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:

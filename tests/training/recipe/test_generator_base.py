@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -5,22 +6,22 @@ from typing import Any
 
 import pytest
 
-from llgbm.checkpoint import load_generator, save_generator
+from llgbm.checkpoint import load_generator
 from llgbm.errors import CheckpointError
+from llgbm.generator_manifest import MANIFEST_FILE
 from training.phases import compose, teachers
 from training.quality import evaluate
-from training.recipe import calibrate, cores
+from training.recipe import calibrate
 from training.recipe.generator_base import base_of
 
 
 @pytest.fixture
 def foreign(generator_folder: Path, tmp_path: Path) -> Path:
     """A generator for another base of the same shape."""
-    checkpoint = load_generator(generator_folder)
-    manifest = replace(checkpoint.manifest, base_id="Qwen/another")
-    blocks = checkpoint.prompt_index.blocks(len(manifest.tasks))
-    save_generator(tmp_path / "foreign", checkpoint.generator, manifest, blocks)
-    return tmp_path / "foreign"
+    folder = shutil.copytree(generator_folder, tmp_path / "foreign")
+    manifest = replace(load_generator(folder).manifest, base_id="Qwen/another")
+    (folder / MANIFEST_FILE).write_text(manifest.to_json(), "utf-8")
+    return folder
 
 
 def test_the_base_is_the_manifests_or_the_named_one_if_it_is_that(generator_folder: Path, tiny_base_path: Path) -> None:
@@ -29,7 +30,6 @@ def test_the_base_is_the_manifests_or_the_named_one_if_it_is_that(generator_fold
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
-    "cores": lambda foreign, own, **more: cores.run(cores.Config(checkpoint=foreign, **more)),
     "calibrate": lambda foreign, own, **more: calibrate.run(
         calibrate.Config(checkpoint=foreign, hidden_families=(), **more)
     ),
