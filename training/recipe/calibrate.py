@@ -71,7 +71,7 @@ class Config:
     context_scales: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """Candidate scales of an adapter with texts in the context; 0 is the base."""
     context_bins: int = 3
-    """Maximum number of bins by distance from the training prompts."""
+    """Maximum number of bins by distance from the training prompts; fewer if their choices generalise better."""
     num_examples: int = 3
     """Number of examples, short rows of the task's training."""
     base: str = ""

@@ -3,7 +3,8 @@
 The measured prompts are sorted by their similarity to the nearest training prompt and cut into bins of equal number.
 In each bin every context gets the scale with the highest mean accuracy, and the contexts are ranked by it. Training
 tasks and other tasks have equal total weight, whatever their numbers. Among equals the scale nearest to 1 and the
-context with fewer tokens win.
+context with fewer tokens win. More bins follow the distance better, but the choice in a small bin is mostly noise. So
+the number of bins is the one whose choices have the highest accuracy on prompts that they were not made from.
 """
 
 from __future__ import annotations
@@ -40,18 +41,25 @@ class ContextPoint:
     accuracy: Mapping[tuple[Context, float], float]
 
 
-def ranked_bins(points: Sequence[ContextPoint], count: int) -> tuple[ContextBin, ...]:
-    """A ranking for each of at most `count` bins, by rising similarity.
+def ranked_bins(points: Sequence[ContextPoint], most: int) -> tuple[ContextBin, ...]:
+    """A ranking for each bin, by rising similarity; their number is chosen by leaving out one prompt at a time.
 
     Args:
         points: all measured in the same contexts and scales.
-        count: number of bins; fewer if prompts have about equal similarity.
+        most: maximum number of bins; among equally good numbers the smallest is taken.
 
     Raises:
         ConfigError: there are no points.
     """
     if not points:
         raise ConfigError("a choice of context needs prompts that were measured; measure more tasks")
+    return _bins(
+        points, max(range(1, most + 1), key=lambda count: (round(_left_out_accuracy(points, count), 4), -count))
+    )
+
+
+def _bins(points: Sequence[ContextPoint], count: int) -> tuple[ContextBin, ...]:
+    """At most `count` bins; fewer if prompts have about equal similarity."""
     similarity, weights = np.array([p.similarity for p in points]), _weights(points)
     places = np.quantile(similarity, np.linspace(0, 1, count, endpoint=False)).round(4)
     starts = [places[0], *(b for a, b in pairwise(places) if b - a >= _SMALLEST_STEP)]
@@ -61,6 +69,17 @@ def ranked_bins(points: Sequence[ContextPoint], count: int) -> tuple[ContextBin,
         for number, start in enumerate(starts)
         if len(inside := np.flatnonzero(member == number))
     )
+
+
+def _left_out_accuracy(points: Sequence[ContextPoint], count: int) -> float:
+    """Accuracy of the first choice for each prompt, made from all other prompts; 0 with a single prompt."""
+    if len(points) == 1:
+        return 0.0
+    found = []
+    for number, point in enumerate(points):
+        first = ranking_in(_bins([*points[:number], *points[number + 1 :]], count), point.similarity)[0]
+        found.append(point.accuracy[first.context, first.scale])
+    return float(np.average(found, weights=_weights(points)))
 
 
 def accuracy_table(points: Sequence[ContextPoint], bins: Sequence[ContextBin]) -> dict[str, Any]:

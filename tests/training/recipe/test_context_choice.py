@@ -47,6 +47,16 @@ def test_near_and_far_get_the_context_and_the_scale_that_do_best_there() -> None
     assert table["kinds kept back"]["accuracy"]["examples"] == {"0": 0.45, "0.5": 0.5, "1": 0.4}
 
 
+def test_the_number_of_bins_is_the_one_that_generalises() -> None:
+    # scale 0 and 1 win in turn, whatever the distance: a choice in a small bin follows the last prompt seen
+    noise = [point(True, 0.3 + i / 100, 0.0, *((0.4, 0.6) if i % 2 else (0.5, 0.4)), 0.0, 0.0, 0.0) for i in range(24)]
+    assert len(ranked_bins(noise, 12)) < 6
+    # near prompts need another scale than far ones
+    real = [point(True, 0.3 + i / 40, 0.0, *((0.9, 0.1) if i < 12 else (0.1, 0.9)), 0.0, 0.0, 0.0) for i in range(24)]
+    assert [one.settings[0].scale for one in ranked_bins(real, 2)] == [0.0, 1.0]
+    assert len(ranked_bins(real[:1], 3)) == 1
+
+
 @given(points, st.integers(1, 5))
 def test_auto_is_on_its_own_points_never_behind_a_fixed_choice(found: list[ContextPoint], count: int) -> None:
     bins = ranked_bins(found, count)
