@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any
 from urllib.parse import urlsplit
+
+from pydantic import SecretStr
+from redis import ConnectionPool
 
 _QUOTES = "\"'"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -14,13 +17,17 @@ _RATE = re.compile(r"\d+\s*(/|per)\s*(\d+\s*)?(second|minute|hour|day)s?")
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#@]+)/?", re.ASCII | re.IGNORECASE)
 _OWN_PORT = {"http": ":80", "https": ":443"}
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*", re.ASCII)
+_HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?", re.ASCII)
 
 
 def unquoted(value: str) -> str:
-    """`value` without surrounding quotes, which `docker run --env-file` and YAML lists keep."""
+    """`value` without surrounding quotes, which `docker run --env-file` keeps, and without blanks around it.
+
+    A secret that was made with `echo` ends in a line break, and a file from Windows has one more character in a line.
+    """
     text = value.strip()
     around = len(text) >= 2 and text[0] in _QUOTES and text[0] == text[-1] and text[0] not in text[1:-1]
-    return text[1:-1].strip() if around else value
+    return text[1:-1].strip() if around else text
 
 
 def without_password(address: str) -> str:
@@ -85,6 +92,45 @@ def _is_server(address: str) -> bool:
 def origins(values: tuple[str, ...]) -> tuple[str, ...]:
     """Normalised origins, without duplicates."""
     return tuple(dict.fromkeys(checked_origin(value) for value in values))
+
+
+def host_names(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Host names and addresses in the form in which requests are compared with them, or *."""
+    return tuple(dict.fromkeys(_host_name(value) for value in values))
+
+
+def _host_name(value: str) -> str:
+    name = value.lower().removeprefix("[").removesuffix("]")
+    try:
+        ip_address(name)
+    except ValueError:
+        if name != "*" and _HOST_NAME.fullmatch(name) is None:
+            raise ValueError(
+                f"{value!r} is not a host name: give it without scheme, port, path and wildcard, such as page.example"
+            ) from None
+    return name
+
+
+def paths(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Paths of this service, or *."""
+    for value in values:
+        if not value.startswith("/") and value != "*":
+            raise ValueError(f"{value!r} is not a path: it starts with a slash, such as /metrics or /static/*")
+    return values
+
+
+def redis_address(value: SecretStr | None) -> SecretStr | None:
+    """The address of a Redis server. Errors do not show it, because it may have a password."""
+    try:
+        if value is not None:
+            ConnectionPool.from_url(value.get_secret_value()).make_connection()  # reads all of it, connects to nothing
+    except (ValueError, TypeError):
+        raise ValueError(
+            "it is not the address of a Redis server, such as redis://:password@host:6379/0 or "
+            "rediss://host:6379/0?ssl_cert_reqs=none; special characters of a password are written as in addresses, "
+            "%2F for a slash"
+        ) from None
+    return value
 
 
 def networks(values: tuple[str, ...]) -> tuple[str, ...]:

@@ -23,7 +23,18 @@ from pydantic_settings import (
 )
 
 from service.environment import EnvironmentSource, is_service_link
-from service.setting_values import checked_path, key_hashes, networks, origins, rate, server_urls, split_list
+from service.setting_values import (
+    checked_path,
+    host_names,
+    key_hashes,
+    networks,
+    origins,
+    paths,
+    rate,
+    redis_address,
+    server_urls,
+    split_list,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 _INSTALLED = Path(__file__).parent / "checkpoints"
@@ -73,7 +84,7 @@ class Settings(BaseSettings):
         description="Seconds that an idle connection is kept open. Must be longer than the proxy's; else the proxy"
         " sometimes sends a request into a connection that has just been closed.",
     )
-    allowed_hosts: Strings = Field(
+    allowed_hosts: Annotated[Strings, AfterValidator(host_names)] = Field(
         (),
         description="Allowed host names of requests, without a port, or *; others are answered 403. Empty: all. But"
         " `python -m service` on a loopback address without keys then allows only localhost and its addresses, so that"
@@ -92,7 +103,7 @@ class Settings(BaseSettings):
         description="Addresses or networks of proxies whose `X-Forwarded-For`, `-Proto` and `-Prefix` are trusted;"
         " * for all.",
     )
-    public_paths: Strings = Field(
+    public_paths: Annotated[Strings, AfterValidator(paths)] = Field(
         ("/", "/static/*", "/livez", "/readyz", "/openapi.json"),
         description="Paths that need no API key; a trailing * stands for any ending.",
     )
@@ -177,7 +188,7 @@ class Settings(BaseSettings):
         512 * 2**20, ge=0, description="Bytes of adapters kept in memory; those in use are never dropped."
     )
     embedding_memory: int = Field(4096, ge=1, description="Text embeddings kept in memory (1.5 kB each).")
-    redis_url: SecretStr | None = Field(
+    redis_url: Annotated[SecretStr | None, AfterValidator(redis_address)] = Field(
         None,
         description="redis://:password@host:6379/0. Set: text embeddings and rate limits live in Redis. "
         "Unset: both stay in this process, and embeddings also in a file.",

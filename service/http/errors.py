@@ -111,7 +111,7 @@ def _of_framework(error: HTTPException) -> ApiError:
     if error.status_code == 400:  # FastAPI's error for a body that is not text
         return _NotJSONError("the body is not JSON in UTF-8")
     message = {
-        404: "there is no such path; GET /openapi.json lists all of them",
+        404: "there is no such path; GET /openapi.json lists all of them, and OpenAI's protocol is below /v1",
         405: "this path does not take that method; the Allow header lists those that it takes",
     }.get(error.status_code, str(error.detail))
     headers = dict(error.headers or {})

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from service.environment import service_links
 from service.setting_values import unquoted
-from service.settings import Settings, unknown_variables
+from service.settings import Settings, refused, unknown_variables
 
 LINKS = {  # of Services called llgbm, llgbm-redis and llgbm-vllm, as a container finds them
     "LLGBM_SERVICE_HOST": "10.0.0.7",
@@ -53,9 +53,10 @@ def test_what_is_no_link_is_not_taken_for_one(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "bare"),
-    [('"a"', "a"), ("'a b'", "a b"), (' "a" ', "a"), ('"a","b"', '"a","b"'), ("\"a'", "\"a'"), ("'", "'"), ("", "")],
-)
-def test_quotes_around_a_whole_value_are_taken_off(value: str, bare: str) -> None:
+    [('"a"', "a"), ("'a b'", "a b"), (' "a" ', "a"), ('"a","b"', '"a","b"'), ("\"a'", "\"a'"), ("'", "'"), ("", ""),
+     ("a\n", "a"), ("a\r", "a"), ('"a"\r\n', "a")],
+)  # fmt: skip
+def test_quotes_and_blanks_around_a_whole_value_are_taken_off(value: str, bare: str) -> None:
     assert unquoted(value) == bare
 
 
@@ -107,6 +108,56 @@ def test_origins_are_kept_as_browsers_send_them(
 def test_what_can_match_no_origin_is_refused(given: str) -> None:
     with pytest.raises(ValidationError, match="not an origin: give a scheme and a host"):
         Settings(_env_file=None, cors_origins=(given,))
+
+
+def test_a_line_break_at_the_end_of_a_secret_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLGBM_REDIS_URL", "redis://:pw@host:6379/0\n")
+    monkeypatch.setenv("LLGBM_VLLM_API_KEY", "key\r\n")
+    monkeypatch.setenv("LLGBM_LOG_FORMAT", "console\n")
+    settings = Settings(_env_file=None)
+    assert settings.redis_url is not None
+    assert settings.vllm_api_key is not None
+    assert settings.redis_url.get_secret_value() == "redis://:pw@host:6379/0"
+    assert (settings.vllm_api_key.get_secret_value(), settings.log_format) == ("key", "console")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["host:6379", "redis://:secret/x@host:6379/0", "redis://:secret@host:x/0", "redis://:secret@host:70000",
+     "redis+sentinel://:secret@host", "redis://:secret@host/0?ssl_cert_reqs=none", "https://:secret@host"],
+)  # fmt: skip
+def test_what_redis_cannot_be_reached_by_is_refused_without_its_password(address: str) -> None:
+    with pytest.raises(ValidationError, match="not the address of a Redis server") as refused_with:
+        Settings(_env_file=None, redis_url=SecretStr(address))
+    assert "secret" not in "".join(refused(refused_with.value)) + str(refused_with.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["redis://host", "rediss://u:p%2Fw@host:6379/1?ssl_cert_reqs=none", "unix:///r.sock"]
+)
+def test_addresses_of_redis(address: str) -> None:
+    assert Settings(_env_file=None, redis_url=SecretStr(address)).redis_url == SecretStr(address)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("Page.Example", "page.example"), ("[::1]", "::1"), ("10.0.0.7", "10.0.0.7"), ("*", "*")]
+)
+def test_host_names_are_kept_as_requests_are_compared_with_them(given: str, kept: str) -> None:
+    assert Settings(_env_file=None, allowed_hosts=(given, kept)).allowed_hosts == (kept,)
+
+
+@pytest.mark.parametrize(
+    "given", ["https://page.example", "page.example:8000", "page.example/", "*.example", "a b", ""]
+)
+def test_what_no_host_name_can_equal_is_refused(given: str) -> None:
+    with pytest.raises(ValidationError, match="not a host name: give it without scheme, port, path and wildcard"):
+        Settings(_env_file=None, allowed_hosts=(given,))
+
+
+def test_public_paths_start_with_a_slash() -> None:
+    assert Settings(_env_file=None, public_paths=("/metrics", "*")).public_paths == ("/metrics", "*")
+    with pytest.raises(ValidationError, match="'metrics' is not a path: it starts with a slash"):
+        Settings(_env_file=None, public_paths=("metrics",))
 
 
 @pytest.mark.parametrize(("given", "kept"), [("/llgbm/", "/llgbm"), ("llgbm", "/llgbm"), ("/a/b", "/a/b"), ("/", "")])

@@ -144,6 +144,25 @@ def test_head_is_answered_wherever_get_is(client: httpx.Client, server: LiveServ
     assert client.put("/v1/models").headers["Allow"] == "GET, HEAD"
 
 
+@pytest.mark.parametrize("path", ["/chat/completions", "/v1/v1/chat/completions", "/models"])
+def test_a_wrong_base_address_is_told_where_the_protocol_is(client: httpx.Client, path: str) -> None:
+    answer = client.post(path, json=BODY)
+    assert "OpenAI's protocol is below /v1" in refusal(answer, 404)[1]
+
+
+def test_a_client_that_waits_before_it_sends_the_body_is_told_to_go_on(connection: socket.socket) -> None:
+    """curl does so for a large body, and .NET for any."""
+    connection.sendall(head(f"Content-Length: {len(RAW)}\r\nExpect: 100-continue\r\n"))
+    assert connection.recv(65536).startswith(b"HTTP/1.1 100 ")
+    connection.sendall(RAW)
+    assert read_answer(connection)[0] == 200
+
+
+def test_a_probe_of_http_1_0_without_a_host_is_answered(connection: socket.socket) -> None:
+    connection.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
+    assert read_answer(connection)[0] == 200
+
+
 def test_models_below_a_slash_are_the_list(client: httpx.Client, french: str) -> None:
     assert client.get("/v1/models/").json() == client.get("/v1/models").json()
 
