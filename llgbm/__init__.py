@@ -1,5 +1,6 @@
 """LLGBM: a sentence that describes a task becomes a LoRA adapter for a frozen Qwen2.5 model.
 
+    from pathlib import Path
     from llgbm import AdapterMaker, AdapterRequest, PretrainedTextEncoder, load_generator, save_peft
 
     checkpoint = load_generator(Path("checkpoints/qwen2.5-0.5b"))

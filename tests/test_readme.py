@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import llgbm
 from llgbm.adapters.peft_io import load_peft
 from tests.readme_examples import README, Example, examples, run, same, service
 
@@ -53,13 +54,12 @@ def test_a_command_prints_what_the_readme_says(example: Example, port: int) -> N
 
 
 @pytest.mark.real
-def test_the_readme_library_example_runs(
-    real_encoder_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), flags=re.DOTALL)
+def test_the_librarys_example_runs(real_encoder_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert llgbm.__doc__ is not None
+    code = "".join(re.findall(r"^    (.*\n)", llgbm.__doc__, flags=re.MULTILINE))
     (tmp_path / "checkpoints").symlink_to(README.parent / "checkpoints")
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, str(README), "exec"), {})
+    exec(compile(code, llgbm.__file__, "exec"), {})
     weights, base_id = load_peft(tmp_path / "french")
     assert base_id == "Qwen/Qwen2.5-Coder-0.5B-Instruct"
     assert sum(weights.product_norms().values()) > 0
