@@ -106,7 +106,9 @@ def _fit_step(bench: Workbench) -> Result:
         objective(generator, batch, 0)[0].backward()
         generator.zero_grad(set_to_none=True)
 
-    linears: list[tuple[Any, int]] = [(base.model.get_submodule(module.name), tokens) for module in generator.lora.modules]
+    linears: list[tuple[Any, int]] = [
+        (base.model.get_submodule(module.name), tokens) for module in generator.lora.modules
+    ]
     linears.append((base.model.get_submodule("lm_head"), labels))
 
     def products() -> None:
