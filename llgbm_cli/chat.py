@@ -52,7 +52,9 @@ class Conversation:
         params: SamplingParams,
     ) -> None:
         self.made, self.context_used = made, context
-        self._weights, self.adapter_id = (made.weights, made.id) if made.request.scale else (None, None)
+        applied = made.request.scale != 0
+        self._weights = made.weights if applied else None
+        self.adapter_id = made.id if applied else None
         self._tokenizer, self._decoder, self._params = base.tokenizer, Decoder(base), params
         self._description, self._examples = texts_in(context, description, tuple(examples))
         self._turns: list[dict[str, str]] = []

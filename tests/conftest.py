@@ -144,7 +144,8 @@ def pytest_testnodedown(node: Any) -> None:
     # every worker collects all tests, so their counts are the same; one that crashed has none
     left_out = getattr(node, "workeroutput", {}).get("left_out")
     if left_out is not None:
-        node.config.stash[_LEFT_OUT] = Counter(left_out)
+        counts: Counter[str] = Counter(left_out)
+        node.config.stash[_LEFT_OUT] = counts
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
