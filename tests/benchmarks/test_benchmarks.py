@@ -27,7 +27,9 @@ def test_a_benchmark_gives_results(name: str, bench: Workbench, monkeypatch: pyt
 
 
 def test_both_training_steps_have_the_same_loss(bench: Workbench) -> None:
-    (note,) = {one.note for one in BENCHMARKS["training_step"](bench)}
+    *against_peft, fit_step = BENCHMARKS["training_step"](bench)
+    assert set(fit_step.arms) == {"fit step", "products"}
+    (note,) = {one.note for one in against_peft}
     apart = float(note.split("at most ")[1].split(" ")[0])
     assert apart < 1e-3
 
