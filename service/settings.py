@@ -215,7 +215,10 @@ class Settings(BaseSettings):
         32, ge=1, description="Adapters that may be in the making at the same time; more are answered 429."
     )
     prefill_tokens: int = Field(
-        1024, ge=1, description="Prompt tokens that may join the batch between two decoding steps (always one row)."
+        256,
+        ge=1,
+        description="Prompt tokens that are read between two tokens of the running rows; a longer prompt is read in"
+        " pieces. Fewer make streams smoother beside long prompts, more make first tokens come earlier.",
     )
     request_timeout: float = Field(
         300.0, gt=0, description="Maximum seconds for an answer, or for waiting for an adapter."

@@ -1,5 +1,6 @@
 """Continuous batching with a key-value cache and one adapter per row: rows join and leave between tokens.
 
+A row joins by `start` and calls of `prefill`, between which running rows go on by `step`; or by `add` in one call.
 Tokens in, tokens out: no text, no HTTP, no threads. A row's result does not depend on rows that join, leave or fail
 next to it, up to the rounding of float32 sums. With bfloat16 storage on a CPU without AVX512-BF16 or AMX it holds up
 to the rounding of bfloat16: see `Decoder`.
@@ -8,67 +9,24 @@ to the rounding of bfloat16: see `Decoder`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from llgbm.base import Base
 from llgbm.decoding.decode_pass import DecodePass
-from llgbm.decoding.json_grammar import Constraint, JsonGrammar, TokenTable, token_table
+from llgbm.decoding.json_grammar import Constraint, token_table
 from llgbm.decoding.kv_cache import RowCache
+from llgbm.decoding.prefill import Prompt, PromptQueue, PromptReader
+from llgbm.decoding.request import DecodeRequest, FinishReason, PrefillError, Step
 from llgbm.decoding.sampling import SamplingParams, adjusted, log_probabilities, make_generator, sample
 from llgbm.decoding.stacked_lora import StackedLoRA
 from llgbm.errors import AdapterMismatchError, ConfigError, ContextLengthError
 from llgbm.functional import FunctionalLoRA, PreparedLoRA
 from llgbm.lora import LoRAWeights
 
-FinishReason = Literal["stop", "length", "error"]
-
-_MIN_FILL = 0.75
-"""Rows share a prefill if none is shorter than this fraction of the longest: padding costs compute too."""
-
-
-@dataclass(eq=False)
-class DecodeRequest:
-    """One request to the decoder.
-
-    Attributes:
-        prompt: token ids, at least one.
-        adapter: None for the plain base.
-        params: how to decode it.
-        grammar: what the answer must be; None for any text.
-        output: the tokens so far, without the token that stopped it.
-        finish_reason: None while it can go on; "error" if the model's numbers were not finite any more, or if the
-            grammar had too many open possibilities: then `problem` has the grammar's words.
-    """
-
-    prompt: Sequence[int]
-    adapter: LoRAWeights | None = None
-    params: SamplingParams = field(default_factory=SamplingParams)
-    grammar: JsonGrammar | None = None
-    output: list[int] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    problem: str | None = None
-
-
-class Step(NamedTuple):
-    """One token of one row.
-
-    Attributes:
-        row: the request given to `Decoder.add`.
-        token: its new token; the stop token with finish reason "stop", -1 with "error".
-        logprob: of the token, if `params.logprobs` is set.
-        top_logprobs: (token, log probability) of the likeliest tokens, best first.
-        finish_reason: not None in the last step of a row; the row has then left the decoder.
-    """
-
-    row: DecodeRequest
-    token: int
-    logprob: float | None
-    top_logprobs: tuple[tuple[int, float], ...]
-    finish_reason: FinishReason | None
+__all__ = ["DecodeRequest", "Decoder", "FinishReason", "PrefillError", "Step", "generate"]
 
 
 class _Running(NamedTuple):
@@ -90,7 +48,8 @@ class Decoder:
     Args:
         base: the frozen model.
         max_context: limit of prompt and answer together, in tokens; None for the model's own limit.
-        prefill_tokens: largest batch of prompts, in tokens with padding. A longer prompt runs alone.
+        prefill_tokens: prompt tokens that one call of `prefill` reads at most, padding included. A longer prompt is
+            read in pieces of this many tokens.
     """
 
     def __init__(self, base: Base, *, max_context: int | None = None, prefill_tokens: int = 2048) -> None:
@@ -101,7 +60,6 @@ class Decoder:
         self.max_context = limit if max_context is None else max_context
         self.stop_token_ids = _stop_token_ids(model.generation_config)
         self._model = model
-        self._prefill_tokens = prefill_tokens
         self._vocabulary = min(model.config.vocab_size, len(base.tokenizer))
         self._tokenizer = base.tokenizer
         embedding: Tensor = model.get_input_embeddings().weight
@@ -110,6 +68,8 @@ class Decoder:
         self._cache = RowCache(spec.num_layers, spec.num_kv_heads, spec.head_dim, self._dtype, self._device)
         self._pass = DecodePass(base.model, compiled=self._device.type == "cuda")
         self._functional = FunctionalLoRA(base.model)
+        self._reader = PromptReader(base.model, self._functional, prefill_tokens)
+        self._queue = PromptQueue(prefill_tokens)
         self._stacked = StackedLoRA(embedding)
         self._running: list[_Running] = []
         self._prepared: PreparedLoRA | None = None
@@ -147,26 +107,60 @@ class Decoder:
         if row.adapter is not None:
             self._functional.require_fits(row.adapter.spec)
 
+    def start(self, row: DecodeRequest) -> None:
+        """Put a row in line; calls of `prefill` then read its prompt. `PromptQueue` says in which order.
+
+        Raises:
+            ConfigError, ContextLengthError, AdapterMismatchError: as `require_valid`; the row is not put in line.
+        """
+        self.require_valid(row)
+        if any(other is row for other in [*self.rows, *(prompt.row for prompt in self._queue)]):
+            raise ConfigError("a row is added twice")
+        self._queue.put(Prompt(row, self._adapter_of(row)))
+
+    def prefill(self) -> list[Step]:
+        """Read up to `prefill_tokens` prompt tokens of the rows in line.
+
+        Returns:
+            The first token of each row whose prompt is complete. Such a row may already end with it; else it takes
+            part in every `step` from now on. Empty if no prompt is complete yet, or no row is in line.
+
+        Raises:
+            PrefillError: a pass failed. It has the steps of the passes before it; rows that it does not name go on.
+        """
+        steps: list[Step] = []
+        for prompts in self._queue.turn():
+            try:
+                steps += self._read(prompts)
+            except Exception as error:
+                rows = [prompt.row for prompt in prompts]
+                self._take_back(rows)
+                raise PrefillError(rows, steps, error) from error
+        return steps
+
     def add(self, rows: Sequence[DecodeRequest]) -> list[Step]:
-        """Run the prompts of new rows; they then take part in every `step`.
+        """Read the prompts of new rows to their end; they then take part in every `step`.
 
         Returns:
             The first token of each row, in the given order. A row may already end with it.
 
         Raises:
             ConfigError, ContextLengthError, AdapterMismatchError: as `require_valid`; no row is added.
+            ConfigError: rows of `start` are still in line.
+            PrefillError: a pass failed; no row is added.
         """
+        if self._queue:
+            raise ConfigError("rows are in line for their prefill; put these in line too, with start")
         for row in rows:
             self.require_valid(row)
-        if len({id(row) for row in [*self.rows, *rows]}) != len(self._running) + len(rows):
-            raise ConfigError("a row is added twice")
+        steps: list[Step] = []
         try:
-            steps = [step for group in self._prefill_groups(rows) for step in self._prefill(group)]
-        except BaseException:
             for row in rows:
-                self.remove(row)
-                row.output.clear()
-                row.finish_reason = row.problem = None
+                self.start(row)
+            while self._queue:
+                steps += self.prefill()
+        except BaseException:
+            self._take_back(rows)
             raise
         order = {id(row): place for place, row in enumerate(rows)}
         return sorted(steps, key=lambda step: order[id(step.row)])
@@ -187,71 +181,50 @@ class Decoder:
         return self._choose(self._running, hidden)
 
     def remove(self, row: DecodeRequest) -> bool:
-        """Take a row out and free its memory; False if it is not running."""
+        """Take a row out, in line or running, and free its memory; False if it is neither."""
+        prompt = next((prompt for prompt in self._queue if prompt.row is row), None)
+        if prompt is not None:
+            self._queue.remove(prompt)
+            return True
         return self._remove(row, wipe=False)
 
-    @property
-    def _token_table(self) -> TokenTable:
-        return token_table(self._tokenizer, self._vocabulary, tuple(sorted(self.stop_token_ids)))
-
-    def _prefill_groups(self, rows: Sequence[DecodeRequest]) -> list[list[DecodeRequest]]:
-        groups: list[list[DecodeRequest]] = []
-        for row in sorted(rows, key=lambda r: len(r.prompt), reverse=True):
-            longest = len(groups[-1][0].prompt) if groups else 0  # prompts come in descending length
-            fits = (
-                groups
-                and (len(groups[-1]) + 1) * longest <= self._prefill_tokens
-                and len(row.prompt) >= _MIN_FILL * longest
-            )
-            if fits:
-                groups[-1].append(row)
-            else:
-                groups.append([row])
-        return groups
-
-    def _prefill(self, rows: list[DecodeRequest]) -> list[Step]:
-        adapters = self._adapters_of(rows)
+    def _read(self, prompts: Sequence[Prompt]) -> list[Step]:
+        """One pass over prompts; the first tokens, unless they are of a prompt with more pieces."""
+        read = self._reader.read(prompts)
+        if read is None:
+            return []
         new = [
-            _Running(
-                row,
-                adapter,
-                make_generator(row.params.seed),
-                None if row.grammar is None else self._token_table.start(row.grammar),
-            )
-            for row, adapter in zip(rows, adapters, strict=True)
+            _Running(prompt.row, prompt.adapter, make_generator(prompt.row.params.seed), self._constraint(prompt.row))
+            for prompt in prompts
         ]
-        lengths = [len(row.prompt) for row in rows]
-        width = max(lengths)
-        ids = torch.tensor([[*row.prompt, *[0] * (width - len(row.prompt))] for row in rows], device=self._device)
-        positions = torch.arange(width, device=self._device)[None, :]
         with torch.inference_mode():
-            self._cache.start_joining(lengths)
-            self._running += new
-            self._prepared = None
-            with self._functional.applied([running.adapter for running in new]):
-                # no mask: prompts are padded at the right, so causal attention never reads the padding
-                hidden = self._prompt_states(ids, positions)
-        return self._choose(new, hidden[torch.arange(len(rows)), torch.tensor(lengths) - 1])
+            self._cache.join(read.keys, read.values, [len(prompt.row.prompt) for prompt in prompts])
+        self._running += new
+        self._prepared = None
+        for prompt in prompts:
+            self._queue.remove(prompt)
+        return self._choose(new, read.hidden)
 
-    def _adapters_of(self, rows: Sequence[DecodeRequest]) -> list[LoRAWeights | None]:
-        """The adapters in the model's dtype and device; one object per adapter, for new and running rows together."""
-        known = {id(running.row.adapter): running.adapter for running in self._running}
+    def _constraint(self, row: DecodeRequest) -> Constraint | None:
+        if row.grammar is None:
+            return None
+        return token_table(self._tokenizer, self._vocabulary, tuple(sorted(self.stop_token_ids))).start(row.grammar)
+
+    def _take_back(self, rows: Iterable[DecodeRequest]) -> None:
         for row in rows:
-            if row.adapter is not None and id(row.adapter) not in known:
-                known[id(row.adapter)] = row.adapter.map(lambda t: t.detach().to(self._device, self._dtype))
-        return [None if row.adapter is None else known[id(row.adapter)] for row in rows]
+            self.remove(row)
+            row.output.clear()
+            row.finish_reason = row.problem = None
 
-    def _prompt_states(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """Last hidden states (rows, tokens, hidden) of joining rows."""
-        out = self._model.model(
-            input_ids=ids,
-            position_ids=positions,
-            attention_mask={"full_attention": None},
-            past_key_values=self._cache,
-            use_cache=True,
-        )
-        hidden: Tensor = out.last_hidden_state
-        return hidden
+    def _adapter_of(self, row: DecodeRequest) -> LoRAWeights | None:
+        """Its adapter in the model's dtype and device: one object per adapter, for all rows that have it."""
+        if row.adapter is None:
+            return None
+        for other in [*self._running, *self._queue]:
+            if other.row.adapter is row.adapter:
+                placed: LoRAWeights | None = other.adapter
+                return placed
+        return row.adapter.map(lambda t: t.detach().to(self._device, self._dtype))
 
     def _choose(self, running: Sequence[_Running], hidden: Tensor) -> list[Step]:
         """The next token of each row from its last hidden state (rows, hidden); rows that end are removed."""

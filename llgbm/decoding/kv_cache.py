@@ -1,8 +1,8 @@
 """Keys and values of the running rows: two tensors per layer, each row with its own length.
 
-A transformers `Cache`, so the model runs unchanged. Row i of the batch is slot i, and its keys start at column 0.
-Columns beyond its length hold old values, which are finite and masked. Joining rows take slots at the end; when a row
-leaves, the last row moves into its slot. Memory grows in blocks and shrinks when most of it is unused.
+Row i of the batch is slot i, and its keys start at column 0. Columns beyond its length hold old values, which are
+finite and masked. Joining rows take slots at the end; when a row leaves, the last row moves into its slot. Memory grows
+in blocks and shrinks when most of it is unused.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
 _ROW_BLOCK = 4
 _TOKEN_BLOCK = 128
@@ -19,7 +18,7 @@ _SHRINK_FACTOR = 4
 """Shrink when at most 1/N of the cache is used; the copy is then small compared with the freed memory."""
 
 
-class RowCache(Cache):
+class RowCache:
     """Keys and values for rows of different lengths.
 
     Args:
@@ -33,12 +32,10 @@ class RowCache(Cache):
     def __init__(
         self, num_layers: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device | None = None
     ) -> None:
-        super().__init__(layers=[])
         self._empty = torch.zeros(0, num_kv_heads, 0, head_dim, dtype=dtype, device=device)
         self._keys = [self._empty] * num_layers
         self._values = [self._empty] * num_layers
         self._lengths: list[int] = []
-        self._joining: slice | None = None
         self._new_places = torch.zeros(0, dtype=torch.long)
 
     @property
@@ -46,15 +43,20 @@ class RowCache(Cache):
         """Tokens of each row, in the order of the batch."""
         return self._lengths
 
-    def start_joining(self, lengths: Sequence[int]) -> None:
-        """Reserve slots at the end for new rows of these lengths.
+    def join(self, keys: Sequence[Tensor], values: Sequence[Tensor], lengths: Sequence[int]) -> None:
+        """Copy the prompts of new rows into slots at the end. A copy that fails leaves the lengths unchanged.
 
-        The next forward pass must run their prompts, padded at the right to the longest.
+        Args:
+            keys, values: for each layer (new rows, kv_heads, longest of them, head_dim), padded at the right with
+                finite numbers.
+            lengths: tokens of each new row.
         """
         first = len(self._lengths)
         self._reserve(first + len(lengths), max(lengths))
+        for own, new in ((self._keys, keys), (self._values, values)):
+            for tensor, states in zip(own, new, strict=True):
+                tensor[first : first + len(lengths), :, : states.shape[2]] = states
         self._lengths += lengths
-        self._joining = slice(first, first + len(lengths))
 
     def start_step(self) -> Tensor:
         """Reserve room for one more token in every row; the next forward pass must run one token per row.
@@ -62,7 +64,6 @@ class RowCache(Cache):
         Returns:
             Additive mask (rows, 1, 1, longest) for that pass, in the dtype of the cache.
         """
-        self._joining = None
         rows, longest = len(self._lengths), max(self._lengths) + 1
         self._reserve(rows, longest)
         _, heads, room, _ = self._keys[0].shape
@@ -81,16 +82,9 @@ class RowCache(Cache):
         """Count the tokens of the pass. A pass that fails before this call leaves the lengths unchanged."""
         self._lengths = [length + 1 for length in self._lengths]
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Called by the model: stores new states (rows, kv_heads, tokens, head_dim), returns all to attend to."""
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """Store the states (rows, kv_heads, 1, head_dim) of a layer's new tokens; returns all to attend to."""
         keys, values = self._keys[layer_idx], self._values[layer_idx]
-        if self._joining is not None:
-            width = key_states.shape[2]
-            keys[self._joining, :, :width] = key_states
-            values[self._joining, :, :width] = value_states
-            return key_states, value_states  # a new row has nothing older to attend to
         size = key_states.shape[-1]
         keys.view(-1, size).index_copy_(0, self._new_places, key_states.reshape(-1, size))
         values.view(-1, size).index_copy_(0, self._new_places, value_states.reshape(-1, size))
@@ -114,10 +108,6 @@ class RowCache(Cache):
         self._lengths[slot] = self._lengths[last]
         self._lengths.pop()
         self._shrink()
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens of the longest row."""
-        return max(self._lengths, default=0)
 
     def _reserve(self, rows: int, tokens: int) -> None:
         has_rows, has_tokens = self._size()

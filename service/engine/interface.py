@@ -177,16 +177,24 @@ class DecodingEngine(Protocol):
 class DecoderLike(Protocol):
     """The part of `llgbm.decoding.decoder.Decoder` that the engine uses."""
 
-    def add(self, rows: Sequence[DecodeRequest]) -> list[Step]:
-        """Add rows to the batch, all or none; returns the first token of each."""
+    def start(self, row: DecodeRequest) -> None:
+        """Put a row in line for its prefill; any exception means that it was not."""
+        ...
+
+    def prefill(self) -> list[Step]:
+        """Read a bounded number of prompt tokens; the first token of each row whose prompt is complete.
+
+        Raises:
+            PrefillError: names the rows that failed and have left.
+        """
         ...
 
     def step(self) -> list[Step]:
-        """The next token of every row. A row whose `finish_reason` is set has left the batch."""
+        """The next token of every row with a complete prompt. A row whose `finish_reason` is set has left the batch."""
         ...
 
     def remove(self, row: DecodeRequest) -> bool:
-        """Take a row out of the batch."""
+        """Take a row out, whether its prompt is complete or not."""
         ...
 
 
@@ -197,4 +205,3 @@ class EngineLimits:
     max_batch: int
     max_queue: int
     max_jobs: int
-    prefill_tokens: int

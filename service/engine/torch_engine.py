@@ -1,7 +1,9 @@
 """The torch engine: one thread runs torch; an asyncio front end gives it rows to decode and jobs to run.
 
-Rows of different adapters, ranks and lengths share one batch; they join and leave between two tokens. The queue is
-bounded (`QueueFullError` says when to retry), every row has a deadline, and a cancelled row ends within one token. The
+Rows of different adapters, ranks and lengths share one batch; they join and leave between two tokens. Places in the
+batch are given first in, first out. The decoder then reads a row's prompt, with a bounded number of tokens in each turn
+between two tokens of the running rows; `llgbm.decoding.prefill.PromptQueue` says whose turn it is. The queue is bounded
+(`QueueFullError` says when to retry), every row has a deadline, and a cancelled row ends within one token or turn. The
 engine knows neither HTTP nor the adapter store: a row has its tensors, and the caller keeps them alive.
 """
 
@@ -20,7 +22,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from llgbm.decoding.decoder import DecodeRequest, Step
+from llgbm.decoding.decoder import DecodeRequest, PrefillError, Step
 from service.engine.interface import (
     DeadlineError,
     DecoderLike,
@@ -79,8 +81,9 @@ class Engine:
         self._condition = threading.Condition()
         self._jobs: deque[_Job] = deque()
         self._waiting: deque[_Entry] = deque()
-        self._joining: list[_Entry] = []  # in the prefill now, neither waiting nor running
-        self._running: dict[DecodeRequest, _Entry] = {}  # changed only by the torch thread, with the condition held
+        # both are changed only by the torch thread, with the condition held
+        self._joining: dict[DecodeRequest, _Entry] = {}  # have a place in the batch, but no token yet
+        self._running: dict[DecodeRequest, _Entry] = {}
         self._outbox: list[tuple[_Entry, Step | EngineError | None]] = []
         self._new_decoder: Callable[[], DecoderLike] | None = None
         self._decoder: DecoderLike | None = None
@@ -200,6 +203,7 @@ class Engine:
                 if self._decoder is not None:
                     self._leave(self._decoder)
                     self._join(self._decoder)
+                    self._prefill(self._decoder)
                     self._flush()  # deliver first tokens before the next step
                     self._step(self._decoder)
                 self._flush()
@@ -215,7 +219,7 @@ class Engine:
             self._stopping
             or self._evicting
             or self._jobs
-            or (self._new_decoder is not None and (self._waiting or self._running))
+            or (self._new_decoder is not None and (self._waiting or self._joining or self._running))
         )
 
     def _run_job(self, job: _Job) -> None:
@@ -235,7 +239,7 @@ class Engine:
             evicting, self._evicting = self._evicting, None
             waiting = list(self._waiting)
         gone = set()
-        for entry in [*waiting, *self._running.values()]:
+        for entry in [*waiting, *self._joining.values(), *self._running.values()]:
             error: EngineError | None = None
             if entry.cancelled is not None:
                 reason: str = entry.cancelled
@@ -247,51 +251,61 @@ class Engine:
             else:
                 continue
             gone.add(entry)
-            if entry.row in self._running:
+            if entry.row in self._joining or entry.row in self._running:
                 decoder.remove(entry.row)
             self._end(entry, reason, error)
         if gone:
             with self._condition:
                 self._waiting = deque(entry for entry in self._waiting if entry not in gone)
                 for entry in gone:
+                    self._joining.pop(entry.row, None)
                     self._running.pop(entry.row, None)
                 self._report()
 
     def _join(self, decoder: DecoderLike) -> None:
-        """Move waiting rows into the batch, up to the row limit and the prompt tokens of one step."""
-        tokens = 0
+        """Give waiting rows the free places of the batch."""
+        joining = []
         with self._condition:
-            joining = self._joining
-            while self._waiting and len(self._running) + len(joining) < self._limits.max_batch:
-                tokens += len(self._waiting[0].row.prompt)
-                if joining and tokens > self._limits.prefill_tokens:
-                    break
-                joining.append(self._waiting.popleft())
-            if not joining:
-                return
-            self._report()  # the prefill may take a while, and these rows no longer wait
+            while self._waiting and len(self._joining) + len(self._running) < self._limits.max_batch:
+                entry = self._waiting.popleft()
+                self._joining[entry.row] = entry
+                joining.append(entry)
+        for entry in joining:
+            try:
+                decoder.start(entry.row)
+            except Exception as error:
+                self._end_joining([entry], error)
+        if joining:
+            with self._condition:
+                self._report()
+
+    def _prefill(self, decoder: DecoderLike) -> None:
+        """One turn of prompts, which is all that the running rows wait for."""
+        if not self._joining:
+            return
+        steps: Sequence[Step] = []
         try:
-            self._add(decoder, joining)
-        except Exception:
-            # one row is invalid and none was added: add them one by one, so that the others can run
-            for entry in joining:
-                try:
-                    self._add(decoder, [entry])
-                except Exception as error:
-                    _log.exception("row_refused", adapter_id=entry.adapter_id)
-                    self._end(entry, "failed", EngineError(f"the row could not start: {type(error).__name__}"))
+            steps = decoder.prefill()
+        except PrefillError as error:
+            self._end_joining([self._joining[row] for row in error.rows], error.cause)
+            steps = error.steps
         with self._condition:
-            self._joining = []
+            for step in steps:
+                self._running[step.row] = self._joining.pop(step.row)
+        for step in steps:
+            self._metrics.prompt_tokens.inc(len(step.row.prompt))
+        self._hand_out(steps)
+        with self._condition:
             self._report()
 
-    def _add(self, decoder: DecoderLike, entries: Sequence[_Entry]) -> None:
-        steps = decoder.add([entry.row for entry in entries])
+    def _end_joining(self, entries: Sequence[_Entry], error: Exception) -> None:
+        names = [entry.adapter_id for entry in entries]
+        _log.error("rows_refused", adapter_ids=names, exc_info=error)
         with self._condition:
-            self._running |= {entry.row: entry for entry in entries}
-            self._joining = [entry for entry in self._joining if entry not in entries]
+            for entry in entries:
+                del self._joining[entry.row]
         for entry in entries:
-            self._metrics.prompt_tokens.inc(len(entry.row.prompt))
-        self._hand_out(steps)
+            self._end(entry, "failed", EngineError(f"the row could not start: {type(error).__name__}"))
 
     def _step(self, decoder: DecoderLike) -> None:
         if not self._running:
@@ -305,7 +319,10 @@ class Engine:
                 self._end(entry, "failed", failure)
             with self._condition:
                 self._running.clear()
-            self._decoder = None  # its state may be wrong; the next rows get a new decoder
+                # its state may be wrong: the next rows get a new decoder, first those that had no token yet
+                self._waiting.extendleft(reversed(self._joining.values()))
+                self._joining.clear()
+            self._decoder = None
             steps = []
         before = len(self._running)
         self._hand_out(steps)
@@ -352,10 +369,10 @@ class Engine:
     def _abandon_all(self) -> None:
         with self._condition:
             error = self._stopping or StoppedError("the service is shutting down")
-            entries = [*self._waiting, *self._joining, *self._running.values()]
+            entries = [*self._waiting, *self._joining.values(), *self._running.values()]
             jobs = list(self._jobs)
             self._waiting.clear()
-            self._joining = []
+            self._joining.clear()
             self._running.clear()
             self._jobs.clear()
             self._report()
@@ -369,7 +386,7 @@ class Engine:
     def _report(self) -> None:
         self._metrics.on_load(
             [entry.adapter_id for entry in self._waiting],
-            [entry.adapter_id for entry in [*self._joining, *self._running.values()]],
+            [entry.adapter_id for entry in [*self._joining.values(), *self._running.values()]],
             self._limits.max_batch,
         )
 

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.cache_utils import DynamicCache
 
 from llgbm.base import Base, load_base
 from llgbm.decoding.decode_pass import DecodePass
@@ -18,11 +19,12 @@ def states(base: Base, texts: list[list[int]], steps: int) -> list[torch.Tensor]
     prompts = [text[:-steps] for text in texts]
     width = max(map(len, prompts))
     with torch.inference_mode():
-        cache.start_joining([len(p) for p in prompts])
         ids = torch.tensor([p + [0] * (width - len(p)) for p in prompts])
         places = torch.arange(width)[None]
         no_mask = {"full_attention": None}
-        model.model(input_ids=ids, position_ids=places, attention_mask=no_mask, past_key_values=cache, use_cache=True)
+        read: Any = DynamicCache()
+        model.model(input_ids=ids, position_ids=places, attention_mask=no_mask, past_key_values=read, use_cache=True)
+        cache.join([x.keys for x in read.layers], [x.values for x in read.layers], [len(p) for p in prompts])
         out = []
         for step in range(steps):
             positions = torch.tensor(cache.lengths)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llgbm.base import Base, load_base
 from llgbm.config import LoRASpec, lora_spec, model_spec
-from llgbm.decoding.decoder import Decoder, DecodeRequest, Step, generate
+from llgbm.decoding.decoder import Decoder, DecodeRequest, PrefillError, Step, generate
 from llgbm.decoding.sampling import SamplingParams
 from llgbm.errors import AdapterMismatchError, ConfigError, ContextLengthError, LLGBMError
 from llgbm.functional import FunctionalLoRA
@@ -315,7 +315,7 @@ def test_a_pass_that_fails_is_as_if_it_had_not_been(tiny_base_path: Path) -> Non
         handle = layer.register_forward_pre_hook(fail)
         with pytest.raises(MemoryError):
             decoder.step()
-        with pytest.raises(MemoryError):
+        with pytest.raises(PrefillError, match="no memory"):
             decoder.add([late])
         handle.remove()
         assert set(decoder.rows) == set(batch)

@@ -33,13 +33,9 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(lengths=st.lists(st.integers(1, 9) | st.integers(120, 140), min_size=1, max_size=5))
     def join(self, lengths: list[int]) -> None:
         new = [[self.fresh() for _ in range(length)] for length in lengths]
-        self.cache.start_joining(lengths)
         padded = [row + [-1] * (max(lengths) - len(row)) for row in new]
-        for layer in range(LAYERS):
-            keys = torch.stack([states(row, layer) for row in padded])
-            returned = self.cache.update(keys, -keys, layer)
-            assert torch.equal(returned[0], keys)
-            assert torch.equal(returned[1], -keys)
+        keys = [torch.stack([states(row, layer) for row in padded]) for layer in range(LAYERS)]
+        self.cache.join(keys, [-layer for layer in keys], lengths)
         self.rows += new
 
     @precondition(lambda self: self.rows)
@@ -75,7 +71,6 @@ class CacheMachine(RuleBasedStateMachine):
     @invariant()
     def lengths_agree(self) -> None:
         assert list(self.cache.lengths) == [len(row) for row in self.rows]
-        assert self.cache.get_seq_length() == max(map(len, self.rows), default=0)
 
     @invariant()
     def memory_is_bounded_by_what_is_used(self) -> None:
@@ -92,13 +87,12 @@ TestCache.settings = settings(max_examples=40, stateful_step_count=20)
 
 def test_numbers_that_are_not_finite_do_not_reach_the_next_row() -> None:
     cache = RowCache(1, HEADS, SIZE, torch.float32)
-    cache.start_joining([3, 3])
     bad = torch.full((2, HEADS, 3, SIZE), torch.nan)
     bad[0] = 1
-    cache.update(bad, bad, 0)
+    cache.join([bad], [bad], [3, 3])
     cache.leave(1, wipe=True)
-    cache.start_joining([1])
-    cache.update(torch.ones(1, HEADS, 1, SIZE), torch.ones(1, HEADS, 1, SIZE), 0)
+    one = torch.ones(1, HEADS, 1, SIZE)
+    cache.join([one], [one], [1])
     cache.start_step()
     keys, values = cache.update(torch.ones(2, HEADS, 1, SIZE), torch.ones(2, HEADS, 1, SIZE), 0)
     assert keys.isfinite().all()
@@ -107,10 +101,8 @@ def test_numbers_that_are_not_finite_do_not_reach_the_next_row() -> None:
 
 def test_a_resize_that_fails_half_way_is_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = RowCache(2, HEADS, SIZE, torch.float32)
-    cache.start_joining([2])
-    ones = torch.ones(1, HEADS, 2, SIZE)
-    for layer in range(2):
-        cache.update(ones, ones, layer)
+    ones, twos = torch.ones(1, HEADS, 2, SIZE), torch.full((1, HEADS, 200, SIZE), 2.0)
+    cache.join([ones] * 2, [ones] * 2, [2])
     calls, make = [0], Tensor.new_zeros
 
     def sometimes(self: Tensor, *size: int) -> Tensor:
@@ -121,12 +113,9 @@ def test_a_resize_that_fails_half_way_is_made_up_for(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Tensor, "new_zeros", sometimes)
     with pytest.raises(RuntimeError, match="not enough memory"):
-        cache.start_joining([200])
+        cache.join([twos] * 2, [twos] * 2, [200])
     assert list(cache.lengths) == [2]
-    cache.start_joining([200])
-    twos = torch.full((1, HEADS, 200, SIZE), 2.0)
-    for layer in range(2):
-        cache.update(twos, twos, layer)
+    cache.join([twos] * 2, [twos] * 2, [200])
     cache.start_step()
     for layer in range(2):
         keys, _ = cache.update(torch.ones(2, HEADS, 1, SIZE), torch.ones(2, HEADS, 1, SIZE), layer)

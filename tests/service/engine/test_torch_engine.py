@@ -1,7 +1,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -25,10 +25,10 @@ def endless(_: DecodeRequest) -> Sequence[int]:
 
 @asynccontextmanager
 async def engine_with(
-    decoder: DummyDecoder, *, max_batch: int = 4, max_queue: int = 4, prefill_tokens: int = 1000
+    decoder: DummyDecoder, *, max_batch: int = 4, max_queue: int = 4
 ) -> AsyncIterator[tuple[Engine, Metrics]]:
     metrics = Metrics()
-    engine = Engine(EngineLimits(max_batch, max_queue, max_jobs=2, prefill_tokens=prefill_tokens), metrics)
+    engine = Engine(EngineLimits(max_batch, max_queue, max_jobs=2), metrics)
     engine.start()
     engine.attach(lambda: decoder)
     try:
@@ -59,16 +59,80 @@ async def test_rows_join_a_running_batch_and_never_more_than_fit() -> None:
         assert max(decoder.sizes) == 3
 
 
-async def test_long_prompts_join_one_at_a_time() -> None:
+def long_prompts(decoder: DummyDecoder, *, pieces: int) -> None:
+    """Let prompts of 9 tokens take this many turns."""
+    decoder.pieces = lambda row: pieces if len(row.prompt) == 9 else 1
+
+
+async def test_running_rows_get_a_token_between_two_pieces_of_a_long_prompt() -> None:
     decoder = DummyDecoder(endless)
-    async with engine_with(decoder, prefill_tokens=10) as (engine, _):
-        decoder.hold.clear()
-        streams = await engine.submit([row(length=4, prompt=8) for _ in range(3)], [None] * 3, timeout=10)
-        await until(lambda: len(decoder.rows) == 1)
+    long_prompts(decoder, pieces=4)
+    decoder.hold.clear()
+    async with engine_with(decoder) as (engine, metrics):
+        (running,) = await engine.submit([row(length=10)], [None], timeout=10)
+        await until(decoder.held.is_set)
+        (late,) = await engine.submit([row(length=2, prompt=9)], ["lora-late"], timeout=10)
         decoder.hold.set()
-        for stream in streams:
-            assert len([t async for t in stream]) == 4
-        assert decoder.sizes[:3] == [1, 2, 3]
+        assert len([t async for t in late]) == 2
+        assert len([t async for t in running]) == 10
+        assert decoder.turns == [0, 1, 2, 3, 4]
+        assert decoder.sizes == [1, 1, 1, 1, 2, 1, 1, 1, 1]
+        assert value(metrics, "llgbm_prompt_tokens_total") == 3 + 9
+        assert value(metrics, "llgbm_time_to_first_token_seconds_count") == 2
+        assert value(metrics, "llgbm_inter_token_seconds_count") == 9 + 1
+
+
+async def test_a_prompt_on_its_way_has_a_place_in_the_batch_and_waits_no_more() -> None:
+    decoder = DummyDecoder(endless)
+    long_prompts(decoder, pieces=10**9)
+    async with engine_with(decoder, max_batch=1) as (engine, metrics):
+        await engine.submit([row(prompt=9)], [None], timeout=10)
+        await until(lambda: len(decoder.turns) > 2)
+        (waiting,) = await engine.submit([row(length=1)], [None], timeout=10)
+        assert (value(metrics, "llgbm_batch_rows"), value(metrics, "llgbm_queue_depth")) == (1, 1)
+        decoder.fail_prefill = lambda row: len(row.prompt) == 9
+        assert len([t async for t in waiting]) == 1
+        assert value(metrics, "llgbm_rows_finished_total", reason="failed") == 1
+
+
+async def test_a_row_is_cancelled_or_ended_between_two_pieces_of_its_prompt() -> None:
+    decoder = DummyDecoder(endless)
+    long_prompts(decoder, pieces=10**9)
+
+    def joined(number: int) -> Callable[[], bool]:
+        return lambda: len(decoder.added) == number
+
+    async with engine_with(decoder) as (engine, metrics):
+        for number, reason in enumerate(("cancelled", "deadline", "stopped"), start=1):
+            timeout = 1 if reason == "deadline" else 60
+            (stream,) = await engine.submit([row(prompt=9)], [None], timeout=timeout)
+            await until(joined(number))
+            if reason == "cancelled":
+                stream.cancel()
+            elif reason == "stopped":
+                engine.end_rows(StoppedError("draining"))
+            if reason == "cancelled":
+                assert [t async for t in stream] == []
+            else:
+                with pytest.raises(EngineError):
+                    _ = [t async for t in stream]
+            await until(lambda: engine.rows == 0)
+            assert decoder.line == []
+            assert value(metrics, "llgbm_rows_finished_total", reason=reason) == 1
+        (after,) = await engine.submit([row(length=2)], [None], timeout=10)
+        assert len([t async for t in after]) == 2
+
+
+async def test_a_prompt_that_cannot_be_read_harms_no_other() -> None:
+    decoder = DummyDecoder(endless)
+    decoder.fail_prefill = lambda row: len(row.prompt) == 7
+    async with engine_with(decoder) as (engine, _):
+        rows = [row(length=2), row(prompt=7), row(length=3)]
+        first, bad, last = await engine.submit(rows, [None] * 3, timeout=10)
+        with pytest.raises(EngineError, match="MemoryError"):
+            _ = [t async for t in bad]
+        assert len([t async for t in first]) == 2
+        assert len([t async for t in last]) == 3
 
 
 async def test_past_the_queue_all_rows_of_a_request_are_refused_with_a_time_to_come_back() -> None:
@@ -149,9 +213,28 @@ async def test_a_failed_step_ends_its_rows_and_the_next_ones_get_a_new_decoder()
         assert value(metrics, "llgbm_rows_finished_total", reason="failed") == 2
 
 
+async def test_after_a_failed_step_prompts_on_their_way_begin_again() -> None:
+    made: list[DummyDecoder] = []
+
+    def new_decoder() -> DummyDecoder:
+        made.append(DummyDecoder(endless))
+        long_prompts(made[-1], pieces=4)
+        made[0].fail_step = RuntimeError("broken")
+        return made[-1]
+
+    async with engine_with(DummyDecoder(endless)) as (engine, metrics):
+        engine.attach(new_decoder)
+        running, joining = await engine.submit([row(), row(length=2, prompt=9)], [None] * 2, timeout=10)
+        with pytest.raises(EngineError):
+            _ = [t async for t in running]
+        assert len([t async for t in joining]) == 2
+        assert [len(decoder.turns) for decoder in made] == [1, 4]
+        assert value(metrics, "llgbm_rows_finished_total", reason="failed") == 1
+
+
 async def test_a_row_that_cannot_start_harms_no_other() -> None:
     decoder = DummyDecoder(endless)
-    decoder.fail_add = lambda row: len(row.prompt) == 7
+    decoder.fail_start = lambda row: len(row.prompt) == 7
     async with engine_with(decoder) as (engine, _):
         bad, good = await engine.submit([row(prompt=7), row(length=2)], [None] * 2, timeout=10)
         with pytest.raises(EngineError):

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from llgbm.decoding.decoder import DecodeRequest, Step
+from llgbm.decoding.decoder import DecodeRequest, PrefillError, Step
 
 Script = Callable[[DecodeRequest], Sequence[int]]
 
@@ -21,11 +21,15 @@ class DummyDecoder:
         held: a step is waiting for `hold`.
         sizes: number of rows of each step.
         added, removed: all rows that came, and those that were taken out.
-        fail_step, fail_add: raise this the next time.
+        turns: for each turn of prompts, the number of steps before it.
+        pieces: how many turns a row's prompt takes.
+        fail_step: raise this the next time.
+        fail_start, fail_prefill: whether a row is refused, and whether its prompt cannot be read.
     """
 
     def __init__(self, script: Script) -> None:
         self._script = script
+        self._line: dict[DecodeRequest, int] = {}
         self._left: dict[DecodeRequest, list[int]] = {}
         self.step_seconds = 0.0
         self.hold = threading.Event()
@@ -34,11 +38,15 @@ class DummyDecoder:
         self.sizes: list[int] = []
         self.added: list[DecodeRequest] = []
         self.removed: list[DecodeRequest] = []
+        self.turns: list[int] = []
+        self.pieces: Callable[[DecodeRequest], int] = lambda row: 1
         self.fail_step: Exception | None = None
-        self.fail_add: Callable[[DecodeRequest], bool] = lambda row: False
+        self.fail_start: Callable[[DecodeRequest], bool] = lambda row: False
+        self.fail_prefill: Callable[[DecodeRequest], bool] = lambda row: False
 
     def renewed(self) -> DummyDecoder:
         """Itself without rows, as a new one would be."""
+        self._line.clear()
         self._left.clear()
         return self
 
@@ -46,13 +54,30 @@ class DummyDecoder:
     def rows(self) -> list[DecodeRequest]:
         return list(self._left)
 
-    def add(self, rows: Sequence[DecodeRequest]) -> list[Step]:
-        if any(self.fail_add(row) for row in rows):
+    @property
+    def line(self) -> list[DecodeRequest]:
+        return list(self._line)
+
+    def start(self, row: DecodeRequest) -> None:
+        if self.fail_start(row):
             raise ValueError("a bad row")
-        for row in rows:
-            self._left[row] = list(self._script(row))
-        self.added += rows
-        return [self._next(row) for row in rows]
+        self._line[row] = self.pieces(row)
+        self.added.append(row)
+
+    def prefill(self) -> list[Step]:
+        """One piece of every prompt in line."""
+        self.turns.append(len(self.sizes))
+        steps: list[Step] = []
+        for row in self.line:
+            if self.fail_prefill(row):
+                del self._line[row]
+                raise PrefillError([row], steps, MemoryError("no memory"))
+            self._line[row] -= 1
+            if self._line[row] == 0:
+                del self._line[row]
+                self._left[row] = list(self._script(row))
+                steps.append(self._next(row))
+        return steps
 
     def step(self) -> list[Step]:
         time.sleep(self.step_seconds)
@@ -85,4 +110,4 @@ class DummyDecoder:
 
     def remove(self, row: DecodeRequest) -> bool:
         self.removed.append(row)
-        return self._left.pop(row, None) is not None
+        return self._line.pop(row, None) is not None or self._left.pop(row, None) is not None

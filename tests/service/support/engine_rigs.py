@@ -78,9 +78,9 @@ def torch_rig(base: Base, adapters: dict[str, LoRAWeights]) -> Rig:
     """The engine of this process."""
 
     async def opened(max_batch: int, max_queue: int, metrics: Metrics) -> AsyncIterator[DecodingEngine]:
-        engine = Engine(EngineLimits(max_batch, max_queue, max_jobs=2, prefill_tokens=1000), metrics)
+        engine = Engine(EngineLimits(max_batch, max_queue, max_jobs=2), metrics)
         engine.start()
-        engine.attach(lambda: Decoder(base))
+        engine.attach(lambda: Decoder(base, prefill_tokens=16))  # so that prompts take several turns
         yield engine
         await engine.stop()
 

@@ -1,0 +1,75 @@
+"""A running stream beside a long prompt that arrives: the stream's longest gap, and the prompt's first token.
+
+The prompt is read in turns of the service's default, and whole. As in the service, the stream gets a token between two
+turns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from benchmarks.measure import Result, over, result
+from benchmarks.workbench import Workbench
+from llgbm.decoding.decoder import Decoder, DecodeRequest
+from llgbm.decoding.sampling import SamplingParams
+from service.settings import Settings
+
+_TOKENS = 3000
+
+
+def run(bench: Workbench) -> list[Result]:
+    length = bench.tokens(_TOKENS)
+    prompt = (bench.prompt * (length // len(bench.prompt) + 1))[:length]
+    default = Settings.model_fields["prefill_tokens"].default
+    limits = {f"turns of {default}": default, "whole": length}
+    decoders = {arm: Decoder(bench.int8, prefill_tokens=limit) for arm, limit in limits.items()}
+    gaps: dict[str, list[float]] = {arm: [] for arm in limits}
+    first: dict[str, list[float]] = {arm: [] for arm in limits}
+    order = deque(decoders.items())
+    for number in range(bench.times(6) + 1):
+        for arm, decoder in order:
+            gap, until_first = _beside(bench, decoder, prompt)
+            if number:  # the first round is warm-up
+                gaps[arm].append(gap)
+                first[arm].append(until_first)
+        order.rotate(-1)
+    turns, whole = limits
+    return [
+        result(
+            f"longest gap of a stream while a prompt of {_TOKENS:,} tokens arrives, in turns over whole",
+            gaps,
+            over(turns, whole),
+            arm_unit="s",
+            higher=False,
+            note="Bare decoder, int8 base, an adapter each for stream and prompt.",
+        ),
+        result(
+            f"first token of a prompt of {_TOKENS:,} tokens beside a stream, in turns over whole",
+            first,
+            over(turns, whole),
+            arm_unit="s",
+            higher=False,
+            note="In turns, the stream goes on in the meantime.",
+        ),
+    ]
+
+
+def _beside(bench: Workbench, decoder: Decoder, prompt: list[int]) -> tuple[float, float]:
+    """Seconds of the longest gap between two tokens of the stream, and from the prompt's arrival to its first token."""
+    stream = DecodeRequest(bench.prompt, bench.adapters[0], SamplingParams(max_tokens=1000, stop_token_ids=()))
+    late = DecodeRequest(prompt, bench.adapters[1], SamplingParams(max_tokens=2, stop_token_ids=()))
+    decoder.add([stream])
+    decoder.step()
+    arrival = last = time.perf_counter()
+    gap = until_first = 0.0
+    decoder.start(late)
+    while not late.output and late.finish_reason is None:
+        decoder.prefill()
+        until_first = time.perf_counter() - arrival
+        decoder.step()
+        now = time.perf_counter()
+        gap, last = max(gap, now - last), now
+    decoder.remove(stream)
+    decoder.remove(late)
+    return gap, until_first
