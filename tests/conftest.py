@@ -136,7 +136,8 @@ def _progress_lines(name: str, write: Callable[[str], None]) -> Callable[[str, i
 def pytest_sessionfinish(session: pytest.Session) -> None:
     output = getattr(session.config, "workeroutput", None)
     if output is not None:  # a worker of several; the process that prints the summary collects no tests itself
-        output["left_out"] = dict(session.config.stash[_LEFT_OUT])
+        left_out = session.config.stash[_LEFT_OUT]
+        output["left_out"] = dict(left_out)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -144,8 +145,7 @@ def pytest_testnodedown(node: Any) -> None:
     # every worker collects all tests, so their counts are the same; one that crashed has none
     left_out = getattr(node, "workeroutput", {}).get("left_out")
     if left_out is not None:
-        counts: Counter[str] = Counter(left_out)
-        node.config.stash[_LEFT_OUT] = counts
+        node.config.stash[_LEFT_OUT] = Counter(left_out)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
