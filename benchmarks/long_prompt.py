@@ -35,23 +35,15 @@ def run(bench: Workbench) -> list[Result]:
                 first[arm].append(until_first)
         order.rotate(-1)
     turns, whole = limits
+    measured = (
+        (f"longest gap of a stream while a prompt of {_TOKENS:,} tokens arrives", gaps,
+         "Bare decoder, int8 base, an adapter each for stream and prompt."),
+        (f"first token of a prompt of {_TOKENS:,} tokens beside a stream", first,
+         "In turns, the stream goes on in the meantime."),
+    )  # fmt: skip
     return [
-        result(
-            f"longest gap of a stream while a prompt of {_TOKENS:,} tokens arrives, in turns over whole",
-            gaps,
-            over(turns, whole),
-            arm_unit="s",
-            higher=False,
-            note="Bare decoder, int8 base, an adapter each for stream and prompt.",
-        ),
-        result(
-            f"first token of a prompt of {_TOKENS:,} tokens beside a stream, in turns over whole",
-            first,
-            over(turns, whole),
-            arm_unit="s",
-            higher=False,
-            note="In turns, the stream goes on in the meantime.",
-        ),
+        result(f"{name}, in turns over whole", seconds, over(turns, whole), arm_unit="s", higher=False, note=note)
+        for name, seconds, note in measured
     ]
 
 

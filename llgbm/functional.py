@@ -249,8 +249,8 @@ def _stacked(name: str, adapters: Sequence[LoRAWeights | None], like: Tensor) ->
     a, b = [], []
     for adapter in adapters:
         if adapter is None:
-            a.append(torch.zeros_like(some.a[name])[:1].expand(rank, -1))
-            b.append(torch.zeros_like(some.b[name]).mT[:1].expand(rank, -1))
+            a.append(some.a[name].new_zeros(rank, some.a[name].shape[1]))
+            b.append(some.b[name].new_zeros(rank, some.b[name].shape[0]))
             continue
         more = (0, 0, 0, rank - adapter.spec.rank)
         a.append(F.pad(adapter.a[name], more) if more[-1] else adapter.a[name])

@@ -259,9 +259,8 @@ class _AttentionWithGradients(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, p = ctx.saved_tensors
         g = grad.reshape(q.shape)
-        # o = P v, P = softmax(s q k^T): dS = P * (dP - rowsum(dP * P)), and rowsum(dP * P) = rowsum(do * o)
-        dp = torch.bmm(g, v.mT).float()
-        weighted = dp.mul_(p)
+        # o = P v, P = softmax(s q k^T): with W = dP * P it is dS = W - P * rowsum(W)
+        weighted = torch.bmm(g, v.mT).float().mul_(p)
         ds = weighted.addcmul_(p.float(), weighted.sum(-1, keepdim=True), value=-1).mul_(ctx.scale).to(q.dtype)
         dq = torch.bmm(ds, k).view(grad.shape)
         return dq, torch.bmm(ds.mT, q)[None], torch.bmm(p.mT, g)[None], None, None
