@@ -1,1 +1,1 @@
-"""Benchmarks: one file per question, arms interleaved in one run, results mostly as ratios."""
+"""Benchmarks: one file per question, arms interleaved in one run, results mostly as ratios. `run.py` is the entry."""

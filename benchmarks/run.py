@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import sys
 import time
@@ -21,7 +20,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import (
+from benchmarks.adapters import many_adapters, prompt_to_adapter, refining, training_step
+from benchmarks.decoding import (
     batch_adapters,
     decode_bandwidth,
     decode_peft,
@@ -29,19 +29,13 @@ from benchmarks import (
     hooked_merged,
     int8_accuracy,
     long_prompt,
-    many_adapters,
     peft_mixed,
     plain_transformers,
-    prompt_to_adapter,
-    refining,
-    service_llama_cpp,
-    service_overhead,
-    service_vllm,
-    training_step,
 )
-from benchmarks.measure import Result
-from benchmarks.report import Results, read_results, write_results
-from benchmarks.workbench import CHECKPOINT, Workbench
+from benchmarks.measuring.measure import Result, pin
+from benchmarks.measuring.report import Results, read_results, write_results
+from benchmarks.measuring.workbench import CHECKPOINT, Workbench
+from benchmarks.service import service_llama_cpp, service_overhead, service_vllm
 
 BENCHMARKS: dict[str, Callable[[Workbench], list[Result]]] = {
     "decode_bandwidth": decode_bandwidth.run,
@@ -121,13 +115,6 @@ def _run(bench: Workbench, names: Sequence[str]) -> tuple[Results, list[str]]:
         if not bench.quick:
             write_results(results, order=list(BENCHMARKS))
     return made, failed
-
-
-def pin(threads: int) -> None:
-    """Compute with `threads` threads, pinned to the same number of processors; child processes inherit the pinning."""
-    torch.set_num_threads(threads)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
 def machine(threads: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.workbench import Workbench
+from benchmarks.measuring.workbench import Workbench
 
 
 @pytest.fixture(scope="session")

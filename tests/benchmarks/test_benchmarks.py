@@ -5,8 +5,8 @@ import math
 import pytest
 
 from benchmarks import prompt_to_adapter
+from benchmarks.measuring.workbench import Workbench
 from benchmarks.run import BENCHMARKS
-from benchmarks.workbench import Workbench
 
 PEERS = {"service_vllm": "vLLM", "service_llama_cpp": "llama.cpp"}
 SERVICES = {"service_overhead", *PEERS}

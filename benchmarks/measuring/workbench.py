@@ -22,7 +22,7 @@ from llgbm.lora import LoRAWeights
 from llgbm.prompting import AdapterMaker, AdapterRequest
 from llgbm.text_encoder import PretrainedTextEncoder
 
-CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "qwen2.5-0.5b"
+CHECKPOINT = Path(__file__).resolve().parents[2] / "checkpoints" / "qwen2.5-0.5b"
 
 TASKS = (
     "Translate the English word to French.",

@@ -1,8 +1,8 @@
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import over, result
-from benchmarks.report import as_markdown, read_results, write_results
+from benchmarks.measuring.measure import over, result
+from benchmarks.measuring.report import as_markdown, read_results, write_results
 
 MACHINE = {"date": "2030-01-01", "threads": 2}
 

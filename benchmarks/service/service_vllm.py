@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 
-from benchmarks.measure import Result, over, result
-from benchmarks.peers import VLLM, PeerError, interpreter, version
-from benchmarks.servers import Server, our_service, vllm
-from benchmarks.workbench import Workbench
+from benchmarks.measuring.measure import Result, over, result
+from benchmarks.measuring.workbench import Workbench
+from benchmarks.service.peers import VLLM, PeerError, interpreter, version
+from benchmarks.service.servers import Server, our_service, vllm
 
 _CLIENTS, _TOKENS = 16, 32
 

@@ -1,8 +1,9 @@
-"""The start of the service on this machine: `python -m benchmarks.service_start` prints a line of JSON for each start.
+"""The start of the service on this machine: times, processor time and memory.
 
-Seconds until the process listens and until /readyz answers 200, processor time and resident memory at that moment. The
-settings are those of the environment, with a store of its own. The first start of a base fetches it and writes its int8
-file; later ones are starts with warm caches. This is not a part of `make bench`.
+`python -m benchmarks.service.service_start` prints a line of JSON for each start: seconds until the process listens and
+until /readyz answers 200, and processor time and resident memory at that moment. The settings are those of the
+environment, with a store of its own. The first start of a base fetches it and writes its int8 file; later ones are
+starts with warm caches. This is not a part of `make bench`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.servers import free_port
+from benchmarks.service.servers import free_port
 
 _POLL_SECONDS = 0.1
 _MEMORY = {"resident_gb": "VmRSS", "highest_gb": "VmHWM"}

@@ -12,8 +12,8 @@ import random
 import statistics
 from functools import partial
 
-from benchmarks.measure import Result, interleaved, milliseconds, over, result
-from benchmarks.workbench import Workbench
+from benchmarks.measuring.measure import Result, interleaved, milliseconds, over, result
+from benchmarks.measuring.workbench import Workbench
 from llgbm.chat import prompt_ids, task_messages
 from llgbm.decoding.decoder import generate
 from llgbm.decoding.sampling import SamplingParams

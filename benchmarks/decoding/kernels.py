@@ -1,9 +1,11 @@
-"""Candidate kernels for decoding and training: `python -m benchmarks.kernels` prints their times on this machine.
+"""Candidate kernels for decoding and training.
+
+`python -m benchmarks.decoding.kernels` prints their times on this machine. It is not a part of `make bench`.
 
 First table: the product of a Linear of the 0.5B base for 1 to 64 rows. The weights are not in the caches, as in
 decoding. The table also has the relative error, and whether a row's result depends on the other rows. Second table: the
 products of LoRA in decoding. Third table: a frozen Linear in training, forward and gradient of its input, in each
-storage. The results explain choices in docs/PERFORMANCE.md. This is not a part of `make bench`.
+storage. The results explain choices in docs/PERFORMANCE.md.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.run import pin
+from benchmarks.measuring.measure import pin
 from llgbm.linears.frozen_linear import Storage, int8_group, store_linears
 
 _LINEARS = ((896, 4864), (4864, 896), (896, 896), (896, 151_936))

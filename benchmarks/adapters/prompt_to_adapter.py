@@ -7,8 +7,8 @@ from itertools import count
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import Result, interleaved, milliseconds, over, result
-from benchmarks.workbench import TASKS, Workbench
+from benchmarks.measuring.measure import Result, interleaved, milliseconds, over, result
+from benchmarks.measuring.workbench import TASKS, Workbench
 from llgbm.adapters.peft_io import save_peft
 from llgbm.config import LoRASpec
 from llgbm.prompting import AdapterMaker, AdapterRequest

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from benchmarks.measure import Result, result
-from benchmarks.servers import our_service
-from benchmarks.workbench import Workbench, steps
+from benchmarks.measuring.measure import Result, result
+from benchmarks.measuring.workbench import Workbench, steps
+from benchmarks.service.servers import our_service
 
 _TOKENS = 64
 

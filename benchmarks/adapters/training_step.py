@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.measure import Result, interleaved, over, rates, result
-from benchmarks.workbench import Workbench
+from benchmarks.measuring.measure import Result, interleaved, over, rates, result
+from benchmarks.measuring.workbench import Workbench
 from llgbm.base import Base, load_base, storage_of
 from llgbm.chat import answer_ids, prompt_ids, task_messages
 from llgbm.checkpoint import load_generator

@@ -10,8 +10,8 @@ from functools import partial
 
 import torch
 
-from benchmarks.measure import Result, interleaved, over, rates, result
-from benchmarks.workbench import Workbench
+from benchmarks.measuring.measure import Result, interleaved, over, rates, result
+from benchmarks.measuring.workbench import Workbench
 from llgbm.base import Base
 from llgbm.decoding.decoder import generate
 from llgbm.decoding.sampling import SamplingParams

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from benchmarks.measure import Result, interleaved, over, rates, result
-from benchmarks.workbench import Workbench, steps
+from benchmarks.measuring.measure import Result, interleaved, over, rates, result
+from benchmarks.measuring.workbench import Workbench, steps
 from llgbm.base import Base
 from llgbm.lora import LoRAWeights
 

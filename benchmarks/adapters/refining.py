@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainingArguments
 
-from benchmarks.measure import Result, interleaved, over, result
-from benchmarks.workbench import Workbench
+from benchmarks.measuring.measure import Result, interleaved, over, result
+from benchmarks.measuring.workbench import Workbench
 from llgbm.base import load_base, storage_of
 from llgbm.chat import answer_ids, prompt_ids
 from llgbm.fitting.memory import keep_freed_memory

@@ -6,7 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.simulate_fleet import DOCUMENT, RESULT, Fleet, as_markdown, popularity, run, simulate, with_table
+from benchmarks.service.simulate_fleet import (
+    DOCUMENT,
+    RESULT,
+    Fleet,
+    as_markdown,
+    popularity,
+    run,
+    simulate,
+    with_table,
+)
 
 SMALL = Fleet(store_adapters=500, memory_adapters=20, servers=4)
 IDLE = replace(SMALL, requests_per_second=0.01)
@@ -69,7 +78,7 @@ def test_the_wall_is_the_part_that_is_busiest_and_moves_when_it_is_widened() -> 
 def test_the_document_quotes_the_result_and_the_result_is_of_this_fleet() -> None:
     report = json.loads(RESULT.read_text("utf-8"))
     assert with_table(DOCUMENT.read_text("utf-8"), report) == DOCUMENT.read_text("utf-8"), (
-        "run: python -m benchmarks.simulate_fleet --write"
+        "run: python -m benchmarks.service.simulate_fleet --write"
     )
     small = [row for row in report["outcomes"] if row["prompts"] in (1000, 100_000)]
     again = run(Fleet(), [1000, 100_000], [0.8, 1.0], requests=report["requests"], seed=report["seed"])

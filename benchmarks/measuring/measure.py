@@ -1,13 +1,16 @@
-"""Shared measurement code of the benchmarks: warm-up, interleaved arms, medians with their spread."""
+"""Shared measurement code of the benchmarks: pinned threads, warm-up, interleaved arms, medians with their spread."""
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+import torch
 
 Seconds = dict[str, list[float]]
 """arm -> measured times, in the order of the rounds"""
@@ -42,6 +45,13 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """All fields, for JSON."""
         return asdict(self)
+
+
+def pin(threads: int) -> None:
+    """Compute with `threads` threads, pinned to the same number of processors; child processes inherit the pinning."""
+    torch.set_num_threads(threads)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
 def interleaved(arms: Mapping[str, Callable[[], object]], *, n: int, warm_up: int = 1) -> Seconds:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.measure import Result, interleaved, over, rates, result
-from benchmarks.workbench import Workbench, transformers_generate
+from benchmarks.measuring.measure import Result, interleaved, over, rates, result
+from benchmarks.measuring.workbench import Workbench, transformers_generate
 from llgbm.decoding.decoder import generate
 from llgbm.decoding.sampling import SamplingParams
 

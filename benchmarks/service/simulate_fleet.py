@@ -5,8 +5,9 @@
 
 Requests are independent draws (the independent reference model), so the caches can start in their steady state: the
 time since an item's last request is exponentially distributed with the item's rate, and an LRU cache contains the items
-with the shortest times. Each part serves first come, first served. `python -m benchmarks.simulate_fleet --write` writes
-results/fleet_simulation.json and the tables of docs/SCALING.md; the same seed gives the same numbers.
+with the shortest times. Each part serves first come, first served.
+`python -m benchmarks.service.simulate_fleet --write` writes results/fleet_simulation.json and the tables of
+docs/SCALING.md; the same seed gives the same numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RESULT, DOCUMENT = ROOT / "results" / "fleet_simulation.json", ROOT / "docs" / "SCALING.md"
 START, END = "<!-- simulation: start -->", "<!-- simulation: end -->"
 PROMPTS = (10**3, 10**4, 10**5, 10**6, 10**7)

@@ -10,8 +10,8 @@ from functools import partial
 
 import torch
 
-from benchmarks.measure import Result, interleaved, over, result
-from benchmarks.workbench import Workbench, steps
+from benchmarks.measuring.measure import Result, interleaved, over, result
+from benchmarks.measuring.workbench import Workbench, steps
 from llgbm.linears.frozen_linear import Int8Linear
 
 _BLOCK_BYTES = 256 * 2**20

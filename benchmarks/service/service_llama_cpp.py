@@ -16,10 +16,18 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from benchmarks.measure import Result, over, result
-from benchmarks.peers import LLAMA_CPP, PeerError, environment, environment_folder, interpreter, last_line, version
-from benchmarks.servers import our_service
-from benchmarks.workbench import Workbench
+from benchmarks.measuring.measure import Result, over, result
+from benchmarks.measuring.workbench import Workbench
+from benchmarks.service.peers import (
+    LLAMA_CPP,
+    PeerError,
+    environment,
+    environment_folder,
+    interpreter,
+    last_line,
+    version,
+)
+from benchmarks.service.servers import our_service
 from llgbm.pretrained.find import resolve_pretrained
 
 _TOKENS = 48

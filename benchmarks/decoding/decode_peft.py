@@ -5,8 +5,8 @@ All arms have the same prompt and generate the same number of tokens. Times incl
 
 from __future__ import annotations
 
-from benchmarks.measure import Result, interleaved, over, rates, result
-from benchmarks.workbench import Workbench, transformers_generate
+from benchmarks.measuring.measure import Result, interleaved, over, rates, result
+from benchmarks.measuring.workbench import Workbench, transformers_generate
 from llgbm.base import Base
 from llgbm.decoding.decoder import generate
 from llgbm.decoding.sampling import SamplingParams

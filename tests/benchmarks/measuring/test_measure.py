@@ -1,6 +1,6 @@
 import pytest
 
-from benchmarks.measure import interleaved, over, rates, result
+from benchmarks.measuring.measure import interleaved, over, rates, result
 
 
 def test_arms_run_in_turns_after_the_warm_up() -> None:

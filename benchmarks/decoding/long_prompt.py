@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from collections import deque
 
-from benchmarks.measure import Result, over, result
-from benchmarks.workbench import Workbench
+from benchmarks.measuring.measure import Result, over, result
+from benchmarks.measuring.workbench import Workbench
 from llgbm.decoding.decoder import Decoder, DecodeRequest
 from llgbm.decoding.sampling import SamplingParams
 from service.settings import Settings

@@ -10,8 +10,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-HERE = Path(__file__).resolve().parent
-RESULTS, TABLE, PLOT = HERE / "results.json", HERE / "RESULTS.md", HERE / "results.svg"
+FOLDER = Path(__file__).resolve().parent.parent
+RESULTS, TABLE, PLOT = FOLDER / "results.json", FOLDER / "RESULTS.md", FOLDER / "results.svg"
 
 Results = dict[str, list[dict[str, Any]]]
 """benchmark -> its results as JSON values"""
@@ -27,7 +27,7 @@ def read_results(path: Path = RESULTS) -> Results:
     return results
 
 
-def write_results(results: Results, *, order: Sequence[str], folder: Path = HERE) -> None:
+def write_results(results: Results, *, order: Sequence[str], folder: Path = FOLDER) -> None:
     """Write all three files, with the benchmarks in `order`."""
     flat = [one for name in order for one in results.get(name, [])]
     (folder / RESULTS.name).write_text(json.dumps(flat, indent=1) + "\n", "utf-8")

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.peers import VLLM, PeerError, environment, interpreter, last_line
-from benchmarks.workbench import STORY, Workbench
+from benchmarks.measuring.workbench import STORY, Workbench
+from benchmarks.service.peers import VLLM, PeerError, environment, interpreter, last_line
 from llgbm.pretrained.find import resolve_pretrained
 
 _START_SECONDS = 300.0

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import Result, result
-from benchmarks.workbench import Workbench
+from benchmarks.measuring.measure import Result, result
+from benchmarks.measuring.workbench import Workbench
 from llgbm.adapters.peft_io import content_digest
 from llgbm.config import LoRASpec, model_spec
 from llgbm.lora import LoRAWeights

@@ -1,8 +1,8 @@
 """Accuracy of the base in int8 and in float32: greedy exact match on tasks.
 
-`python -m benchmarks.int8_accuracy --tasks FOLDER` measures on a folder of task files; `python -m training tasks` can
-write some. By default procedural tasks are used. Every task uses the shipped generator's shared adapter, with its first
-description above the input. Both arms have the same rows in one run.
+`python -m benchmarks.decoding.int8_accuracy --tasks FOLDER` measures on a folder of task files;
+`python -m training tasks` can write some. By default procedural tasks are used. Every task uses the shipped generator's
+shared adapter, with its first description above the input. Both arms have the same rows in one run.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import Result
-from benchmarks.workbench import CHECKPOINT, Workbench
+from benchmarks.measuring.measure import Result
+from benchmarks.measuring.workbench import CHECKPOINT, Workbench
 from llgbm.evaluation import score_rows
 from training.tasks.format import load_tasks
 from training.tasks.procedural_tasks import synthetic_tasks

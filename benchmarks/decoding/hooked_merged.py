@@ -8,8 +8,8 @@ from functools import partial
 
 import torch
 
-from benchmarks.measure import Result, interleaved, over, rates, result
-from benchmarks.workbench import Workbench, steps
+from benchmarks.measuring.measure import Result, interleaved, over, rates, result
+from benchmarks.measuring.workbench import Workbench, steps
 from llgbm.base import Base
 from llgbm.linears.frozen_linear import Storage, store_linears
 from llgbm.lora import LoRAWeights

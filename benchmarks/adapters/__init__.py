@@ -1,0 +1,1 @@
+"""Adapters: making, training, refining, and many of them."""

@@ -1,0 +1,1 @@
+"""Decoding speed and accuracy, in this process."""

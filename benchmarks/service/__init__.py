@@ -1,0 +1,1 @@
+"""The service over HTTP, other servers in comparison, and a simulated fleet."""
