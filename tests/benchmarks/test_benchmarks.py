@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from benchmarks import prompt_to_adapter
+from benchmarks.adapters import prompt_to_adapter
 from benchmarks.measuring.workbench import Workbench
 from benchmarks.run import BENCHMARKS
 
