@@ -83,13 +83,17 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Write an adapter for a task as a PEFT folder. No server and no base are needed."""
-    from llgbm.example_file import read_pairs
-    from llgbm.export import export_adapter
+    from llgbm.adapters.peft_io import require_replaceable, save_peft
     from llgbm.prompting import AdapterRequest
+    from llgbm.refining.example_file import read_pairs
     from llgbm_cli.inputs import load_maker
 
     request = AdapterRequest((prompt,), read_pairs(examples) if examples else (), scale)
-    made = export_adapter(load_maker(checkpoint, text_encoder), request, out)
+    folder = out.expanduser().resolve()
+    require_replaceable(folder)
+    maker = load_maker(checkpoint, text_encoder)
+    (made,) = maker.make([request])
+    save_peft(made.weights, folder, base_id=maker.checkpoint.manifest.base_id)
     if as_json:
         report: dict[str, Any] = {
             "id": made.id,
@@ -139,7 +143,7 @@ def chat(
 ) -> None:
     """Chat with the adapter of a task, in this process. A line is a turn; Ctrl-D ends."""
     from llgbm.decoding.sampling import SamplingParams
-    from llgbm.example_file import read_pairs
+    from llgbm.refining.example_file import read_pairs
     from llgbm_cli.chat import converse, open_conversation
 
     conversation = open_conversation(

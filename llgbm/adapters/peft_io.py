@@ -36,7 +36,7 @@ from llgbm.adapters.peft_config import (
 )
 from llgbm.adapters.peft_files import read_adapter_file, refuse_other_kinds
 from llgbm.config import LoRASpec, ModuleShape
-from llgbm.errors import AdapterFormatError, AdapterMismatchError
+from llgbm.errors import AdapterFormatError, AdapterMismatchError, ConfigError
 from llgbm.files.synced import sync, write_synced
 from llgbm.lora import LoRAWeights
 
@@ -48,6 +48,7 @@ __all__ = [
     "from_bytes",
     "load_peft",
     "load_peft_for",
+    "require_replaceable",
     "save_peft",
     "to_bytes",
 ]
@@ -139,6 +140,23 @@ def save_peft(weights: LoRAWeights, folder: Path, *, base_id: str) -> None:
         sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_replaceable(folder: Path) -> None:
+    """Check that `save_peft` replaces nothing in `folder` but an adapter.
+
+    Raises:
+        ConfigError: `folder` is a file, or holds other files than an adapter's.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; name a folder for the adapter")
+    others = sorted({path.name for path in folder.iterdir()} - {CONFIG_FILE, WEIGHTS_FILE})
+    if others:
+        raise ConfigError(
+            f"{folder} holds other files ({', '.join(others[:3])}), which would be lost; name a new folder"
+        )
 
 
 def load_peft(folder: Path) -> tuple[LoRAWeights, str]:

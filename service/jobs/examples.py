@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 
 from llgbm.errors import TaskFormatError
-from llgbm.example_file import Example, parse_examples
+from llgbm.refining.example_file import Example, parse_examples
 from service.jobs.errors import InvalidFileError
 
 

@@ -13,8 +13,8 @@ from typing import Any
 from jinja2 import TemplateError
 
 from llgbm.chat import answer_ids, in_context, prompt_ids
-from llgbm.example_file import Example
 from llgbm.prompting import AdapterRequest
+from llgbm.refining.example_file import Example
 from llgbm.refining.settings import RefineConfig
 from service.adapters.catalogue import AdapterCatalogue
 from service.adapters.errors import UnknownAdapterError

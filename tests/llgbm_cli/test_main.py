@@ -70,6 +70,22 @@ def test_generate_writes_the_adapter_of_prompt_and_examples(run: Run, tiny_maker
     )
 
 
+def test_generate_replaces_an_adapter_and_nothing_else(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    for text in ("Write it in capitals.", "Write it in small letters."):
+        code, _, error = run("generate", text, "--out", str(folder))
+        assert (code, error) == (0, "")
+        assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    kept = folder / "notes.txt"
+    kept.write_text("mine")
+    for out, problem in ((folder, "holds other files (notes.txt)"), (kept, "is a file")):
+        code, _, error = run("generate", PROMPT, "--out", str(out))
+        assert code == cli.EXIT_REFUSED
+        assert problem in error
+    assert kept.read_text() == "mine"
+
+
 @pytest.mark.parametrize("storage", ["float32", "auto"])
 def test_chat_answers_with_the_description_in_the_context_and_keeps_the_conversation(
     run: Run, tiny_maker: AdapterMaker, tiny_base_path: Path, storage: str

@@ -3,7 +3,7 @@
     python -m training refine prompt="Route the ticket to a team." examples=tickets.csv out=tickets
 
 It starts from the adapter that the generator makes from the prompt, from a PEFT folder, or, with neither, from nothing.
-`llgbm.example_file` has the formats of examples. It writes a PEFT folder, and prints the score on held-out
+`llgbm.refining.example_file` has the formats of examples. It writes a PEFT folder, and prints the score on held-out
 examples. If refining did not help on them, it writes the start.
 """
 
@@ -12,15 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from llgbm.adapters.peft_io import load_peft_for, save_peft
+from llgbm.adapters.peft_io import load_peft_for, require_replaceable, save_peft
 from llgbm.base import Base, load_base
 from llgbm.checkpoint import load_generator
 from llgbm.errors import ConfigError
-from llgbm.example_file import read_examples
-from llgbm.export import require_replaceable
 from llgbm.linears.frozen_linear import Storage, fastest_training_storage
 from llgbm.lora import LoRAWeights
 from llgbm.prompting import AdapterRequest
+from llgbm.refining.example_file import read_examples
 from llgbm.refining.refine import most_steps, refine
 from llgbm.refining.settings import HeldOutScore, RefineConfig, Refined, RefineStep
 from training.recipe.generator_base import base_of, maker_of

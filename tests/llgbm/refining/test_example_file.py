@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from llgbm.errors import TaskFormatError
-from llgbm.example_file import parse_examples, read_examples, read_pairs
+from llgbm.refining.example_file import parse_examples, read_examples, read_pairs
 from llgbm.refining.settings import RefineRow
 
 CAT, DOG = RefineRow.of("cat", "animal"), RefineRow.of('a "big"\ndog, brown', "animal")
