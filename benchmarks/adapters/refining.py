@@ -47,7 +47,7 @@ def run(bench: Workbench) -> list[Result]:
     keep_freed_memory()  # as the worker of the service does
     storage = fastest_training_storage()
     base = load_base(bench.base_name, storage=storage)
-    config = RefineConfig(description=_DESCRIPTION, turns=0, max_steps=bench.tokens(20))
+    config = RefineConfig(description=_DESCRIPTION, hold_out=False, max_steps=bench.tokens(20))
     examples = [RefineRow.of(text + end, team) for text, team in _MESSAGES for end in _ENDINGS]
     start = bench.adapters[0]
     losses: dict[str, float] = {}
@@ -62,7 +62,9 @@ def run(bench: Workbench) -> list[Result]:
     }
     times = bench.times(3)
     seconds = interleaved(arms, n=times, warm_up=0)
-    whole = interleaved({"refine": lambda: refine(base, start, examples, replace(config, turns=2))}, n=times, warm_up=0)
+    whole = interleaved(
+        {"refine": lambda: refine(base, start, examples, replace(config, hold_out=True))}, n=times, warm_up=0
+    )
     tokens = [
         len(base.tokenizer(row.messages[0]["content"])["input_ids"]) + len(answer_ids(base.tokenizer, row.answer))
         for row in examples

@@ -5,9 +5,9 @@
     save_peft(refined.best, Path("tickets"), base_id=base.spec.base_id)
 
 The start is a generated adapter, any other LoRA of the base, or none. With 8 examples or more, a quarter of them is
-held out in turns. The held-out rows choose the number of steps and tell whether the result is better than the start;
-then the adapter is trained on all examples. A part of the rows has the task's description in the context, so that the
-adapter works bare and with it. The same arguments give the same result.
+held out at first. The held-out rows choose the number of steps and tell whether the adapter is better than the start;
+then it makes a quarter more steps on all examples. A part of the rows has the task's description in the context, so
+that the adapter works bare and with it. The same arguments give the same result.
 """
 
 from __future__ import annotations
@@ -86,8 +86,9 @@ def most_steps(rows: int, config: RefineConfig, *, validation: int = 0) -> int:
         rows: number of examples.
         validation: number of validation examples.
     """
-    turns = _turns(rows, config) if not validation else 0
-    return (1 + turns) * _steps_of_a_part(rows, config, chooses=bool(turns or validation))
+    holds_out = not validation and _holds_out(rows, config)
+    choosing = _choosing_steps(rows, config, chooses=holds_out or validation > 0)
+    return choosing + (_finishing_steps(choosing) if holds_out else 0)
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class _Refining:
         train = [_forms(base, row, number, config) for number, row in enumerate(rows, 1)]
         check = [_forms(base, row, number, config) for number, row in enumerate(validation, 1)]
         self._parts = _parts(train, check, config)
-        self._most = _steps_of_a_part(len(rows), config, chooses=any(part.held_out for part in self._parts))
+        self._most = _choosing_steps(len(rows), config, chooses=bool(self._parts[0].held_out))
         every = self._most if config.steps is not None else config.check_every
         self._checks: list[int] = sorted({*range(every, self._most + 1, every), self._most})
         self._digest = _digest(base, self._initial, rows, validation, config)
@@ -135,28 +136,27 @@ class _Refining:
         self._part = 0
         self._losses: list[float] = []
         self._best: Tensor | None = None
-        self._steps = self._new_steps()
+        self._steps = self._new_steps(self._most)
 
     def run(self) -> None:
-        while self._part < len(self._parts):
-            part = self._parts[self._part]
-            if part.held_out and self._steps.done == 0:
-                self._measure(part, 0, self._start)
-            for groups in self._batches(part)[self._steps.done : self._target(part)]:
-                self._losses.append(self._steps.step(groups))
-                self._after_step(part)
-            if self._part + 1 == len(self._parts):
-                return
-            self._part, self._losses, self._steps = self._part + 1, [], self._new_steps()
+        part = self._parts[self._part]
+        if part.held_out and self._steps.done == 0:
+            self._measure(part, 0, self._start)
+        for groups in self._batches(part)[self._steps.done : self._target(part)]:
+            self._losses.append(self._steps.step(groups))
+            self._after_step(part)
+        if self._part + 1 < len(self._parts):
+            self._finish()
+            self.run()
 
     def result(self, seconds: float) -> Refined:
         index = self._chosen() if self._measured() else None
-        weights, steps = self._steps.weights, self._steps.done
-        if index is not None and self._best is not None:
-            weights, steps = weights_from(self._initial.spec, self._best), self._checks[index - 1]
         first, last = (None, None) if index is None else (self._score(0), self._score(index))
         helped = None if first is None or last is None else _order(last) > _order(first)
-        return Refined(weights, self._start, steps, tuple(self._losses[:steps]), first, last, helped, seconds)
+        weights, losses = self._steps.weights, self._losses
+        if index is not None and self._best is not None and len(self._parts) == 1:
+            weights, losses = weights_from(self._initial.spec, self._best), losses[: self._checks[index - 1]]
+        return Refined(weights, self._start, len(losses), tuple(losses), first, last, helped, seconds)
 
     def state(self) -> dict[str, Tensor]:
         state = {f"steps.{name}": tensor for name, tensor in self._steps.state().items()}
@@ -178,6 +178,8 @@ class _Refining:
             )
         self._part, self._sums = int(state["part"]), state["sums"].clone()
         self._losses, self._best = state["losses"].tolist(), state.get("best")
+        if self._part:
+            self._steps = self._new_steps(self._target(self._parts[self._part]))
         self._steps.resume({n.removeprefix("steps."): t for n, t in state.items() if n.startswith("steps.")})
 
     def _after_step(self, part: _Part) -> None:
@@ -185,13 +187,21 @@ class _Refining:
         if part.held_out and done in self._checks:
             index = 1 + self._checks.index(done)
             self._measure(part, index, self._steps.weights)
-            # with validation rows the run that is measured is the final one
-            if part.phase == "train" and self._chosen(up_to=index) == index:
+            if self._chosen(up_to=index) == index:
                 self._best = self._steps.state()["weights"]
         if self._on_step is not None:
             before = self._most * self._part
-            total = before + self._target(part) + self._most * (len(self._parts) - 1 - self._part)
+            later = _finishing_steps(self._most) if self._part + 1 < len(self._parts) else 0
+            total = before + self._target(part) + later
             self._on_step(RefineStep(before + done, total, self._losses[-1], part.phase, self.state))
+
+    def _finish(self) -> None:
+        """Go on from the adapter of the chosen step, with all rows."""
+        self._part += 1
+        self._losses = self._losses[: self._checks[self._chosen() - 1]]
+        self._steps = self._new_steps(self._target(self._parts[self._part]))
+        if self._best is not None:
+            self._steps.resume({"weights": self._best, "done": torch.tensor(0)})
 
     def _measure(self, part: _Part, index: int, weights: LoRAWeights | None) -> None:
         rows = [
@@ -218,15 +228,14 @@ class _Refining:
 
     def _target(self, part: _Part) -> int:
         """Number of steps of a part."""
-        if part.phase == "train" and not part.held_out and self._measured():
-            return self._checks[self._chosen() - 1]
-        return self._most
+        return self._most if part is self._parts[0] else _finishing_steps(self._checks[self._chosen() - 1])
 
-    def _new_steps(self) -> LoRASteps:
-        # a chosen number of steps ends early on the schedule of all, on which it was measured
+    def _new_steps(self, number: int) -> LoRASteps:
         config = self._config
-        settings = StepSettings(config.learning_rate, self._most, config.max_grad_norm, config.start_decay)
-        return LoRASteps(self._base, self._initial, settings)
+        rate = config.learning_rate if self._part == 0 else config.learning_rate / 2
+        return LoRASteps(
+            self._base, self._initial, StepSettings(rate, number, config.max_grad_norm, config.start_decay)
+        )
 
     def _batches(self, part: _Part) -> list[list[list[Row]]]:
         """The rows of every step: those with the description as one group, the bare ones as another."""
@@ -269,30 +278,29 @@ def _forms(base: Base, row: RefineRow, number: int, config: RefineConfig) -> _Fo
 def _parts(train: list[_Forms], check: list[_Forms], config: RefineConfig) -> list[_Part]:
     if check:
         return [_Part("train", train, check)]
-    order = np.random.default_rng(config.seed).permutation(len(train)).tolist()
-    parts = []
-    for turn in range(_turns(len(train), config)):
-        held_out = set(order[turn::HELD_OUT_SHARE])
-        parts.append(
-            _Part(
-                "choose",
-                [forms for i, forms in enumerate(train) if i not in held_out],
-                [train[i] for i in sorted(held_out)],
-            )
-        )
-    return [*parts, _Part("train", train, [])]
+    if not _holds_out(len(train), config):
+        return [_Part("train", train, [])]
+    held_out = set(np.random.default_rng(config.seed).permutation(len(train))[::HELD_OUT_SHARE].tolist())
+    kept = [forms for i, forms in enumerate(train) if i not in held_out]
+    return [_Part("choose", kept, [train[i] for i in sorted(held_out)]), _Part("train", train, [])]
 
 
-def _turns(rows: int, config: RefineConfig) -> int:
-    return config.turns if rows >= ENOUGH_TO_HOLD_OUT else 0
+def _holds_out(rows: int, config: RefineConfig) -> bool:
+    return config.hold_out and rows >= ENOUGH_TO_HOLD_OUT
 
 
-def _steps_of_a_part(rows: int, config: RefineConfig, *, chooses: bool) -> int:
+def _choosing_steps(rows: int, config: RefineConfig, *, chooses: bool) -> int:
+    """Number of steps of the first part, which is the only one unless rows are held out."""
     if config.steps is not None:
         return config.steps
     if rows < ENOUGH_TO_HOLD_OUT and not chooses:
         return config.few_steps
     return max(config.max_steps, math.ceil(3 * rows / config.rows_per_step))
+
+
+def _finishing_steps(chosen: int) -> int:
+    """Steps on all rows after the chosen ones."""
+    return math.ceil(chosen / HELD_OUT_SHARE)
 
 
 def _digest(

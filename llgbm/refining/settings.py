@@ -13,10 +13,10 @@ from llgbm.errors import ConfigError
 from llgbm.lora import LoRAWeights
 
 Phase = Literal["choose", "train"]
-"""`choose`: steps that find the number of steps, with rows held out. `train`: steps of the final adapter."""
+"""`choose`: steps with a quarter of the rows held out, which choose their number. `train`: steps on all rows."""
 ENOUGH_TO_HOLD_OUT = 8
 HELD_OUT_SHARE = 4
-"""One row of so many is held out in a turn."""
+"""One row in this number is held out; afterwards 1 / HELD_OUT_SHARE as many steps are made on all rows."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,15 @@ class RefineConfig:
     description_share: float = 0.5
     """Share of the rows that have the description in the context, 0 to 1."""
     steps: int | None = None
-    """Number of steps; none chooses it with held-out examples, or is `few_steps` with less than 8 examples."""
+    """Number of steps, without those on all examples that follow if some are held out; none chooses it with held-out
+    examples, or takes `few_steps` with less than 8 examples."""
     max_steps: int = 20
-    """Largest number of steps that the held-out examples may choose; more examples than 50 get three epochs."""
+    """Largest number of steps that the held-out examples may choose; with more than 53 examples it is three epochs."""
     check_every: int = 5
     """Steps between two measurements on the held-out examples."""
-    turns: int = 2
-    """How many of the four quarters are held out, one after the other; 0 holds out none and uses `max_steps`."""
+    hold_out: bool = True
+    """Hold out a quarter of 8 or more examples, to choose the number of steps and to tell whether refining helped;
+    without it `max_steps` are made on all examples."""
     few_steps: int = 12
     """Number of steps with less than 8 examples."""
     rows_per_step: int = 8
@@ -82,8 +84,6 @@ class RefineConfig:
             raise ConfigError("max_steps, check_every, few_steps, rows_per_step and max_row_tokens must be at least 1")
         if self.steps is not None and self.steps < 1:
             raise ConfigError(f"steps must be at least 1, not {self.steps}")
-        if not 0 <= self.turns <= HELD_OUT_SHARE:
-            raise ConfigError(f"turns must be 0 to {HELD_OUT_SHARE}, not {self.turns}")
         if not 0 <= self.description_share <= 1:
             raise ConfigError("description_share must be between 0 and 1")
         if not (0 < self.learning_rate < math.inf and self.max_grad_norm > 0 and 0 <= self.start_decay < math.inf):
@@ -94,7 +94,7 @@ class RefineConfig:
 
 @dataclass(frozen=True)
 class HeldOutScore:
-    """Score on examples that were not trained on, over all turns.
+    """Score on examples that were not trained on.
 
     Attributes:
         rows: number of rows; an example counts twice if it is measured bare and with the description.
@@ -136,8 +136,8 @@ class Refined:
         steps: number of steps of `weights`.
         losses: loss of each of these steps, nats.
         start_held_out: score of the start (the plain base without one); None if nothing was held out.
-        held_out: score of adapters refined by so many steps; None if nothing was held out. The same examples chose the
-            number of steps, so it is a little too good.
+        held_out: score of the adapter before it saw the held-out examples; None if nothing was held out. The same
+            examples chose the number of steps, so it is a little too good.
         helped: whether refining is better than the start on held-out examples; None if nothing was held out.
         seconds: wall time of this call.
     """

@@ -62,7 +62,7 @@ class CreateJobRequest(Strict):
         min_length=1, max_length=64, description="Id of an uploaded file with the purpose fine-tune."
     )
     validation_file: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = Field(
-        None, description="File of examples that choose the number of steps, in place of held-out quarters."
+        None, description="File of examples that choose the number of steps, in place of a held-out quarter."
     )
     suffix: Suffix | None = Field(
         None, description="Start of the adapter's name; the last digits of the job's id follow."

@@ -33,6 +33,8 @@ from training.tasks.families import load_families
 from training.tasks.format import Example, Task, evenly, exact_match
 from training.tasks.rows import eval_row
 
+_FEW = 3
+"""Examples in the context of the rival that needs no training, as in the table of quality."""
 Start = Literal["nothing", "shared", "generated"]
 """PEFT's initialisation, the generator's shared adapter, or the adapter that it makes from the description."""
 
@@ -53,7 +55,7 @@ class Config:
     """What an adapter is refined from."""
     context_tokens: int = 1024
     """As many examples stand in the context as fit into so many tokens of a row."""
-    settings: RefineConfig = field(default_factory=lambda: RefineConfig(turns=0))
+    settings: RefineConfig = field(default_factory=lambda: RefineConfig(hold_out=False))
     """Settings of the training; the description is the task's."""
     checkpoint: Path = Path("checkpoints/qwen2.5-0.5b")
     """The generator."""
@@ -128,7 +130,9 @@ def _work(config: Config, base: Base, maker: AdapterMaker, shared: LoRAWeights, 
         if name in config.starts:
             title = "base" if start is None else f"{name}, not refined"
             yield _Work(key(digests[name]), title, task, partial(_scores, base, task, start))
-    for count in (count for count in config.counts if count <= len(task.train)):
+    for count in sorted({_FEW, *config.counts}):
+        if count > len(task.train):
+            continue
         shown = task.train[:count]
         texts = [(e.input, e.output) for e in shown]
         shots = _fitting(base, task, shown, config.context_tokens)
@@ -138,7 +142,7 @@ def _work(config: Config, base: Base, maker: AdapterMaker, shared: LoRAWeights, 
             task,
             partial(_scores, base, task, None, shots),
         )
-        for name in config.starts:
+        for name in config.starts if count in config.counts else ():
             settings = replace(config.settings, description=description)
             yield _Work(
                 key(digests[name], learned=texts, settings=str(settings)),

@@ -2,6 +2,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -35,6 +36,11 @@ def distance(one: LoRAWeights, other: LoRAWeights) -> float:
     return float(torch.dist(mine, others))
 
 
+def _held_out(count: int) -> list[int]:
+    """Indices of the examples that are held out with seed 0."""
+    return np.random.default_rng(0).permutation(count)[::4].tolist()  # type: ignore[no-any-return]
+
+
 def steps_of(run: Callable[[Callable[[RefineStep], None]], Refined]) -> tuple[Refined, list[RefineStep]]:
     steps: list[RefineStep] = []
     return run(steps.append), steps
@@ -46,19 +52,34 @@ def test_held_out_examples_choose_the_steps_and_tell_that_refining_helped(tiny_b
 
     assert refined.held_out is not None
     assert refined.start_held_out is not None
-    assert refined.start_held_out.rows == refined.held_out.rows == 2 * 2 * 3  # turns, forms, a quarter of 12
+    assert refined.start_held_out.rows == refined.held_out.rows == 2 * 3  # two forms of a quarter of 12
     assert refined.held_out.accuracy > refined.start_held_out.accuracy
     assert refined.held_out.log_likelihood > refined.start_held_out.log_likelihood
     assert refined.helped
     assert refined.best is refined.weights
-    assert refined.steps in (8, 16)
-    assert len(refined.losses) == refined.steps
+    assert refined.steps in (8 + 2, 16 + 4)  # a quarter more on all examples
+    chosen = refined.steps * 4 // 5
     assert refined.losses[-1] < refined.losses[0] / 2
-    assert [step.step for step in steps] == list(range(1, 2 * 16 + refined.steps + 1))
-    assert [step.phase for step in steps] == ["choose"] * 32 + ["train"] * refined.steps
-    assert steps[0].total == most_steps(12, CONFIG) == 48
+    assert [step.step for step in steps] == list(range(1, 16 + chosen // 4 + 1))
+    assert [step.phase for step in steps] == ["choose"] * 16 + ["train"] * (chosen // 4)
+    assert steps[0].total == most_steps(12, CONFIG) == 16 + 4
     assert steps[-1].total == steps[-1].step
-    assert [step.loss for step in steps[32:]] == list(refined.losses)
+    assert [step.loss for step in [*steps[:chosen], *steps[16:]]] == list(refined.losses)
+
+
+def test_the_last_steps_go_on_from_the_chosen_one_with_the_held_out_examples_too(tiny_base: Base) -> None:
+    start, config = random_lora(SPEC, 0), replace(CONFIG, steps=8)
+    whole, steps = steps_of(lambda on_step: refine(tiny_base, start, ROWS, config, on_step=on_step))
+
+    assert [step.phase for step in steps] == ["choose"] * 8 + ["train"] * 2
+    # only the held-out examples have another answer: the loss rises when they join
+    other = [
+        RefineRow.of(row.messages[0]["content"], "no") if i in _held_out(12) else row for i, row in enumerate(ROWS)
+    ]
+    surprised, others = steps_of(lambda on_step: refine(tiny_base, start, other, config, on_step=on_step))
+    assert [step.loss for step in others[:8]] == [step.loss for step in steps[:8]]
+    assert others[8].loss > steps[8].loss
+    assert not same(surprised.weights, whole.weights)
 
 
 def test_the_same_call_gives_the_same_adapter_and_another_seed_another(tiny_base: Base) -> None:
@@ -72,7 +93,7 @@ def test_the_same_call_gives_the_same_adapter_and_another_seed_another(tiny_base
     assert same(start, before)
 
 
-@pytest.mark.parametrize("stop", [3, 8, 9, 18])
+@pytest.mark.parametrize("stop", [3, 8, 9])
 def test_a_call_that_was_interrupted_goes_on_from_its_state_to_the_same_result(
     tiny_base: Base, tmp_path: Path, stop: int
 ) -> None:
@@ -97,7 +118,7 @@ def test_a_call_that_was_interrupted_goes_on_from_its_state_to_the_same_result(
 
 
 def test_a_state_of_other_arguments_or_a_damaged_one_is_refused(tiny_base: Base) -> None:
-    config = RefineConfig(steps=1, turns=0)
+    config = RefineConfig(steps=1, hold_out=False)
     _, steps = steps_of(lambda on_step: refine(tiny_base, None, ROWS, config, on_step=on_step))
     state = steps[0].state()
 
@@ -114,7 +135,7 @@ def test_a_state_of_other_arguments_or_a_damaged_one_is_refused(tiny_base: Base)
 
 
 def test_refining_that_does_not_help_says_so_and_names_the_start_as_the_better_choice(tiny_base: Base) -> None:
-    taught = refine(tiny_base, None, ROWS, replace(CONFIG, steps=16, turns=0)).weights
+    taught = refine(tiny_base, None, ROWS, replace(CONFIG, steps=16, hold_out=False)).weights
     # every held-out example has an answer of its own, so that nothing can be learned for it from the others
     contradiction = [RefineRow.of(word, "yes" if i % 2 else f"no {word}") for i, word in enumerate(WORDS)]
     refined = refine(tiny_base, taught, contradiction[::2], replace(CONFIG, steps=8), validation=contradiction[1::2])
@@ -144,13 +165,13 @@ def test_validation_examples_take_the_place_of_held_out_ones(tiny_base: Base) ->
     assert [step.phase for step in steps] == ["train"] * 16
     assert most_steps(4, CONFIG, validation=2) == 16
     # the adapter of the chosen step, not of the last one
-    short = refine(tiny_base, None, ROWS[:4], replace(CONFIG, turns=0, max_steps=16), validation=ROWS[4:6])
+    short = refine(tiny_base, None, ROWS[:4], replace(CONFIG, hold_out=False, max_steps=16), validation=ROWS[4:6])
     assert same(short.weights, refined.weights)
 
 
 def test_decay_towards_the_start_keeps_the_adapter_near_it(tiny_base: Base) -> None:
     start = random_lora(SPEC, 0)
-    config = replace(CONFIG, steps=8, turns=0)
+    config = replace(CONFIG, steps=8, hold_out=False)
     free = refine(tiny_base, start, ROWS, config).weights
     held = refine(tiny_base, start, ROWS, replace(config, start_decay=20.0)).weights
 
@@ -158,7 +179,7 @@ def test_decay_towards_the_start_keeps_the_adapter_near_it(tiny_base: Base) -> N
 
 
 def test_the_description_stands_in_the_context_of_its_share_of_the_rows(tiny_base: Base) -> None:
-    config = replace(CONFIG, steps=1, turns=0, rows_per_step=4)
+    config = replace(CONFIG, steps=1, hold_out=False, rows_per_step=4)
     losses = {
         share: refine(tiny_base, None, ROWS, replace(config, description_share=share)).losses[0]
         for share in (0.0, 0.5, 1.0)
@@ -170,7 +191,7 @@ def test_the_description_stands_in_the_context_of_its_share_of_the_rows(tiny_bas
 
 
 def test_the_fastest_storage_learns_and_int8_is_refused(tiny_base_path: Path) -> None:
-    config = replace(CONFIG, steps=12, turns=0)
+    config = replace(CONFIG, steps=12, hold_out=False)
     losses = refine(load_base(tiny_base_path, storage=fastest_training_storage()), None, ROWS, config).losses
     assert losses[-1] < losses[0] / 4
 
@@ -188,12 +209,12 @@ def test_bad_input_names_the_problem(tiny_base: Base) -> None:
     with pytest.raises(ConfigError, match="turn of the user"):
         RefineRow(({"role": "system", "content": "be brief"},), "yes")
     with pytest.raises(ConfigError, match="lower learning_rate"):
-        refine(tiny_base, None, ROWS, replace(CONFIG, learning_rate=1e30, steps=9, turns=0))
+        refine(tiny_base, None, ROWS, replace(CONFIG, learning_rate=1e30, steps=9, hold_out=False))
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("steps", 0), ("turns", 5), ("max_steps", 0), ("description_share", 1.5), ("learning_rate", 0.0), ("seed", -1)],
+    [("steps", 0), ("max_steps", 0), ("description_share", 1.5), ("learning_rate", 0.0), ("seed", -1)],
 )
 def test_settings_out_of_range_are_refused(field: str, value: float) -> None:
     with pytest.raises(ConfigError, match=field):

@@ -36,7 +36,7 @@ def test_every_start_is_measured_once_and_the_result_has_the_rows(
 ) -> None:
     words = [
         "refined", f"workdir={tmp_path / 'run'}", f"families={families}", "counts=4,12,99", "base_storage=float32",
-        "settings.steps=16", "settings.turns=0", "settings.learning_rate=2e-2", f"checkpoint={generator_folder}",
+        "settings.steps=16", "settings.hold_out=false", "settings.learning_rate=2e-2", f"checkpoint={generator_folder}",
         f"base={tiny_base_path}", f"text_encoder={tiny_encoder_path}",
     ]  # fmt: skip
     assert main(COMMANDS, words, program="training") == 0
@@ -44,7 +44,7 @@ def test_every_start_is_measured_once_and_the_result_has_the_rows(
     rows = json.loads((tmp_path / "run" / "results" / "refined.json").read_text())["rows"]
     assert set(rows) == {
         "base", "shared, not refined", "generated, not refined",
-        *(f"base, {n} examples in the context" for n in (4, 12)),
+        *(f"base, {n} examples in the context" for n in (3, 4, 12)),
         *(f"refined from {start}, {n} examples" for start in ("nothing", "shared", "generated") for n in (4, 12)),
     }  # fmt: skip
     assert rows["base"]["bare"]["accuracy"] == 0

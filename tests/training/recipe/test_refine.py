@@ -13,7 +13,7 @@ from training.cli.command_line import main
 from training.cli.commands import COMMANDS
 
 WORDS = ("cat", "dog", "sun", "sea", "tree", "bird", "rain", "hill", "road", "lamp", "door", "fish")
-TRAINING = ("settings.max_steps=8", "settings.check_every=8", "settings.turns=1", "base_storage=float32")
+TRAINING = ("settings.max_steps=8", "settings.check_every=8", "settings.hold_out=true", "base_storage=float32")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_it_writes_the_adapter_that_the_library_makes_and_prints_the_scores(
     words = ("settings.learning_rate=2e-2", "settings.description=Say yes.", f"start={tmp_path / 'start'}")
     assert command(tmp_path, tiny_base_path, *words) == 0
 
-    config = RefineConfig(description="Say yes.", max_steps=8, check_every=8, turns=1, learning_rate=2e-2)
+    config = RefineConfig(description="Say yes.", max_steps=8, check_every=8, learning_rate=2e-2)
     expected = refine(base, start, [RefineRow.of(word, "yes") for word in WORDS], config)
     assert expected.helped
     weights, base_id = load_peft(tmp_path / "out")
@@ -43,16 +43,16 @@ def test_it_writes_the_adapter_that_the_library_makes_and_prints_the_scores(
     for name in weights.spec.names:
         assert torch.equal(weights.a[name], expected.weights.a[name])
         assert torch.equal(weights.b[name], expected.weights.b[name])
-    assert "8 steps" in (printed := capsys.readouterr().out)
+    assert "10 steps" in (printed := capsys.readouterr().out)
     assert "refined 100% right" in printed
-    assert (tmp_path / "run" / "metrics" / "refine.jsonl").read_text().count("loss") == 16
+    assert (tmp_path / "run" / "metrics" / "refine.jsonl").read_text().count("loss") == 10
 
 
 def test_a_result_that_does_not_help_is_not_written_over_a_better_start(
     tmp_path: Path, examples: Path, tiny_base_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base, rows = load_base(tiny_base_path), [RefineRow.of(word, "yes") for word in WORDS]
-    taught = refine(base, None, rows, RefineConfig(steps=16, turns=0, learning_rate=2e-2)).weights
+    taught = refine(base, None, rows, RefineConfig(steps=16, hold_out=False, learning_rate=2e-2)).weights
     save_peft(taught, tmp_path / "start", base_id=base.spec.base_id)
     examples.write_text("".join(f"{word},no {word}\n" for word in WORDS[:4]))
     (tmp_path / "check.csv").write_text("fish,yes\n")
