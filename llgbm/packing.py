@@ -85,15 +85,12 @@ class PackedBatch:
             return self
         # the packed row and its masks stay, since nothing reads them there
         moved = {name: getattr(self, name).to(device) for name in ("label_index", "labels", "label_row", "last_index")}
-        rows = self._padded_rows()
+        rows = self.padded_rows()
         padded = PaddedRows(**{field.name: getattr(rows, field.name).to(device) for field in fields(rows)})
         return replace(self, **moved, padded=padded)
 
-    def with_padding(self) -> PackedBatch:
-        """The batch in the padded layout."""
-        return replace(self, padded=self._padded_rows())
-
-    def _padded_rows(self) -> PaddedRows:
+    def padded_rows(self) -> PaddedRows:
+        """The same tokens in the layout for a GPU."""
         count, longest = len(self.lengths), max(self.lengths)
         columns = torch.cat([torch.arange(length) for length in self.lengths])  # (T,), places in the own group
         groups = torch.arange(count).repeat_interleave(torch.tensor(self.lengths))

@@ -151,16 +151,16 @@ class Decoder:
         """
         if self._queue:
             raise ConfigError("rows are in line for their prefill; put these in line too, with start")
-        for row in rows:
-            self.require_valid(row)
         steps: list[Step] = []
+        started: list[DecodeRequest] = []
         try:
             for row in rows:
                 self.start(row)
+                started.append(row)
             while self._queue:
                 steps += self.prefill()
         except BaseException:
-            self._take_back(rows)
+            self._take_back(started)
             raise
         order = {id(row): place for place, row in enumerate(rows)}
         return sorted(steps, key=lambda step: order[id(step.row)])

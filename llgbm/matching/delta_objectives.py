@@ -22,11 +22,8 @@ from llgbm.matching.losses import DeltaGuidedLoss, DeltaOnlyLoss, MultiTaskLoss,
 from llgbm.packing import TrainingBatch
 
 
-@dataclass(frozen=True, eq=False)
-class WeightObjective:
-    """The teacher's weights only; no pass through the base."""
-
-    loss: WeightLoss = WeightLoss()
+class _MeanOverGroups:
+    """The shared part of the objectives: the loss is a mean over the groups of a batch."""
 
     def modules(self) -> Iterable[nn.Module]:
         """None: only the generator is trained."""
@@ -35,6 +32,13 @@ class WeightObjective:
     def weight(self, batch: TrainingBatch) -> float:
         """Number of groups; the loss is a mean over them."""
         return float(len(batch))
+
+
+@dataclass(frozen=True, eq=False)
+class WeightObjective(_MeanOverGroups):
+    """The teacher's weights only; no pass through the base."""
+
+    loss: WeightLoss = WeightLoss()
 
     def __call__(self, generator: LoRAGenerator, batch: TrainingBatch, step: int) -> tuple[Tensor, dict[str, float]]:
         """As `Objective`."""
@@ -43,7 +47,7 @@ class WeightObjective:
 
 
 @dataclass(frozen=True, eq=False)
-class DeltaObjective:
+class DeltaObjective(_MeanOverGroups):
     """The teacher's delta, computed with the base at every step; with `MultiTaskLoss` also its weights.
 
     Attributes:
@@ -52,14 +56,6 @@ class DeltaObjective:
 
     meter: DeltaMeter
     loss: DeltaOnlyLoss | MultiTaskLoss = DeltaOnlyLoss()
-
-    def modules(self) -> Iterable[nn.Module]:
-        """None: only the generator is trained."""
-        return ()
-
-    def weight(self, batch: TrainingBatch) -> float:
-        """Number of groups; the loss is a mean over them."""
-        return float(len(batch))
 
     def __call__(self, generator: LoRAGenerator, batch: TrainingBatch, step: int) -> tuple[Tensor, dict[str, float]]:
         """As `Objective`."""
@@ -73,7 +69,7 @@ class DeltaObjective:
 
 
 @dataclass(frozen=True, eq=False)
-class DeltaGuidedObjective:
+class DeltaGuidedObjective(_MeanOverGroups):
     """The teacher's delta by a head that reads the generated adapter; the base runs every `loss.every` steps.
 
     Attributes:
@@ -90,10 +86,6 @@ class DeltaGuidedObjective:
     def modules(self) -> Iterable[nn.Module]:
         """The head."""
         return (self.head,)
-
-    def weight(self, batch: TrainingBatch) -> float:
-        """Number of groups; the loss is a mean over them."""
-        return float(len(batch))
 
     def __call__(self, generator: LoRAGenerator, batch: TrainingBatch, step: int) -> tuple[Tensor, dict[str, float]]:
         """As `Objective`."""

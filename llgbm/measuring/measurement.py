@@ -113,15 +113,6 @@ class Delta(_Measured):
 class Activation(_Measured):
     """Hidden states of one model at the last token of each probe."""
 
-    def minus(self, base: Activation) -> Delta:
-        """The delta between this model and `base`.
-
-        Raises:
-            CacheMismatchError: the two have different measurements; the message names the differences.
-        """
-        self.measurement.require_same(base.measurement, what="the base activation")
-        return Delta(self.values - base.values, self.measurement)
-
 
 def _short(value: object) -> str:
     text = str(value)

@@ -225,8 +225,9 @@ class AdapterFiles:
 
     def meaning(self, name: str) -> str | None:
         """The id that a name points to, whether or not that adapter exists; None for an unknown name."""
-        if ADAPTER_NAME.fullmatch(name) is None:
-            return None
+        return self._read_name(name) if ADAPTER_NAME.fullmatch(name) else None
+
+    def _read_name(self, name: str) -> str | None:
         try:
             return str((self.folder / name).readlink())
         except OSError:
@@ -241,34 +242,43 @@ class AdapterFiles:
             StoreFullError: the disk is full.
         """
         require_name(name)
-        link = self.folder / name
         for _ in range(3):
             try:
                 with room_for(f"the name {name!r}"):
-                    link.symlink_to(identity, target_is_directory=True)
+                    self._create_name(name, identity)
             except FileExistsError:
                 held_by = self.resolve(name)
                 if held_by == identity:
                     return
-                if held_by is not None or not link.is_symlink():
-                    raise NameTakenError(
-                        f"the name {name!r} belongs to {held_by or 'something else'}; choose another"
-                    ) from None
+                if held_by is not None:
+                    raise NameTakenError(f"the name {name!r} belongs to {held_by}; choose another") from None
                 self.unname(name)
             else:
                 return
-        raise NameTakenError(f"the name {name!r} is being changed by others; try again")
+        raise NameTakenError(
+            f"the name {name!r} belongs to something else or is being changed by others; choose another or try again"
+        )
+
+    def _create_name(self, name: str, identity: str) -> None:
+        """Create a name; FileExistsError if there is one."""
+        (self.folder / name).symlink_to(identity, target_is_directory=True)
 
     def unname(self, name: str) -> bool:
         """Remove a name; False if it did not exist."""
-        link = self.folder / name
-        if ADAPTER_NAME.fullmatch(name) is None or not link.is_symlink():
+        if ADAPTER_NAME.fullmatch(name) is None:
             return False
         try:
-            link.unlink()
+            self._remove_name(name)
         except FileNotFoundError:
             return False
         return True
+
+    def _remove_name(self, name: str) -> None:
+        """Remove a name; FileNotFoundError if it does not exist."""
+        link = self.folder / name
+        if not link.is_symlink():
+            raise FileNotFoundError(errno.ENOENT, "no such name", str(link))
+        link.unlink()
 
 
 def is_full(error: OSError) -> bool:

@@ -26,7 +26,7 @@ from llgbm.errors import ConfigError
 from llgbm.lora import LoRAWeights
 from service.adapter_id import ADAPTER_ID
 from service.adapters.copies import Copies
-from service.adapters.errors import AdapterDamagedError, NameTakenError, StoreUnavailableError
+from service.adapters.errors import AdapterDamagedError, StoreUnavailableError
 from service.adapters.files import AdapterFiles, is_full, room_for
 from service.adapters.recent import Recent
 from service.adapters.records import (
@@ -37,7 +37,6 @@ from service.adapters.records import (
     AdapterRecord,
     file_info,
     parse_record,
-    require_name,
 )
 from service.adapters.work_folder import work_folder
 from service.setting_values import without_password
@@ -271,49 +270,18 @@ class SharedFiles(AdapterFiles):
 
     # names
 
-    def meaning(self, name: str) -> str | None:
-        """The id that a name points to, whether or not that adapter exists; None for an unknown name."""
-        if ADAPTER_NAME.fullmatch(name) is None:
-            return None
+    def _read_name(self, name: str) -> str | None:
         try:
             return str(self._fs.cat_file(self._at(_NAMES, name)).decode("ascii", "replace")).strip()
         except FileNotFoundError:
             return None
 
-    def name(self, name: str, identity: str) -> None:
-        """Give an adapter a name. The name of a deleted adapter can be used again.
-
-        Raises:
-            NameTakenError: another adapter has this name.
-            ValueError: the name is invalid.
-            StoreFullError: the store is full.
-        """
-        require_name(name)
+    def _create_name(self, name: str, identity: str) -> None:
         self._fs.makedirs(self._at(_NAMES), exist_ok=True)
-        for _ in range(3):
-            try:
-                with room_for(f"the name {name!r}"):
-                    self._fs.pipe_file(self._at(_NAMES, name), identity.encode(), mode="create")
-            except FileExistsError:
-                held_by = self.resolve(name)
-                if held_by == identity:
-                    return
-                if held_by is not None:
-                    raise NameTakenError(f"the name {name!r} belongs to {held_by}; choose another") from None
-                self.unname(name)
-            else:
-                return
-        raise NameTakenError(f"the name {name!r} is being changed by others; try again")
+        self._fs.pipe_file(self._at(_NAMES, name), identity.encode(), mode="create")
 
-    def unname(self, name: str) -> bool:
-        """Remove a name; False if it did not exist."""
-        if ADAPTER_NAME.fullmatch(name) is None:
-            return False
-        try:
-            self._fs.rm_file(self._at(_NAMES, name))
-        except FileNotFoundError:
-            return False
-        return True
+    def _remove_name(self, name: str) -> None:
+        self._fs.rm_file(self._at(_NAMES, name))
 
 
 def _last_part(path: str, place: int = 1) -> str:

@@ -11,7 +11,7 @@ import json
 import secrets
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jinja2 import TemplateError
@@ -60,11 +60,8 @@ class ChatOptions:
         messages: as a chat template reads them.
         add_generation_prompt, continue_final_message: as `llgbm.chat.prompt_ids` has them.
         max_tokens: None for the service's default, -1 for the rest of the context.
-        temperature, top_p, top_k, min_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias: as
-            `llgbm.decoding.sampling.SamplingParams` has them.
-        seed: None for a random one.
+        sampling: how tokens are chosen; its `max_tokens` is replaced, and without a seed it gets a random one.
         stop: strings that end the answer.
-        top_logprobs: None for no log probabilities.
         choices: number of answers to the same prompt.
         compare_base: answer with the plain base too.
         json: the form of a JSON answer; None for text.
@@ -76,17 +73,8 @@ class ChatOptions:
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     max_tokens: int | None = None
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    seed: int | None = None
+    sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
-    top_logprobs: int | None = None
     choices: int = 1
     compare_base: bool = False
     json: JsonWanted | None = None
@@ -232,7 +220,7 @@ class ChatService:
         if options.choices > self._settings.max_choices:
             raise ApiError(400, f"n must be at most {self._settings.max_choices}", param="n")
         vocabulary = len(self._tokenizer)
-        if any(token >= vocabulary for token, _ in options.logit_bias):
+        if any(token >= vocabulary for token, _ in options.sampling.logit_bias):
             raise ApiError(400, f"the token ids of logit_bias must be 0 to {vocabulary - 1}", param="logit_bias")
         prompt = await asyncio.to_thread(self._tokenise, options)
         grammar = None if options.json is None else await asyncio.to_thread(_grammar, options.json)
@@ -241,24 +229,12 @@ class ChatService:
         found = answerer.adapter
         try:
             adapters = [found] * options.choices + ([None] if options.compare_base else [])
-            seed = secrets.randbits(62) if options.seed is None else options.seed
+            seed = secrets.randbits(62) if options.sampling.seed is None else options.sampling.seed
             rows = [
                 DecodeRequest(
                     prompt,
                     None if adapter is None else adapter.weights,
-                    SamplingParams(
-                        max_tokens=max_tokens,
-                        temperature=options.temperature,
-                        top_p=options.top_p,
-                        top_k=options.top_k,
-                        min_p=options.min_p,
-                        repetition_penalty=options.repetition_penalty,
-                        presence_penalty=options.presence_penalty,
-                        frequency_penalty=options.frequency_penalty,
-                        logit_bias=options.logit_bias,
-                        seed=(seed + i % options.choices) % 2**63,
-                        logprobs=options.top_logprobs,
-                    ),
+                    replace(options.sampling, max_tokens=max_tokens, seed=(seed + i % options.choices) % 2**63),
                     grammar,
                 )
                 for i, adapter in enumerate(adapters)

@@ -163,11 +163,6 @@ class Engine:
             await asyncio.to_thread(self._thread.join, patience)
 
     @property
-    def alive(self) -> bool:
-        """Whether the torch thread runs."""
-        return self._thread.is_alive()
-
-    @property
     def rows(self) -> int:
         """Number of waiting and running rows."""
         with self._condition:

@@ -7,6 +7,7 @@ import uuid
 
 from fastapi import APIRouter, Request
 
+from llgbm.decoding.sampling import SamplingParams
 from service.chat.service import ChatOptions
 from service.http.sse import while_connected
 from service.schemas.adapters import pairs_of
@@ -33,9 +34,7 @@ async def _answer(body: ChatRequest, services: Services) -> ChatResponse:
     options = ChatOptions(
         messages=[message.turn for message in body.conversation],
         max_tokens=body.max_tokens,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        seed=body.seed,
+        sampling=SamplingParams(temperature=body.temperature, top_p=body.top_p, seed=body.seed),
         compare_base=body.compare_base,
         examples=pairs_of(body.examples),
         context=body.context,

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from llgbm.decoding.decoder import Step
+from llgbm.decoding.sampling import SamplingParams
 from service.chat.generation import Generation
 from service.chat.service import AUTO_MODEL, ChatOptions, ChatService, JsonWanted
 from service.http.sse import EventStream, event, while_connected
@@ -67,17 +68,19 @@ def _options(body: ChatCompletionRequest) -> ChatOptions:
         add_generation_prompt=body.add_generation_prompt is not False,
         continue_final_message=bool(body.continue_final_message),
         max_tokens=body.max_completion_tokens or body.max_tokens,
-        temperature=1.0 if body.temperature is None else body.temperature,
-        top_p=1.0 if body.top_p is None else body.top_p,
-        top_k=max(body.top_k or 0, 0),
-        min_p=body.min_p or 0.0,
-        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
-        presence_penalty=body.presence_penalty or 0.0,
-        frequency_penalty=body.frequency_penalty or 0.0,
-        logit_bias=tuple((body.logit_bias or {}).items()),
-        seed=body.seed,
+        sampling=SamplingParams(
+            temperature=1.0 if body.temperature is None else body.temperature,
+            top_p=1.0 if body.top_p is None else body.top_p,
+            top_k=max(body.top_k or 0, 0),
+            min_p=body.min_p or 0.0,
+            repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+            presence_penalty=body.presence_penalty or 0.0,
+            frequency_penalty=body.frequency_penalty or 0.0,
+            logit_bias=tuple((body.logit_bias or {}).items()),
+            seed=body.seed,
+            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        ),
         stop=body.stops,
-        top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         choices=body.n or 1,
         json=None if wanted is None else JsonWanted(*wanted),
         examples=pairs_of(body.examples),

@@ -167,6 +167,20 @@ class Task:
         }
 
 
+def read_json(path: Path) -> Any:
+    """The JSON value in a file.
+
+    Raises:
+        TaskFormatError: the file cannot be read, or is not JSON in UTF-8.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TaskFormatError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise TaskFormatError(f"{path}: is not JSON in UTF-8: {error}") from error
+
+
 def load_task(path: Path | str) -> Task:
     """Read one task file.
 
@@ -176,12 +190,7 @@ def load_task(path: Path | str) -> Task:
         TaskFormatError: the file is missing, is not JSON or breaks the format; the message names file and key.
     """
     path = Path(path)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TaskFormatError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise TaskFormatError(f"{path}: is not JSON in UTF-8: {error}") from error
+    data = read_json(path)
     try:
         task = _task_from_json(data)
         if task.task_id != path.stem:
@@ -225,10 +234,7 @@ def with_more_wordings(tasks: Sequence[Task], path: Path) -> list[Task]:
     Raises:
         TaskFormatError: the file is unreadable or has another format, or a task has a wording already.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TaskFormatError(f"{path}: cannot be read as wordings: {error}") from error
+    found = read_json(path)
     if not isinstance(found, dict) or not all(
         isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in found.values()
     ):

@@ -7,14 +7,13 @@ A founding list is `[{"prompt", "response", "system"}, ...]`; `system` is option
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llgbm.errors import ConfigError, TaskFormatError
-from training.tasks.format import Example, Task, unique_descriptions
+from training.tasks.format import Example, Task, read_json, unique_descriptions
 
 MAX_TRAIN_ROWS = 1000
 MAX_TEST_ROWS = 300
@@ -200,12 +199,7 @@ def split_rows(rows: Sequence[Example], test_share: float) -> tuple[tuple[Exampl
 
 
 def _founding_rows(path: Path) -> tuple[list[Example], list[str]]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TaskFormatError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise TaskFormatError(f"{path}: is not JSON in UTF-8: {error}") from error
+    data = read_json(path)
     if not isinstance(data, list) or not data:
         raise TaskFormatError(f"{path}: expected a list of objects with prompt and response")
     rows: list[Example] = []

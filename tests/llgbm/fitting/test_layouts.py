@@ -1,6 +1,7 @@
 """One law for both layouts: the packed row of a CPU and the padded rows of a GPU give the same loss and gradients."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,10 +40,14 @@ def batch_of(count: int) -> list[TaskGroup]:
     ][:count]
 
 
+def with_padding(batch: PackedBatch) -> PackedBatch:
+    return replace(batch, padded=batch.padded_rows())
+
+
 @pytest.fixture
 def padded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Call it, and every batch takes the layout of a GPU, on this CPU."""
-    return lambda: monkeypatch.setattr(PackedBatch, "on", lambda batch, device: batch.with_padding())
+    return lambda: monkeypatch.setattr(PackedBatch, "on", lambda batch, device: with_padding(batch))
 
 
 def loss_and_gradients(base: Base, generator: LoRAGenerator, batch: list[TaskGroup]) -> tuple[Tensor, list[Tensor]]:
@@ -73,7 +78,7 @@ def test_adapters_of_other_ranks_and_none_share_a_batch(tiny_base: Base, recompu
     leaves = [t.requires_grad_() for w in adapters if w is not None for t in (*w.a.values(), *w.b.values())]
     functional = FunctionalLoRA(tiny_base.model)
     results = []
-    for batch in (pack(GROUPS), pack(GROUPS).with_padding()):
+    for batch in (pack(GROUPS), with_padding(pack(GROUPS))):
         for leaf in leaves:
             leaf.grad = None
         loss = sft_loss(label_logits(tiny_base, functional, batch, adapters, recompute=recompute), batch)
@@ -86,7 +91,7 @@ def test_adapters_of_other_ranks_and_none_share_a_batch(tiny_base: Base, recompu
 
 
 def test_padding_tells_nothing_to_a_row(tiny_base: Base) -> None:
-    batch = pack(GROUPS).with_padding()
+    batch = with_padding(pack(GROUPS))
     assert batch.padded is not None
     rows, longest = batch.padded.input_ids.shape
     assert (rows, longest) == (3, max(batch.lengths))
