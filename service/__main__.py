@@ -1,7 +1,7 @@
-"""`python -m service`: runs the application with uvicorn, from the settings.
+"""`python -m service`: runs the application with uvicorn.
 
-SIGTERM and SIGINT drain first and stop then; a second signal ends the answers that are still running at once. The
-process ends with status 1 when the models cannot be loaded, and with 2 when a setting is refused.
+The first SIGTERM or SIGINT drains the service and then stops it. A second signal ends running answers immediately. The
+exit status is 1 if the models cannot be loaded, and 2 if a setting is invalid.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from service.state import State
 
 
 class DrainingServer(uvicorn.Server):
-    """A server that goes on listening while it drains, so that /readyz can say so."""
+    """A server that still listens while it drains, so that /readyz can report the draining."""
 
     def __init__(self, config: uvicorn.Config, state: State) -> None:
         super().__init__(config)
@@ -40,7 +40,7 @@ class DrainingServer(uvicorn.Server):
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain at the first signal; at the second end what runs, and stop."""
+        """Drain at the first signal. At the second, end all running answers and stop."""
         loop = self._event_loop
         if loop is not None and not self._state.draining:
             self._state.draining = True
@@ -64,17 +64,17 @@ class DrainingServer(uvicorn.Server):
 
 
 def serve(**given: Any) -> int:
-    """Serve until told to stop; the process's exit status.
+    """Serve until a signal stops the process; returns its exit status.
 
     Args:
-        given: settings that go before those of the environment.
+        given: settings that override those of the environment.
     """
     try:
         settings = Settings(**given).with_default_hosts()
     except ValidationError as error:
         sys.stderr.write("".join(f"{line}\n" for line in refused(error)))
         return 2
-    # llgbm reads it from there; the setting may have come from a .env file
+    # llgbm reads it from the environment; the setting may come from a .env file
     os.environ["LLGBM_CACHE_DIR"] = str(settings.cache_dir)
     app = create_app(settings, load=load_models_for_good)
     state: State = app.state.llgbm
@@ -85,7 +85,7 @@ def serve(**given: Any) -> int:
 
 
 def main() -> int:
-    """Serve with the settings of the environment; the process's exit status."""
+    """Serve with the settings of the environment; returns the exit status."""
     argparse.ArgumentParser(
         prog="python -m service", description="Serves with the settings of the environment, see docs/OPERATIONS.md."
     ).parse_args()

@@ -1,11 +1,11 @@
-"""The form of an adapter's id, which the store, the engines and the routes share."""
+"""The format of adapter ids."""
 
 from __future__ import annotations
 
 import re
 
 ADAPTER_ID = re.compile(r"lora-[0-9a-f]{24}")
-"""`llgbm.prompting.adapter_id` makes that of a generated adapter, from the request and the generator."""
+"""`llgbm.prompting.adapter_id` makes the id of a generated adapter from the request and the generator."""
 
 
 def id_of_content(digest: str) -> str:

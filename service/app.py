@@ -1,14 +1,14 @@
-"""The application: what it is put together from, and how it starts and stops. The main path of the service.
+"""The application: its parts, its start and its stop. The main path of the service.
 
     request -> RequestContext (id, log, metrics) -> AccessMiddleware (key, rate, size) -> JsonBodies -> a route
       /generate-adapter   AdapterService.get_or_make -> Engine.run(AdapterMaker.make) -> AdapterFiles.write
       /chat, /v1/...      ChatService.start -> AdapterStore.acquire -> DecodingEngine.submit -> tokens -> text
 
-`DecodingEngine` is the Engine of this process, or VLLMEngine, which has vLLM servers decode.
+`DecodingEngine` is the Engine of this process, or VLLMEngine, which sends rows to vLLM servers.
 
-The process listens at once and loads in the background; /readyz is 503 until base and generator are there. When it is
-told to stop it drains: /readyz turns 503, new work is refused, running answers are finished until the deadline and then
-ended with an error that their clients see.
+The process listens immediately and loads the models in the background; /readyz answers 503 until they are loaded. To
+stop, it drains: /readyz answers 503, new requests are refused, and running answers may finish until a deadline. Answers
+that are still running then end with an error that their clients see.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _LOADING_PATIENCE = 1.0
 
 
 def create_app(settings: Settings | None = None, *, load: LoadModels = load_models) -> FastAPI:
-    """The application. `load` is what makes the models; tests put a quicker one in its place."""
+    """The application. `load` loads the models; tests replace it by a faster function."""
     settings = settings or Settings()
     configure_logging(settings)
     if links := service_links(os.environ):
@@ -88,7 +88,7 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
             loading.cancel()
             if state.services is not None:
                 await state.services.decoding.stop()
-            # models may take minutes to load, and nothing is lost when that is cut off
+            # models may take minutes to load, and nothing is lost if that is interrupted
             await engine.stop(patience=_LOADING_PATIENCE if state.services is None else None)
             await asyncio.gather(loading, return_exceptions=True)
             if state.services is not None:
@@ -105,7 +105,7 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
         version=version("llgbm"),
         lifespan=lifespan,
         telemetry=tracing(settings.otel),
-        # the interactive documents would load scripts from other machines
+        # the interactive documentation would load scripts from other machines
         docs_url=None,
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
@@ -116,7 +116,7 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
     for router in routes.ROUTERS:
         app.include_router(router)
     app.add_middleware(JsonBodies)
-    # the one that is added last is the outermost. CORS is around all that answer, so that they have its headers
+    # The last one added is the outermost. CORS is outside of all others, so that every response has its headers.
     app.add_middleware(AccessMiddleware, settings=settings, limiter=limiter, metrics=metrics)
     app.add_middleware(RequestContext, metrics=metrics, counter=state)
     if settings.cors_origins:
@@ -125,7 +125,7 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
             allow_origins=list(settings.cors_origins),
             allow_methods=["*"],
             allow_headers=["*"],
-            allow_private_network=True,  # a page on the internet that is allowed may call a service in a local network
+            allow_private_network=True,  # an allowed page on the internet may call a service in a local network
             expose_headers=["ETag", "Location", "Retry-After", "X-Adapter-Id", "X-Request-ID"],
         )
     app.add_middleware(ForwardedMiddleware, root_path=settings.root_path, trusted=settings.trusted_proxies)
@@ -133,7 +133,7 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
 
 
 async def _load(state: State, engine: Engine, lock: GenerationLock, load: LoadModels) -> None:
-    """Load the models in the torch thread and open the routes; what goes wrong is said by /readyz and the log."""
+    """Load the models in the torch thread and open the routes; /readyz and the log report failures."""
     start = time.perf_counter()
     try:
         services = await _loaded(state, engine, lock, load)
@@ -156,7 +156,7 @@ async def _load(state: State, engine: Engine, lock: GenerationLock, load: LoadMo
         base_storage=services.models.base_storage,
         generator=services.models.generator_digest[:12],
         store=without_password(state.settings.store_url or str(state.settings.store_dir)),
-        keys=len(state.settings.api_key_hashes),  # 0: whoever reaches the port may do everything
+        keys=len(state.settings.api_key_hashes),  # 0: everyone who reaches the port has full access
     )
 
 
@@ -170,7 +170,7 @@ async def _loaded(state: State, engine: Engine, lock: GenerationLock, load: Load
     files = await asyncio.to_thread(open_files, settings.store_dir, settings.store_url, settings.copy_bytes)
     path = index_path(settings.cache_dir, settings.store_url or str(settings.store_dir.resolve()))
     index = await asyncio.to_thread(AdapterIndex, files, path)
-    await asyncio.to_thread(index.catch_up, 0.0)  # so that it is there when the first list is asked for
+    await asyncio.to_thread(index.catch_up, 0.0)  # starts a scan, so that the index is ready for the first list
     store = AdapterStore(
         files, models.base.spec, max_bytes=settings.adapter_memory, metrics=metrics, strict_base=settings.strict_base
     )
@@ -178,7 +178,7 @@ async def _loaded(state: State, engine: Engine, lock: GenerationLock, load: Load
     adapters = AdapterService(settings, models, engine, store, catalogue, lock, metrics)
     decoding: DecodingEngine = engine
     if settings.engine == "vllm":
-        from service.engine.vllm_engine import VLLMEngine  # with an HTTP client that nothing else needs
+        from service.engine.vllm_engine import VLLMEngine  # here, because nothing else needs its HTTP client
 
         decoding = VLLMEngine(settings, metrics, adapters.verify)
         await decoding.start()
@@ -195,7 +195,7 @@ def _fail(state: State, reason: str) -> None:
 
 
 async def drain(state: State, *, seconds: float) -> None:
-    """Refuse new work, wait up to `seconds` for what is under way, then end it with an error. May be called twice."""
+    """Refuse new requests, wait up to `seconds` for active ones, then end them with an error. May be called twice."""
     state.draining = True
     deadline = time.monotonic() + seconds
     while state.active and time.monotonic() < deadline:
@@ -209,7 +209,7 @@ async def drain(state: State, *, seconds: float) -> None:
 
 
 def end_answers(state: State) -> None:
-    """End the answers that are being decoded with an error that their clients see, and the waiting for jobs."""
+    """End all running answers with an error that their clients see, and all requests that wait for jobs."""
     if state.services is not None:
         state.services.decoding.end_rows(StoppedError("the service is shutting down and the answer was not complete"))
         state.services.jobs.end_waiting()

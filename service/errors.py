@@ -1,7 +1,7 @@
-"""`ApiError`, the base of every error that a client is told: each carries its own HTTP status and code.
+"""`ApiError`, the base class of all errors that clients see. Each has an HTTP status and a code.
 
-Routes, use cases, engines and stores raise them alike and nobody translates them: `service.http.errors` is the one
-place where they become answers. This module knows no web framework.
+Routes, use cases, engines and stores raise these errors. Only `service.http.errors` turns them into responses. This
+module does not depend on a web framework.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ class ApiError(Exception):
     """An error that the client sees.
 
     Args:
-        status: HTTP status. A 500 without a `code` is a fault of this service: its message is for the log, and the
-            client is only told where to look for it.
+        status: HTTP status. A 500 without a `code` is an internal error: its message goes only to the log, and the
+            client gets the request id.
         message: the problem, what was expected, and what to do next.
-        code: machine-readable reason; the usual one of the status if not given.
-        param: the field of the request that is to blame.
+        code: machine-readable reason; by default the usual one of the status.
+        param: the field of the request that caused the error.
         retry_after: seconds after which the same request may succeed.
-        headers: more headers of the answer.
+        headers: additional headers of the response.
     """
 
     def __init__(

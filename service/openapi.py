@@ -1,7 +1,7 @@
-"""`python -m service.openapi` prints the OpenAPI document; `--write` updates what is made from the routes' models.
+"""`python -m service.openapi` prints the OpenAPI document; `--write` updates the generated files.
 
-That is openapi.json of the repository, and in docs/OPERATIONS.md the table of what becomes of each field of a chat
-completion. Tests hold both to the code.
+They are openapi.json, and the table in docs/OPERATIONS.md of the treatment of each field of a chat completion. Tests
+compare both with the code.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Print the document, or write it into openapi.json and its table into docs/OPERATIONS.md."""
     parser = argparse.ArgumentParser(prog="python -m service.openapi", description=main.__doc__)
     parser.add_argument("--write", action="store_true", help=f"update {DOCUMENT.name} and docs/{TABLE_DOCUMENT.name}")
-    document = text(create_app(Settings()).openapi())  # the same under all settings
+    document = text(create_app(Settings()).openapi())  # does not depend on the settings
     if parser.parse_args(arguments).write:
         DOCUMENT.write_text(document, "utf-8")
         TABLE_DOCUMENT.write_text(with_fields(TABLE_DOCUMENT.read_text("utf-8")), "utf-8")

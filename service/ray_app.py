@@ -1,12 +1,12 @@
-"""The service on Ray Serve: replicas of the application of `service.app`, as many as the requests under way ask for.
+"""The service on Ray Serve: replicas of the application of `service.app`, scaled with the number of active requests.
 
     serve run service.ray_app:app
 
-A replica takes requests when its models are loaded, and is replaced when its engine has died. One that is to go gets
-no new requests, finishes those it has, and drains as `python -m service` does. Replicas agree through LLGBM_REDIS_URL
-and a store that all of them reach (LLGBM_STORE_DIR or LLGBM_STORE_URL).
+A replica gets requests after its models are loaded, and is replaced if its engine dies. A replica that is scaled down
+gets no new requests, finishes its active ones, and drains as `python -m service` does. Replicas share Redis
+(LLGBM_REDIS_URL) and a store (LLGBM_STORE_DIR or LLGBM_STORE_URL).
 
-The settings are those of the process that runs `serve run`: they go to the replicas as they are.
+All replicas have the settings of the process that runs `serve run`.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from service.settings import Settings
 from service.state import State
 
 _DEREGISTER_SECONDS = 30.0
-"""A replica behind HAProxy stays reachable so long after it was told to go; Serve's own default."""
+"""Seconds for which HAProxy may still send requests to a replica that is being stopped; Serve's default."""
 
 
 class Replica:
-    """One replica, in a process of its own."""
+    """One replica, in its own process."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._state: State | None = None
-        # llgbm reads it from there
+        # llgbm reads it from the environment
         os.environ["LLGBM_CACHE_DIR"] = str(settings.cache_dir)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -57,7 +57,7 @@ class Replica:
         return app
 
     def check_health(self) -> None:
-        """Raise if this replica cannot serve any more; Serve then replaces it."""
+        """Raise if this replica cannot serve; Ray Serve then replaces it."""
         if self._state is not None and self._state.failure is not None:
             raise RuntimeError(self._state.failure)
 
@@ -73,7 +73,7 @@ def application(settings: Settings) -> Any:
             "max_replicas": max(settings.ray_min_replicas, settings.ray_max_replicas),
             "target_ongoing_requests": settings.ray_target_requests,
         },
-        # what the process itself takes on; more is answered 429 there
+        # the capacity of the process, which answers 429 to more requests
         max_ongoing_requests=settings.max_batch + settings.max_queue + settings.max_jobs,
         graceful_shutdown_wait_loop_s=1.0,
         graceful_shutdown_timeout_s=_DEREGISTER_SECONDS + settings.drain_seconds,

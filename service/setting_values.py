@@ -21,9 +21,10 @@ _HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?", re.ASCII)
 
 
 def unquoted(value: str) -> str:
-    """`value` without surrounding quotes, which `docker run --env-file` keeps, and without blanks around it.
+    """`value` without surrounding blanks and quotes.
 
-    A secret that was made with `echo` ends in a line break, and a file from Windows has one more character in a line.
+    `docker run --env-file` keeps quotes. A secret made with `echo` ends in a line break, and lines of a file from
+    Windows end in a carriage return.
     """
     text = value.strip()
     around = len(text) >= 2 and text[0] in _QUOTES and text[0] == text[-1] and text[0] not in text[1:-1]
@@ -31,7 +32,7 @@ def unquoted(value: str) -> str:
 
 
 def without_password(address: str) -> str:
-    """An address for the log, without user and password."""
+    """`address` without user and password, for the log."""
     scheme, separator, rest = address.partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}" if separator else address
@@ -44,8 +45,8 @@ def split_list(value: Any) -> Any:
     text = value.strip()
     words = [unquoted(part.strip()) for part in text.split(",") if part.strip()]
     values = json.loads(text) if text.startswith("[") else words
-    if text and not values and text != "[]":  # an empty list of keys would open the service to all
-        raise ValueError("there are commas and nothing between them; leave the variable unset for an empty list")
+    if text and not values and text != "[]":  # an empty list of keys would give everyone access
+        raise ValueError("it has only commas; leave the variable unset for an empty list")
     return values
 
 
@@ -55,7 +56,8 @@ def key_hashes(values: tuple[str, ...]) -> tuple[str, ...]:
     for value in values:
         if _SHA256.fullmatch(value) is None:
             raise ValueError(
-                'an API key is given as the 64 hexadecimal digits of its sha256: printf %s "$KEY" | sha256sum'
+                "an API key is given as the 64 hexadecimal digits of its sha256; make them with: "
+                'printf %s "$KEY" | sha256sum'
             )
     return values
 
@@ -75,8 +77,8 @@ def server_urls(values: tuple[str, ...]) -> tuple[str, ...]:
             raise ValueError(f"{without_password(value)!r} is not a vLLM server's address, such as http://host:8000")
         if "@" in urlsplit(value).netloc:
             raise ValueError(
-                f"{without_password(value)!r} comes with a user or a password, which the log would show; the key of "
-                "the servers goes into LLGBM_VLLM_API_KEY"
+                f"{without_password(value)!r} has a user or a password, which the log would show; set the key of "
+                "the servers in LLGBM_VLLM_API_KEY"
             )
     return tuple(dict.fromkeys(values))
 
@@ -95,7 +97,7 @@ def origins(values: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def host_names(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Host names and addresses in the form in which requests are compared with them, or *."""
+    """Normalised host names and addresses, or *."""
     return tuple(dict.fromkeys(_host_name(value) for value in values))
 
 
@@ -106,7 +108,7 @@ def _host_name(value: str) -> str:
     except ValueError:
         if name != "*" and _HOST_NAME.fullmatch(name) is None:
             raise ValueError(
-                f"{value!r} is not a host name: give it without scheme, port, path and wildcard, such as page.example"
+                f"{value!r} is not a host name; give it without scheme, port, path and wildcard, such as page.example"
             ) from None
     return name
 
@@ -115,7 +117,7 @@ def paths(values: tuple[str, ...]) -> tuple[str, ...]:
     """Paths of this service, or *."""
     for value in values:
         if not value.startswith("/") and value != "*":
-            raise ValueError(f"{value!r} is not a path: it starts with a slash, such as /metrics or /static/*")
+            raise ValueError(f"{value!r} is not a path; it must start with a slash, such as /metrics or /static/*")
     return values
 
 
@@ -123,11 +125,12 @@ def redis_address(value: SecretStr | None) -> SecretStr | None:
     """The address of a Redis server. Errors do not show it, because it may have a password."""
     try:
         if value is not None:
-            ConnectionPool.from_url(value.get_secret_value()).make_connection()  # reads all of it, connects to nothing
+            # parses the whole address; opens no connection
+            ConnectionPool.from_url(value.get_secret_value()).make_connection()
     except (ValueError, TypeError):
         raise ValueError(
-            "it is not the address of a Redis server, such as redis://:password@host:6379/0 or "
-            "rediss://host:6379/0?ssl_cert_reqs=none; special characters of a password are written as in addresses, "
+            "it is not the address of a Redis server such as redis://:password@host:6379/0 or "
+            "rediss://host:6379/0?ssl_cert_reqs=none; special characters of a password are percent-encoded, "
             "%2F for a slash"
         ) from None
     return value

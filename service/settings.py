@@ -39,7 +39,7 @@ from service.setting_values import (
 ROOT = Path(__file__).resolve().parent.parent
 _INSTALLED = Path(__file__).parent / "checkpoints"
 DEFAULT_CHECKPOINT = (_INSTALLED if _INSTALLED.is_dir() else ROOT / "checkpoints") / "qwen2.5-0.5b"
-"""The generator inside an installed package, or that of a checkout."""
+"""The generator of an installed package, or of a checkout."""
 TABLE_DOCUMENT = ROOT / "docs" / "OPERATIONS.md"
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -71,11 +71,11 @@ class Settings(BaseSettings):
         env_ignore_empty=True,  # a compose file passes unset variables as empty strings
         extra="ignore",
         frozen=True,
-        hide_input_in_errors=True,  # the input may be a secret, and errors go to the log
+        hide_input_in_errors=True,  # the input may be a secret, and the log contains errors
         validate_default=True,
     )
 
-    # where it listens
+    # network
     host: str = Field("127.0.0.1", description="Address to listen on. 0.0.0.0 in a container.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     keep_alive_seconds: int = Field(
@@ -86,9 +86,9 @@ class Settings(BaseSettings):
     )
     allowed_hosts: Annotated[Strings, AfterValidator(host_names)] = Field(
         (),
-        description="Allowed host names of requests, without a port, or *; others are answered 403. Empty: all. But"
-        " `python -m service` on a loopback address without keys then allows only localhost and its addresses, so that"
-        " no web page can reach the service by a host name of its own (DNS rebinding).",
+        description="Allowed host names of requests, without a port, or *; other requests get status 403. Empty:"
+        " all. But `python -m service` on a loopback address without keys then allows only localhost and its addresses,"
+        " so that no web page can reach the service under its own host name (DNS rebinding).",
     )
     cors_origins: Annotated[Strings, AfterValidator(origins)] = Field(
         (), description="Origins that browsers may call from, such as https://page.example. Empty: no CORS headers."
@@ -108,7 +108,7 @@ class Settings(BaseSettings):
         description="Paths that need no API key; a trailing * stands for any ending.",
     )
 
-    # what it loads
+    # models
     checkpoint: Path = Field(
         DEFAULT_CHECKPOINT, description="Folder of the generator (manifest.json and generator.safetensors)."
     )
@@ -127,20 +127,20 @@ class Settings(BaseSettings):
     device: str = Field(
         "cpu",
         pattern=r"^(cpu|cuda(:\d+)?)$",
-        description="Where the base is and decodes: cpu, cuda or cuda:1; on a GPU with float32 or bfloat16. Written for"
-        " GPUs, and never run on one.",
+        description="Device of the base: cpu, cuda or cuda:1; on a GPU with float32 or bfloat16. Not yet"
+        " tested on a GPU.",
     )
     threads: int = Field(0, ge=0, description="Threads of torch; 0 leaves the choice to torch.")
 
-    # what decodes
+    # engine
     engine: Literal["torch", "vllm"] = Field(
         "torch",
-        description="What decodes: this process with torch, or vLLM servers. Adapters are made here either way.",
+        description="Engine that decodes: torch in this process, or vLLM servers. This process makes the adapters.",
     )
     vllm_url: Annotated[Strings, AfterValidator(server_urls)] = Field(
         (), description="Addresses of the vLLM servers, such as http://gpu-1:8000. All serve the same base."
     )
-    vllm_api_key: SecretStr | None = Field(None, description="The key that the servers were given with --api-key.")
+    vllm_api_key: SecretStr | None = Field(None, description="The servers' --api-key.")
     vllm_adapters: Literal["load", "resolver"] = Field(
         "load",
         description="How adapters reach the servers. load: through /v1/load_lora_adapter and /v1/unload_lora_adapter. "
@@ -152,8 +152,8 @@ class Settings(BaseSettings):
     vllm_max_loras: int = Field(
         8,
         ge=1,
-        description="The servers' --max-loras. A server that decodes this many gets no other adapter while another"
-        " server has room.",
+        description="The servers' --max-loras. A server that decodes with this number of adapters gets no other one"
+        " while another server has room.",
     )
     vllm_max_cpu_loras: int = Field(
         64,
@@ -162,7 +162,7 @@ class Settings(BaseSettings):
     )
     vllm_check_seconds: float = Field(2.0, gt=0, description="Seconds between two health checks of the servers.")
 
-    # what it keeps
+    # storage and caches
     store_dir: Path = Field(
         default_factory=lambda: _user_data() / "adapters",
         description="Folder of the adapters, one PEFT folder each. Several processes may share it. "
@@ -170,22 +170,22 @@ class Settings(BaseSettings):
     )
     store_url: str = Field(
         "",
-        description="Address of a store that machines share, in fsspec's form, such as s3://bucket/adapters; then "
-        "LLGBM_STORE_DIR keeps copies of what this machine used. Empty: LLGBM_STORE_DIR is the store.",
+        description="Address of a store shared by several machines, in fsspec's form, such as s3://bucket/adapters; "
+        "LLGBM_STORE_DIR then has local copies. Empty: LLGBM_STORE_DIR is the store.",
     )
     copy_bytes: int = Field(
         20 * 2**30,
         ge=0,
-        description="With LLGBM_STORE_URL: bytes of copies in LLGBM_STORE_DIR at most. The least recently used are"
-        " removed first, but none that was used within the last minute.",
+        description="With LLGBM_STORE_URL: maximum bytes of the copies in LLGBM_STORE_DIR. The least recently used are"
+        " removed first; a copy used within the last minute is kept.",
     )
     cache_dir: Path = Field(
         default_factory=_user_cache,
-        description="Folder of fetched weights, of the base's int8 weights, of the embedding cache and of the index of"
-        " the adapters. Default: the user's cache folder.",
+        description="Folder of downloaded weights, of the base's int8 weights, of the embedding cache and of the"
+        " index of the adapters. Default: the user's cache folder.",
     )
     adapter_memory: int = Field(
-        512 * 2**20, ge=0, description="Bytes of adapters kept in memory; those in use are never dropped."
+        512 * 2**20, ge=0, description="Maximum bytes of adapters in memory; adapters in use are never dropped."
     )
     embedding_memory: int = Field(4096, ge=1, description="Text embeddings kept in memory (1.5 kB each).")
     redis_url: Annotated[SecretStr | None, AfterValidator(redis_address)] = Field(
@@ -206,55 +206,64 @@ class Settings(BaseSettings):
         "may make it if the first has died.",
     )
 
-    # how much it takes on
+    # load limits
     max_batch: int = Field(
         16, ge=1, le=256, description="Rows that are decoded together; with vLLM, rows for each server."
     )
-    max_queue: int = Field(64, ge=0, description="Rows that may wait for a place in the batch; more are answered 429.")
+    max_queue: int = Field(
+        64, ge=0, description="Rows that may wait for a place in the batch; further requests get status 429."
+    )
     max_jobs: int = Field(
-        32, ge=1, description="Adapters that may be in the making at the same time; more are answered 429."
+        32, ge=1, description="Adapters that may be made at the same time; further requests get status 429."
     )
     prefill_tokens: int = Field(
         256,
         ge=1,
         description="Prompt tokens that are read between two tokens of the running rows; a longer prompt is read in"
-        " pieces. Fewer make streams smoother beside long prompts, more make first tokens come earlier.",
+        " pieces. With fewer, other streams are smoother while a long prompt is read; with more, its first token comes"
+        " earlier.",
     )
     request_timeout: float = Field(
         300.0, gt=0, description="Maximum seconds for an answer, or for waiting for an adapter."
     )
-    drain_seconds: float = Field(25.0, ge=0, description="Seconds that running requests get after SIGTERM.")
+    drain_seconds: float = Field(25.0, ge=0, description="Seconds that running requests may take after SIGTERM.")
 
-    # how adapters learn from examples
-    refine_queue: int = Field(8, ge=0, description="Fine-tuning jobs that may wait; more are answered 429.")
-    refine_rows: int = Field(500, ge=1, description="Examples of a job, training and validation each; more is 400.")
-    refine_seconds: float = Field(
-        1800.0, gt=0, description="Seconds that a job may run in one go; one that takes longer fails."
+    # fine-tuning
+    refine_queue: int = Field(8, ge=0, description="Fine-tuning jobs that may wait; further requests get status 429.")
+    refine_rows: int = Field(
+        500, ge=1, description="Maximum number of examples of a job, for training and for validation each."
     )
-    refine_threads: int = Field(0, ge=0, description="Threads of the job's process; 0 takes half of the processors.")
+    refine_seconds: float = Field(
+        1800.0, gt=0, description="Maximum seconds of a job without interruption; after that it fails."
+    )
+    refine_threads: int = Field(0, ge=0, description="Threads of the job's process; 0 uses half of the processors.")
     refine_storage: Literal["auto", "float32", "bfloat16", "bfloat16_activations", "int8_training"] = Field(
         "auto",
-        description="How the job's process keeps the base's Linear weights. auto: bfloat16_activations on a processor"
-        " that multiplies in bfloat16, else int8_training; bfloat16 on a GPU.",
+        description="Storage of the base's Linear weights in the job's process. auto: bfloat16_activations on a"
+        " processor that multiplies in bfloat16, else int8_training; bfloat16 on a GPU.",
     )
 
-    # how many replicas there are, with `serve run service.ray_app:app`
-    ray_min_replicas: int = Field(1, ge=0, description="Ray Serve: replicas that always run.")
-    ray_max_replicas: int = Field(4, ge=1, description="Ray Serve: replicas that run at most.")
+    # Ray Serve, with `serve run service.ray_app:app`
+    ray_min_replicas: int = Field(1, ge=0, description="Ray Serve: minimum number of replicas.")
+    ray_max_replicas: int = Field(4, ge=1, description="Ray Serve: maximum number of replicas.")
     ray_target_requests: float = Field(
         8.0, gt=0, description="Ray Serve: target number of active requests for each replica."
     )
-    ray_cpus: float = Field(1.0, ge=0, description="Ray Serve: processors that a replica reserves, and torch threads.")
+    ray_cpus: float = Field(
+        1.0, ge=0, description="Ray Serve: reserved processors of a replica, also its torch threads."
+    )
 
-    # how large a request may be
-    max_body_bytes: int = Field(1 << 20, ge=1024, description="Bytes of a request body; more is answered 413.")
+    # size limits of requests
+    max_body_bytes: int = Field(
+        1 << 20, ge=1024, description="Maximum bytes of a request body; a larger one gets status 413."
+    )
     max_prompt_chars: int = Field(
-        4000, ge=1, description="Characters of a task prompt with its examples; more is answered 413."
+        4000, ge=1, description="Maximum characters of a task prompt with its examples; a longer one gets status 413."
     )
     max_context: int = Field(
-        4096, ge=16, description="Tokens of a prompt and its answer together; the base's own limit holds too."
+        4096, ge=16, description="Maximum tokens of a prompt and its answer together; the base's own limit applies too."
     )
-    max_tokens: int = Field(256, ge=1, description="Tokens of an answer when the request does not say.")
+    max_tokens: int = Field(256, ge=1, description="Maximum tokens of an answer if the request has no limit.")
     max_choices: int = Field(8, ge=1, description="Largest `n` of a chat request.")
     strict_base: bool = Field(
         False,
@@ -263,28 +272,30 @@ class Settings(BaseSettings):
     )
     max_rank: int = Field(64, ge=1, description="Largest rank of an adapter that is loaded or combined.")
 
-    # who may use it
+    # access
     api_key_hashes: Annotated[Strings, AfterValidator(key_hashes)] = Field(
-        (), description="sha256 of each API key, in hexadecimal. Empty: no key is asked for."
+        (), description="sha256 of each API key, in hexadecimal. Empty: no key is needed."
     )
     rate_limit: Rate = Field(
-        "", description="Requests for each key, or for each address without keys, such as 60/minute. Empty: no limit."
+        "",
+        description="Rate limit for each key, or for each address if there are no keys, such as 60/minute. Empty: no"
+        " limit.",
     )
     adapter_roots: Paths = Field(
         (),
-        description="Folders from which /v1/load_lora_adapter may read adapters. Empty: the route answers 403.",
+        description="Folders from which /v1/load_lora_adapter may read adapters. Empty: the route is disabled.",
     )
 
-    # what it tells
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
-    log_format: Literal["json", "console"] = Field("json", description="JSON lines, or lines for a person to read.")
+    # logs and traces
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level of log lines.")
+    log_format: Literal["json", "console"] = Field("json", description="JSON lines, or readable text.")
     otel: bool = Field(
         False,
         description="Send traces to OTEL_EXPORTER_OTLP_ENDPOINT; needs `pip install -e '.[otel]'`.",
     )
 
     def with_default_hosts(self) -> Settings:
-        """The settings with the default allowed hosts of a process that listens on `host`."""
+        """The settings with default `allowed_hosts` for a process that listens on `host`."""
         if self.allowed_hosts or self.api_key_hashes or self.host not in LOOPBACK:
             return self
         return self.model_copy(update={"allowed_hosts": LOOPBACK})
@@ -302,19 +313,19 @@ class Settings(BaseSettings):
         return init_settings, EnvironmentSource(settings_cls), dotenv_settings, file_secret_settings
 
     @model_validator(mode="after")
-    def _vllm_is_whole(self) -> Self:
+    def _check_vllm(self) -> Self:
         if self.engine == "vllm" and not self.vllm_url:
             raise ValueError("LLGBM_ENGINE=vllm needs LLGBM_VLLM_URL, the address of at least one vLLM server")
         if self.vllm_max_loras > self.vllm_max_cpu_loras:
             raise ValueError(
                 f"LLGBM_VLLM_MAX_LORAS is {self.vllm_max_loras} and LLGBM_VLLM_MAX_CPU_LORAS is only "
-                f"{self.vllm_max_cpu_loras}; a server keeps the adapters that it decodes with, so raise the second"
+                f"{self.vllm_max_cpu_loras}; set the second to at least the first"
             )
         return self
 
 
 def refused(error: ValidationError) -> list[str]:
-    """The problems of the settings, one line for each variable, without values, which may be secret."""
+    """The problems of the settings, one line for each variable. Values are left out because they may be secret."""
     found = error.errors(include_input=False, include_context=False, include_url=False)
     return [": ".join([*(f"LLGBM_{name}".upper() for name in each["loc"][:1]), each["msg"]]) for each in found]
 

@@ -1,4 +1,4 @@
-"""The state of one application: what is loaded, whether it drains, how many requests are under way."""
+"""The state of one application: the loaded services, whether it drains, and the number of active requests."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from service.settings import Settings
 
 @dataclass(frozen=True)
 class Services:
-    """What the routes work with, once everything is loaded."""
+    """The objects that the routes use; they exist after loading."""
 
     models: Models
     engine: Engine
     """The torch thread."""
     decoding: DecodingEngine
-    """What answers: the same, or vLLM."""
+    """The engine that decodes: the same, or vLLM."""
     store: AdapterStore
     catalogue: AdapterCatalogue
     adapters: AdapterService
     chat: ChatService
     jobs: JobService
     started: int
-    """When the models were loaded, in seconds since 1970."""
+    """Time when the models were loaded, in seconds since 1970."""
 
 
 class State:
-    """Shared by the lifespan, the middleware and the routes; touched from the event loop only."""
+    """Shared by the lifespan, the middleware and the routes; used only in the event loop."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.settings, self.metrics = settings, metrics
@@ -49,14 +49,14 @@ class State:
         self.progress = "starting"
         self.draining = False
         self.active = 0
-        """Requests under way, those for health and metrics left out."""
+        """Number of active requests, without those for health and metrics."""
         self.on_failure: Callable[[], None] = lambda: None
 
     def require_services(self) -> Services:
-        """What is loaded.
+        """The loaded services.
 
         Raises:
-            ApiError: 503, it is not loaded (yet), or the process is shutting down.
+            ApiError: 503, the models are not loaded (yet), or the process is shutting down.
         """
         if self.draining:
             raise ApiError(503, "this process is shutting down; send the request again", code="draining", retry_after=1)
@@ -64,7 +64,10 @@ class State:
             raise ApiError(503, "this process cannot serve; GET /readyz says why", code="failed")
         if self.services is None:
             raise ApiError(
-                503, "the models are still loading; GET /readyz says when they are there", code="loading", retry_after=2
+                503,
+                "the models are still loading; GET /readyz says when they are loaded",
+                code="loading",
+                retry_after=2,
             )
         return self.services
 

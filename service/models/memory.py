@@ -10,20 +10,20 @@ from contextlib import contextmanager
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGE = 2**18
-"""Bytes; while models are loaded, larger blocks are mapped one by one and leave no holes behind."""
+"""Bytes. During loading, larger blocks are mapped separately, so that freeing them leaves no holes in the heap."""
 _LARGE_LATER = 2**25
-"""Bytes; glibc's own largest value, which it reaches as soon as a block of that size was freed."""
+"""Bytes; glibc's largest threshold, which it uses by itself once a block of that size was freed."""
 
 
 @contextmanager
 def loaded_for_good() -> Iterator[None]:
-    """Inside, objects are loaded that live as long as the process.
+    """A block that loads objects which live as long as the process.
 
-    Python's collector is off inside: it would go over hundreds of thousands of new objects again and again, a tenth of
-    the start's processor time. Nor does it look at them afterwards, when each full collection would hold up all answers
-    for a third of a second. Memory that the loading has freed goes back to the system.
+    Python's garbage collector is off inside the block. It would repeatedly visit hundreds of thousands of new objects,
+    a tenth of the start's processor time. After the block it ignores these objects, because each full collection would
+    delay all answers by a third of a second. Freed memory is returned to the system.
     """
-    gc.freeze()  # everything that was imported before
+    gc.freeze()  # all imported modules
     gc.disable()
     _map_blocks(_LARGE)
     try:
@@ -38,7 +38,7 @@ def loaded_for_good() -> Iterator[None]:
 
 
 def _map_blocks(size: int) -> None:
-    """Have glibc map each block of at least `size` bytes, and keep twice as much at the end of its heap."""
+    """Make glibc map each block of at least `size` bytes, and keep twice as much free at the end of its heap."""
     if _is_glibc():
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, size)

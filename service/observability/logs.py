@@ -1,4 +1,4 @@
-"""Logs as one JSON object a line, without the messages of exceptions that may quote a prompt."""
+"""Logs with one JSON object per line. Messages of exceptions that may quote a prompt are left out."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from service.settings import Settings
 
 
 def configure_logging(settings: Settings) -> None:
-    """Send structlog's and the standard library's records to standard output, one JSON object a line."""
+    """Write structlog's and the standard library's records to standard output, in the format of the settings."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    render: list[structlog.typing.Processor] = [_tell_exception]
+    render: list[structlog.typing.Processor] = [_without_messages]
     render.append(
         structlog.processors.JSONRenderer() if settings.log_format == "json" else structlog.dev.ConsoleRenderer()
     )
@@ -46,11 +46,11 @@ def configure_logging(settings: Settings) -> None:
         logging.getLogger(name).setLevel(settings.log_level.upper())
 
 
-def _tell_exception(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Replace `exc_info` by the types of the exceptions and where they were raised.
+def _without_messages(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Replace `exc_info` by the types and tracebacks of the exceptions.
 
-    An exception's message may quote a prompt. Only messages of our own errors and of the operating system are kept,
-    because they do not.
+    An exception's message may quote a prompt. Messages are kept only for errors of this project and of the operating
+    system, which never do.
     """
     info = event.pop("exc_info", None)
     if info is True:

@@ -6,7 +6,7 @@ from fastapi.telemetry import TelemetryConfig
 
 
 def tracing(wanted: bool) -> TelemetryConfig:
-    """FastAPI's OpenTelemetry hook: sends spans of requests as the OTEL_* variables say, or does nothing.
+    """FastAPI's OpenTelemetry hook: sends spans of requests as configured by the OTEL_* variables, or does nothing.
 
     Its logs stay off because they would hold messages of exceptions; its metrics stay off because /metrics has them.
 

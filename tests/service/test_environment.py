@@ -150,13 +150,13 @@ def test_host_names_are_kept_as_requests_are_compared_with_them(given: str, kept
     "given", ["https://page.example", "page.example:8000", "page.example/", "*.example", "a b", ""]
 )
 def test_what_no_host_name_can_equal_is_refused(given: str) -> None:
-    with pytest.raises(ValidationError, match="not a host name: give it without scheme, port, path and wildcard"):
+    with pytest.raises(ValidationError, match="not a host name; give it without scheme, port, path and wildcard"):
         Settings(_env_file=None, allowed_hosts=(given,))
 
 
 def test_public_paths_start_with_a_slash() -> None:
     assert Settings(_env_file=None, public_paths=("/metrics", "*")).public_paths == ("/metrics", "*")
-    with pytest.raises(ValidationError, match="'metrics' is not a path: it starts with a slash"):
+    with pytest.raises(ValidationError, match="'metrics' is not a path; it must start with a slash"):
         Settings(_env_file=None, public_paths=("metrics",))
 
 

@@ -74,9 +74,9 @@ def test_the_environment_goes_before_the_file_and_empty_means_unset(
         ("MAX_BATCH", "0", "greater than"),
         ("ENGINE", "vllm", "needs LLGBM_VLLM_URL"),
         ("VLLM_URL", "gpu-1:8000", "'gpu-1:8000' is not a vLLM server's address, such as http://host:8000"),
-        ("VLLM_URL", "http://me:secret@gpu-1:8000", "'http://gpu-1:8000' comes with a user or a password"),
-        ("API_KEY_HASHES", ",", "nothing between them"),
-        ("VLLM_MAX_LORAS", "100", "raise the second"),
+        ("VLLM_URL", "http://me:secret@gpu-1:8000", "'http://gpu-1:8000' has a user or a password"),
+        ("API_KEY_HASHES", ",", "it has only commas"),
+        ("VLLM_MAX_LORAS", "100", "set the second to at least the first"),
     ],
 )
 def test_a_wrong_value_is_refused_with_what_is_right(
