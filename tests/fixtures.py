@@ -1,4 +1,4 @@
-"""The models that tests share: the tiny random ones, made once a session, and the real 0.5B base."""
+"""Models shared by the tests: tiny random ones, made once per session, and the real 0.5B base."""
 
 from __future__ import annotations
 
@@ -67,10 +67,9 @@ def real_base(real_base_path: Path) -> Base:
 
 
 def random_lora(spec: LoRASpec, seed: int, *, size: float = 1.0) -> LoRAWeights:
-    """A LoRA of which every product `scaling * B @ A` has about `size` times the norm of a random module's
-    weight.
+    """A random float32 LoRA; the same for the same arguments.
 
-    float32; the same for the same arguments.
+    Each product `scaling * B @ A` has about `size` times the norm of a random module's weight.
     """
     generator = torch.Generator().manual_seed(seed)
 

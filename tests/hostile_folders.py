@@ -1,6 +1,6 @@
-"""Folders that look like adapters and are none: torn, oversized, of wrong types, not finite, pickled, linked, misnamed.
+"""Invalid adapter folders: truncated, oversized, of wrong types, not finite, pickled, linked or misnamed.
 
-`spoil` draws one way to ruin a good PEFT folder. Whatever reads the result must refuse it.
+`spoilers` draws one way to damage a valid PEFT folder. Every reader must refuse the result.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ UNSUPPORTED = {"use_dora": True, "bias": "all", "rank_pattern": {"q_proj": 1}, "
 
 
 class Bomb:
-    """A pickle that leaves a mark if it is ever read."""
+    """A pickle that creates a file when it is read."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -44,7 +44,7 @@ def _tensors(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> Non
 def _torn(draw: st.DrawFn, folder: Path) -> None:
     path = folder / draw(FILES)
     data = path.read_bytes()
-    path.write_bytes(data[: draw(st.integers(0, len(data) - 3))])  # JSON without its last line end is whole
+    path.write_bytes(data[: draw(st.integers(0, len(data) - 3))])  # JSON without its last line break is complete
 
 
 def _longer(draw: st.DrawFn, folder: Path) -> None:
@@ -91,7 +91,7 @@ def _wrong_shape(draw: st.DrawFn, folder: Path) -> None:
 
     def change(tensors: dict[str, Tensor]) -> None:
         name = sorted(tensors)[tensor % len(tensors)]
-        # another rank than the options say; other widths are for the base to refuse
+        # a rank that differs from the config; only a base can refuse other widths
         tensors[name] = tensors[name].repeat((times, 1) if "lora_A" in name else (1, times))
 
     _tensors(folder, change)
@@ -156,7 +156,7 @@ WAYS = [
 
 @st.composite
 def spoilers(draw: st.DrawFn) -> Callable[[Path], str]:
-    """What spoils a PEFT folder in place, and returns in which way; all it leaves is in the folder and its parent."""
+    """A function that damages a PEFT folder and returns the kind of damage; it writes only there and in the parent."""
     way = draw(st.sampled_from(WAYS))
 
     def spoil(folder: Path) -> str:

@@ -1,11 +1,11 @@
-"""Keeps the tests off the network.
+"""Keeps the tests from using the network.
 
-While a guard is installed and not opened, any attempt of this process to reach an address that is not on this
-machine raises `NetworkRefusedError`; loopback and unix sockets work. The attempt is also written down in
-`NetworkGuard.refused`, so a test fails even where the code under test swallows the exception.
+While a guard is installed and closed, any attempt of this process to reach another machine raises
+`NetworkRefusedError`; loopback and unix sockets work. `NetworkGuard.refused` records the attempt, so a test fails even
+if the code under test swallows the exception.
 
-The guard is an audit hook of the interpreter, so it holds for every socket made from Python, whoever makes it
-and in whatever thread. It does not reach into child processes or into libraries with sockets of their own.
+The guard is an audit hook of the interpreter, so it covers all sockets made from Python, in all threads. It does not
+cover child processes, or libraries that open sockets without Python.
 """
 
 import ipaddress
@@ -22,11 +22,11 @@ NAME_EVENTS = frozenset({"socket.getaddrinfo", "socket.gethostbyname"})
 
 
 class NetworkRefusedError(RuntimeError):
-    """A test tried to reach another machine. Not an OSError, so no retry for a broken network hides it."""
+    """A test tried to reach another machine. Not an OSError, so that retries for network failures do not hide it."""
 
 
 def is_local(host: str | bytes | None) -> bool:
-    """Whether a host, as given to a socket or to a resolver, can only mean this machine."""
+    """Whether a host, as passed to a socket or a resolver, is always this machine."""
     if isinstance(host, bytes):
         host = host.decode("idna")
     if not host or host == "localhost":
@@ -41,8 +41,7 @@ def is_local(host: str | bytes | None) -> bool:
 class NetworkGuard:
     """Refuses connections and name look-ups that leave this machine.
 
-    An audit hook cannot be taken out of an interpreter again, so a process has one guard, and `allowed`
-    opens it for a while.
+    An audit hook cannot be removed, so a process has one guard, and `allowed` opens it for a while.
     """
 
     def __init__(self) -> None:
@@ -51,12 +50,12 @@ class NetworkGuard:
         self._lock = threading.Lock()
 
     def install(self) -> None:
-        """Starts to watch this process, until it ends."""
+        """Watch this process until it ends."""
         sys.addaudithook(self._watch)
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
-        """Lets this process, all threads of it, reach the network inside the `with` block."""
+        """A block in which all threads of this process may use the network."""
         with self._lock:
             self._open += 1
         try:

@@ -1,6 +1,6 @@
-"""The README's examples: commands with the answers that they print. Runs them, compares, and can write them anew.
+"""The README's examples: commands with their answers. Runs them, compares the answers, and can rewrite them.
 
-    python -m tests.readme_examples        runs every command against a service of its own and rewrites the answers
+    python -m tests.readme_examples        runs every command against a new service and rewrites the answers
 
 An example is a `console` block: a line that starts with `$ `, its continuation lines (after a backslash), then the
 answer.
@@ -28,21 +28,21 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PORT = "8000"
 VOLATILE = re.compile(r"^(created|bytes|digest|first_token|total|adapter|encode|generate|store|id)$")
-"""Keys whose values differ from run to run, or in the last bits from processor to processor; adapter ids do not."""
+"""Keys whose values differ between runs, or in the last bits between processors; adapter ids do not."""
 
 _BLOCK = re.compile(r"```console\n(.*?)```", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Example:
-    """A command of the README and the answer that stands below it."""
+    """A command of the README and the answer below it."""
 
     command: str
     answer: str
 
 
 def examples(text: str) -> list[Example]:
-    """All examples that talk to the service, in order."""
+    """All examples that use the service, in order."""
     found = []
     for block in _BLOCK.findall(text):
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
@@ -54,7 +54,7 @@ def examples(text: str) -> list[Example]:
 
 @contextmanager
 def service() -> Iterator[int]:
-    """A service with the shipped generator and an empty store, ready to answer; its port."""
+    """The port of a ready service with the shipped generator and an empty store."""
     with socket.socket() as free, tempfile.TemporaryDirectory() as store:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -70,10 +70,10 @@ def service() -> Iterator[int]:
 
 
 def run(example: Example, port: int) -> str:
-    """Run the command against the service on `port`, from the root of the repository; its standard output.
+    """Run the command in the root of the repository, against the service on `port`; returns its standard output.
 
     Raises:
-        subprocess.CalledProcessError: it ended with a status other than 0.
+        subprocess.CalledProcessError: its exit status is not 0.
     """
     command = example.command.replace("\\\n", " ").replace(f":{PORT}", f":{port}")
     if command.startswith("python "):
@@ -89,7 +89,7 @@ def run(example: Example, port: int) -> str:
 
 
 def same(printed: str, expected: str) -> bool:
-    """Whether two answers agree: as JSON, but for what differs from run to run; else as text."""
+    """Whether two answers agree: as JSON without the keys that differ between runs; else as text."""
     try:
         return _same(json.loads(printed), json.loads(expected), "")
     except json.JSONDecodeError:
@@ -109,7 +109,7 @@ def _same(printed: Any, expected: Any, key: str) -> bool:
 
 
 def rewrite(text: str, port: int) -> str:
-    """The README with every answer as the service on `port` gives it."""
+    """The README with the answers of the service on `port`."""
     for example in examples(text):
         answer = run(example, port)
         before = f"{example.answer}\n" if example.answer else ""

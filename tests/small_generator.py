@@ -1,4 +1,4 @@
-"""Generators for the tiny base that are small, and whose adapters do something."""
+"""Small generators for the tiny base, with adapters that are not zero."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SPECS = {
     "rank-stabilised": LoRASpec(2, 3.0, SPEC.modules, use_rslora=True),
 }
 IRREGULAR = LoRASpec(2, 3.0, SPEC.modules[3:9])
-"""Other targets in the first layer than in the second."""
+"""Targets that differ between the two layers."""
 
 
 def calibrate_artefact(folder: Path, scale: float = 0.5) -> GeneratorManifest:
@@ -39,7 +39,7 @@ def calibrate_artefact(folder: Path, scale: float = 0.5) -> GeneratorManifest:
 def active_generator(
     spec: LoRASpec = SPEC, *, config: GeneratorConfig = SMALL, seed: int = 0, size: float = 0.1
 ) -> LoRAGenerator:
-    """A generator as after some training: B0 is not zero, and the condition counts."""
+    """A generator as after training: B0 is not zero, and adapters depend on the condition."""
     generator = create_generator(TINY, spec, config, seed=seed)
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Documents name files that exist, and commands with values that the commands have."""
+"""Files that the documents name exist, and commands have the values that the documents set."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from training.cli.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 CURRENT = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "checkpoints/MODEL_CARD.md", "docs/METHOD.md")
-"""Documents of the present state: every result file that they name is in the repository."""
+"""Documents of the current state: all result files that they name are in the repository."""
 PAST = ("docs/EXPERIMENTS.md",)
-"""Documents whose results and commands are those of the tag `experiments`; only their links lead to files here."""
+"""Documents with results and commands of the tag `experiments`; only their links must lead to files here."""
 
 _PROGRAM = "python -m training"
 _COMMAND = re.compile(

@@ -1,4 +1,4 @@
-"""The guard refuses what leaves this machine, tells it even when swallowed, and lets loopback through."""
+"""The guard refuses connections to other machines, reports swallowed errors, and allows loopback."""
 
 import asyncio
 import contextlib
@@ -81,7 +81,7 @@ def test_unix_sockets_work(tmp_path: Path) -> None:
 
 
 def test_opens_only_inside_the_block(network_guard: NetworkGuard) -> None:
-    # the event alone, as a look-up would raise it: nothing is sent
+    # only the audit event of a look-up: nothing is sent
     event = ("socket.getaddrinfo", "llgbm.invalid", 80, 0, 0, 0)
     with network_guard.allowed():
         sys.audit(*event)

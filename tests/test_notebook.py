@@ -1,4 +1,4 @@
-"""The notebook of examples/ is run anew, and prints what stands in it."""
+"""The notebook of examples/ is run again, and prints its stored output."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ _NUMBER = re.compile(r"[-+]?\d+\.\d+")
 
 
 def printed(notebook: nbformat.NotebookNode) -> list[str]:
-    """What each code cell prints, and the kind of what it shows beside that; standard error is not looked at."""
+    """The output of each code cell: its text, and the types of other output; standard error is ignored."""
     return [
         "".join(
             output.text if output.output_type == "stream" else output.output_type

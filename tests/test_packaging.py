@@ -1,4 +1,4 @@
-"""What a wheel of this project brings, and that its command works where nothing else of the project is."""
+"""The content of the wheel; and its command works without the working tree."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_wheel_brings_the_generator_the_page_and_the_configurations(wheel: Pat
 
 @pytest.fixture(scope="module")
 def command(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
-    """The installed `llgbm` of an environment of its own, which reads the dependencies from the one of the tests."""
+    """The installed `llgbm` of a new environment, with the dependencies of the tests' environment."""
     folder = tmp_path_factory.mktemp("installed")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
     python = folder / "venv" / "bin" / "python"
@@ -91,7 +91,7 @@ def test_the_command_of_an_installed_wheel_chats_trains_and_serves(
     assert json.loads(done.stdout)["context_used"] == "description"
     done = command("train", "fit", "--help")
     assert (done.returncode, done.stdout.split(":")[0]) == (0, "llgbm train fit"), done.stderr
-    done = command("serve", "--port", "70000")  # it is refused by the service's own settings
+    done = command("serve", "--port", "70000")  # the service's settings refuse it
     assert (done.returncode, done.stderr.split(":")[0]) == (2, "LLGBM_PORT"), done.stderr
 
 

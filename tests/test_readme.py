@@ -1,4 +1,4 @@
-"""The README's commands do what the README says, on the real base with the shipped generator."""
+"""The README's commands give the README's answers, on the real base with the shipped generator."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXAMPLES = examples(README.read_text("utf-8"))
 
 @pytest.fixture(scope="module")
 def port(real_base_path: Path, real_encoder_path: Path) -> Iterator[int]:
-    """A service that loads what the fixtures have fetched."""
+    """The port of a service with the weights of the fixtures."""
     with service() as at:
         yield at
 

@@ -1,1 +1,1 @@
-"""Adapters: making, training, refining, and many of them."""
+"""Making, training and refining adapters, and stores with many of them."""

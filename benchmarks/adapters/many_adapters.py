@@ -1,7 +1,7 @@
-"""What a request costs, and what a process holds in memory, with 100 adapters in the store and with 100,000.
+"""Cost of a request, and memory of a process, with 100 and with 100,000 adapters in the store.
 
-Nothing is decoded: the catalogue, the index and the adapters in memory are used as the routes use them. All but the 100
-adapters that are asked for are tiny records, since their tensors are never read. 50 fit into memory.
+Nothing is decoded: the catalogue, the index and the adapters in memory are used as the routes use them. Only 100
+adapters are requested; the others are tiny records, because their tensors are never read. 50 fit into memory.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _CREATED = 1.7e9
 
 @dataclass(frozen=True)
 class _Measured:
-    """Of one store: milliseconds of each kind of request, seconds of the first scan, MB that the process grew by."""
+    """Measurements of one store: milliseconds by request, seconds of the first scan, MB of growth of the process."""
 
     milliseconds: dict[str, list[float]]
     scan: float
@@ -51,7 +51,7 @@ def run(bench: Workbench) -> list[Result]:
         for size in (few, many):
             folder = Path(scratch) / str(size)
             _fill(folder / "store", size)
-            # a process of its own, whose memory is that of this store
+            # in a new process, so that its memory is for this store only
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 measured[size] = pool.apply(_measure, (folder, bench.times(100)))
     kinds = {
@@ -91,7 +91,7 @@ def _identity(number: int) -> str:
 
 
 def _fill(folder: Path, size: int) -> None:
-    """A store with `size` adapters, of which the newest can be read and have a name each."""
+    """A store with `size` adapters; the newest ones are complete, and each has a name."""
     files = AdapterFiles(folder)
     torch.manual_seed(1)
     a = {m.name: torch.randn(_SPEC.rank, m.in_features) for m in _SPEC.modules}
@@ -131,7 +131,7 @@ def _measure(folder: Path, times: int) -> _Measured:
 
 
 async def _measured(folder: Path, times: int) -> _Measured:
-    Path("/proc/self/clear_refs").write_text("5", "ascii")  # the peak begins anew: that of the imports was higher
+    Path("/proc/self/clear_refs").write_text("5", "ascii")  # resets the peak, because that of the imports was higher
     before = _megabytes("VmRSS")
     files = AdapterFiles(folder / "store")
     index = AdapterIndex(files, folder / "index.sqlite")
@@ -189,6 +189,6 @@ def _newest(index: AdapterIndex) -> str:
 
 
 def _megabytes(field: str) -> float:
-    """A number of /proc/self/status. getrusage is no use here: its peak begins with that of the process before exec."""
+    """A field of /proc/self/status in MB. The peak of getrusage includes that of the process before exec."""
     lines = Path("/proc/self/status").read_text("ascii").splitlines()
     return int(next(line for line in lines if line.startswith(f"{field}:")).split()[1]) / 1024

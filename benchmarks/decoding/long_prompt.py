@@ -1,7 +1,7 @@
-"""A running stream beside a long prompt that arrives: the stream's longest gap, and the prompt's first token.
+"""A long prompt arrives while a stream runs: the stream's longest gap, and the time to the prompt's first token.
 
-The prompt is read in turns of the service's default, and whole. As in the service, the stream gets a token between two
-turns.
+The prompt is read in turns of the service's default length, and in one turn. As in the service, the stream gets a token
+between two turns.
 """
 
 from __future__ import annotations

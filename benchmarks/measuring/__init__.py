@@ -1,1 +1,1 @@
-"""What all benchmarks share: timing, the page of results, and models with prompts."""
+"""Shared code of the benchmarks: timing, the page of results, models and prompts."""

@@ -1,1 +1,1 @@
-"""The service over HTTP, other servers in comparison, and a simulated fleet."""
+"""The service over HTTP, compared with other servers, and a simulated fleet."""

@@ -1,4 +1,4 @@
-"""A worker that runs in the environment of llama-cpp-python, and decodes on request; messages are JSON lines.
+"""A worker in the environment of llama-cpp-python that decodes on request. Messages are JSON lines.
 
 Arguments: GGUF of the base, GGUF of one LoRA, threads. A request is {"prompt": token ids, "tokens": n}; the answer is
 {"tokens": n, "seconds": s}, whose time includes the prompt's pass.

@@ -139,7 +139,7 @@ def _source(python: Path) -> Path:
 
 
 def _converters_needs(python: Path) -> Path:
-    """A folder with sentencepiece, which the converters import for every model besides torch and transformers."""
+    """A folder with sentencepiece, which the converters always import, in addition to torch and transformers."""
     folder = environment_folder(LLAMA_CPP) / "converter"
     if not (folder / "sentencepiece").exists():
         command = [str(python), "-m", "pip", "install", "--no-deps", "--target", str(folder), _SENTENCEPIECE]

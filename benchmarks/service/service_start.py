@@ -37,7 +37,7 @@ def start_once(store: Path) -> dict[str, float]:
     process = subprocess.Popen([sys.executable, "-m", "service"], env=os.environ | variables)
     listening: float | None = None
     try:
-        # one client for all polls: making one takes more processor time than a poll
+        # one client for all polls, because creating one takes more processor time than a poll
         with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
             status = 0
             while status != 200:
@@ -62,7 +62,7 @@ def start_once(store: Path) -> dict[str, float]:
 def _used(process: subprocess.Popen[bytes]) -> dict[str, float]:
     """Processor seconds and GB of a process, from /proc."""
     folder = Path(f"/proc/{process.pid}")
-    # the fields behind the name, which is in brackets: the 12th and 13th are user and system time
+    # of the fields after the name in brackets, the 12th and 13th are user and system time
     fields = (folder / "stat").read_text("ascii").rpartition(")")[2].split()
     status = dict(line.split(":", 1) for line in (folder / "status").read_text("ascii").splitlines())
     gigabytes = {name: int(status[field].split()[0]) * 1024 / 1e9 for name, field in _MEMORY.items()}

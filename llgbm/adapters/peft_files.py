@@ -70,7 +70,7 @@ def read_adapter_file(handle: int, folder: Path, name: str, limit: int) -> bytes
     with os.fdopen(opened, "rb") as file:
         if status.st_size > limit:
             raise AdapterFormatError(f"{name} is larger than {limit} bytes")
-        return file.read(status.st_size)  # what is appended meanwhile is left
+        return file.read(status.st_size)  # bytes appended meanwhile are ignored
 
 
 # not through a link, and not waiting for the writer of a pipe
@@ -98,7 +98,7 @@ def _open(handle: int, folder: Path, name: str) -> int:
 
 
 def _hub_blob(folder: Path, link: str) -> Path | None:
-    """What a link of a hub's cache points to, if `folder` is in a snapshot and the target a blob of the same model."""
+    """The target of a link of a hub's cache, if `folder` is in a snapshot and the target a blob of the same model."""
     here = folder.resolve()
     target = Path(os.path.normpath(here / link))
     for parent in here.parents:
@@ -109,7 +109,7 @@ def _hub_blob(folder: Path, link: str) -> Path | None:
 
 
 def _hint(handle: int, name: str) -> str:
-    """What stands in the folder in its place."""
+    """A hint about the other files in the folder, for the error of a missing file."""
     names = sorted(os.listdir(handle))  # a handle, not a path
     if name == _WEIGHTS_FILE and _PICKLE_FILE in names:
         return (

@@ -28,7 +28,7 @@ class SamplingParams:
         max_tokens: tokens at most, at least 1.
         temperature: 0 is greedy; above, logits are divided by it.
         top_p: only the most likely tokens that together reach this probability are drawn from; 0 is greedy.
-        top_k: only so many of the most likely tokens are drawn from; 0 for all.
+        top_k: number of most likely tokens that are drawn from; 0 for all.
         min_p: only tokens with at least this part of the likeliest token's probability are drawn from.
         repetition_penalty: logits of tokens of the prompt or the answer are divided by it where they are positive and
             multiplied by it where they are not. 1 for none.
@@ -36,10 +36,9 @@ class SamplingParams:
         frequency_penalty: taken off the logits once for each time that the answer has the token.
         logit_bias: (token, number) pairs; the number is added to the token's logit.
         seed: the same seed gives the same draws; None a fresh one.
-        stop_token_ids: tokens that end the answer; None for those of the base's generation config, () for
-            none.
-        logprobs: None for no log probabilities; else that of each chosen token and of so many of the
-            likeliest.
+        stop_token_ids: tokens that end the answer; None for those of the base's generation config, () for none.
+        logprobs: number of likeliest tokens whose log probabilities are returned, in addition to that of the chosen
+            token; None for no log probabilities.
 
     Raises:
         ConfigError: a value is out of range.

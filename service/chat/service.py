@@ -65,7 +65,7 @@ class ChatOptions:
         choices: number of answers to the same prompt.
         compare_base: answer with the plain base too.
         json: the form of a JSON answer; None for text.
-        examples: (input, output) pairs of a task, which make its adapter and may stand in the context.
+        examples: (input, output) pairs of a task, which make its adapter and may be in the context.
         context: the texts of the task in the context, in addition to the messages; None for auto.
     """
 

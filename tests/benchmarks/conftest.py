@@ -1,4 +1,4 @@
-"""The tiny models on the workbench, so that every benchmark that needs no peer runs in a test."""
+"""A workbench with tiny models, for tests of all benchmarks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tiny models behind the service, and applications with the real and with a dummy decoder."""
+"""The service with tiny models, and applications with the real decoder and with a dummy one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.service.support.real_vllm import RealVLLM
 from tests.service.support.real_vllm import real_vllm as start_vllm
 from tests.service.support.redis_server import RedisServer
 
-# The fixture that starts the tool, and the marker that says so: no test can take the one without having the other.
+# fixture that starts a tool -> marker that tests with this fixture get
 MARKER_OF_FIXTURE = {"redis_server": "redis", "browser": "browser"}
 
 
@@ -64,7 +64,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def dummy(tiny_base: Base) -> DummyDecoder:
-    """Answers "plain answer" without an adapter and "adapted answer" with one, a character for a token."""
+    """Answers "plain answer" without an adapter and "adapted answer" with one, one token per character."""
 
     def script(row: DecodeRequest) -> Sequence[int]:
         text = "plain answer" if row.adapter is None else "adapted answer"
@@ -96,7 +96,7 @@ def load_tiny(tiny_base: Base, tiny_maker: AdapterMaker) -> LoadModels:
 
 @pytest.fixture
 async def dummy_app(settings: Settings, load_dummy: LoadModels) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
-    """An application that answers from the script."""
+    """An application with the dummy decoder."""
     async with running(settings, load_dummy) as pair:
         yield pair
 

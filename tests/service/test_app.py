@@ -1,4 +1,4 @@
-"""The application as a whole: drains, survives what fails around it."""
+"""The application as a whole: it drains, and survives failures of Redis and the disk."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def test_past_the_deadline_of_the_drain_answers_end_with_an_error(
 def test_redis_killed_frozen_and_restarted_under_load_fails_no_request(
     tmp_path: Path, redis_server: RedisServer, tiny_base_path: Path, tiny_encoder_path: Path, tiny_checkpoint_path: Path
 ) -> None:
-    """Eight clients make adapters and chat, with a rate limit in Redis, until Redis has been away six times."""
+    """Eight clients make adapters and chat, with a rate limit in Redis, during six outages of Redis."""
     settings = make_settings(
         tmp_path,
         redis_url=SecretStr(redis_server.url),
@@ -189,7 +189,7 @@ async def test_a_process_that_loads_can_be_stopped(settings: Settings, load_dumm
         started = time.monotonic()
         async with app.router.lifespan_context(app):
             await until(loading.is_set)
-        assert time.monotonic() - started < 30  # and not the minute that the models take
+        assert time.monotonic() - started < 30  # not the minute that loading takes
     finally:
         released.set()
 

@@ -1,4 +1,4 @@
-"""What operators and their tools put into the environment is read for what is meant, or refused."""
+"""Variables as operators and their tools write them are understood or refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from service.environment import service_links
 from service.setting_values import unquoted
 from service.settings import Settings, refused, unknown_variables
 
-LINKS = {  # of Services called llgbm, llgbm-redis and llgbm-vllm, as a container finds them
+LINKS = {  # variables that a container gets for Services called llgbm, llgbm-redis and llgbm-vllm
     "LLGBM_SERVICE_HOST": "10.0.0.7",
     "LLGBM_SERVICE_PORT": "8000",
     "LLGBM_SERVICE_PORT_HTTP": "8000",

@@ -1,4 +1,4 @@
-"""The process: starts, serves, drains at SIGTERM."""
+"""The process: it starts, serves, and drains at SIGTERM."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def process(tmp_path: Path, tiny_checkpoint_path: Path, tiny_base_path: Path) ->
 
 
 def endless_question(base: Base) -> str:
-    """A question to which the tiny base's greedy answer is still going on after 300 tokens."""
+    """A question whose greedy answer by the tiny base has more than 300 tokens."""
     questions = [letter * 3 for letter in string.ascii_lowercase]
     prompts = [prompt_ids(base.tokenizer, [{"role": "user", "content": question}]) for question in questions]
     answers = generate(base, prompts, params=SamplingParams(max_tokens=300))
@@ -40,8 +40,8 @@ def endless_question(base: Base) -> str:
 
 @contextmanager
 def endless_answer(process: Process, base: Base) -> Iterator[list[str]]:
-    """The lines of a streamed answer as they come, from the first one on; after the block it has ended."""
-    # takes longer than the drain: the greedy answer of the base runs in a circle
+    """The lines of a streamed answer, added as they arrive. There is one at the start, and all after the block."""
+    # takes longer than the drain, because the greedy answer of the base repeats itself
     long = {
         "model": base.spec.base_id,
         "messages": [{"role": "user", "content": endless_question(base)}],
@@ -67,7 +67,7 @@ def endless_answer(process: Process, base: Base) -> Iterator[list[str]]:
 
 
 def ending(events: list[str]) -> tuple[object, str]:
-    """The code of the error that a stream ended with, and its last line."""
+    """The code of the error at the end of a stream, and its last line."""
     *_, last, done = events
     return json.loads(last.removeprefix("data: ")).get("error", {}).get("code"), done
 
@@ -80,7 +80,7 @@ def test_it_serves_the_main_path_and_drains_at_sigterm(process: Process, tiny_ba
     answer = httpx.post(f"{process.url}/chat", json=body, timeout=60).json()
     assert answer["modules_hooked"] == 14
 
-    # one client, made beforehand: draining takes two seconds, in which a busy machine may not get to make another
+    # one client, created before: draining takes two seconds, and a busy machine may need longer to create another
     with httpx.Client(base_url=process.url, timeout=60) as client, endless_answer(process, tiny_base) as events:
         process.popen.send_signal(signal.SIGTERM)
         wait_until(lambda: client.get("/readyz").json()["status"] == "draining", seconds=10)

@@ -1,4 +1,4 @@
-"""The container files name settings, files and times that exist."""
+"""The container files use settings, files and times that exist."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_prometheus_scrapes_the_port_that_the_image_serves_on(compose: dict[str,
 
 
 def test_any_uid_of_group_0_may_write_where_the_image_writes(tmp_path: Path) -> None:
-    """As on OpenShift. The image is not built here: its lines are looked at, and its entry point is run."""
+    """As on OpenShift. The image is not built: its lines are checked, and its entry point is run."""
     home = re.findall(r"\bHOME=(\S+)", DOCKERFILE)[0]
     assert re.search(rf"useradd .*--gid 0 --home-dir {home} --create-home", DOCKERFILE)
     assert f"chmod -R g=u {home}\n" in DOCKERFILE
@@ -79,7 +79,7 @@ def test_any_uid_of_group_0_may_write_where_the_image_writes(tmp_path: Path) -> 
     assert len(written) == 3
     assert all(path.startswith(f"{home}/") for path in written)
     assert re.findall(r"^VOLUME (\S+)$", DOCKERFILE, flags=re.MULTILINE) == [home]
-    # the user has no name in /etc/passwd there, and libraries ask for one
+    # there the user has no entry in /etc/passwd, which libraries look up
     assert re.search(r"\bUSER=\w+", DOCKERFILE)
 
     entry = json.loads(re.findall(r"^ENTRYPOINT (.*)$", DOCKERFILE, flags=re.MULTILINE)[0])
@@ -89,5 +89,5 @@ def test_any_uid_of_group_0_may_write_where_the_image_writes(tmp_path: Path) -> 
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     process = subprocess.Popen([*entry, "--help"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
     said, _ = process.communicate()
-    assert said == f"{process.pid} -m service --help\n"  # in place of the shell, so that signals reach it
+    assert said == f"{process.pid} -m service --help\n"  # replaces the shell, so that signals reach it
     assert (tmp_path / "written").stat().st_mode & 0o777 == 0o664

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.ray
 
 
-@pytest.mark.timeout(900)  # the example alone may wait 300 seconds for its start
+@pytest.mark.timeout(900)  # the example alone may need 300 seconds to start
 def test_a_replica_is_killed_under_load_and_no_request_fails(
     redis_server: RedisServer, tmp_path: Path, tiny_checkpoint_path: Path, tiny_base_path: Path, tiny_encoder_path: Path
 ) -> None:
@@ -39,7 +39,7 @@ def test_a_replica_is_killed_under_load_and_no_request_fails(
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["requests"], found["failed"]) == (120, 0)
     assert (found["replicas"], found["killed"]) == (2, 1)
-    assert len(found["resent_by_the_client"]) <= 1  # seen once in a hundred kills, see docs/SCALING.md
+    assert len(found["resent_by_the_client"]) <= 1  # happened once in a hundred kills, see docs/SCALING.md
     assert len([path for path in (tmp_path / "store").iterdir() if path.name.startswith("lora-")]) == 60
     with redis_server.client() as client:
         assert client.dbsize() >= 60  # the embeddings

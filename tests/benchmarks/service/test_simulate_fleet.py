@@ -22,7 +22,7 @@ IDLE = replace(SMALL, requests_per_second=0.01)
 
 
 def hit_rate_of_lru(share: np.ndarray, size: int) -> float:
-    """Che's approximation: an item is there if it was asked for within the time in which `size` items are."""
+    """Che's approximation: an item is cached if it was requested within the time in which `size` items are."""
     low, high = 0.0, 1e12
     for _ in range(200):
         middle = (low + high) / 2
@@ -51,7 +51,7 @@ def test_an_idle_fleet_answers_in_the_time_that_the_parts_take() -> None:
     warm = simulate(replace(IDLE, store_adapters=1000, memory_adapters=1000), 1000, 0.8, requests=500, seed=0)
     assert warm.first_token_p99 == pytest.approx(IDLE.prefill_seconds, abs=1e-3)
     cold = simulate(replace(IDLE, store_adapters=1, memory_adapters=1), 10**6, 0.1, requests=500, seed=0)
-    moved = 2 * IDLE.adapter_megabytes / IDLE.store_megabytes_per_second  # into the store and out of it
+    moved = 2 * IDLE.adapter_megabytes / IDLE.store_megabytes_per_second  # written to the store and read from it
     steps = IDLE.generator_seconds + moved + IDLE.load_seconds + IDLE.prefill_seconds
     assert cold.first_token_p50 == pytest.approx(steps, abs=1e-3)
     assert cold.store_hits < 0.05

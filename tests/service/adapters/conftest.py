@@ -1,4 +1,4 @@
-"""Two machines on one shared store; each module has its own `url`."""
+"""Two machines that share a store; each module has its own `url`."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def pair(url: str, tmp_path: Path) -> Pair:
 
 @pytest.fixture
 def no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What other machines change is seen at once."""
+    """Changes by other machines are visible immediately."""
     monkeypatch.setattr(shared_files, "FRESH_SECONDS", 0.0)

@@ -1,4 +1,4 @@
-"""Copies of a store elsewhere leave by bytes, the least recently used first, and come back when they are asked for."""
+"""Local copies of a remote store are limited in bytes. The least recently used are removed first, and fetched again."""
 
 from __future__ import annotations
 

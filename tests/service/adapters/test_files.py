@@ -54,7 +54,7 @@ def test_the_newest_comes_first_and_only_ids_count(files: AdapterFiles, weights:
     for number in (1, 2, 3):
         files.write(weights, record(weights, number, created=number % 3))
     (files.folder / "notes").mkdir()
-    (files.folder / identity(9)).mkdir()  # an empty folder is no adapter
+    (files.folder / identity(9)).mkdir()  # an empty folder is not an adapter
     assert [r.id for r in files.records()] == [identity(2), identity(1), identity(3)]
 
 
@@ -75,7 +75,7 @@ def test_names_are_links_that_mean_one_adapter(files: AdapterFiles, weights: LoR
     files.name("french", identity(1))
     files.name("french", identity(1))
     assert files.resolve("french") == identity(1)
-    assert load_peft(files.folder / "french")[1] == BASE  # other readers may use the name
+    assert load_peft(files.folder / "french")[1] == BASE  # other programs may read the name
     with pytest.raises(NameTakenError):
         files.name("french", identity(2))
     files.name("fr", identity(1))
@@ -137,7 +137,7 @@ def test_deleting_hides_the_adapter_at_once_and_everywhere(files: AdapterFiles, 
 
 
 def test_a_full_disk_is_an_error_of_its_own_and_leaves_nothing(tmp_path: Path) -> None:
-    """In a process of its own, where the kernel refuses files above 8 kB as it refuses them on a full disk."""
+    """In a child process, where the kernel refuses files above 8 kB as on a full disk."""
     code = f"""
 import resource, signal
 from pathlib import Path

@@ -43,7 +43,7 @@ async def test_one_waits_for_the_other_longer_than_a_lease_and_other_names_do_no
     await until(lambda: order == ["first"])
     second = asyncio.create_task(taken(two[1], "a", gate, order, "second"))
     async with two[1].hold("b"):
-        await asyncio.sleep(5)  # two leases and a half: it was renewed
+        await asyncio.sleep(5)  # 2.5 leases, so the lease was renewed
     assert order == ["first"]
     gate.set()
     await asyncio.gather(first, second)

@@ -1,4 +1,4 @@
-"""The index shows what the store holds, whoever changed it, and no request reads the whole store."""
+"""The index matches the store after changes by any process, and no request reads the whole store."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WEIGHTS = random_lora(lora_spec("tiny"), 1)
 
 
 def put_by_hand(files: AdapterFiles, number: int, *, created: float = 1.0) -> AdapterRecord:
-    """A folder as a copy brings it; tiny, since an index looks at the record alone."""
+    """A folder like a copied adapter, without tensors, because the index reads only the record."""
     made = record(WEIGHTS, number, created=created).model_copy(update={"norms": {"q_proj": (1.0, None)}})
     folder = files.path(made.id)
     folder.mkdir()
@@ -52,7 +52,7 @@ def opened(tmp_path: Path) -> Iterator[Opened]:
 
 @pytest.fixture(autouse=True)
 def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scan may follow the one before at once."""
+    """A scan may start immediately after another."""
     monkeypatch.setattr("service.adapters.index._REST", 0)
 
 

@@ -1,4 +1,4 @@
-"""The store in an object bucket, over the S3 protocol: uploads, two replicas, an outage, an upload that is cut."""
+"""The store in a bucket over the S3 protocol: uploads, two replicas, an outage, and an interrupted upload."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_many_machines_that_write_one_adapter_leave_one(tmp_path: Path, url: str
 
 def test_an_upload_that_is_cut_leaves_no_adapter_and_can_be_done_again(pair: Pair, s3: S3Server) -> None:
     one, two = pair
-    s3.gate.cut_after = 20_000  # within the tensors
+    s3.gate.cut_after = 20_000  # in the middle of the tensors
     with pytest.raises(StoreUnavailableError):
         one.write(WEIGHTS, record(WEIGHTS))
     s3.gate.cut_after = None
@@ -132,7 +132,7 @@ async def test_two_replicas_share_a_bucket_and_an_outage_is_503_until_it_ends(
         made = await one.post("/generate-adapter", json={"prompt": "a task", "name": "mine"})
         assert made.status_code == 201
         assert [await ask(one), await ask(two)] == [200, 200]
-        async with asyncio.timeout(60):  # a scan finds it, and the last one was a moment ago
+        async with asyncio.timeout(60):  # a scan finds it, but the last scan was a moment ago
             while [each["names"] for each in (await two.get("/adapters")).json()["data"]] != [["mine"]]:
                 await asyncio.sleep(0.1)
 

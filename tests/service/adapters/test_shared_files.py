@@ -1,4 +1,4 @@
-"""A store behind an address of fsspec, seen by two machines: two folders of copies over one address."""
+"""A store at an fsspec address, used by two machines: two folders of copies for one address."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_of_two_that_write_at_once_the_first_record_stays(
 def test_of_two_that_write_other_bytes_at_once_the_record_is_that_of_the_files(
     pair: Pair, weights: LoRAWeights, monkeypatch: pytest.MonkeyPatch, no_delay: None, last: str
 ) -> None:
-    """Two processors may round differently: whichever puts its files last, the store holds a whole adapter."""
+    """Two processors may round differently. The store has a consistent adapter, no matter which machine writes last."""
     one, two = pair
     other = random_lora(lora_spec("tiny"), 2)
     put: Any = two._put_record
@@ -210,7 +210,7 @@ def test_names_mean_one_adapter_on_every_machine(pair: Pair, weights: LoRAWeight
     assert one.names() == two.names() == {identity(1): ["fr", "french"]}
     with pytest.raises(NameTakenError):
         two.name("french", identity(2))
-    one._fs.rm_file(one._at(identity(1), RECORD_FILE))  # as if its deletion was cut off
+    one._fs.rm_file(one._at(identity(1), RECORD_FILE))  # as after an interrupted deletion
     two.name("french", identity(2))
     assert one.resolve("french") == identity(2)
     assert two.unname("french")

@@ -50,7 +50,7 @@ def test_what_is_in_use_stays_even_beyond_the_limit_and_goes_when_it_is_free(tmp
     leases = [store.acquire(identity(number)) for number in (1, 2, 3)]
     assert len(store.resident) == 3
     leases[0].release()
-    leases[0].release()  # a second time changes nothing
+    leases[0].release()  # a second release does nothing
     assert list(store.resident) == [identity(2), identity(3)]
     assert store.resident[identity(2)] == 1
     for lease in leases:
@@ -135,7 +135,7 @@ def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Any order of acquire, release and delete."""
+    """acquire, release and delete in any order."""
 
     def __init__(self) -> None:
         super().__init__()

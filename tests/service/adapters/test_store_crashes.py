@@ -1,4 +1,4 @@
-"""Writers that are killed, at every step and at random ones, and disks that are full at every step."""
+"""Writers that are killed at each step and at random steps, and disks that are full at each step."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def store_with_one(folder: Path) -> AdapterFiles:
 
 
 def content(files: AdapterFiles) -> dict[Path, bytes]:
-    """All that is in a store, hidden or not."""
+    """All files of a store with their content, hidden ones included."""
     paths = sorted(files.folder.rglob("*"))
     return {path: path.read_bytes() if path.is_file() else b"" for path in paths}
 
@@ -45,7 +45,7 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def whole(folder: Path) -> set[str]:
-    """The adapters of a store that was just opened, each read and compared with its record; nothing else is there."""
+    """Ids of the adapters of a newly opened store. Each must match its record, and no other file may be left."""
     files = AdapterFiles(folder)
     records = files.records()
     for each in records:
@@ -74,7 +74,7 @@ def test_killed_at_any_step_every_adapter_is_whole_or_not_there(
         if job != "delete":
             assert identity(1) in kept
             assert AdapterFiles(folder).resolve("first") == identity(1)
-        assert run_doomed(job, folder, "killed", NEVER) == 0  # it can be done again
+        assert run_doomed(job, folder, "killed", NEVER) == 0  # the work can be repeated
         assert whole(folder) == set(map(identity, result))
     assert moment > steps
     assert (left_behind > 0) == (job != "name")
@@ -89,7 +89,7 @@ def test_full_at_any_step_nothing_is_kept_and_what_exists_stays(job: str, steps:
         status = run_doomed(job, folder, "disk full", moment)
         if status == 0:
             break
-        assert status in (FULL, ENDURED)  # the work does not depend on every step
+        assert status in (FULL, ENDURED)  # not every step matters for the result
         assert status == ENDURED or content(AdapterFiles(folder)) == before
         refused += status == FULL
         assert identity(1) in whole(folder)
@@ -97,7 +97,7 @@ def test_full_at_any_step_nothing_is_kept_and_what_exists_stays(job: str, steps:
 
 
 def test_writers_that_are_killed_again_and_again_leave_whole_adapters_only(tmp_path: Path) -> None:
-    """Three at a time in one store, one of which is killed every now and then and replaced."""
+    """Three writers in one store; now and then one is killed and replaced."""
     randomness = random.Random(7)
     folder = tmp_path / "store"
     starts = count(3, 3_000_000)
@@ -118,14 +118,14 @@ def test_writers_that_are_killed_again_and_again_leave_whole_adapters_only(tmp_p
         victim = randomness.randrange(3)
         writers[victim].kill()
         writers[victim].join()
-        writers[victim] = start()  # which sweeps while the others write
+        writers[victim] = start()  # opening sweeps while the others write
         files = AdapterFiles(folder)
         now = {each.id for each in files.records()}
         lasting = {each for each in kept if int(each[5:], 16) % 3}
-        assert lasting <= now  # nothing that was there and that nobody deletes is ever lost
+        assert lasting <= now  # adapters that nobody deletes are never lost
         kept = now
     for writer in writers:
-        assert writer.is_alive()  # nobody's work was swept away from under it
+        assert writer.is_alive()  # it would have died without its folder
         writer.kill()
         writer.join()
     found = whole(folder)
@@ -143,7 +143,7 @@ def test_what_a_dead_writer_left_is_swept_and_a_living_ones_is_not(tmp_path: Pat
     process.start()
     assert ready.wait(60)
     (living,) = folder.glob(PREFIX + "*")
-    os.utime(living, (1, 1))  # age says nothing
+    os.utime(living, (1, 1))  # age does not matter
     AdapterFiles(folder)
     assert (living / "file").exists()
     process.kill()

@@ -27,7 +27,7 @@ def bytes_to_text(ids: list[int]) -> str:
 async def generation_of(
     texts: list[str], *, stop: tuple[str, ...] = (), max_tokens: int = 50, held: bool = False
 ) -> AsyncIterator[tuple[Generation, DummyDecoder, Engine]]:
-    """A generation with one row for each text, a byte for a token; `held` before its second token."""
+    """A generation with one row per text and one token per byte; with `held` it stops before the second token."""
     decoder = DummyDecoder(lambda row: [*texts[row.prompt[0]].encode(), END])
     if held:
         decoder.hold.clear()

@@ -7,7 +7,7 @@ from service.chat.text_stream import TextStream
 
 
 def decode(ids: Sequence[int]) -> str:
-    """One token is one byte: the hardest case for characters of several bytes."""
+    """One token is one byte, the hardest case for characters of several bytes."""
     return bytes(ids).decode("utf-8", errors="replace")
 
 
@@ -38,7 +38,7 @@ def test_text_ends_before_the_first_stop_string_and_nothing_of_it_gets_out(text:
         if stream.stopped:
             break
     out += stream.finish()
-    # the stop string that is complete first ends the text, at its start
+    # the first complete stop string ends the text
     ends = [(at + len(s), at) for s in stop if (at := text.find(s)) >= 0]
     assert stream.stopped == bool(ends)
     if ends:

@@ -1,8 +1,8 @@
-"""Hold the service under load and see whether anything leaks: `python -m tests.service.end_to_end.soak --minutes 10`.
+"""Keeps the service under load and looks for leaks: `python -m tests.service.end_to_end.soak --minutes 10`.
 
-A real `python -m service` on the tiny models, in a process of its own; 64 streams over 32 adapters, of which eight have
-room in memory; a third of the clients hang up at random. Prints progress, one line of JSON and PASS or FAIL with the
-reasons; the exit status is 0 or 1. Linux only: memory and open files are read from /proc.
+Runs `python -m service` with the tiny models in a separate process, and sends 64 streams over 32 adapters, eight of
+which fit in memory. A third of the clients disconnect at random. Prints progress, one line of JSON, and PASS or FAIL
+with the reasons; the exit status is 0 or 1. Linux only, because memory and open files are read from /proc.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from tests.service.support.tiny_checkpoint import build_tiny_checkpoint
 STREAMS, ADAPTERS, RESIDENT = 64, 32, 8
 ADAPTER_BYTES = 32768
 WARM_UP = 0.25
-"""Part of the time after which memory should not grow any more."""
+"""Fraction of the time after which memory should not grow."""
 _GAUGES = ("llgbm_queue_depth", "llgbm_batch_rows", "llgbm_adapters_in_use", "llgbm_adapters_resident")
 
 
 @dataclass
 class Report:
-    """What was seen; `problems` is empty if all is well."""
+    """The measurements; `problems` is empty if the test passed."""
 
     numbers: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Report:
 
 
 def soak(folder: Path, seconds: float, limit_mb: float) -> Report:
-    """Run the load for `seconds` and judge it."""
+    """Run the load for `seconds` and evaluate the measurements."""
     base, encoder = build_tiny_base(folder / "base"), build_tiny_encoder(folder / "encoder")
     checkpoint = build_tiny_checkpoint(folder / "checkpoint", base, encoder)
     process = Process(folder, checkpoint, base, ADAPTER_MEMORY=str(RESIDENT * ADAPTER_BYTES), LOG_LEVEL="error")
@@ -103,7 +103,7 @@ async def _soak(process: Process, folder: Path, seconds: float, limit_mb: float)
 
 
 async def _sample(process: Process, start: float, seconds: float) -> list[tuple[float, float]]:
-    """(seconds since the start, resident MB), about every second."""
+    """(seconds since the start, resident MB), about once per second."""
     samples: list[tuple[float, float]] = []
     while (now := time.monotonic() - start) < seconds or not samples:
         samples.append((now, _resident_mb(process)))
@@ -115,7 +115,7 @@ async def _sample(process: Process, start: float, seconds: float) -> list[tuple[
 
 
 def _plain_answer(process: Process) -> str:
-    """A greedy answer of the base alone: no adapter may stick to it."""
+    """A greedy answer of the plain base, which no earlier adapter may change."""
     model = httpx.get(f"{process.url}/v1/models").json()["data"][0]["id"]
     body = {"model": model, "messages": [{"role": "user", "content": "cheese"}], "max_tokens": 16, "temperature": 0}
     answer = httpx.post(f"{process.url}/v1/chat/completions", json=body, timeout=60)
@@ -124,7 +124,7 @@ def _plain_answer(process: Process) -> str:
 
 
 def _settled(process: Process) -> dict[str, float]:
-    """The gauges once nothing runs any more, or as they are after a while."""
+    """The gauges after all requests have ended, or after a timeout."""
     deadline = time.monotonic() + 20
     while True:
         lines = httpx.get(f"{process.url}/metrics").text.splitlines()
@@ -145,12 +145,10 @@ def _open_files(process: Process) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Soak, print, and say by the exit status how it went."""
+    """Run the test and print its result; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.service.end_to_end.soak", description=soak.__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument(
-        "--limit-mb", type=float, default=24.0, help="growth of memory after the warm-up that is allowed"
-    )
+    parser.add_argument("--limit-mb", type=float, default=24.0, help="allowed growth of memory after the warm-up")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         report = soak(Path(folder), 60 * given.minutes, given.limit_mb)

@@ -1,4 +1,4 @@
-"""Streams over many adapters from clients of which a third hang up at random."""
+"""Streams over many adapters; a third of the clients disconnect at random."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import httpx
 
 
 async def storm(url: str, *, streams: int, adapters: int, go_on: Callable[[int], bool], seed: int = 5) -> Counter[str]:
-    """Keep `streams` requests under way, each client one after the other as long as `go_on(its requests so far)`.
+    """Run `streams` clients at once. Each sends one request after the other while `go_on(its requests so far)`.
 
     Returns:
-        How many streams were `finished` and `left`, and what else happened, by its description.
+        Number of streams that were `finished` and `left`, and of other events by their description.
     """
     randomness = random.Random(seed)
     outcomes: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""schemathesis holds the running service to openapi.json: no 5xx, no answer that the document does not allow."""
+"""schemathesis compares the running service with openapi.json: no 5xx, and only documented responses."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ WITH_INPUT = [
     for path, method in OPERATIONS
     if {"requestBody", "parameters"} & PATHS[path][method].keys() and "{" not in path  # any text may be an id
 ]
-# some rules, such as "prompt or adapter_id, not both", are in the descriptions and not in the schema
+# some rules, such as "prompt or adapter_id, not both", are only in the descriptions, not in the schema
 CONFIG = SchemathesisConfig.from_dict(
     {
-        # an adapter that is made again has its old id again, which the check for deleted resources takes for a fault;
-        # the test of sequences looks into the store instead
+        # An adapter that is made again has its old id, which the check for deleted resources reports as an error.
+        # The test of sequences looks into the store instead.
         "checks": {"positive_data_acceptance": {"enabled": False}, "use_after_free": {"enabled": False}},
-        # only the links of the document, none that are guessed
+        # only the document's links, no guessed ones
         "phases": {"stateful": {"inference": {"algorithms": []}}},
     }
 )
@@ -66,7 +66,7 @@ def api(server: LiveServer) -> schemathesis.BaseSchema:
 
 
 def validate(operation: Any, mode: GenerationMode, **call: Any) -> set[int]:
-    """Call an operation with many requests; the statuses that it answered."""
+    """Call an operation with many requests; returns the statuses of the responses."""
     statuses = set()
 
     @EXAMPLES
@@ -97,7 +97,7 @@ def test_files_in_place_of_json_are_in_the_document_too(api: schemathesis.BaseSc
 
 
 def test_sequences_of_operations_follow_the_links(api: schemathesis.BaseSchema, server: LiveServer) -> None:
-    """Make, show, download, delete, in any order; what was deleted is not found any more."""
+    """Make, show, download and delete in any order; deleted adapters are not found."""
     workflow: Any = api.as_state_machine()
     seen: set[tuple[str, int]] = set()
     store = services_of(server.app).store
@@ -105,7 +105,7 @@ def test_sequences_of_operations_follow_the_links(api: schemathesis.BaseSchema, 
     class Recorded(workflow):  # type: ignore[misc]
         def setup(self) -> None:
             super().setup()
-            for record in store.files.records():  # so that a sequence always begins alike
+            for record in store.files.records():  # so that each sequence starts with an empty store
                 store.delete(record.id)
 
         def after_call(self, response: Any, case: schemathesis.Case[Any]) -> None:

@@ -1,4 +1,4 @@
-"""The main path on the tiny base with the real decoder: what the service answers is what PEFT answers."""
+"""The main path on the tiny base with the real decoder: the service gives the same answers as PEFT."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UPPER = "Write the word in upper case."
 
 
 def greedy_with_peft(model: torch.nn.Module, base: Base, tokens: int) -> str:
-    """Greedy decoding the slow way: the whole text again for every token."""
+    """Greedy decoding without a cache: the whole text is read again for each token."""
     ids = list(prompt_ids(base.tokenizer, CHEESE))
     made: list[int] = []
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""The service over each engine, asked over a real socket: the same bodies, streams, counts and errors."""
+"""The service with each engine over a real socket: the same bodies, streams, counts and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The programs of `examples/` do what they say, against the real application over the tiny models."""
+"""The programs of `examples/`, against the real application with the tiny models."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from tests.service.support.harness import LiveServer, free_port, live, make_sett
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 KEY = "a key of the tests"
 TASK = """It's "odd": $HOME `id` \\n é 漢"""
-"""A task that breaks out of whatever it is not quoted for."""
+"""A task with characters that need quoting in every context."""
 QUESTION = 'Peru\'s "capital"'
 
 
 @pytest.fixture
 def server(tmp_path: Path, load_tiny: LoadModels) -> Iterator[LiveServer]:
-    """Asks for a key."""
+    """A service that needs an API key."""
     keys = (hashlib.sha256(KEY.encode()).hexdigest(),)
     with live(make_settings(tmp_path, api_key_hashes=keys, max_tokens=24), load_tiny) as served:
         yield served
@@ -136,7 +136,7 @@ def test_finetuning_tells_its_events_and_answers(
 def test_vllm_serves_the_store_through_its_resolver(
     real_base_path: Path, real_encoder_path: Path, tmp_path: Path
 ) -> None:
-    """On the real base: vLLM's attention on a processor refuses the tiny one's heads."""
+    """On the real base, because vLLM's CPU attention does not support the head size of the tiny one."""
     settings = make_settings(
         tmp_path, base=str(real_base_path), text_encoder=str(real_encoder_path), base_storage="float32"
     )
@@ -151,7 +151,7 @@ def test_vllm_serves_the_store_through_its_resolver(
 
 @contextmanager
 def _vllm(server: LiveServer, base: str, base_path: Path, tmp_path: Path) -> Iterator[httpx.Client]:
-    """The example's server, started where the base's name is a path that leads to its weights."""
+    """The example's server, started in a folder where the base's name is a path to its weights."""
     folder = tmp_path / "vllm"
     (folder / base).parent.mkdir(parents=True)
     (folder / base).symlink_to(base_path)
@@ -163,7 +163,7 @@ def _vllm(server: LiveServer, base: str, base_path: Path, tmp_path: Path) -> Ite
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
     command = ["bash", str(EXAMPLES / "vllm_serve.sh"), "--port", str(port), "--dtype", "float32", "--enforce-eager"]
-    # of the processor's memory, despite the name
+    # of main memory on a CPU, despite the name
     command += ["--gpu-memory-utilization", "0.3", "--max-model-len", "1024"]
     with (tmp_path / "vllm.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=os.environ | environment, stdout=log, stderr=log)
@@ -189,7 +189,7 @@ def test_the_lorax_example_is_for_the_shipped_base() -> None:
     lorax = yaml.safe_load(text)["services"]["lorax"]
     assert lorax["command"] == ["--model-id", load_generator(DEFAULT_CHECKPOINT).manifest.base_id]
     (store,) = (volume for volume in lorax["volumes"] if volume.startswith("${LLGBM_STORE_DIR"))
-    # the request in the head of the file names a folder of that volume
+    # the request at the top of the file names a folder of that volume
     request = json.loads(
         " ".join(line.removeprefix("#") for line in text[text.index("-d '{") + 4 :].splitlines()[:3])[:-1]
     )

@@ -1,4 +1,4 @@
-"""A disk that is really full: a small tmpfs, mounted where only the process under test sees it."""
+"""A full disk: a small tmpfs, mounted so that only the process under test sees it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever is given for an adapter, a name or a path: refused in the envelope, and nothing is written anywhere."""
+"""Invalid adapters, names and paths are refused with the error envelope, and nothing is written."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TEXTS = st.lists(WORDS | st.characters(), max_size=5).map("".join)
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that holds all that the service may touch, and some that it may not."""
+    """A folder with the files that the service may use, and with others."""
     folder = tmp_path_factory.mktemp("world")
     (folder / "outside").mkdir()
     (folder / "outside" / "secret").write_text("secret")
@@ -67,12 +67,12 @@ def client(server: LiveServer) -> Iterator[httpx.Client]:
 
 
 def post(client: httpx.Client, path: str, body: object) -> httpx.Response:
-    """As JSON in ASCII, so that any text can be sent."""
+    """Send JSON in ASCII, so that every text can be sent."""
     return client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
 
 
 def content(folder: Path) -> dict[Path, bytes | str]:
-    """All that is in a folder: files by what is in them, links by what they point to."""
+    """The content of a folder: bytes of files, targets of links."""
     found: dict[Path, bytes | str] = {}
     for path in folder.rglob("*"):
         if "cache" not in path.parts:  # embeddings
@@ -87,12 +87,12 @@ def test_the_reader_refuses_whatever_is_no_adapter(spoil: Callable[[Path], str])
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "adapter"
         save_peft(WEIGHTS, folder, base_id=BASE)
-        load_peft(folder)  # it was good
+        load_peft(folder)  # it was valid
         spoil(folder)
         before = content(Path(place))
         with pytest.raises(AdapterFormatError):
             load_peft(folder)
-        assert content(Path(place)) == before  # and no pickle ran
+        assert content(Path(place)) == before  # no pickle was run
 
 
 @SOME
@@ -142,7 +142,7 @@ def test_any_path_to_load_from_is_refused_and_nothing_is_written(
 @SOME
 @given(which=TEXTS)
 def test_any_other_id_in_a_path_is_not_found(client: httpx.Client, world: Path, which: str) -> None:
-    """Slashes alone are no id: such a path leads to the list."""
+    """Slashes alone are not an id: such a path leads to the list."""
     before = content(world)
     assume(which.strip("/") and not (ADAPTER_NAME.fullmatch(which) and (world / "store" / which).exists()))
     quoted = "".join(f"%{byte:02x}" for byte in which.encode(errors="surrogatepass"))

@@ -1,4 +1,4 @@
-"""The service as it is shipped: the real base, the real encoder, the shipped generator."""
+"""The service with its shipped models: the real base, the real encoder and the shipped generator."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 async def test_the_main_path(
     tmp_path: Path, real_base_path: Path, real_encoder_path: Path, storage: str, noise: float
 ) -> None:
-    """`noise`: how far a log-probability may move when other requests join the batch.
+    """`noise`: largest change of a log-probability when other requests join the batch.
 
-    In int8 a last bit of the adapter's product may move an activation to the next of 127 levels, so two tokens that
-    are nearly equal may change places. In float32 an answer stays as it is.
+    In int8 the last bit of the adapter's product may move an activation to the next of 127 levels, so two tokens that
+    are nearly equally likely may change places. In float32 an answer does not change.
     """
     settings = make_settings(
         tmp_path, base=str(real_base_path), text_encoder=str(real_encoder_path), base_storage=storage
@@ -33,7 +33,7 @@ async def test_the_main_path(
         base = (await client.get("/readyz")).json()["base"]
 
         async def ask(model: str, word: str) -> tuple[str, dict[str, float]]:
-            """The answer, and the log-probabilities of its likeliest first tokens."""
+            """The answer, and the log-probabilities of the likeliest first tokens."""
             body = {
                 "model": model,
                 "messages": [{"role": "user", "content": word}],
@@ -57,4 +57,4 @@ async def test_the_main_path(
         body = {"adapter_id": made["id"], "query": "cheese", "max_tokens": 6, "compare_base": True}
         answer = (await client.post("/chat", json=body)).json()
         assert answer["modules_hooked"] == 168
-        assert answer["base_answer"] == alone[2][0]  # the same question to the base, alone as before
+        assert answer["base_answer"] == alone[2][0]  # the same question to the base, again alone

@@ -1,4 +1,4 @@
-"""Short forms of the soak; `python -m tests.service.end_to_end.soak --minutes 10` is the long one."""
+"""Short forms of the soak test; `python -m tests.service.end_to_end.soak --minutes 10` is the long one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PARTS_OF_REQUESTS = (DecodeRequest, Lease, TokenStream, Generation)
 
 
 def test_after_a_storm_nothing_of_any_request_is_left(tmp_path: Path, load_tiny: LoadModels) -> None:
-    """The real decoder, room for a few adapters only, and all objects of the process looked through afterwards."""
+    """The real decoder, with room for a few adapters; afterwards all objects of the process are counted."""
     settings = make_settings(tmp_path, max_queue=200, max_jobs=200, adapter_memory=4 * ADAPTER_BYTES)
     with live(settings, load_tiny) as server:
         before, (plain, _) = living(), answers(server)
@@ -38,20 +38,20 @@ def test_after_a_storm_nothing_of_any_request_is_left(tmp_path: Path, load_tiny:
         assert len(services.store.resident) <= 4
         assert len(services.store.files.records()) == 33
         after_plain, _ = answers(server)
-        assert after_plain == plain  # no adapter has stuck to the base
-        # the torch thread may still hold what it worked on last
+        assert after_plain == plain  # no adapter remains on the base
+        # the torch thread may still have references to its last work
         wait_until(lambda: all(living()[kind] <= before[kind] + 2 for kind in PARTS_OF_REQUESTS))
         assert living()[LoRAWeights] <= before[LoRAWeights] + len(services.store.resident) + 2
 
 
 def living() -> Counter[type]:
-    """How many objects of each type there are."""
+    """Number of objects of each type."""
     gc.collect()
     return Counter(type(each) for each in gc.get_objects())
 
 
 def answers(server: LiveServer) -> tuple[str, str]:
-    """Of the plain base and of an adapter, to the same question."""
+    """Answers of the plain base and of an adapter to the same question."""
     body = {"prompt": "one more task", "query": "x", "max_tokens": 6, "temperature": 0, "compare_base": True}
     answer = httpx.post(f"{server.url}/chat", json=body, timeout=60).json()
     assert answer["base_answer"] != answer["answer"]

@@ -1,4 +1,4 @@
-"""Two processes on one store: whole adapters, none lost, and one of them may die at any time."""
+"""Two processes on one store: adapters are complete and none is lost, even if one process dies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TASKS = 20
 def start(
     tmp_path: Path, tiny_base_path: Path, tiny_encoder_path: Path, tiny_checkpoint_path: Path
 ) -> Iterator[Callable[[], ForkedService]]:
-    """Starts one more service on the one store."""
+    """Starts another service on the same store."""
     started: list[ForkedService] = []
 
     def start() -> ForkedService:
@@ -34,7 +34,7 @@ def start(
 
 
 async def work(service: ForkedService, seed: int, acknowledged: set[str], deleted: set[str]) -> None:
-    """Make adapters that the other process makes too, use them, and delete some that only this one has."""
+    """Make adapters that the other process makes too, use them, and delete some that only this process makes."""
     randomness = random.Random(seed)
     async with httpx.AsyncClient(base_url=service.url, timeout=60) as client:
         for number in randomness.sample(range(TASKS), TASKS):
@@ -68,7 +68,7 @@ def test_one_is_killed_again_and_again_and_the_other_fails_no_request(
             shaky.kill()
             for outcome in await doomed:
                 assert outcome is None or isinstance(outcome, httpx.TransportError), outcome
-            shaky = start()  # which sweeps while the other one writes
+            shaky = start()  # opening sweeps while the other process writes
             await asyncio.to_thread(shaky.wait_ready)
         await work(shaky, 30, acknowledged, deleted)
         await lasting
@@ -76,7 +76,7 @@ def test_one_is_killed_again_and_again_and_the_other_fails_no_request(
     asyncio.run(scenario(shaky))
     store = tmp_path / "store"
     found = whole(store)
-    assert acknowledged <= found  # none that a client was told of is lost
+    assert acknowledged <= found  # no adapter of a successful response is lost
     assert not deleted & found
     assert len(acknowledged) == TASKS
     assert set(AdapterFiles(store).names()) == acknowledged

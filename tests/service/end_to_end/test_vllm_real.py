@@ -1,4 +1,4 @@
-"""OpenAI's client streams through the service from a real vLLM, with adapters made from prompts."""
+"""OpenAI's client streams from a real vLLM through the service, with adapters made from prompts."""
 
 from __future__ import annotations
 
@@ -52,6 +52,6 @@ def test_two_prompts_answer_through_vllm_as_they_do_here(
                 assert text == here(word, adapter)
                 assert plain == here(word, none)
                 assert adapter is not None
-        # what a restart of vLLM does: it knows the adapter no more
+        # as after a restart of vLLM: it does not know the adapter
         httpx.post(f"{real_vllm.url}/v1/unload_lora_adapter", json={"lora_name": adapter}).raise_for_status()
         assert ask(f"prompt:{task}", word) == (text, adapter)

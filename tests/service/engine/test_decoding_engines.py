@@ -1,4 +1,4 @@
-"""What every engine must do, whoever decodes: the one of this process, and vLLM, a fake of it and the real one."""
+"""Tests for all engines: the torch engine, and the vLLM engine with a fake and with a real server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REAL = pytest.param("vllm, real", marks=[pytest.mark.vllm, pytest.mark.real, pyt
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
     if request.param == "vllm, real":
         served = request.getfixturevalue("real_vllm")
-        # vLLM's kernels for the CPU give rows of the base the adapter of the last place, if rows of adapters are in the
+        # vLLM's CPU kernels apply the adapter of the last place to rows of the base, if rows with adapters are in the
         # batch: https://github.com/vllm-project/vllm/pull/48421
         yield replace(vllm_rig(served.base, served.adapters, served.url, tmp_path), mixes=False)
         return
@@ -108,7 +108,7 @@ async def test_a_row_that_a_stop_string_ended_is_counted_as_stopped_and_not_as_c
     async with rig.running() as (engine, metrics):
         (endless,) = await engine.submit([rig.row(LONG)], [None], timeout=120)
         endless.cancel("stop")
-        endless.cancel()  # as whoever closes it does in the end
+        endless.cancel()  # as the owner of the stream does at the end
         await until(lambda: engine.rows == 0)
         count = metrics.registry.get_sample_value
         assert count("llgbm_rows_finished_total", {"reason": "stop"}) == 1

@@ -59,7 +59,7 @@ async def test_rows_join_a_running_batch_and_never_more_than_fit() -> None:
 
 
 def long_prompts(decoder: DummyDecoder, *, pieces: int) -> None:
-    """Let prompts of 9 tokens take this many turns."""
+    """Make prompts of 9 tokens take this number of turns."""
     decoder.pieces = lambda row: pieces if len(row.prompt) == 9 else 1
 
 
@@ -243,7 +243,7 @@ async def test_a_row_that_cannot_start_harms_no_other() -> None:
 
 async def test_jobs_run_in_the_torch_thread_between_tokens_and_are_bounded() -> None:
     decoder = DummyDecoder(endless)
-    decoder.step_seconds = 0.02  # the row is still there when it is held below
+    decoder.step_seconds = 0.02  # the row is still running when it is held below
     async with engine_with(decoder) as (engine, _):
         (stream,) = await engine.submit([row(length=400)], [None], timeout=30)
         name = await engine.run(lambda: threading.current_thread().name)

@@ -11,7 +11,7 @@ from tests.service.support.harness import until
 
 
 class Server:
-    """Writes down what it is asked to do."""
+    """Records the calls."""
 
     def __init__(self) -> None:
         self.log: list[str] = []

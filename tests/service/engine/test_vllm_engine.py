@@ -1,4 +1,4 @@
-"""What only the engine that has vLLM decode must do: bring adapters, find a server, and say what went wrong there."""
+"""Tests for the vLLM engine only: loading adapters, choosing a server, and reporting its failures."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def adapters() -> dict[str, LoRAWeights]:
 
 @pytest.fixture(scope="module")
 def rig(tiny_base: Base, adapters: dict[str, LoRAWeights]) -> Rig:
-    """Rows, and what the library makes of them."""
+    """Rows, and the library's answers to them."""
     return torch_rig(tiny_base, adapters)
 
 
@@ -56,7 +56,7 @@ def folder(tmp_path: Path, tiny_base: Base, adapters: dict[str, LoRAWeights]) ->
 
 @pytest.fixture
 def servers(tiny_base_path: Path) -> Iterator[list[FakeVLLM]]:
-    """Two of them, the one that FRENCH prefers first."""
+    """Two servers; the first is the one that FRENCH prefers."""
     made = [fake_for(tiny_base_path) for _ in range(2)]
     made.sort(key=lambda server: affinity(server.url, FRENCH), reverse=True)
     try:
@@ -114,7 +114,7 @@ async def test_after_a_restart_of_the_server_its_adapters_are_loaded_again(
 ) -> None:
     async with engine_at(folder, servers[:1], vllm_check_seconds=600) as engine:
         await answer(engine, rig, FRENCH)
-        servers[0].adapters.clear()  # forgotten without the engine's notice
+        servers[0].adapters.clear()  # forgotten, and the engine does not know it
         await asyncio.gather(*(answer(engine, rig, FRENCH) for _ in range(4)))
         assert servers[0].loads == [FRENCH, FRENCH]
 
@@ -175,7 +175,7 @@ async def test_a_server_that_goes_away_is_passed_over_until_it_is_back(
         assert (engine.available, engine.problem) == (True, None)
         await answer(engine, rig, FRENCH)
         await asyncio.to_thread(servers[0].stop)
-        await answer(engine, rig, FRENCH)  # found out by this very request
+        await answer(engine, rig, FRENCH)  # this request detects it
         assert [server.loads for server in servers] == [[FRENCH], [FRENCH]]
         assert (engine.available, engine.problem) == (True, "1 of 2 vLLM servers do not answer")
     async with engine_at(folder, servers) as engine:

@@ -22,7 +22,7 @@ def two_threads() -> Iterator[None]:
 def test_workers_compute_alone_and_leave_other_threads_theirs() -> None:
     with worker_threads() as executor:
         assert executor.submit(torch.get_num_threads).result() == 1
-        executor.submit(lambda: torch.ones(2**20).sum()).result()  # large enough to be shared among threads
+        executor.submit(lambda: torch.ones(2**20).sum()).result()  # large enough for several threads
         assert executor.submit(torch.get_num_threads).result() == 1
     found: list[int] = []
     other = threading.Thread(target=lambda: found.append(torch.get_num_threads()))

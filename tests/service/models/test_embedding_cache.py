@@ -38,7 +38,7 @@ def over_redis(
 
 
 class Broken:
-    """A cache that fails, as often as it is told to."""
+    """A cache that fails a given number of times."""
 
     def __init__(self, failures: int = 10**9) -> None:
         self.failures, self.calls, self.inner = failures, 0, MemoryEmbeddingCache(100)
@@ -171,7 +171,7 @@ def test_a_server_that_does_not_answer_costs_the_timeout_once(redis_server: Redi
     start = time.monotonic()
     for _ in range(calls):
         assert cache.get_many(["x"]) == [None]
-    assert time.monotonic() - start < calls * 0.05  # it did not wait each time
+    assert time.monotonic() - start < calls * 0.05  # most calls did not wait
     assert cache.problem == "timeout"
     assert errors(metrics, "timeout") == 1
     redis_server.thaw()

@@ -29,7 +29,7 @@ def tiny_settings(tmp_path: Path, tiny_checkpoint_path: Path, tiny_base_path: Pa
 
 
 def edited(settings: Settings, folder: Path, change: Callable[[GeneratorManifest], GeneratorManifest]) -> Settings:
-    """The settings with a copy of the checkpoint whose manifest is changed."""
+    """The settings with a copy of the checkpoint that has a changed manifest."""
     shutil.copytree(settings.checkpoint, folder)
     path = folder / "manifest.json"
     path.write_text(change(GeneratorManifest.from_json(path.read_text("utf-8"))).to_json(), "utf-8")

@@ -1,4 +1,4 @@
-"""A Redis that answers but refuses: the cache is degraded until a write succeeds, and the log has Redis' own word."""
+"""A Redis that refuses commands: the cache is degraded until a write succeeds, and the log has the code of Redis."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_degraded_until_a_write_succeeds(
     with redis_server.client() as client, capture_logs() as logs:
         mend = refuse(client)
         cache.set_many({"b": b"2"})
-        for _ in range(3):  # neither a look-up that succeeds nor being asked mends it
+        for _ in range(3):  # neither a successful look-up nor a health check ends it
             cache.get_many(["a"])
             assert cache.current_problem() == "refused"
         assert [entry["error"] for entry in logs if entry["event"] == "embedding_cache_failed"] == [word]
@@ -85,7 +85,7 @@ def test_degraded_until_a_write_succeeds(
 
 
 def test_a_disk_that_takes_no_snapshot(tmp_path: Path, redis_server: RedisServer) -> None:
-    """MISCONF, which Redis answers once it could not save."""
+    """MISCONF, the answer of Redis after a failed snapshot."""
     folder = tmp_path / "gone"
     folder.mkdir()
     server = RedisServer(folder)

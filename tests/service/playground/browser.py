@@ -1,7 +1,7 @@
-"""A real Chromium on the playground of a real service over the tiny models.
+"""A real Chromium on the playground of a real service with the tiny models.
 
-The page's policy forbids `eval`, so tests wait with `expect` and never with `wait_for_function`. All waits are long,
-since a busy machine is no bug.
+The page's policy forbids `eval`, so tests wait with `expect`, not with `wait_for_function`. All timeouts are long,
+because the machine may be busy.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ WAIT_MS = 60_000
 DESKTOP = {"width": 1440, "height": 900}
 CAPITAL = "Name the capital city of the country."
 NASTY = """It's "odd": <img src=x onerror=alert(1)> & $HOME `id` \\n é 漢"""
-"""A task that breaks out of whatever it is not quoted for."""
+"""A task with characters that need quoting in every context."""
 PHONE = {"width": 360, "height": 740}
-# text that was asked for and refused is logged by the browser itself
+# the browser itself logs refused requests
 _EXPECTED_CONSOLE = "Failed to load resource"
 
 PASTE = """(field, text) => {
@@ -61,11 +61,11 @@ CONTRASTS = """() => {
   }
   return found;
 }"""
-"""Of every visible text: its beginning, and the ratio of its colour's luminance to that of the ground."""
+"""For each visible text: its beginning, and the contrast ratio of its colour to the background."""
 
 
 class PacedDecoder:
-    """The decoder it is put around, slower by `pause` seconds a step, and failing at the step when `fail_in` is 0."""
+    """A wrapper of a decoder: `pause` more seconds for each step, and a failure at the step where `fail_in` is 0."""
 
     def __init__(self, inner: Any, pace: Pace) -> None:
         self._inner, self._pace = inner, pace
@@ -79,12 +79,12 @@ class PacedDecoder:
             self._pace.fail_in -= 1
             if self._pace.fail_in < 0:
                 self._pace.fail_in = None
-                raise RuntimeError("a fault that a test wants")
+                raise RuntimeError("a failure for a test")
         return self._inner.step()
 
 
 class Pace:
-    """What a test sets while the service runs."""
+    """Values that tests change while the service runs."""
 
     def __init__(self) -> None:
         self.pause = 0.0
@@ -107,10 +107,10 @@ def chromium() -> Iterator[Browser]:
 def playground(
     browser: Browser, server: LiveServer, *, expected: str | None = None, key: str | None = None, **options: Any
 ) -> Iterator[Page]:
-    """The page in a fresh browser profile, ready; `key` is given to it if it has to ask for one before that.
+    """The loaded page in a new browser profile; `key` is entered if the page asks for one.
 
-    At the end nothing may have been asked of another machine, and the page may have logged no error, other than those
-    that hold the text `expected`.
+    At the end, the page must not have sent a request to another machine, and must not have logged an error, except
+    errors with the text `expected`.
     """
     context = browser.new_context(**{"viewport": DESKTOP, "reduced_motion": "reduce", **options})
     context.set_default_timeout(WAIT_MS)
@@ -147,7 +147,7 @@ def give_key(page: Page, key: str) -> None:
 
 
 def make_adapter(page: Page, prompt: str) -> str:
-    """Make the adapter of a task through the form; its id."""
+    """Make the adapter of a task with the form; returns its id."""
     page.get_by_label("What should the model do?").fill(prompt)
     page.get_by_role("button", name="Make adapter").click()
     expect(page.locator("#adapter-title")).to_have_text(" ".join(prompt.split()))
@@ -156,7 +156,7 @@ def make_adapter(page: Page, prompt: str) -> str:
 
 
 def ask(page: Page, question: str, *, max_tokens: int = 12) -> None:
-    """Send a question to all that are ticked, without waiting for the answers."""
+    """Send a question to all selected models, without waiting for the answers."""
     options = page.locator(".options")
     if options.get_attribute("open") is None:
         options.locator("summary").click()
@@ -167,7 +167,7 @@ def ask(page: Page, question: str, *, max_tokens: int = 12) -> None:
 
 
 def answered(page: Page, state: str = "complete", lanes: tuple[str, ...] = ("base", "adapted")) -> tuple[str, ...]:
-    """The texts of the last turn by lane, once all its answers are in `state`."""
+    """The texts of the last turn by lane, after all its answers have reached `state`."""
     turn = page.locator(".turn").last
     expect(turn.locator(".answer")).to_have_count(len(lanes))
     texts = []
@@ -179,7 +179,7 @@ def answered(page: Page, state: str = "complete", lanes: tuple[str, ...] = ("bas
 
 
 def completion(api: httpx.Client, model: str, question: str, max_tokens: int = 12, **more: Any) -> str:
-    """What the API answers without streaming, to one question at temperature 0."""
+    """The API's answer to one question, without streaming, at temperature 0."""
     messages = [{"role": "user", "content": question}]
     body = {"model": model, "messages": messages, "max_tokens": max_tokens, "temperature": 0, **more}
     text: str = (
@@ -189,6 +189,6 @@ def completion(api: httpx.Client, model: str, question: str, max_tokens: int = 1
 
 
 def snippet(page: Page, label: str) -> str:
-    """The code on one of the tabs."""
+    """The code on a tab."""
     page.get_by_role("tab", name=label).click()
     return page.get_by_role("tabpanel").locator("code").text_content() or ""

@@ -1,4 +1,4 @@
-"""One service over the tiny models and one Chromium for all tests of the playground."""
+"""One service with the tiny models and one Chromium for all tests of the playground."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pace() -> Pace:
 
 @pytest.fixture(scope="package")
 def load(tiny_checkpoint_path: Path, tiny_base_path: Path, tiny_encoder_path: Path, pace: Pace) -> LoadModels:
-    """The service's own loading of the tiny models, with a decoder whose pace a test sets."""
+    """The service's own loading of the tiny models, with a decoder whose speed tests can change."""
     tiny = {
         "checkpoint": tiny_checkpoint_path,
         "base": str(tiny_base_path),

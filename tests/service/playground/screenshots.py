@@ -1,9 +1,9 @@
-"""Takes the pictures of the playground in `docs/images`, from a service that runs:
+"""Takes the screenshots of the playground in `docs/images`, from a running service:
 
 python -m tests.service.playground.screenshots --url http://127.0.0.1:8000
 
-They show the service's store, so begin with an empty one (`LLGBM_STORE_DIR`); the adapters that are made stay in it.
-`--key` is for a service that wants one.
+They show the service's store, so start with an empty one (`LLGBM_STORE_DIR`). The new adapters stay in it. `--key` is
+the API key of a service that needs one.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ PICTURES: dict[str, dict[str, Any]] = {
     },
 }
 TASKS = {"desktop": ("Fix the grammar", "Extract to JSON", "Route a ticket"), "phone": ("Fix the grammar",)}
-"""The example tasks of which adapters are made; the last one is shown."""
+"""The example tasks that get adapters; the last one is shown."""
 QUESTIONS = {
     "desktop": ("I was charged twice.", "The parcel arrived at the wrong house."),
     "phone": ("She go to school every days.",),
 }
 SLOW_MS = 600_000
-"""The real base may be slow on the machine that documents it."""
+"""Timeout; the real base may be slow."""
 
 
 def main() -> None:
-    """Take all pictures.
+    """Take all screenshots.
 
     Raises:
-        SystemExit: one is larger than a document should carry.
+        SystemExit: a file is too large for a document.
     """
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="where the service runs")
-    parser.add_argument("--key", default="", help="API key, if the service wants one")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the pictures go")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="address of the service")
+    parser.add_argument("--key", default="", help="API key, if the service needs one")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="folder for the screenshots")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     with chromium() as browser:

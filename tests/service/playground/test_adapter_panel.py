@@ -1,4 +1,4 @@
-"""The adapter that is shown: heat map, scale and downloads."""
+"""The panel of an adapter: heat map, scale and downloads."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_slider_makes_the_adapter_at_another_scale(page: Page, api: httpx.Cl
 
 
 def test_a_new_name_of_the_adapter_that_is_shown_is_seen(page: Page) -> None:
-    identity = make_adapter(page, "Name the capital city.")  # the other tests find theirs by its prompt
+    identity = make_adapter(page, "Name the capital city.")  # other tests find their adapter by its prompt
     page.get_by_text("Examples and name").click()
     page.get_by_role("textbox", name="Name (to use").fill("capitals")
     page.get_by_role("button", name="Make adapter").click()

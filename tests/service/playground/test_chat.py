@@ -134,7 +134,7 @@ def test_stop_ends_both_answers_here_and_in_the_service(page: Page, server: Live
 
 def test_an_error_in_the_middle_of_an_answer_is_shown_below_what_has_come(page: Page, pace: Pace) -> None:
     make_adapter(page, CAPITAL)
-    pace.pause = 0.2  # both answers have begun, and neither has ended, when the step fails
+    pace.pause = 0.2  # the step fails after both answers have begun and before either has ended
     ask(page, "Peru", max_tokens=50)
     for lane in ("base", "adapted"):
         expect(page.locator(f".turn .answer[data-lane={lane}] .answer-text").last).not_to_be_empty()

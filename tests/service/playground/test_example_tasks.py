@@ -1,4 +1,4 @@
-"""The tasks that the page proposes read like tasks to the shipped generator."""
+"""The shipped generator recognises the page's example tasks as tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page as a whole: keys and states of the service, safety, and that everybody can read and use it."""
+"""The page as a whole: API keys, states of the service, security and accessibility."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_asks_for_the_key_too_where_even_its_readiness_needs_one(
         page.keyboard.press("Escape")
         expect(page.locator("#readiness")).to_have_text(re.compile("Needs an API key"))
         page.wait_for_event("response", lambda response: response.url.endswith("/readyz"))
-        expect(dialog).to_be_hidden()  # who gives no key is not asked again
+        expect(dialog).to_be_hidden()  # without a key, the page does not ask again
         page.get_by_role("button", name="API key").click()
         give_key(page, KEY)
         expect(page.locator("#readiness")).to_have_attribute("data-status", "ready")

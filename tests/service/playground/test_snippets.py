@@ -1,4 +1,4 @@
-"""The snippets: what is copied from the page runs."""
+"""The code snippets of the page run."""
 
 from __future__ import annotations
 

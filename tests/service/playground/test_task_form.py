@@ -1,4 +1,4 @@
-"""The form that a task is typed into."""
+"""The form for a task."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_text_of_one_field_is_left_to_it_and_lines_of_a_text_stay(page: Page) ->
     page.get_by_label("Output of example 1").evaluate(PASTE, '{"input": "Ana", "city": "Rome"}')
     page.get_by_label("Input of example 1").evaluate(PASTE, '{"name": "Ana"}')
     expect(page.locator("#example-problem")).to_be_hidden()
-    expect(page.get_by_label("Input of example 1")).to_have_value("")  # the browser puts real text there
+    expect(page.get_by_label("Input of example 1")).to_have_value("")  # the browser fills in real text
     page.get_by_label("Input of example 1").evaluate(PASTE, '"two\nlines",x')
     expect(page.get_by_label("Input of example 1")).to_have_value("two\nlines")
 

@@ -42,7 +42,7 @@ async def test_an_adapter_that_takes_too_long_is_504_and_made_all_the_same(
         french = await make(client, FRENCH["prompt"])
         dummy.hold.clear()
         answer = asyncio.ensure_future(client.post("/chat", json={"adapter_id": french["id"], "query": "x"}))
-        await asyncio.to_thread(dummy.held.wait)  # now the torch thread is in a step
+        await asyncio.to_thread(dummy.held.wait)  # the torch thread is now in a step
         two = {"ids": [french["id"], french["id"]], "weights": [0.5, 0.5]}
         asked = [
             client.post("/generate-adapter", json={"prompt": "Undo it."}),

@@ -73,7 +73,7 @@ async def test_by_default_the_description_stands_above_the_question_and_the_adap
     for more in ({}, {"context": "auto"}, {"context": "description"}):
         body = {"prompt": prompt, "query": "cheese", "compare_base": True, **more}
         found.append((await client.post("/chat", json=body)).json())
-        (text,) = prompts(app, dummy)  # the base is told the task too
+        (text,) = prompts(app, dummy)  # the base gets the task too
         assert f"<|im_start|>user\n{prompt}\n\ncheese<|im_end|>" in text
     made = (await client.post("/generate-adapter", json={"prompt": prompt, "scale": scale})).json()
     assert made["auto"] == {"context_used": "description", "scale": scale}

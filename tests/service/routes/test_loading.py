@@ -1,4 +1,4 @@
-"""Adapters from elsewhere, loaded as vLLM does."""
+"""Adapters from other folders, loaded with vLLM's API."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ async def test_one_that_names_another_base_is_served_with_a_warning(
             services_of(app).store.forget((await client.get("/adapters/sql")).json()["id"])
             assert (await client.post("/chat", json={"adapter_id": "sql", "query": "x"})).status_code == 200
     told = [entry["reason"] for entry in logs if entry["event"] == "adapter_of_another_base"]
-    assert told == [warning] * 2  # when it was loaded, and when it was read from the store
+    assert told == [warning] * 2  # once when it was loaded, and once when it was read from the store
 
 
 async def test_one_that_names_another_base_is_refused_if_the_operator_says_so(
@@ -116,7 +116,7 @@ async def test_one_that_names_another_base_is_refused_if_the_operator_says_so(
         assert (await client.get("/adapters")).json()["data"] == []
     async with running(strict.model_copy(update={"strict_base": False}), load_dummy) as (_, client):
         assert (await client.post("/v1/load_lora_adapter", json=body)).status_code == 200
-    async with running(strict, load_dummy) as (_, client):  # it is in the store already
+    async with running(strict, load_dummy) as (_, client):  # it is already in the store
         answer = await client.post("/chat", json={"adapter_id": "sql", "query": "x"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (422, "adapter_mismatch")
 

@@ -1,4 +1,4 @@
-"""The OpenAI-compatible routes, asked by OpenAI's own client over a real socket."""
+"""The OpenAI-compatible routes, with OpenAI's client over a real socket."""
 
 from __future__ import annotations
 
@@ -198,9 +198,11 @@ def test_a_client_that_hangs_up_frees_its_row_and_its_adapter_within_a_token(
     with httpx.Client(timeout=3.0) as client:
         if stream:
             with client.stream("POST", f"{server.url}/v1/chat/completions", json=body) as answer:
-                lines = answer.iter_lines()  # kept: httpx hangs up when an iterator that has begun is collected
+                lines = (
+                    answer.iter_lines()
+                )  # kept, because httpx closes the connection when a started iterator is garbage-collected
                 next(lines)
-                wait_until(lambda: len(dummy.rows) == 1, seconds=5)  # the first line comes before the row has joined
+                wait_until(lambda: len(dummy.rows) == 1, seconds=5)  # the first line arrives before the row has joined
         else:
             with pytest.raises(httpx.ReadTimeout):
                 client.post(f"{server.url}/v1/chat/completions", json=body)

@@ -1,4 +1,4 @@
-"""How the playground's files are served. What they do in a browser is tested in the folder `playground`."""
+"""The playground's files over HTTP. The folder `playground` tests them in a browser."""
 
 from __future__ import annotations
 

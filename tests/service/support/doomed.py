@@ -1,4 +1,4 @@
-"""Processes that are killed, or told that the disk is full, at a chosen moment of their work on a store."""
+"""Processes that are killed, or see a full disk, at a chosen step of their work on a store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.service.support.forkserver import CONTEXT
 from tests.service.support.records import identity, record
 
 FULL, ENDURED = 3, 4
-"""Exit status of a job that ended with StoreFullError, and of one that came to its end all the same."""
+"""Exit status of a job that ended with StoreFullError, and of one that succeeded despite the full disk."""
 
 Fate = Literal["killed", "disk full"]
 _TOUCHES = frozenset({"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.scandir"})
@@ -43,7 +43,7 @@ JOBS: dict[str, Callable[[AdapterFiles], None]] = {"write": _write, "delete": _d
 
 
 def run_doomed(job: str, folder: Path, fate: Fate, moment: int) -> int:
-    """Do a job; at its `moment`-th step on the disk the fate strikes. The exit status; 0 if there was no such step."""
+    """Run a job; `fate` strikes at its disk operation `moment`. Returns the exit status; 0 if there are fewer."""
     process = CONTEXT.Process(target=_doomed, args=(job, str(folder), fate, moment))
     process.start()
     process.join()
@@ -53,7 +53,7 @@ def run_doomed(job: str, folder: Path, fate: Fate, moment: int) -> int:
 
 def _doomed(job: str, folder: str, fate: Fate, moment: int) -> None:
     files = AdapterFiles(Path(folder))
-    random_lora(lora_spec("tiny"), 0)  # whatever torch opens at its first use is not counted
+    random_lora(lora_spec("tiny"), 0)  # files that torch opens at first use are not counted
     left = moment
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -71,7 +71,7 @@ def _doomed(job: str, folder: str, fate: Fate, moment: int) -> None:
         JOBS[job](files)
     except StoreFullError:
         os._exit(FULL)
-    os._exit(ENDURED if left <= 0 else 0)  # no clean-up of the interpreter, which opens files too
+    os._exit(ENDURED if left <= 0 else 0)  # without the interpreter's clean-up, which opens files too
 
 
 def _takes_room(event: str, arguments: tuple[Any, ...]) -> bool:
@@ -79,7 +79,7 @@ def _takes_room(event: str, arguments: tuple[Any, ...]) -> bool:
 
 
 def write_and_delete_for_ever(folder: str, start: int) -> None:
-    """New adapters, each with a name; every third is deleted again."""
+    """Write adapters, each with a name, and delete every third one."""
     files = AdapterFiles(Path(folder))
     for number in range(start, sys.maxsize):
         weights = random_lora(lora_spec("tiny"), number)
@@ -90,7 +90,7 @@ def write_and_delete_for_ever(folder: str, start: int) -> None:
 
 
 def hold_work_folder(folder: str, ready: Any) -> None:
-    """Be a living writer until killed."""
+    """Hold a work folder until killed."""
     from service.adapters.work_folder import work_folder
 
     with work_folder(Path(folder)) as path:

@@ -1,4 +1,4 @@
-"""A decoder that answers from a script: it implements `service.engine.interface.DecoderLike` without a model."""
+"""A decoder with scripted answers: it implements `service.engine.interface.DecoderLike` without a model."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ Script = Callable[[DecodeRequest], Sequence[int]]
 
 
 class DummyDecoder:
-    """Gives every row the tokens of `script`; its last one is the token that stops it.
+    """Gives every row the tokens of `script`; the last one is the stop token.
 
     Attributes:
-        rows: those that run.
-        step_seconds: how long a step takes.
+        rows: the running rows.
+        step_seconds: duration of a step.
         hold: while it is cleared, no step ends.
         held: a step is waiting for `hold`.
         sizes: number of rows of each step.
-        added, removed: all rows that came, and those that were taken out.
+        added, removed: all rows that were added, and those that were removed.
         turns: for each turn of prompts, the number of steps before it.
-        pieces: how many turns a row's prompt takes.
-        fail_step: raise this the next time.
+        pieces: number of turns that a row's prompt takes.
+        fail_step: raised by the next step.
         fail_start, fail_prefill: whether a row is refused, and whether its prompt cannot be read.
     """
 
@@ -45,7 +45,7 @@ class DummyDecoder:
         self.fail_prefill: Callable[[DecodeRequest], bool] = lambda row: False
 
     def renewed(self) -> DummyDecoder:
-        """Itself without rows, as a new one would be."""
+        """The same decoder without rows, like a new one."""
         self._line.clear()
         self._left.clear()
         return self
@@ -65,7 +65,7 @@ class DummyDecoder:
         self.added.append(row)
 
     def prefill(self) -> list[Step]:
-        """One piece of every prompt in line."""
+        """Read one piece of each prompt in line."""
         self.turns.append(len(self.sizes))
         steps: list[Step] = []
         for row in self.line:

@@ -1,4 +1,4 @@
-"""The engines that one suite of tests is held against, each with a base, two adapters, and what they must answer."""
+"""The engines of the common test suite, each with a base, two adapters and the expected answers."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ FRENCH, PLURAL = "lora-" + "a" * 24, "lora-" + "b" * 24
 
 
 async def unverified(_: str) -> None:
-    """What a vLLM engine asks before a server reads an adapter's files."""
+    """The check of an adapter's files for a vLLM engine; it does nothing."""
 
 
 @dataclass
 class Rig:
-    """An engine and what to ask it.
+    """An engine with its rows.
 
     Attributes:
         adapters: by id; also in the store that servers read.
@@ -54,13 +54,13 @@ class Rig:
         return prompt_ids(self.base.tokenizer, [{"role": "user", "content": text}])
 
     def row(self, length: int = 6, adapter: str | None = None, text: str = "cheese", **params: object) -> DecodeRequest:
-        """A greedy row that makes `length` tokens, whatever they are."""
+        """A greedy row that makes `length` tokens without a stop token."""
         sampling = SamplingParams(max_tokens=length, stop_token_ids=())
         weights = None if adapter is None else self.adapters[adapter]
         return DecodeRequest(self.prompt(text), weights, replace(sampling, **params))  # type: ignore[arg-type]
 
     def expected(self, row: DecodeRequest) -> list[int]:
-        """What the library's decoder makes of a row."""
+        """The tokens of the library's decoder for a row."""
         return generate(self.base, [row.prompt], [row.adapter], row.params)[0]
 
 
@@ -75,7 +75,7 @@ async def tokens_of(stream: TokenStream) -> list[int]:
 
 
 def torch_rig(base: Base, adapters: dict[str, LoRAWeights]) -> Rig:
-    """The engine of this process."""
+    """The torch engine."""
 
     async def opened(max_batch: int, max_queue: int, metrics: Metrics) -> AsyncIterator[DecodingEngine]:
         engine = Engine(EngineLimits(max_batch, max_queue, max_jobs=2), metrics)
@@ -88,7 +88,7 @@ def torch_rig(base: Base, adapters: dict[str, LoRAWeights]) -> Rig:
 
 
 def vllm_rig(base: Base, adapters: dict[str, LoRAWeights], url: str, folder: Path) -> Rig:
-    """vLLM's engine at `url`, over a store in `folder`."""
+    """The vLLM engine with a server at `url` and a store in `folder`."""
     store(folder / "store", adapters, base)
 
     async def opened(max_batch: int, max_queue: int, metrics: Metrics) -> AsyncIterator[DecodingEngine]:
@@ -121,6 +121,6 @@ def store(folder: Path, adapters: dict[str, LoRAWeights], base: Base) -> None:
 
 
 def fake_for(base_path: Path) -> FakeVLLM:
-    """A fake server that decodes with a base of its own: one model serves one thread."""
+    """A fake server with its own base, because a model can be used by one thread only."""
     base = load_base(base_path)
     return FakeVLLM(base.spec.base_id, lambda: Decoder(base), base.tokenizer.decode)

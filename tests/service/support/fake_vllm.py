@@ -1,7 +1,7 @@
-"""A small server that speaks vLLM's protocol over real sockets, and decodes with this project's own decoder.
+"""A small server with vLLM's protocol over real sockets, which decodes with this project's decoder.
 
-What it answers, its errors and the order of its checks are those of vLLM 0.32 (`end_to_end/test_vllm_real.py` holds the
-real one to the same tests): /health, /v1/models, /v1/completions with token ids, and adapters at run time.
+Its answers, errors and order of checks are those of vLLM 0.32; `end_to_end/test_vllm_real.py` tests the real one. It
+has /health, /v1/models, /v1/completions with token ids, and adapters at run time.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ Decode = Callable[[Sequence[int]], str]
 
 
 class FakeVLLM:
-    """One server. `start` and `stop` as often as wanted; every start forgets all adapters, as a new process does.
+    """One server, which can be started and stopped repeatedly. Every start forgets all adapters, like a new process.
 
     Attributes:
-        loads, unloads: names of adapters in the order in which they came and went.
-        asked: models of the completions.
-        running, aborted: completions under way, and how many were closed by the client.
-        together: tokens in one event, as when vLLM is faster than the connection.
-        resolver: folder in which unknown models are looked for.
-        api_key: asked for if set.
+        loads, unloads: names of loaded and unloaded adapters, in order.
+        asked: models of the requested completions.
+        running, aborted: number of active completions, and of those closed by the client.
+        together: tokens per event; several if vLLM is faster than the connection.
+        resolver: folder where unknown models are searched.
+        api_key: the required key; None for none.
         refuse: status and message for the next completion.
-        decode: the text of an event's token ids, which is sent as it is, like all of vLLM's JSON.
+        decode: token ids of an event -> its text. Like all of vLLM's JSON, it is sent without escapes.
         break_after: tokens after which the connection of an answer breaks.
         fail_after, fail_code: tokens after which an answer ends with an error event, and the code in it.
         load_gate: adapters are loaded only while it is set.
@@ -89,7 +89,7 @@ class FakeVLLM:
         return self
 
     def stop(self) -> None:
-        """Go away at once, connections and all."""
+        """Stop immediately and close all connections."""
         if self._server is not None and self._thread is not None:
             self._server.should_exit = True
             self._thread.join(30)
@@ -223,7 +223,7 @@ def _choice(steps: list[Step], decode: Decode, with_logprobs: bool) -> dict[str,
         logprobs = {
             "tokens": [f"token_id:{step.token}" for step in steps],
             "token_logprobs": [step.logprob for step in steps],
-            # the chosen token comes first, whatever its rank
+            # the chosen token is first, regardless of its rank
             "top_logprobs": [
                 {f"token_id:{token}": value for token, value in [(s.token, s.logprob), *s.top_logprobs]} for s in steps
             ],

@@ -1,4 +1,4 @@
-"""The service on the tiny models, in processes of its own."""
+"""The service with the tiny models in separate processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.service.support.harness import free_port, make_settings, wait_until
 
 
 def tiny_loader(base: Path, encoder: Path, checkpoint: Path) -> LoadModels:
-    """Loads the tiny models from their folders, with the cache of embeddings that the settings ask for."""
+    """Loads the tiny models from their folders, with the embedding cache of the settings."""
 
     def load(settings: Settings, metrics: Metrics, progress: Progress) -> Models:
         cache = embedding_cache(settings, metrics)
@@ -35,7 +35,7 @@ def tiny_loader(base: Path, encoder: Path, checkpoint: Path) -> LoadModels:
 
 
 class ForkedService:
-    """A service on the store in `folder`.
+    """A service with the store in `folder`.
 
     Args:
         models: folders of base, encoder and checkpoint.
@@ -65,7 +65,7 @@ class ForkedService:
             return False
 
     def kill(self) -> None:
-        """As a crash; harmless when it is dead."""
+        """Kill the process, if it runs."""
         self._process.kill()
         self._process.join()
 

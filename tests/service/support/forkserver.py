@@ -1,4 +1,4 @@
-"""Processes that start in milliseconds: forked from a server that has imported everything once."""
+"""Processes that start in milliseconds, because they are forked from a server that has imported all modules."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import multiprocessing
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
-        "pytest",  # a child imports what the main program of its parent does
+        "pytest",  # a child imports the modules of its parent's main program
         "transformers.models.bert.modeling_bert",
         "transformers.models.qwen2.modeling_qwen2",
         "tests.service.support.doomed",

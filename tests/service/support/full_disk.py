@@ -1,4 +1,4 @@
-"""Run by test_full_disk.py in a mount namespace: the service with its store and cache on a disk that fills up."""
+"""Run by test_full_disk.py in a mount namespace: the service, with its store and cache on a disk that becomes full."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.service.support.harness import make_settings, running
 
 
 async def fill(disk: Path, models: list[Path]) -> None:
-    """Make adapters until the disk is full, and some more; then make room."""
+    """Make adapters until the disk is full, try some more, then free space."""
     async with running(make_settings(disk), tiny_loader(*models)) as (_, client):
         made: list[str] = []
         while True:

@@ -1,4 +1,4 @@
-"""Run by test_full_disk.py in a mount namespace: a fine-tuning job whose store is on a disk that fills up."""
+"""Run by test_full_disk.py in a mount namespace: a fine-tuning job, with its store on a disk that becomes full."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from tests.service.support.harness import make_settings, running
 
 
 def use_up(ballast: Path) -> None:
-    """Write to a file until there is no room."""
+    """Write to a file until the disk is full."""
     with ballast.open("ab", buffering=0) as out, contextlib.suppress(OSError):
         while True:
             out.write(b"x" * 4096)
 
 
 async def fill(disk: Path, models: list[Path]) -> None:
-    """Start a job, fill the disk while it runs, and see that it failed; then make room and see that jobs run again."""
+    """Start a job, fill the disk, and check that the job fails; then free space and check that jobs run again."""
     settings = make_settings(disk, base=str(models[0]), refine_threads=1, refine_storage="float32")
-    async with running(settings, tiny_loader(*models), seconds=200) as (_, client):  # a busy machine is no fault
+    async with running(settings, tiny_loader(*models), seconds=200) as (_, client):  # the machine may be busy
         content = write_examples([(f"ticket {number}", "sales") for number in range(100)])
         form: Any = {"files": {"file": ("a.jsonl", content)}, "data": {"purpose": "fine-tune"}}
         file = (await client.post("/v1/files", **form)).json()["id"]
@@ -52,7 +52,7 @@ async def fill(disk: Path, models: list[Path]) -> None:
         use_up(ballast)
         failed = await when(first, "failed")
         assert failed["error"]["code"] == "insufficient_storage", failed
-        use_up(ballast)  # what the job had taken is free again
+        use_up(ballast)  # the space of the failed job is free again
         assert (await client.post("/v1/files", **form)).status_code == 507
         ballast.unlink()
         assert AdapterFiles(disk / "store").records() == []

@@ -1,4 +1,4 @@
-"""What service tests run on: applications over the tiny models, in process or behind a real uvicorn."""
+"""Applications for the tests of the service, in process or behind a real uvicorn."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHEESE = [{"role": "user", "content": "cheese"}]
 
 
 def make_settings(folder: Path, **values: Any) -> Settings:
-    """Settings that keep everything under `folder` and look at no `.env`."""
+    """Settings with all folders in `folder` and without a `.env` file."""
     given = {"store_dir": folder / "store", "cache_dir": folder / "cache", "drain_seconds": 5, "log_level": "error"}
     return Settings(_env_file=None, **{**given, **values})
 
@@ -46,7 +46,7 @@ def services_of(app: FastAPI) -> Services:
 async def running(
     settings: Settings, load: LoadModels, *, seconds: float = 60
 ) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
-    """An application, loaded, with a client that talks to it without a socket."""
+    """A loaded application, with a client that calls it without a socket."""
     app = create_app(settings, load=load)
     async with app.router.lifespan_context(app):
         await until(lambda: state_of(app).services is not None or state_of(app).failure is not None, seconds)
@@ -65,7 +65,7 @@ async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 
 
 class LiveServer:
-    """An application behind uvicorn, in a thread of its own."""
+    """An application behind uvicorn, in its own thread."""
 
     def __init__(self, app: FastAPI, server: uvicorn.Server, port: int) -> None:
         self.app, self.server = app, server
@@ -77,14 +77,14 @@ class LiveServer:
 def live(settings: Settings, load: LoadModels) -> Iterator[LiveServer]:
     """Serve an application on a free port until the block ends."""
     app = create_app(settings, load=load)
-    # with its protocol named, since asyncio switches Nagle's algorithm off for such sockets only
+    # with an explicit protocol, because asyncio disables Nagle's algorithm only for such sockets
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
         server = uvicorn.Server(server_config(app, settings))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
         thread.start()
-        deadline = time.monotonic() + 240  # a busy machine is no fault
+        deadline = time.monotonic() + 240  # the machine may be busy
         while state_of(app).services is None:
             assert time.monotonic() < deadline, state_of(app).failure
             assert state_of(app).failure is None, state_of(app).failure

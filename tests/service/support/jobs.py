@@ -1,4 +1,4 @@
-"""What the tests of jobs share: how long a job trains, and the processes that do it."""
+"""Shared code of the tests of jobs: the length of training, and the processes of jobs."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 
 def epochs(count: int) -> Any:
-    """The method of a job with so many epochs of single examples."""
+    """The method of a job with `count` epochs and batches of one example."""
     return {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": count, "batch_size": 1}}}
 
 
 LONG = epochs(50)
-"""Of a job that takes long enough to be disturbed."""
+"""Method of a job that runs long enough to be interrupted."""
 
 
 def workers(parent: int | None = None) -> list[int]:
-    """Processes of jobs that a process started; this one if `parent` is None."""
+    """Ids of the job processes that the process `parent` started; None for this process."""
     found = []
     for entry in Path("/proc").iterdir():
         try:

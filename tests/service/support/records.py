@@ -1,4 +1,4 @@
-"""Adapters as the store keeps them, with numbers for ids."""
+"""Records and tiny adapters for tests of the store, numbered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real Redis, or its fork Valkey, for tests: on a free port, and it can be stopped and started again."""
+"""A real Redis, or its fork Valkey, on a free port. It can be stopped and started again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.service.support.harness import free_port, wait_until
 
 
 class RedisServer:
-    """One server, without persistence; `options` are further arguments for it."""
+    """A server without persistence; `options` are additional arguments."""
 
     def __init__(self, folder: Path, *options: str) -> None:
         self._options = options
@@ -48,14 +48,14 @@ class RedisServer:
         return redis.Redis.from_url(self.url)
 
     def stop(self) -> None:
-        """As a crash: no goodbye to clients."""
+        """Kill the server, without closing the connections of clients."""
         if self._process is not None:
-            self._process.kill()  # ends a frozen one too
+            self._process.kill()  # also ends a frozen process
             self._process.wait()
             self._process = None
 
     def freeze(self) -> None:
-        """Connections are taken but nothing is answered."""
+        """Accept connections, but do not answer."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 

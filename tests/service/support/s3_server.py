@@ -1,4 +1,4 @@
-"""A real server of the S3 protocol for tests (moto), behind a gate that can be shut, or cut an upload in the middle."""
+"""A real S3 server (moto), behind a gate that can be closed or interrupt an upload."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _CHUNK = 16_384
 
 
 class Gate:
-    """Passes connections on to a port, as long as it is open.
+    """Forwards connections to a port while it is open.
 
     Attributes:
-        open: whether connections are taken; those that are under way end when it is shut.
-        cut_after: bytes that a client may send on one connection before it is cut; None for any number.
+        open: whether connections are accepted; closing the gate also ends existing ones.
+        cut_after: number of bytes from a client after which its connection is closed; None for no limit.
     """
 
     def __init__(self, to_port: int) -> None:
@@ -32,7 +32,7 @@ class Gate:
 
     def close(self) -> None:
         self.open = False
-        # wakes the thread that waits in accept, which closing alone does not
+        # wakes the thread that waits in accept; close alone does not
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -76,7 +76,7 @@ class Gate:
 
 
 class S3Server:
-    """The server, and the environment in which `s3://` leads to it."""
+    """The server, and the environment variables that make `s3://` use it."""
 
     def __init__(self) -> None:
         port = free_port()

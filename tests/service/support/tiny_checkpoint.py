@@ -15,7 +15,7 @@ from llgbm.text_encoder import PretrainedTextEncoder
 
 
 def build_tiny_checkpoint(folder: Path, base_folder: Path, encoder_folder: Path) -> Path:
-    """Write it to `folder`, for the tiny base and the tiny encoder in theirs; `folder`."""
+    """Write the generator to `folder`, for the tiny base and encoder in the other folders; returns `folder`."""
     base = load_base(base_folder)
     config = GeneratorConfig(basis_rank=4, hidden_size=32, num_blocks=1)
     generator = create_generator(base.spec, lora_spec("tiny"), config, seed=3)
