@@ -29,7 +29,7 @@ def test_a_disk_that_fills_up_is_told_and_nothing_is_torn_or_lost(
         pytest.skip("this machine does not let its users mount a tmpfs in a namespace of their own")
     models = map(str, (tiny_base_path, tiny_encoder_path, tiny_checkpoint_path))
     command = f'{mount} && exec "$@"'
-    run = [sys.executable, "-m", f"tests.service.support.{program}", str(tmp_path), *models]
+    run = [sys.executable, "-m", f"tests.service.end_to_end.{program}", str(tmp_path), *models]
     done = subprocess.run([*NAMESPACE, "sh", "-c", command, "sh", *run], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert told in done.stdout
