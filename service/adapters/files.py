@@ -130,26 +130,24 @@ class AdapterFiles:
             The record with its file facts, and whether the adapter is new. The first process to write it wins.
 
         Raises:
-            StoreFullError: the disk is full; nothing was kept.
+            StoreFullError: no room, on this disk or in the store; no adapter was stored.
         """
-        with (
-            room_for(f"an adapter of {weights.num_bytes} bytes"),
-            self._written(weights, record) as (inner, mine),
-        ):
-            made = self._publish(inner, self.folder / record.id)
-        return (mine if made else self.record(record.id) or mine), made
-
-    @contextmanager
-    def _written(self, weights: LoRAWeights, record: AdapterRecord) -> Iterator[tuple[Path, AdapterRecord]]:
-        """A temporary private folder with the adapter, and the record with its file facts."""
-        with work_folder(self.folder) as work:
+        there = self.record(record.id)
+        if there is not None:
+            return there, False
+        with room_for(f"an adapter of {weights.num_bytes} bytes"), work_folder(self.folder) as work:
             inner = work / record.id
             save_peft(weights, inner, base_id=record.base)
             facts = {name: file_info(inner / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
             record = record.model_copy(update={"files": facts})
             write_synced(inner / RECORD_FILE, record.content())
             sync(inner)
-            yield inner, record
+            made = self._put(inner, record)
+        return (record if made else self.record(record.id) or record), made
+
+    def _put(self, inner: Path, record: AdapterRecord) -> bool:
+        """Move the complete folder `inner` to its place in the store; False if the adapter is already there."""
+        return self._publish(inner, self.folder / record.id)
 
     def _publish(self, inner: Path, final: Path) -> bool:
         for _ in range(3):

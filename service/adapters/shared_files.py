@@ -23,7 +23,6 @@ from typing import Any
 from fsspec.core import url_to_fs
 
 from llgbm.errors import ConfigError
-from llgbm.lora import LoRAWeights
 from service.adapter_id import ADAPTER_ID
 from service.adapters.copies import Copies
 from service.adapters.errors import AdapterDamagedError, StoreUnavailableError
@@ -194,33 +193,19 @@ class SharedFiles(AdapterFiles):
                 self._remove_folder(final)
                 self._publish(inner, final)
 
-    def write(self, weights: LoRAWeights, record: AdapterRecord) -> tuple[AdapterRecord, bool]:
-        """Store an adapter: its files, then its record.
-
-        Returns:
-            The record with its file facts, and whether the adapter is new. The first machine to write it wins.
-
-        Raises:
-            StoreFullError: no room, on this disk or in the store; no record was written.
-        """
-        there = self.record(record.id)
-        if there is not None:
-            return there, False
-        with (
-            room_for(f"an adapter of {weights.num_bytes} bytes"),
-            self._written(weights, record) as (inner, mine),
-        ):
-            self._fs.makedirs(self._at(record.id), exist_ok=True)
-            for name in (CONFIG_FILE, WEIGHTS_FILE):
-                self._fs.put_file(str(inner / name), self._at(record.id, name))
-            made = self._put_record(mine)
-            if made:  # only now: before the record is stored, the copy must not count as the store's
-                self._remove_folder(self.folder / record.id)
-                self._publish(inner, self.folder / record.id)
-                self._copies.added(sum(fact.bytes for fact in mine.files.values()))
-            else:
-                self._settle(mine, inner.parent)
-        return (mine if made else self.record(record.id) or mine), made
+    def _put(self, inner: Path, record: AdapterRecord) -> bool:
+        """Upload an adapter: its files, then its record."""
+        self._fs.makedirs(self._at(record.id), exist_ok=True)
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            self._fs.put_file(str(inner / name), self._at(record.id, name))
+        made = self._put_record(record)
+        if made:  # only now: before the record is stored, the copy must not count as the store's
+            self._remove_folder(self.folder / record.id)
+            self._publish(inner, self.folder / record.id)
+            self._copies.added(sum(fact.bytes for fact in record.files.values()))
+        else:
+            self._settle(record, inner.parent)
+        return made
 
     def _settle(self, mine: AdapterRecord, work: Path) -> None:
         """Make the stored record match the stored files after another machine wrote its record first.
