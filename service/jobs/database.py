@@ -1,8 +1,9 @@
 """The SQLite file of jobs and of the files that they learn from, in the folder of the store.
 
-The processes that share a store share it, on several machines too where the file system has locks; so it keeps SQLite's
-rollback journal, which unlike the write-ahead log works there. The content of files is in it as well: a file and its
-content come and go in one transaction, and deleted bytes are overwritten. Everything here blocks, in any thread.
+All processes of a store share it, also on several machines if the file system has locks. So it uses SQLite's rollback
+journal, because the write-ahead log works on one machine only. The content of files is in the database too: a file and
+its content are added and deleted in one transaction, and deleted bytes are overwritten. All functions block and are
+thread-safe.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from llgbm.files.sqlite import open_sqlite, transaction
 from service.adapters.errors import StoreFullError
 
 FOLDER = ".fine-tuning"
-"""In the folder of the store; its name is none that an adapter may have."""
+"""A folder in the store; no adapter can have its name."""
 _FILE = "jobs.sqlite"
 _VERSION = 1
 _SCHEMA = """
@@ -41,7 +42,7 @@ CREATE INDEX events_of ON event (job, seq);
 
 
 class Database:
-    """The file in the store's folder. It is made by the first write, so that a store without jobs has none."""
+    """The file in the store's folder. The first write creates it, so a store without jobs has no file."""
 
     def __init__(self, store_folder: Path) -> None:
         self.folder = store_folder / FOLDER
@@ -57,7 +58,7 @@ class Database:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """The connection in a transaction that is undone if the block raises.
+        """The connection in a transaction, which is rolled back if the block raises.
 
         Raises:
             StoreFullError: the disk is full; nothing was written.
@@ -93,7 +94,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
     with transaction(connection):
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version not in (0, _VERSION):
-            raise sqlite3.DatabaseError(f"the jobs of the store are of version {version}, and {_VERSION} is read here")
+            raise sqlite3.DatabaseError(f"the store's database of jobs has version {version}, not {_VERSION}")
         if version == 0:
             for statement in _SCHEMA.split(";"):
                 connection.execute(statement)

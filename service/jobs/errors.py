@@ -1,4 +1,4 @@
-"""What can be wrong with a file of examples or a job."""
+"""Errors of files of examples and of jobs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from service.errors import ApiError
 
 
 class UnknownFileError(ApiError):
-    """There is no file of this id."""
+    """No file has this id."""
 
     def __init__(self, given: str, *, param: str | None = None) -> None:
         super().__init__(
@@ -18,7 +18,7 @@ class UnknownFileError(ApiError):
 
 
 class UnknownJobError(ApiError):
-    """There is no job of this id."""
+    """No job has this id."""
 
     def __init__(self, given: str) -> None:
         super().__init__(
@@ -29,14 +29,14 @@ class UnknownJobError(ApiError):
 
 
 class InvalidFileError(ApiError):
-    """The content of a file is not what fine-tuning reads. The message has the line's number, and no text of it."""
+    """A file is not a valid file of examples. The message has the number of the line, but not its text."""
 
     def __init__(self, message: str, *, param: str = "file") -> None:
         super().__init__(400, message, code="invalid_file", param=param)
 
 
 class UnknownEventError(ApiError):
-    """There is no event of this id."""
+    """No event has this id."""
 
     def __init__(self, given: str) -> None:
         super().__init__(400, f"there is no event {given!r} to go on after; start again without it", param="after")

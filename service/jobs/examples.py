@@ -1,4 +1,4 @@
-"""Files of examples as the routes take them: JSON lines, with errors that blame a field of the request."""
+"""Reads and writes files of examples as JSON lines. Errors name a field of the request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def read_examples(content: bytes, *, param: str = "file") -> list[Example]:
 
     Args:
         content: JSON lines in UTF-8.
-        param: the field of the request that the errors blame.
+        param: the field of the request that errors name.
 
     Raises:
         InvalidFileError: the file has no example, or a line is not an example.

@@ -1,4 +1,4 @@
-"""Files of examples: upload, list, read, delete. Blocks, and may be used from any thread."""
+"""Files of examples: upload, list, read, delete. All methods block and are thread-safe."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COLUMNS = "id, created, filename, purpose, bytes"
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What is known of a file without its content.
+    """The facts about a file, without its content.
 
     Attributes:
         created: seconds since 1970.
@@ -37,10 +37,10 @@ class Files:
         self._database = database
 
     def add(self, filename: str, content: bytes, *, purpose: str = FINE_TUNE, param: str = "file") -> FileRecord:
-        """Keep a file whose content is checked first if it holds examples.
+        """Store a file. The content of a file of examples is checked first.
 
         Raises:
-            InvalidFileError: it is no file of examples.
+            InvalidFileError: the content is not valid examples.
             StoreFullError: the disk is full.
         """
         if purpose == FINE_TUNE:
@@ -54,10 +54,10 @@ class Files:
         return record
 
     def record(self, identity: str, *, param: str | None = None) -> FileRecord:
-        """What is known of a file.
+        """The facts about a file.
 
         Raises:
-            UnknownFileError: there is none; a 400 that blames `param`, or a 404 without it.
+            UnknownFileError: there is no such file: 400 that names the field `param`, or 404 without `param`.
         """
         rows = self._database.rows(f"SELECT {_COLUMNS} FROM file WHERE id = ?", (identity,))
         if not rows:
@@ -75,12 +75,13 @@ class Files:
         """The content of a file of examples.
 
         Raises:
-            ApiError: 400 that blames `param`, there is no such file or it has another purpose.
+            ApiError: 400 that names the field `param`: there is no such file, or it has another purpose.
         """
         record = self.record(identity, param=param)
         if record.purpose != FINE_TUNE:
             raise InvalidFileError(
-                f"the purpose of {identity} is {record.purpose}, and jobs learn from files for {FINE_TUNE}", param=param
+                f"the purpose of {identity} is {record.purpose}; a job needs a file for {FINE_TUNE}",
+                param=param,
             )
         return self.content(identity)
 

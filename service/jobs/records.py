@@ -1,4 +1,4 @@
-"""What is known of a job, and of what it tells while it runs."""
+"""The records of jobs and of their events."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ ENDED: frozenset[Status] = frozenset({"succeeded", "failed", "cancelled"})
 
 
 class Hyperparameters(BaseModel):
-    """What may be chosen by hand; None leaves it to the library.
+    """Settings of a job; None for the library's choice.
 
     Attributes:
         n_epochs: passes over the examples.
-        batch_size: examples a step.
+        batch_size: examples per step.
         learning_rate_multiplier: factor on the library's learning rate.
     """
 
@@ -29,15 +29,15 @@ class Hyperparameters(BaseModel):
 
 
 class JobOrder(BaseModel):
-    """What a job was asked to do. It never changes.
+    """The request for a job. It never changes.
 
     Attributes:
-        model: as the request has it.
+        model: the model of the request.
         start: id of the adapter to start from; None for the plain base.
-        description: of the task, which stands in the context of a part of the examples.
+        description: of the task; a part of the examples has it in the context.
         training_file, validation_file: ids of files.
-        suffix: start of the name that the adapter gets.
-        name: the name that it gets, in place of one with a suffix.
+        suffix: start of the adapter's name.
+        name: the adapter's whole name, in place of a suffix.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -54,13 +54,13 @@ class JobOrder(BaseModel):
 
 
 class JobResult(BaseModel):
-    """What came of a job.
+    """The result of a job.
 
     Attributes:
         steps: number of steps of the adapter.
         loss: of the last step, nats.
-        start, refined: scores on held-out examples; None where nothing was held out.
-        helped: whether the refined adapter is better than the start; None where nothing was held out.
+        start, refined: scores on held-out examples; None if nothing was held out.
+        helped: whether the refined adapter is better than the start; None if nothing was held out.
         better: id of the adapter to use, None for the plain base.
         note: whether it helped, in a sentence.
         seconds: of the training.
@@ -80,15 +80,15 @@ class JobResult(BaseModel):
 
 
 class JobRecord(BaseModel):
-    """A job as it is now.
+    """The current state of a job.
 
     Attributes:
         created, started, finished: seconds since 1970.
-        attempts: how many workers began it.
-        step, total: steps that are done, and that are needed at most.
+        attempts: number of workers that have started it.
+        step, total: number of completed steps, and maximum number of steps.
         loss: of the last step, nats.
         adapter: id of the refined adapter.
-        error_code, error: why it failed.
+        error_code, error: the reason of a failure.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -109,15 +109,15 @@ class JobRecord(BaseModel):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing will change any more."""
+        """Whether the job has ended; it then never changes."""
         return self.status in ENDED
 
 
 class JobEvent(BaseModel):
-    """One line of a job's story.
+    """An event of a job.
 
     Attributes:
-        seq: grows with time.
+        seq: increases with time.
         data: step, total and loss of a step; None for a message.
     """
 
@@ -130,5 +130,5 @@ class JobEvent(BaseModel):
 
     @property
     def id(self) -> str:
-        """As clients know it."""
+        """The id that clients see."""
         return f"ftevent-{self.seq:016x}"

@@ -1,7 +1,7 @@
-"""The jobs and their events in the database: each change of a status is one conditional statement.
+"""The jobs and their events in the database. Each change of a status is one conditional statement.
 
-A job moves from queued to running to succeeded, failed or cancelled, and what has ended never changes. Whoever writes
-an outcome learns whether it was in time. Everything here blocks, in any thread.
+A job goes from queued to running to succeeded, failed or cancelled. A job that has ended never changes, and writing an
+outcome returns whether the job was still running. All methods block and are thread-safe.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _UNFINISHED = "status IN ('queued', 'running')"
 
 
 class QueueIsFullError(Exception):
-    """So many jobs wait already."""
+    """The queue has its maximum number of jobs."""
 
 
 class JobTable:
@@ -30,13 +30,13 @@ class JobTable:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    # what clients ask for
+    # for clients
 
     def add(self, order: JobOrder, *, max_queued: int) -> JobRecord:
         """A new job at the end of the queue.
 
         Raises:
-            QueueIsFullError: `max_queued` jobs wait.
+            QueueIsFullError: `max_queued` jobs are already waiting.
             StoreFullError: the disk is full.
         """
         identity = f"ftjob-{uuid.uuid4().hex}"
@@ -52,7 +52,7 @@ class JobTable:
         return self.record(identity)
 
     def record(self, identity: str) -> JobRecord:
-        """A job as it is now. Raises UnknownJobError."""
+        """The current state of a job. Raises UnknownJobError."""
         rows = self._database.rows("SELECT * FROM job WHERE id = ?", (identity,))
         if not rows:
             raise UnknownJobError(identity)
@@ -72,7 +72,7 @@ class JobTable:
     def events(
         self, identity: str, limit: int, after: int | None, *, ascending: bool = False
     ) -> tuple[list[JobEvent], bool]:
-        """Up to `limit` events, the newest first unless `ascending`, beyond the one with number `after`."""
+        """Up to `limit` events after the one with number `after`; the newest first unless `ascending`."""
         compare, direction = (">", "ASC") if ascending else ("<", "DESC")
         rows = self._database.rows(
             f"SELECT * FROM event WHERE job = ?1 AND (?2 IS NULL OR seq {compare} ?2)"
@@ -82,7 +82,7 @@ class JobTable:
         return [_event(row) for row in rows[:limit]], len(rows) > limit
 
     def cancel(self, identity: str) -> Status | None:
-        """End a job; its status before, None if it had ended. Its worker stops after the step that it is at."""
+        """Cancel a job; returns its earlier status, or None if it had ended. Its worker stops after the step."""
         with self._database.writing() as connection:
             row = connection.execute("SELECT status FROM job WHERE id = ?", (identity,)).fetchone()
             ended = _end(connection, identity, "cancelled", "The job was cancelled")
@@ -90,16 +90,16 @@ class JobTable:
             return before
 
     def counts(self) -> dict[str, int]:
-        """How many jobs wait, and how many run."""
+        """Number of waiting and running jobs."""
         rows = self._database.rows(f"SELECT status, count(*) FROM job WHERE {_UNFINISHED} GROUP BY status")
         return dict(map(tuple, rows))
 
-    # what runs them
+    # for supervisors and workers
 
     def claim(self) -> JobRecord | None:
-        """The oldest job that has not ended, as running; None if there is none.
+        """Mark the oldest job that has not ended as running and return it; None if there is none.
 
-        Only whoever holds the lock of the worker may call it: a job that is running then has lost its worker.
+        The caller must hold the worker lock. A job that is already running has then lost its worker.
         """
         with self._database.writing() as connection:
             row = connection.execute(f"SELECT * FROM job WHERE {_UNFINISHED} ORDER BY seq LIMIT 1").fetchone()
@@ -113,7 +113,7 @@ class JobTable:
         return self.record(row["id"])
 
     def give_back(self, identity: str) -> None:
-        """A job whose worker was stopped with its service goes on later, and that is no failed attempt."""
+        """Return the job of a worker that was stopped with its service; this does not count as a failed attempt."""
         with self._database.writing() as connection:
             changed = connection.execute(
                 "UPDATE job SET status = 'queued', attempts = attempts - 1 WHERE id = ? AND status = 'running'",
@@ -123,7 +123,7 @@ class JobTable:
                 _tell(connection, identity, "The service stops; the job goes on when it is back")
 
     def running(self, identity: str) -> bool:
-        """Whether the job is still wanted."""
+        """Whether the job is still running, so not cancelled."""
         return bool(self._database.rows("SELECT 1 FROM job WHERE id = ? AND status = 'running'", (identity,)))
 
     def tell(self, identity: str, message: str, *, level: str = "info") -> None:
@@ -132,7 +132,7 @@ class JobTable:
             _tell(connection, identity, message, level=level)
 
     def step(self, identity: str, step: int, total: int, loss: float, **more: Any) -> bool:
-        """Note a step; False if the job is not wanted any more."""
+        """Record a step; False if the job was cancelled."""
         with self._database.writing() as connection:
             changed = connection.execute(
                 "UPDATE job SET step = ?, total = ?, loss = ? WHERE id = ? AND status = 'running'",
@@ -144,7 +144,7 @@ class JobTable:
             return bool(changed)
 
     def succeed(self, identity: str, adapter: str, result: JobResult, message: str) -> bool:
-        """Note the adapter of a job; False if it was cancelled meanwhile."""
+        """Record the adapter of a job; False if the job was cancelled meanwhile."""
         with self._database.writing() as connection:
             ended = _end(connection, identity, "succeeded", message)
             if ended:
@@ -155,7 +155,7 @@ class JobTable:
             return ended
 
     def fail(self, identity: str, code: str, reason: str) -> bool:
-        """Note why a job failed; False if it has ended already."""
+        """Record the reason of a failure; False if the job has already ended."""
         with self._database.writing() as connection:
             ended = _end(connection, identity, "failed", f"The job failed: {reason}", level="error")
             if ended:

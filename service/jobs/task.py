@@ -1,4 +1,4 @@
-"""What a service and the worker of a job must agree about."""
+"""Shared definitions of the service and the worker of a job."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from service.jobs.database import FOLDER
 
 
 class Task(BaseModel):
-    """What the service tells its worker.
+    """The message of the service to its worker.
 
     Attributes:
         job: its id.
         base: hub id or folder of the base.
-        settings: those of the service, without its secrets.
+        settings: the service's settings, without secrets.
     """
 
     job: str
@@ -24,10 +24,10 @@ class Task(BaseModel):
 
 
 def state_path(store_folder: Path, job: str) -> Path:
-    """Where the state of a job's training is."""
+    """Path of the training state of a job."""
     return store_folder / FOLDER / f"{job}.safetensors"
 
 
 def reserve_path(store_folder: Path, job: str) -> Path:
-    """A file that only takes room; a job that fails on a full disk deletes it to note the reason."""
+    """Path of a file that reserves disk space. A job that fails on a full disk deletes it to record the reason."""
     return store_folder / FOLDER / f"{job}.reserve"
