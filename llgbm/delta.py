@@ -143,13 +143,11 @@ class DeltaMeter:
         probes: ProbeSet,
         layers: Sequence[int] | None = None,
         base_activation: Activation | None = None,
-        *,
-        functional: FunctionalLoRA | None = None,
     ) -> None:
         self.measurement = measurement_of(base, probes, layers)
         if base_activation is not None:
             self.measurement.require_same(base_activation.measurement, what="the base activation")
-        self._base, self._functional = base, functional or FunctionalLoRA(base.model)
+        self._base, self._functional = base, FunctionalLoRA(base.model)
         self._ids = encode_probes(base.tokenizer, probes)
         self.base_activation = base_activation or compute_base_activation(base, probes, layers)
 

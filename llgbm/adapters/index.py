@@ -105,12 +105,11 @@ def load_prompts(folder: Path) -> AdapterPrompts:
         ) from error
 
 
-def save_index(workdir: Path, entries: Sequence[AdapterEntry], *, extra: Mapping[str, Any] | None = None) -> None:
+def save_index(workdir: Path, entries: Sequence[AdapterEntry]) -> None:
     """Write the index of a workdir atomically.
 
     Args:
         entries: adapters in folders below `workdir`.
-        extra: further entries of the manifest, such as the command that made it.
 
     Raises:
         TaskFormatError: an id occurs twice, or a folder is not below `workdir`.
@@ -122,7 +121,7 @@ def save_index(workdir: Path, entries: Sequence[AdapterEntry], *, extra: Mapping
             raise TaskFormatError(f"{entry.folder} is not below {workdir}, so the index of {workdir} cannot list it")
         folder = entry.folder.relative_to(workdir).as_posix()
         listed.append({"id": entry.adapter_id, "task": entry.task, "folder": folder})
-    _write_json(workdir / INDEX_FILE, {**(extra or {}), "version": FORMAT_VERSION, "adapters": listed})
+    _write_json(workdir / INDEX_FILE, {"version": FORMAT_VERSION, "adapters": listed})
 
 
 def load_index(workdir: Path) -> list[AdapterEntry]:

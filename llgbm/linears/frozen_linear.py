@@ -121,8 +121,8 @@ def fastest_storage(device: str = "cpu") -> Storage:
     return "int8" if FbgemmProduct.supported() else "float32"
 
 
-def store_linears(model: nn.Module, storage: Storage, *, skip: tuple[str, ...] = ()) -> None:
-    """Replace every Linear of `model` in place, except those whose last name part is in `skip`.
+def store_linears(model: nn.Module, storage: Storage) -> None:
+    """Replace every Linear of `model` in place.
 
     Raises:
         ConfigError: an unknown `storage`, or torch has no int8 kernel for this CPU.
@@ -136,11 +136,7 @@ def store_linears(model: nn.Module, storage: Storage, *, skip: tuple[str, ...] =
             raise ConfigError("this CPU has no bfloat16 products; choose int8_training or float32")
         model.to(torch.bfloat16)
         return
-    linears = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.rpartition(".")[2] not in skip
-    }
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     for names in input_groups(linears):
         group = [linears.pop(name) for name in names]  # popped, so only one group is in memory in both forms
         for name, module in zip(names, _stored(group, names, storage), strict=True):

@@ -15,6 +15,8 @@ from training.cli.config import config_fields
 from training.cli.config_values import is_config, type_name
 
 _ATTRIBUTE = re.compile(r"(\w+)(?: \([^)]*\))?: (.*)")
+_TEXT_WIDTH = 94
+"""Characters of a line of a description, without its indentation."""
 
 
 def field_docs(cls: type) -> dict[str, str]:
@@ -26,12 +28,12 @@ def field_docs(cls: type) -> dict[str, str]:
     return {name: docs[name] for name in config_fields(cls) if name in docs}
 
 
-def config_help(cls: type, *, width: int = 100) -> str:
+def config_help(cls: type) -> str:
     """List every value of a configuration: dotted path, type, default and description."""
-    return "\n".join(_lines(cls, "", MISSING, width))
+    return "\n".join(_lines(cls, "", MISSING))
 
 
-def _lines(cls: type, prefix: str, instance: object, width: int) -> list[str]:
+def _lines(cls: type, prefix: str, instance: object) -> list[str]:
     docs, hints, lines = field_docs(cls), get_type_hints(cls), list[str]()
     for name, field in config_fields(cls).items():
         if instance is not MISSING:
@@ -41,10 +43,10 @@ def _lines(cls: type, prefix: str, instance: object, width: int) -> list[str]:
         else:
             default = field.default_factory()
         path = f"{prefix}{name}"
-        text = textwrap.indent(textwrap.fill(docs.get(name, ""), width - 6), "      ")
+        text = textwrap.indent(textwrap.fill(docs.get(name, ""), _TEXT_WIDTH), "      ")
         if is_config(hints[name]):
             lines += [text] if text else []
-            lines += _lines(hints[name], f"{path}.", default, width)
+            lines += _lines(hints[name], f"{path}.", default)
             continue
         value = "must be given" if default is MISSING else f"default {_shown(default)}"
         lines += [f"  {path}  ({type_name(hints[name])}; {value})"] + ([text] if text else [])

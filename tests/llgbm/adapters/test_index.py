@@ -68,7 +68,7 @@ def test_index_and_folders_give_the_same_adapters(tmp_path: Path) -> None:
     (tmp_path / "deltas").mkdir()
     by_folder = load_index(tmp_path)
     assert by_folder == entries
-    save_index(tmp_path, entries, extra={"command": "teachers"})
+    save_index(tmp_path, entries)
     assert load_index(tmp_path) == entries
     save_index(tmp_path, entries[:1])
     assert load_index(tmp_path) == entries[:1]

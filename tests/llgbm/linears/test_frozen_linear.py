@@ -149,13 +149,13 @@ def test_bfloat16_is_multiplied_in_float32_where_the_processor_has_no_such_produ
 
 
 @pytest.mark.parametrize("storage", STORED)
-def test_every_linear_of_a_model_is_replaced_but_those_left_out(storage: Storage, tiny_base_path: Path) -> None:
+def test_every_linear_of_a_model_is_replaced(storage: Storage, tiny_base_path: Path) -> None:
     model = load_base(tiny_base_path).model
     before = {n for n, m in model.named_modules() if type(m) is nn.Linear}
-    store_linears(model, storage, skip=("lm_head",))
+    store_linears(model, storage)
     kind = {"bfloat16": BFloat16Linear, "int8": Int8Linear, "int8_training": Int8TrainingLinear}[storage]
-    assert {n for n, m in model.named_modules() if type(m) is kind} == before - {"lm_head"}
-    assert {n for n, m in model.named_modules() if type(m) is nn.Linear} == {"lm_head"}
+    # the next test is of the head, whose storage in training depends on the processor
+    assert {n for n, m in model.named_modules() if type(m) is kind} - {"lm_head"} == before - {"lm_head"}
 
 
 @pytest.mark.parametrize("multiplies", [True, False])
