@@ -51,7 +51,7 @@ class RefineConfig:
     """Settings of `refine`; rate, steps and rows of a step were tried with 16 examples of held-out families."""
 
     description: str | None = None
-    """The sentence that describes the task; it stands in the context of a part of the rows."""
+    """The sentence that describes the task; a part of the rows has it in the context."""
     description_share: float = 0.5
     """Share of the rows that have the description in the context, 0 to 1."""
     steps: int | None = None

@@ -41,10 +41,10 @@ _LINE = re.compile(r"^line(?= \d)")
 
 
 class JobService:
-    """Files of examples, and the jobs that learn from them.
+    """Files of examples, and the jobs that use them.
 
     Attributes:
-        files: what was uploaded.
+        files: the uploaded files.
     """
 
     def __init__(
@@ -66,12 +66,12 @@ class JobService:
         self._ending = False
 
     def close(self) -> None:
-        """Stop the worker, whose job goes on later, and close the database. Blocks."""
+        """Stop the worker, whose job continues later, and close the database. Blocks."""
         self._supervisor.stop()
         self._database.close()
 
     def end_waiting(self) -> None:
-        """End all that follow or wait for a job, since the service shuts down. The jobs are not ended by it."""
+        """End all requests that follow or wait for a job, at a shutdown. The jobs themselves do not end."""
         self._ending = True
 
     async def create(
@@ -89,17 +89,17 @@ class JobService:
         """Check a job and put it into the queue.
 
         Args:
-            model: what to start from: the base's id, an adapter's id or name, or `prompt:` and a description.
+            model: the start of training: the base's id, an adapter's id or name, or `prompt:` and a description.
 
         Raises:
-            ApiError: 400 that blames a field, 429 with Retry-After for a full queue, 507 for a full disk; and what
-                making the adapter of a description raises.
+            ApiError: 400 for an invalid field, 429 with Retry-After for a full queue, 507 for a full disk, or an error
+                of making the adapter of a description.
         """
         start, description = await self._start(model)
         await asyncio.to_thread(self._check_file, training_file, "training_file", description)
         if validation_file is not None:
             await asyncio.to_thread(self._check_file, validation_file, "validation_file", description)
-        if isinstance(start, AdapterRequest):  # only now, since a refused job leaves nothing
+        if isinstance(start, AdapterRequest):  # only now, so that a refused job leaves nothing
             start = (await self._adapters.get_or_make(start)).record.id
         order = JobOrder(
             model=model,
@@ -126,14 +126,14 @@ class JobService:
     async def create_from_pairs(
         self, model: str, pairs: Sequence[tuple[str, str]], *, name: str | None = None
     ) -> JobRecord:
-        """A job on a new file of (input, output) pairs. Raises ApiError as `create`, and no file is kept then."""
+        """A job on a new file of (input, output) pairs. Raises ApiError as `create`; the file is then deleted."""
         content = write_examples(pairs)
         file = await asyncio.to_thread(self.files.add, "examples.jsonl", content, param="examples")
         try:
             return await self.create(model, file.id, name=name)
         except BaseException as error:
             await asyncio.to_thread(self.files.delete, file.id)
-            if isinstance(error, InvalidFileError):  # the client knows examples, and no lines of a file
+            if isinstance(error, InvalidFileError):  # the client sent examples, not lines of a file
                 raise InvalidFileError(_LINE.sub("example", error.message), param="examples") from error
             raise
 
@@ -169,7 +169,7 @@ class JobService:
             )
         limit = min(self._models.max_context, RefineConfig().max_row_tokens)
         with self._tokenising:
-            if self._tokenizer is None:  # one of its own: a tokenizer may change its settings while it works
+            if self._tokenizer is None:  # a separate one, because a tokenizer may change its settings during a call
                 self._tokenizer = copy.deepcopy(self._models.base.tokenizer)
             for example in examples:
                 length = self._length(example, param, description)
@@ -188,7 +188,7 @@ class JobService:
             raise InvalidFileError(f"{example.place}: the chat template refuses it", param=param) from None
 
     async def record(self, identity: str) -> JobRecord:
-        """A job as it is now. Raises ApiError 404."""
+        """The current state of a job. Raises ApiError 404."""
         return await asyncio.to_thread(self._table.record, identity)
 
     async def page(self, limit: int, after: str | None) -> tuple[list[JobRecord], bool]:
@@ -196,13 +196,13 @@ class JobService:
         return await asyncio.to_thread(self._table.page, limit, after)
 
     async def cancel(self, identity: str) -> JobRecord:
-        """End a job. Raises ApiError: 404, or 400 for one that has ended."""
+        """Cancel a job. Raises ApiError: 404, or 400 if it has ended."""
         await self.record(identity)
         before = await asyncio.to_thread(self._table.cancel, identity)
         if before is None:
             job = await self.record(identity)
             raise ApiError(400, f"the job has ended already; its status is {job.status}", code="job_ended")
-        if before == "queued":  # nobody looks after it who would count it
+        if before == "queued":  # a running job is counted by its supervisor
             self._metrics.jobs.labels("cancelled").inc()
         self._supervisor.wake()
         return await self.record(identity)
@@ -230,11 +230,11 @@ class JobService:
             if job.ended:
                 return
             if self._ending:
-                raise StoppedError("the service is shutting down, and the job goes on when it is back")
+                raise StoppedError("the service is shutting down; the job continues after its next start")
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def wait(self, identity: str, seconds: float) -> JobRecord:
-        """A job when it has ended, or as it is after so many seconds or at a shutdown."""
+        """Wait until a job ends, for at most `seconds` or until a shutdown; returns its state."""
         deadline = time.monotonic() + seconds
         while not (job := await self.record(identity)).ended and time.monotonic() < deadline and not self._ending:
             await asyncio.sleep(min(_LOOK_SECONDS, seconds))
@@ -242,7 +242,7 @@ class JobService:
 
 
 def _number(event: str | None) -> int | None:
-    """The number of an event from its id."""
+    """The number in the id of an event."""
     if event is None:
         return None
     if _EVENT_ID.fullmatch(event) is None:

@@ -1,8 +1,8 @@
-"""Runs the jobs of a store one after the other, each in a process of its own, so that serving does not suffer.
+"""Runs the jobs of a store one after the other, each in a separate process, so that the service stays fast.
 
-Every process that shares the store has a supervisor. The lock of an open file says which of them may start a worker.
-The worker inherits the file, so the lock is free exactly when no worker lives. Whoever gets it then and finds a running
-job knows that the worker of this job is gone, and goes on with it.
+Every process that uses the store has a supervisor. A supervisor must hold a file lock to start a worker. The worker
+inherits the open file, so the lock is free exactly if there is no worker. A supervisor that gets the lock and finds a
+running job knows that its worker has died, and starts a new worker for it.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from service.observability.metrics import Metrics
 from service.settings import Settings
 
 MAX_ATTEMPTS = 3
-"""A worker may be killed for reasons that are not the job's. One that always is must not keep the others waiting."""
+"""A worker may be killed for reasons outside of the job. A job whose worker is always killed must not block others."""
 _TICK_SECONDS = 0.25
 _PATIENCE_SECONDS = 10.0
-"""How long the worker of a cancelled job has for its step, and a stopped one for its end."""
+"""Seconds for the worker of a cancelled job to finish its step, and for a stopped worker to end."""
 _LOCK = "worker.lock"
 _log = structlog.get_logger("service.jobs")
 
 
 class Supervisor:
-    """A thread that looks after the queue.
+    """A thread that runs the queue.
 
     Args:
         base: hub id or folder of the base that workers load.
@@ -49,11 +49,11 @@ class Supervisor:
         self._thread.start()
 
     def wake(self) -> None:
-        """There is a new job, or one was cancelled."""
+        """Tell the thread that a job was added or cancelled."""
         self._wake.set()
 
     def stop(self) -> None:
-        """End the worker, if there is one; its job goes on when a process serves the store again. Blocks."""
+        """End the worker, if there is one; its job continues when a service runs on this store again. Blocks."""
         self._stopping.set()
         self._wake.set()
         self._thread.join()
@@ -63,21 +63,21 @@ class Supervisor:
             try:
                 if self._report():
                     self._next()
-            except Exception as error:  # such as a full disk: what is in the queue is tried again
+            except Exception as error:  # such as a full disk; the queue is tried again
                 _log.error("jobs_do_not_run", error=type(error).__name__, exc_info=error)
                 self._stopping.wait(_PATIENCE_SECONDS)
             self._wake.wait(_TICK_SECONDS)
             self._wake.clear()
 
     def _report(self) -> bool:
-        """Count the jobs for the metrics; whether there are any."""
+        """Set the metrics of the jobs; returns whether there are any."""
         counts = self._table.counts()
         for status in ("queued", "running"):
             self._metrics.jobs_now.labels(status).set(counts.get(status, 0))
         return bool(counts)
 
     def _next(self) -> None:
-        """Do the next job, if there is one and no other process has the worker."""
+        """Run the next job, if there is one and no other process has a worker."""
         lock = os.open(self._database.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             if not _locked(lock):
@@ -93,7 +93,7 @@ class Supervisor:
                 return
             worker = self._start(job, lock)
         finally:
-            os.close(lock)  # the worker has it
+            os.close(lock)  # the worker keeps its own
         self._look_after(job, worker)
 
     def _start(self, job: JobRecord, lock: int) -> subprocess.Popen[bytes]:
@@ -103,7 +103,7 @@ class Supervisor:
         )
         _log.info("job_started", job=job.id, attempt=job.attempts, pid=worker.pid)
         if worker.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):  # it is dead, which is seen below
+            with contextlib.suppress(BrokenPipeError):  # it has died, which `_look_after` detects
                 worker.stdin.write(task.model_dump_json().encode() + b"\n")
                 worker.stdin.flush()
         return worker
@@ -161,9 +161,9 @@ class Supervisor:
         self._table.tell(job.id, f"The worker ended {how} at step {record.step}", level="warn")
 
     def _delete_left(self, pattern: str, *, keep: str | None = None) -> None:
-        """Delete what workers left beside the database, such as checkpoints, but not that of the job `keep`.
+        """Delete files that workers left next to the database, such as checkpoints, except those of the job `keep`.
 
-        The pattern may match files of other jobs only while no worker lives.
+        The pattern may match files of other jobs only while there is no worker.
         """
         with contextlib.suppress(OSError):
             for path in self._database.folder.glob(pattern):

@@ -1,8 +1,8 @@
 """The process that refines one adapter: `python -m service.jobs.worker`, started by `service.jobs.supervisor`.
 
-It reads its task from standard input, which its service keeps open: when the service is gone, so is the worker. It has
-the lock of the worker, an open file that the kernel unlocks when the process ends however it ends. The state of the
-training is written beside the database now and then; a worker that takes a job over goes on from there.
+It reads its task from standard input, which the service keeps open; the worker ends when the service ends. It holds the
+worker lock on an open file, which the kernel releases when the process ends. The training state is regularly written
+next to the database, so that another worker can continue the job.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ from service.settings import Settings
 
 NICENESS = 10
 _SAVE_REST = 20
-"""The state is written so seldom that it takes at most this part of the time."""
+"""Writing the state takes at most 1 / _SAVE_REST of the time."""
 _SAVE_SECONDS = 0.5
 _RESERVE_BYTES = 1 << 18
-"""Room on the disk for the record and the event of a failure, with the database's journal."""
+"""Disk space for the record and the event of a failure, with the database's journal."""
 _log = structlog.get_logger("service.jobs.worker")
 
 
@@ -65,24 +65,24 @@ class _Worker:
         self._saved, self._save_took = time.monotonic(), 0.0
 
     def run(self) -> None:
-        """Do the job and note its outcome.
+        """Run the job and record its outcome.
 
         Raises:
-            StoreFullError: the outcome could not be noted, since the disk is full.
+            StoreFullError: the outcome could not be recorded, because the disk is full.
         """
         reserve = reserve_path(self._settings.store_dir, self._task.job)
-        with contextlib.suppress(OSError):  # without it a full disk shows in the first step
+        with contextlib.suppress(OSError):  # without it, the first step reports the full disk
             reserve.write_bytes(b"\0" * _RESERVE_BYTES)
         failure = self._attempt()
         self._state_path.unlink(missing_ok=True)
-        reserve.unlink(missing_ok=True)  # first: on a full disk it makes the room for noting why
+        reserve.unlink(missing_ok=True)  # first, because on a full disk this frees the space for recording the reason
         if failure is not None:
             code, reason = failure
             _log.warning("job_failed", job=self._task.job, code=code)
             self._table.fail(self._task.job, code, reason)
 
     def _attempt(self) -> tuple[str, str] | None:
-        """Do the job; the code and the reason if it failed."""
+        """Run the job; returns code and reason of a failure, else None."""
         try:
             self._refine(self._table.record(self._task.job))
         except _UnwantedError:
@@ -143,7 +143,7 @@ class _Worker:
         try:
             name = self._name(job, record.id, store)
             self._keep(job, record.id, refined)
-        except BaseException:  # cancelled, or the disk is full: nothing of it stays
+        except BaseException:  # cancelled, or the disk is full: keep nothing of the adapter
             if name is not None:
                 store.unname(name)
             if made:
@@ -151,21 +151,21 @@ class _Worker:
             raise
 
     def _name(self, job: JobRecord, adapter: str, store: AdapterFiles) -> str | None:
-        """Name the adapter as the user wished; its name, None if it has none."""
+        """Give the adapter the requested name; returns the name, or None."""
         name, suffix = job.order.name, job.order.suffix
         if name is None and suffix is not None:
-            name = f"{suffix}-{job.id[-8:]}"  # digits that make it unique
+            name = f"{suffix}-{job.id[-8:]}"  # makes the name unique
         if name is None:
             return None
         try:
             store.name(name, adapter)
-        except ApiError as error:  # the adapter is there all the same
+        except ApiError as error:  # the adapter exists without the name
             self._table.tell(job.id, f"The adapter has no name: {error.message}", level="warn")
             return None
         return name
 
     def _keep(self, job: JobRecord, adapter: str, refined: Refined) -> None:
-        """Note the result.
+        """Record the result.
 
         Raises:
             _UnwantedError: the job was cancelled meanwhile.
@@ -214,14 +214,14 @@ class _Worker:
         temporary = self._state_path.with_suffix(".tmp")
         try:
             with room_for("the checkpoint of a job"):
-                temporary.write_bytes(save(state))  # not save_file, whose errors do not tell a full disk
+                temporary.write_bytes(save(state))  # not save_file, whose errors do not show a full disk
                 temporary.rename(self._state_path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
 
     def _load_state(self) -> dict[str, Tensor]:
-        """The state that an earlier worker left; empty if there is none that can be read."""
+        """The state of an earlier worker; empty if there is none or it cannot be read."""
         try:
             return load_file(self._state_path)
         except FileNotFoundError:
@@ -245,7 +245,7 @@ def config_of(job: JobRecord, rows: int) -> RefineConfig:
 
 
 def verdict(refined: Refined) -> str:
-    """Whether refining helped, in a sentence for the user."""
+    """A sentence for the user that says whether refining helped."""
     if refined.start_held_out is None or refined.held_out is None:
         return "The adapter is ready; there were too few examples to hold some out, so try it before you use it"
     before, after = refined.start_held_out.accuracy, refined.held_out.accuracy
@@ -265,13 +265,15 @@ def losses_csv(losses: Sequence[float]) -> bytes:
 
 
 def _end_with_the_service() -> None:
-    while os.read(sys.stdin.fileno(), 1 << 16):  # not by sys.stdin, whose lock the end of the interpreter waits for
+    while os.read(
+        sys.stdin.fileno(), 1 << 16
+    ):  # not with sys.stdin, because the interpreter waits for its lock at the end
         pass
     os._exit(0)
 
 
 def main() -> None:
-    """Do the job of the task on standard input."""
+    """Run the job of the task on standard input."""
     task = Task.model_validate_json(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_the_service, daemon=True).start()
     settings = Settings(_env_file=None, **task.settings)  # type: ignore[arg-type]
