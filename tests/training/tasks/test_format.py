@@ -220,7 +220,7 @@ def test_no_task_is_trained_on_a_wording_that_another_holds_back(tmp_path: Path)
 def test_a_file_that_holds_no_wordings_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "wordings.json"
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(TaskFormatError, match=r"wordings\.json: (cannot be read|must be a JSON object)"):
+    with pytest.raises(TaskFormatError, match=r"wordings\.json: (is not JSON|must be a JSON object)"):
         with_more_wordings([load_task(write(tmp_path))], path)
 
 
