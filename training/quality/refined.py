@@ -1,17 +1,19 @@
 """`python -m training refined`: how much examples teach, from different starts, on families that are held out.
 
 For each task, an adapter is refined on its first training rows and measured on its test rows, bare and with the
-description in the context. The rows beside it are the plain base, the starts as they are, and the same examples in the
-context. Finished cells are kept, so the same command continues.
+description in the context. The plain base, the starts as they are, and the same examples in the context are measured
+too. The result has the form of the quality table, with one column. Finished cells are kept, so the same command
+continues.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 from llgbm.adapters.peft_io import content_digest
@@ -33,10 +35,14 @@ from training.tasks.families import load_families
 from training.tasks.format import Example, Task, evenly, exact_match
 from training.tasks.rows import eval_row
 
+_COLUMN = "heldout_families"
 _FEW = 3
 """Examples in the context of the rival that needs no training, as in the table of quality."""
 Start = Literal["nothing", "shared", "generated"]
 """PEFT's initialisation, the generator's shared adapter, or the adapter that it makes from the description."""
+_TITLES: Mapping[Start, str] = {
+    "nothing": "PEFT's initialisation", "shared": "shared adapter", "generated": "generated"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -100,10 +106,10 @@ def run(config: Config) -> None:
                 if cells.get(one.key) is None:
                     cells.add(one.key, {"name": one.name, "task": one.task.task_id, **one.measure()})
                 progress.update(done, f"{one.task.task_id}, {one.name}")
-        table = _table([(one, cells[one.key]) for one in work])
-        write_result(log, "refined", config, {"num_tasks": len(tasks), "rows": table}, base_revision=base.revision)
-    for name, row in table.items():
-        print(f"{name}: " + ", ".join(f"{form} {values['accuracy']:.1%}" for form, values in row.items()))
+        column = _column([(one, cells[one.key]) for one in work], config.counts)
+        write_result(log, "refined", config, {"columns": {_COLUMN: column}}, base_revision=base.revision)
+    for name, row in column["methods"].items():
+        print(f"{name}: {row['accuracy']:.1%}")
 
 
 def _work(config: Config, base: Base, maker: AdapterMaker, shared: LoRAWeights, task: Task) -> Iterator[_Work]:
@@ -128,7 +134,7 @@ def _work(config: Config, base: Base, maker: AdapterMaker, shared: LoRAWeights, 
 
     for name, start in starts.items():
         if name in config.starts:
-            title = "base" if start is None else f"{name}, not refined"
+            title = "base" if start is None else _TITLES[name]
             yield _Work(key(digests[name]), title, task, partial(_scores, base, task, start))
     for count in sorted({_FEW, *config.counts}):
         if count > len(task.train):
@@ -138,7 +144,7 @@ def _work(config: Config, base: Base, maker: AdapterMaker, shared: LoRAWeights, 
         shots = _fitting(base, task, shown, config.context_tokens)
         yield _Work(
             key(None, shots=texts[: len(shots)]),
-            f"base, {count} examples in the context",
+            f"base + description + {count} examples",
             task,
             partial(_scores, base, task, None, shots),
         )
@@ -146,7 +152,7 @@ def _work(config: Config, base: Base, maker: AdapterMaker, shared: LoRAWeights, 
             settings = replace(config.settings, description=description)
             yield _Work(
                 key(digests[name], learned=texts, settings=str(settings)),
-                f"refined from {name}, {count} examples",
+                _refined_title(name, count),
                 task,
                 partial(_refined, base, task, starts[name], shown, settings),
             )
@@ -182,14 +188,50 @@ def _fitting(base: Base, task: Task, shown: tuple[Example, ...], tokens: int) ->
     return shown[:1]
 
 
-def _table(found: list[tuple[_Work, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Accuracy of every name, bare and with the description: the mean over tasks, with its 95 % interval."""
-    table: dict[str, dict[str, Any]] = {}
-    for name in dict.fromkeys(work.name for work, _ in found):
-        for form in ("bare", "described"):
-            tasks = [cell[form] for work, cell in found if work.name == name and form in cell]
-            if tasks:
-                mean, low, high = paired_bootstrap(tasks)
-                values = {"accuracy": round(mean, 4), "interval": [round(low, 4), round(high, 4)], "tasks": len(tasks)}
-                table.setdefault(name, {})[form] = values
-    return table
+def _refined_title(start: Start, count: int) -> str:
+    return f"{_TITLES[start]}, refined on {count} examples"
+
+
+def _column(found: list[tuple[_Work, Mapping[str, Any]]], counts: Sequence[int]) -> dict[str, Any]:
+    """A column of the quality table: accuracy of every method with its 95 % interval, and paired differences."""
+    correct: dict[str, dict[str, list[int]]] = {}
+    seconds: dict[str, list[float]] = {}
+    for work, cell in found:
+        correct.setdefault(work.name, {})[work.task.task_id] = cell.get("bare") or cell["described"]
+        if "bare" in cell:
+            correct.setdefault(f"{work.name} + description", {})[work.task.task_id] = cell["described"]
+        if "refine_seconds" in cell:
+            seconds.setdefault(work.name, []).append(cell["refine_seconds"])
+    methods = {name: {"num_tasks": len(rows), **_mean(list(rows.values()))} for name, rows in correct.items()}
+    for name, taken in seconds.items():
+        methods[name]["refine_seconds"] = round(median(taken), 1)
+    differences = [
+        {
+            "of": one,
+            "minus": other,
+            **_mean([_minus(correct[one][task], correct[other][task]) for task in both], "mean"),
+        }
+        for one, other in _compared(counts)
+        if (both := [task for task in correct.get(one, {}) if task in correct.get(other, {})])
+    ]
+    return {"num_tasks": len({work.task.task_id for work, _ in found}), "methods": methods, "differences": differences}
+
+
+def _compared(counts: Sequence[int]) -> Iterator[tuple[str, str]]:
+    """Pairs of methods whose difference is told."""
+    for count in counts:
+        name = _refined_title("generated", count)
+        for added in ("", " + description"):
+            yield name + added, f"base + description + {_FEW} examples"
+            yield name + added, _refined_title("nothing", count) + added
+            yield name + added, _refined_title("shared", count) + added
+            yield name + added, _TITLES["generated"] + added
+
+
+def _mean(rows: Sequence[Sequence[float]], name: str = "accuracy") -> dict[str, Any]:
+    mean, low, high = paired_bootstrap(rows)
+    return {name: round(mean, 4), "interval": [round(low, 4), round(high, 4)]}
+
+
+def _minus(one: Sequence[int], other: Sequence[int]) -> list[int]:
+    return [a - b for a, b in zip(one, other, strict=True)]

@@ -110,19 +110,18 @@ def chosen(columns: Result, names: Sequence[str], source: Path) -> dict[str, Any
 
 
 def methods(columns: Result) -> list[str]:
-    """Accuracy and interval of every method that was run; for a single group also log-likelihood and delta cosine."""
+    """Accuracy and interval of every method that was run. A single group also has other values that the result has."""
     names = dict.fromkeys(name for column in columns.values() for name in column["methods"])
-    one_group = len(columns) == 1
-    with_cosines = one_group and any("delta_cosine" in row for row in next(iter(columns.values()))["methods"].values())
-    header = ["method", *(COLUMNS[group] for group in columns)]
-    header += ["log-likelihood a token"] * one_group + ["delta cosine with the teacher"] * with_cosines
+    further = {"log_likelihood": "log-likelihood a token", "delta_cosine": "delta cosine with the teacher"}
+    (first, *others) = columns.values()
+    shown = [key for key in further if not others and any(key in row for row in first["methods"].values())]
+    header = ["method", *(COLUMNS[group] for group in columns), *(further[key] for key in shown)]
     rows = []
     for name in names:
         found = [column["methods"].get(name, {"accuracy": None}) for column in columns.values()]
         if any(one["accuracy"] is not None for one in found):
             row = [name, *(_accuracy(one) for one in found)]
-            row += [f"{found[0]['log_likelihood']:.2f}"] if one_group else []
-            row += [_cosine(found[0])] if with_cosines else []
+            row += [f"{found[0][key]:.2f}" if key == "log_likelihood" else _cosine(found[0]) for key in shown]
             rows.append(row)
     return table(header, rows)
 

@@ -40,15 +40,21 @@ def test_every_start_is_measured_once_and_the_result_has_the_rows(
         f"base={tiny_base_path}", f"text_encoder={tiny_encoder_path}",
     ]  # fmt: skip
     assert main(COMMANDS, words, program="training") == 0
-    assert "refined from generated, 12 examples: bare 100.0%, described 100.0%" in capsys.readouterr().out
-    rows = json.loads((tmp_path / "run" / "results" / "refined.json").read_text())["rows"]
-    assert set(rows) == {
-        "base", "shared, not refined", "generated, not refined",
-        *(f"base, {n} examples in the context" for n in (3, 4, 12)),
-        *(f"refined from {start}, {n} examples" for start in ("nothing", "shared", "generated") for n in (4, 12)),
+    assert "generated, refined on 12 examples + description: 100.0%" in capsys.readouterr().out
+    column = json.loads((tmp_path / "run" / "results" / "refined.json").read_text())["columns"]["heldout_families"]
+    starts = ("PEFT's initialisation", "shared adapter", "generated")
+    refined = [f"{start}, refined on {n} examples" for start in starts for n in (4, 12)]
+    assert set(column["methods"]) == {
+        *(name + added for name in ("base", *starts[1:], *refined) for added in ("", " + description")),
+        *(f"base + description + {n} examples" for n in (3, 4, 12)),
+    }
+    assert column["methods"]["base"]["accuracy"] == 0
+    assert column["methods"][refined[-1]] | {"refine_seconds": 0} == {
+        "num_tasks": 1, "accuracy": 1, "interval": [1, 1], "refine_seconds": 0
     }  # fmt: skip
-    assert rows["base"]["bare"]["accuracy"] == 0
-    assert "bare" not in rows["base, 4 examples in the context"]
+    gained = {(d["of"], d["minus"]): d["mean"] for d in column["differences"]}
+    assert gained[refined[-1], "generated"] == 1
+    assert gained[refined[-1], "base + description + 3 examples"] == 1
 
     cells = (tmp_path / "run" / "cells.jsonl").read_text()
     assert main(COMMANDS, words, program="training") == 0
