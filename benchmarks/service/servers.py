@@ -97,12 +97,12 @@ class Server:
 
 
 @contextmanager
-def our_service(bench: Workbench, *, storage: str = "int8") -> Iterator[Server]:
-    """This project's service in its own process, with all adapters of the workbench."""
+def our_service(bench: Workbench) -> Iterator[Server]:
+    """This project's service with an int8 base in its own process, with all adapters of the workbench."""
     port = free_port()
     settings = {
         "LLGBM_PORT": str(port),
-        "LLGBM_BASE_STORAGE": storage,
+        "LLGBM_BASE_STORAGE": "int8",
         "LLGBM_THREADS": str(bench.threads),
         "LLGBM_STORE_DIR": tempfile.mkdtemp(prefix="store-", dir=bench.scratch),
         "LLGBM_ADAPTER_ROOTS": json.dumps([str(bench.scratch / "adapters")]),

@@ -1,4 +1,4 @@
-"""The service with the tiny base behind a real server, as clients reach it."""
+"""The service with the tiny base behind a real server, and helpers of clients."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def client(server: LiveServer) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="package")
 def french(server: LiveServer) -> str:
-    """Id of an adapter whose name is `french`."""
+    """Id of an adapter with the name `french`."""
     body = {"prompt": "Translate the English word to French.", "name": "french"}
     identity: str = httpx.post(f"{server.url}/generate-adapter", json=body, timeout=60).json()["id"]
     return identity
@@ -56,7 +56,7 @@ def text_of(answer: httpx.Response) -> str:
 
 
 def refusal(answer: httpx.Response, status: int = 400) -> tuple[str | None, str]:
-    """The field that a refusal blames, and its words."""
+    """The field in a refusal, and its message."""
     assert answer.status_code == status, answer.text
     error = answer.json()["error"]
     assert error["type"] == "invalid_request_error"

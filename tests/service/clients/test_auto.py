@@ -1,4 +1,4 @@
-"""`auto`, `prompt:` and examples with the official client of OpenAI, against the service with the tiny base."""
+"""`auto`, `prompt:` and examples with OpenAI's client, against the service with the tiny base."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def system(text: str) -> dict[str, str]:
 
 
 def marked(role: str) -> list[dict[str, str]]:
-    """The examples as turns of the protocol, with names as OpenAI's own guides have them."""
+    """The examples as named turns, as in OpenAI's guides."""
     return [
         {"role": role or side, "name": f"example_{side}", "content": example[key]}
         for example in EXAMPLES
@@ -61,7 +61,7 @@ def test_the_system_message_is_the_prompt_and_the_adapter_can_be_pinned(openai: 
     assert extra(answer) == {"adapter_id": adapter["id"], **told}
     same = complete(openai, [ASKED], f"prompt:{DESK}")
     assert (extra(same), same.choices[0].message.content) == (extra(answer), answer.choices[0].message.content)
-    assert same.usage == answer.usage  # the system message went above the question
+    assert same.usage == answer.usage  # the system message is in front of the question
     pinned = complete(openai, [{**ASKED, "content": f"{DESK}\n\n{ASKED['content']}"}], adapter["id"])
     assert pinned.choices[0].message.content == answer.choices[0].message.content
     assert client.get(adapter["links"]["archive"]).status_code == 200
@@ -92,7 +92,7 @@ def test_a_system_message_that_changes_in_the_middle_changes_the_adapter(openai:
     said = {"role": "assistant", "content": first.choices[0].message.content}
     again = {"role": "user", "content": "And now?"}
     kept = complete(openai, [system(DESK), ASKED, said, again])
-    assert extra(kept) == extra(first)  # a conversation that goes on keeps its adapter
+    assert extra(kept) == extra(first)  # a continued conversation keeps its adapter
     swapped = complete(openai, [system(POEM), ASKED, said, again])
     changed = complete(openai, [system(DESK), ASKED, said, {"role": role, "content": POEM}, again])
     poet = complete(openai, [system(POEM), again])
@@ -100,7 +100,9 @@ def test_a_system_message_that_changes_in_the_middle_changes_the_adapter(openai:
     by_hand = complete(openai, [ASKED, said, {**again, "content": f"{POEM}\n\n{again['content']}"}], BASE)
     assert changed.usage is not None
     assert by_hand.usage is not None
-    assert changed.usage.prompt_tokens == by_hand.usage.prompt_tokens  # DESK is gone, POEM holds from its place on
+    assert (
+        changed.usage.prompt_tokens == by_hand.usage.prompt_tokens
+    )  # DESK is left out; POEM is the description from its place on
 
 
 def test_system_messages_that_follow_each_other_are_one(openai: OpenAI) -> None:

@@ -1,4 +1,4 @@
-"""JSON of small models: any object, or one of a schema, in every way in which answers are given."""
+"""JSON answers: any object, or one of a schema, in all forms of responses."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_rows_of_different_schemas_and_of_none_share_a_batch(client: httpx.Clien
 
 
 def test_any_object_and_the_form_of_llama_cpp(client: httpx.Client) -> None:
-    # a random model would write a string for ever, so it is kept from opening one
+    # a random model would write an endless string, so it may not open one
     answer = ask(client, response_format={"type": "json_object"}, logit_bias={"34": -100}, max_tokens=300)
     assert isinstance(json.loads(text_of(answer)), dict)
     with_schema = ask(client, response_format={"type": "json_object", "schema": CAT}, max_tokens=800)

@@ -1,4 +1,4 @@
-"""Fields of /v1/chat/completions: done, harmless, or refused by name."""
+"""Fields of /v1/chat/completions: supported, ignored as harmless, or refused by name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.service.clients.conftest import BASE, USER, ask, refusal, text_of
 from tests.service.support.harness import LiveServer
 
 ENDLESS = {str(token): -100.0 for token in range(128, 259)}
-"""Biases under which the tiny base goes on for ever, in ASCII: a token is a character."""
+"""Biases that make the tiny base write endlessly in ASCII, one character per token."""
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -75,7 +75,7 @@ def test_no_field_is_in_two_lists() -> None:
 
 
 def test_every_field_of_openais_client_has_its_place() -> None:
-    """A field that a newer client can send shows here, to be done, called harmless or refused with a hint."""
+    """Fails for a new field of the client, which must be supported, listed as harmless or refused with a hint."""
     from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 
     known = {*ChatCompletionRequest.model_fields, *IGNORED, *REFUSED}
@@ -186,7 +186,7 @@ def test_without_a_generation_prompt_there_is_no_head_of_a_turn(client: httpx.Cl
     count = [ask(client, add_generation_prompt=value).json()["usage"]["prompt_tokens"] for value in (True, None, False)]
     assert (
         count[0] == count[1] == count[2] + len("<assistant\n")
-    )  # one token for the mark, one for each other character
+    )  # one token for the marker, and one for each other character
 
 
 CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"town": "Zürich"}'}}

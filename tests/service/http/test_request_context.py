@@ -27,7 +27,7 @@ from tests.service.support.harness import running
 
 
 class Lines:
-    """What is logged, line by line."""
+    """The log, line by line."""
 
     def __init__(self, settings: Settings) -> None:
         configure_logging(settings)

@@ -13,7 +13,7 @@ from service.http.sse import DONE, EventStream, while_connected
 
 
 def request_that(*messages: str, hangs: bool = True) -> Request:
-    """A request whose client sends these messages and then nothing more."""
+    """A request whose client sends these messages and then nothing."""
     waiting = list(messages)
 
     async def receive() -> dict[str, object]:
@@ -76,7 +76,7 @@ async def test_the_work_is_cancelled_with_who_waits_for_it() -> None:
 
 
 async def send_stream(events: AsyncIterator[str], *, gone: bool = False) -> tuple[str, int]:
-    """What is sent, and how often the stream was closed."""
+    """The sent text, and how often the stream was closed."""
     closed, sent = 0, b""
 
     def close() -> None:

@@ -1,4 +1,4 @@
-"""The service with the tiny models behind a real server, and the official client."""
+"""The service with the tiny models behind a real server, and OpenAI's client."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.service.support.harness import LiveServer, live, make_settings
 
 @pytest.fixture
 def job_settings(tmp_path: Path, tiny_base_path: Path, tiny_encoder_path: Path, tiny_checkpoint_path: Path) -> Settings:
-    """As an operator would set them: the process of a job finds the same base by them."""
+    """Settings of an operator, so that the process of a job loads the same base."""
     return make_settings(
         tmp_path,
         base=str(tiny_base_path),

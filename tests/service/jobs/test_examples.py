@@ -1,4 +1,4 @@
-"""Files of examples: pairs come back as they were written, and errors blame a field of the request."""
+"""Files of examples: pairs survive a round trip, and errors name a field of the request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of examples through the official client."""
+"""Files of examples with OpenAI's client."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_file_is_kept_listed_read_and_deleted_with_its_content(
     api: openai.OpenAI, job_settings: Settings, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert list(api.files.list()) == []
-    assert not (job_settings.store_dir / FOLDER).exists()  # asking makes nothing
+    assert not (job_settings.store_dir / FOLDER).exists()  # a read does not create the database
     made = api.files.create(file=("tickets.jsonl", CONTENT), purpose="fine-tune")
     assert (made.filename, made.bytes, made.purpose, made.status) == (
         "tickets.jsonl",
@@ -35,7 +35,7 @@ def test_a_file_is_kept_listed_read_and_deleted_with_its_content(
     assert [file.id for file in api.files.list(order="asc")] == [made.id, second.id]
     page = api.files.list(limit=1)
     assert [file.id for file in page.data] == [second.id]
-    assert [file.id for file in page] == [second.id, made.id]  # the client asks for the next page itself
+    assert [file.id for file in page] == [second.id, made.id]  # the client requests the next page itself
     assert list(api.files.list(purpose="fine-tune-results")) == []
     assert api.files.retrieve(made.id) == made
     assert api.files.content(made.id).read() == CONTENT
@@ -102,7 +102,7 @@ def test_only_pages_that_may_upload_files(server: LiveServer) -> None:
     assert post(Origin="https://elsewhere.example") == 403
     assert post(Origin="null") == 403
     assert post(Origin=server.url) == 200
-    assert post(Origin="https://elsewhere.example", Authorization="Bearer x") == 200  # which a browser asks for first
+    assert post(Origin="https://elsewhere.example", Authorization="Bearer x") == 200  # a browser requests this first
 
 
 def test_a_database_of_another_version_is_left_alone(tmp_path: Path, job_settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""Fine-tuning jobs through the official client: from a file of examples to an adapter that answers."""
+"""Fine-tuning jobs with OpenAI's client: from a file of examples to an adapter in a chat."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_from_a_file_to_an_adapter_like_any_other(
     adapter = done.fine_tuned_model
     assert adapter is not None
 
-    # exactly what the library makes of it
+    # exactly the library's result
     start = services_of(server.app).store.files.read((done.model_extra or {})["start"])
     rows = [RefineRow.of(given, wanted) for given, wanted in PAIRS]
     expected = refine(tiny_base, start, rows, RefineConfig(description=TASK, seed=3))
@@ -87,7 +87,7 @@ def test_from_a_file_to_an_adapter_like_any_other(
         assert (a - other_a).abs().max() < 1e-4, name
         assert (b - other_b).abs().max() < 1e-4, name
 
-    # an adapter like any other, under its id and its name
+    # a normal adapter, with its id and its name
     name = f"tickets-{job.id[-8:]}"
     assert adapter in [model.id for model in api.models.list()]
     messages: Any = [{"role": "user", "content": SECRET}]
@@ -110,7 +110,7 @@ def test_from_a_file_to_an_adapter_like_any_other(
         (loss,) = re.findall(r"^llgbm_job_loss (\S+)$", told, flags=re.MULTILINE)
         assert float(loss) == pytest.approx(expected.losses[-1], abs=1e-4)
 
-    # its story
+    # its events
     events = list(api.fine_tuning.jobs.list_events(job.id, limit=3))
     assert events == list(api.fine_tuning.jobs.list_events(job.id))
     losses = [event.data["train_loss"] for event in reversed(events) if event.type == "metrics"]  # type: ignore[index]
@@ -125,7 +125,7 @@ def test_from_a_file_to_an_adapter_like_any_other(
     assert error.value.param == "training_file"
     assert "fine-tune-results" in error.value.message
 
-    # the same job again is the same adapter, and the examples are gone with their file
+    # the same job gives the same adapter again; deleting the file deletes the examples
     assert (
         finished(
             api, api.fine_tuning.jobs.create(model=f"prompt:{TASK}", training_file=file, seed=3).id
@@ -191,7 +191,7 @@ def test_a_worker_that_is_killed_is_replaced_and_the_result_is_the_same(api: ope
     data: Any = [event.data for event in api.fine_tuning.jobs.list_events(job.id, limit=100) if event.data]
     steps = [each["step"] for each in reversed(data)]
     again = [after for before, after in pairwise(steps) if after <= before]
-    assert all(step > 1 for step in again)  # not from the beginning
+    assert all(step > 1 for step in again)  # not from the first step
 
 
 def test_a_job_survives_its_service(job_settings: Settings, server: LiveServer, api: openai.OpenAI) -> None:

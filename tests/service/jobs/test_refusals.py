@@ -1,4 +1,4 @@
-"""What cannot be a job: 400 that blames a field, 429 for a full queue, and jobs that fail and say why."""
+"""Refused jobs: 400 that names a field, 429 for a full queue; and jobs that fail with a reason."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.service.support.jobs import LONG, workers
 
 @pytest.fixture
 def server(job_settings: Settings) -> Iterator[LiveServer]:
-    """With narrow limits."""
+    """A service with low limits."""
     limits = {"refine_rows": 101, "refine_queue": 1, "max_context": 200}
     with live(job_settings.model_copy(update=limits), load_models) as served:
         yield served
@@ -62,7 +62,7 @@ def test_bad_requests_blame_a_field(api: openai.OpenAI, server: LiveServer) -> N
     assert refused(api, **{**good, "integrations": [{"type": "wandb", "wandb": {"project": "x"}}]})[0] == "integrations"
     assert refused(api, **{**good, "extra_body": {"n_epochs": 3}})[0] == "n_epochs"
     assert list(api.fine_tuning.jobs.list()) == []
-    assert services_of(server.app).store.files.records() == []  # nor was an adapter made to start from
+    assert services_of(server.app).store.files.records() == []  # and no adapter was made for the start
     for call in (api.fine_tuning.jobs.retrieve, api.fine_tuning.jobs.cancel, api.fine_tuning.jobs.list_events):
         with pytest.raises(openai.NotFoundError) as error:
             call("ftjob-of-nobody")
@@ -81,7 +81,7 @@ def test_a_full_queue_is_429_and_a_file_that_is_deleted_fails_its_job(api: opena
     assert int(error.value.response.headers["Retry-After"]) > 0
     body = {"prompt": "x", "examples": [{"input": "a", "output": "b"}], "refine": True}
     assert httpx.post(f"{server.url}/generate-adapter", json=body, timeout=60).status_code == 429
-    assert {each.id for each in api.files.list()} == {file, other}  # that of the refused request is gone
+    assert {each.id for each in api.files.list()} == {file, other}  # the file of the refused request was deleted
     api.files.delete(other)
     api.fine_tuning.jobs.cancel(first.id)
     failed = finished(api, second.id)
@@ -128,7 +128,7 @@ def test_the_short_form_waits_for_the_adapter_or_answers_with_the_job(server: Li
         assert waited.headers["X-Adapter-Id"] == waited.json()["fine_tuned_model"] == done.fine_tuned_model
         record = services_of(server.app).store.files.record(job["start"])
         assert record is not None
-        assert record.examples == ()  # they are in the job's file and nowhere else
+        assert record.examples == ()  # the examples are only in the job's file
 
         too_long = {**body, "name": None, "examples": [*examples, {"input": "word " * 300, "output": "x"}]}
         answer = client.post("/generate-adapter", json=too_long)

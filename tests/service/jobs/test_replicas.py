@@ -1,4 +1,4 @@
-"""Two services in processes of their own on one store: a job runs once, and survives the one that began it."""
+"""Two services in separate processes on one store: a job runs once, and survives the end of its service."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def api(service: ForkedService) -> openai.OpenAI:
 
 
 def owner(services: list[ForkedService]) -> ForkedService:
-    """The one of which a worker is a child."""
+    """The service that started the worker."""
     return next(service for service in services if workers(service.pid))
 
 
@@ -60,7 +60,9 @@ def test_a_job_runs_once_and_survives_the_replica_that_ran_it(start: Callable[[]
         file = upload(first, many(7))
         jobs = [c.fine_tuning.jobs.create(model=BASE, training_file=file, method=METHOD).id for c in (first, second)]
         at_step(second, jobs[0], 20)
-        assert second.fine_tuning.jobs.retrieve(jobs[1]).status == "queued"  # one at a time, wherever it was asked for
+        assert (
+            second.fine_tuning.jobs.retrieve(jobs[1]).status == "queued"
+        )  # one job at a time, regardless of the service that got the request
         ran = owner(services)
         other = services[1 - services.index(ran)]
         os.kill(ran.pid, signal.SIGKILL)

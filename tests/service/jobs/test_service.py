@@ -1,4 +1,4 @@
-"""Waiting for jobs ends with the service."""
+"""Requests that wait for jobs end with the service."""
 
 from __future__ import annotations
 

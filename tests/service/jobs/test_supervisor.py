@@ -1,4 +1,4 @@
-"""Who may run a job, and for how long it is tried; with a worker that lives only until it finds no file."""
+"""Which process may run a job, and how often a job is tried. The workers here end because a file is missing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def shown(metrics: Metrics) -> set[str]:
 
 
 def leave(settings: Settings, job: str, *suffixes: str) -> None:
-    """Files as a worker leaves that was stopped or killed."""
+    """Create the files that a stopped or killed worker leaves."""
     for suffix in suffixes:
         (settings.store_dir / FOLDER / f"{job}{suffix}").write_bytes(b"left")
 

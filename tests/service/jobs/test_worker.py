@@ -1,4 +1,4 @@
-"""The work of a job's process, here without the process."""
+"""The work of a job's process, run in the test's process."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def job(job_settings: Settings) -> JobRecord:
 
 
 def work(job: JobRecord, settings: Settings) -> JobRecord:
-    """The job after its work."""
+    """Run the worker; returns the job's state afterwards."""
     base = settings.base or ""
     _Worker(Task(job=job.id, base=base, settings=settings.model_dump(mode="json")), settings).run()
     return JobTable(Database(settings.store_dir)).record(job.id)
