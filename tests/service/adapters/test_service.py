@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
 import httpx
 import pytest
@@ -15,6 +16,18 @@ from tests.service.support.harness import running, services_of, state_of, until
 
 App = tuple[FastAPI, httpx.AsyncClient]
 REQUEST = AdapterRequest(("a task",))
+
+
+def hold(monkeypatch: pytest.MonkeyPatch, owner: object, method: str) -> threading.Event:
+    """Let the calls of a method wait until the returned event is set."""
+    original, go = getattr(owner, method), threading.Event()
+
+    def held(*args: Any) -> Any:
+        go.wait(20)
+        return original(*args)
+
+    monkeypatch.setattr(owner, method, held)
+    return go
 
 
 async def test_after_a_failure_the_next_one_tries_again(dummy_app: App, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,13 +46,7 @@ async def test_when_all_have_gone_the_adapter_is_made_all_the_same(
     dummy_app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     services = services_of(dummy_app[0])
-    make, go = services.models.maker.make, threading.Event()
-
-    def slow_make(requests):  # type: ignore[no-untyped-def]
-        go.wait(20)
-        return make(requests)
-
-    monkeypatch.setattr(services.models.maker, "make", slow_make)
+    go = hold(monkeypatch, services.models.maker, "make")
     asked = [asyncio.ensure_future(services.adapters.get_or_make(REQUEST)) for _ in range(3)]
     await until(lambda: bool(services.adapters._making))
     for each in asked:
@@ -55,13 +62,7 @@ async def test_a_reference_that_nobody_waits_for_any_more_is_given_back(
 ) -> None:
     services = services_of(dummy_app[0])
     record = (await services.adapters.get_or_make(REQUEST)).record
-    acquire, go = services.store.acquire, threading.Event()
-
-    def slow_acquire(identity: str):  # type: ignore[no-untyped-def]
-        go.wait(20)
-        return acquire(identity)
-
-    monkeypatch.setattr(services.store, "acquire", slow_acquire)
+    go = hold(monkeypatch, services.store, "acquire")
     asking = asyncio.ensure_future(services.adapters.lease(record.id))
     await asyncio.sleep(0.02)
     asking.cancel()
@@ -82,13 +83,7 @@ async def test_the_same_adapter_twice_in_a_composition_counts_twice(dummy_app: A
 
 async def test_too_many_at_once_are_refused(dummy_app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     services = services_of(dummy_app[0])
-    make, go = services.models.maker.make, threading.Event()
-
-    def slow_make(requests):  # type: ignore[no-untyped-def]
-        go.wait(20)
-        return make(requests)
-
-    monkeypatch.setattr(services.models.maker, "make", slow_make)
+    go = hold(monkeypatch, services.models.maker, "make")
     limit = 32
     asked = [
         asyncio.ensure_future(services.adapters.get_or_make(AdapterRequest((f"task {i}",)))) for i in range(limit + 10)
