@@ -28,7 +28,7 @@ from llgbm.refining.settings import RefineConfig, RefineRow
 
 _TARGET_RATIO, _TARGET_SECONDS = 6.0, 30.0
 _IGNORED = -100
-_DESCRIPTION = "Say which team the message is for: delivery, billing, returns or technical."
+DESCRIPTION = "Say which team the message is for: delivery, billing, returns or technical."
 _MESSAGES = (
     ("The parcel was due last Monday and the driver has still not rung our bell.", "delivery"),
     ("My card was charged twice for the same pair of shoes this morning.", "billing"),
@@ -41,14 +41,16 @@ _ENDINGS = (
     " I am travelling next week, so the matter is rather urgent for me.",
     " My neighbour had the same trouble with you in spring, by the way.",
 )
+EXAMPLES = tuple((text + end, team) for text, team in _MESSAGES for end in _ENDINGS)
+"""16 messages of about 40 tokens, and their teams."""
 
 
 def run(bench: Workbench) -> list[Result]:
     keep_freed_memory()  # as the worker of the service does
     storage = fastest_training_storage()
     base = load_base(bench.base_name, storage=storage)
-    config = RefineConfig(description=_DESCRIPTION, hold_out=False, max_steps=bench.tokens(20))
-    examples = [RefineRow.of(text + end, team) for text, team in _MESSAGES for end in _ENDINGS]
+    config = RefineConfig(description=DESCRIPTION, hold_out=False, max_steps=bench.tokens(20))
+    examples = [RefineRow.of(text, team) for text, team in EXAMPLES]
     start = bench.adapters[0]
     losses: dict[str, float] = {}
 

@@ -45,11 +45,12 @@ class Server:
     """A running server with the adapters loaded as `task-0`, `task-1`, ...
 
     Args:
+        url: its address, without a path.
         failure: the exception type of the server's failures. Only a peer's failures are `PeerError`.
     """
 
     def __init__(self, url: str, failure: type[Exception] = PeerError) -> None:
-        self._url, self._failure = url, failure
+        self.url, self._failure = url, failure
 
     def answers(self, models: Sequence[str], *, tokens: int) -> list[Answer]:
         """One client for each of `models`, all at the same time."""
@@ -72,7 +73,7 @@ class Server:
         start = time.perf_counter()
         pieces: list[float] = []
         made = 0
-        async with client.stream("POST", f"{self._url}/v1/chat/completions", json=body) as response:
+        async with client.stream("POST", f"{self.url}/v1/chat/completions", json=body) as response:
             if response.status_code != 200:
                 raise self._failure(f"{model}: {response.status_code} {(await response.aread())[:200]!r}")
             async for line in response.aiter_lines():
@@ -91,7 +92,7 @@ class Server:
         """Load adapters with vLLM's API."""
         for number, folder in enumerate(folders):
             body = {"lora_name": f"task-{number}", "lora_path": str(folder)}
-            response = httpx.post(f"{self._url}/v1/load_lora_adapter", json=body, timeout=_START_SECONDS)
+            response = httpx.post(f"{self.url}/v1/load_lora_adapter", json=body, timeout=_START_SECONDS)
             if response.status_code != 200:
                 raise self._failure(f"{folder.name} could not be loaded: {response.status_code} {response.text[:200]}")
 

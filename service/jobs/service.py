@@ -76,7 +76,7 @@ class JobService:
 
     async def create(
         self,
-        model: str,
+        model: str | AdapterRequest,
         training_file: str,
         validation_file: str | None = None,
         *,
@@ -89,7 +89,8 @@ class JobService:
         """Check a job and put it into the queue.
 
         Args:
-            model: the start of training: the base's id, an adapter's id or name, or `prompt:` and a description.
+            model: the start of training: the base's id, an adapter's id or name, `prompt:` and a description, or the
+                request for an adapter.
 
         Raises:
             ApiError: 400 for an invalid field, 429 with Retry-After for a full queue, 507 for a full disk, or an error
@@ -98,11 +99,17 @@ class JobService:
         start, description = await self._start(model)
         await asyncio.to_thread(self._check_file, training_file, "training_file", description)
         if validation_file is not None:
+            if validation_file == training_file:
+                raise InvalidFileError(
+                    "it is the training file, on which every adapter looks good; name a file of other examples, or "
+                    "none, and a part of the training file is held out",
+                    param="validation_file",
+                )
             await asyncio.to_thread(self._check_file, validation_file, "validation_file", description)
         if isinstance(start, AdapterRequest):  # only now, so that a refused job leaves nothing
             start = (await self._adapters.get_or_make(start)).record.id
         order = JobOrder(
-            model=model,
+            model=model if isinstance(model, str) else self._models.maker.id_of(model),
             start=start,
             description=description,
             training_file=training_file,
@@ -124,7 +131,7 @@ class JobService:
         return job
 
     async def create_from_pairs(
-        self, model: str, pairs: Sequence[tuple[str, str]], *, name: str | None = None
+        self, model: str | AdapterRequest, pairs: Sequence[tuple[str, str]], *, name: str | None = None
     ) -> JobRecord:
         """A job on a new file of (input, output) pairs. Raises ApiError as `create`; the file is then deleted."""
         content = write_examples(pairs)
@@ -137,8 +144,10 @@ class JobService:
                 raise InvalidFileError(_LINE.sub("example", error.message), param="examples") from error
             raise
 
-    async def _start(self, model: str) -> tuple[str | AdapterRequest | None, str | None]:
+    async def _start(self, model: str | AdapterRequest) -> tuple[str | AdapterRequest | None, str | None]:
         """The adapter to start from, or the request that makes it, and the description of its task."""
+        if isinstance(model, AdapterRequest):
+            return model, model.descriptions[0]
         if model == self._models.base.spec.base_id:
             return None, None
         if model.startswith(PROMPT_PREFIX):
@@ -163,7 +172,7 @@ class JobService:
         examples = read_examples(self.files.examples(file, param), param=param)
         if len(examples) > self._settings.refine_rows:
             raise InvalidFileError(
-                f"the file has {len(examples)} examples, and a job learns from {self._settings.refine_rows} at most "
+                f"there are {len(examples)} examples, and a job learns from {self._settings.refine_rows} at most "
                 "(LLGBM_REFINE_ROWS)",
                 param=param,
             )

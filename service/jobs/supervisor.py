@@ -17,6 +17,7 @@ import threading
 import time
 
 import structlog
+from pydantic import SecretStr
 
 from service.jobs.database import Database
 from service.jobs.records import JobRecord
@@ -97,7 +98,9 @@ class Supervisor:
         self._look_after(job, worker)
 
     def _start(self, job: JobRecord, lock: int) -> subprocess.Popen[bytes]:
-        task = Task(job=job.id, base=self._base, settings=self._settings.model_dump(mode="json"))
+        secret = {name for name, value in self._settings if isinstance(value, SecretStr)}  # a dump would mask them
+        settings = self._settings.model_dump(mode="json", exclude=secret)
+        task = Task(job=job.id, base=self._base, settings=settings)
         worker = subprocess.Popen(
             [sys.executable, "-m", "service.jobs.worker"], stdin=subprocess.PIPE, pass_fds=(lock,)
         )

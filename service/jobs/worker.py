@@ -272,6 +272,13 @@ def _end_with_the_service() -> None:
     os._exit(0)
 
 
+def _processors() -> int:
+    """How many processors this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def main() -> None:
     """Run the job of the task on standard input."""
     task = Task.model_validate_json(sys.stdin.buffer.readline())
@@ -280,7 +287,7 @@ def main() -> None:
     configure_logging(settings)
     os.nice(NICENESS)
     keep_freed_memory()
-    torch.set_num_threads(settings.refine_threads or max(1, (os.cpu_count() or 2) // 2))
+    torch.set_num_threads(settings.refine_threads or max(1, _processors() // 2))
     _Worker(task, settings).run()
 
 

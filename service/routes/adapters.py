@@ -9,8 +9,11 @@ import anyio
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
+from llgbm.prompting import AdapterRequest
 from service.adapters.errors import UnknownAdapterError
 from service.adapters.records import CONFIG_FILE, WEIGHTS_FILE, AdapterRecord
+from service.chat.task import MAX_EXAMPLES
+from service.errors import ApiError
 from service.http.file_response import Part, PartsResponse, etag_of, head_only, not_modified, send_file
 from service.http.forwarded import RootPath
 from service.http.sse import while_connected
@@ -75,6 +78,11 @@ async def generate_adapter(
     start = time.perf_counter()
     if body.refine:
         return await _refine(body, request, services, prefix)
+    if len(body.pairs) > MAX_EXAMPLES:
+        problem = (
+            f"an adapter is made of at most {MAX_EXAMPLES} examples, not {len(body.pairs)}; refine learns from more"
+        )
+        raise ApiError(422, problem, param="examples")
     wanted = services.adapters.request(body.descriptions, body.pairs, body.scale)
     await services.catalogue.require_free(body.name, services.models.maker.id_of(wanted))
     outcome = await while_connected(request, services.adapters.get_or_make(wanted))
@@ -96,11 +104,10 @@ async def generate_adapter(
 async def _refine(body: GenerateAdapterRequest, request: Request, services: Services, prefix: str) -> Response:
     """Start from the adapter of the description alone, so that only the job's file holds the examples."""
     await services.catalogue.require_free(body.name, None)
-    model = services.models.base.spec.base_id
+    start: str | AdapterRequest = services.models.base.spec.base_id
     if body.descriptions:
-        wanted = services.adapters.request(body.descriptions, scale=body.scale)
-        model = (await while_connected(request, services.adapters.get_or_make(wanted))).record.id
-    job = await services.jobs.create_from_pairs(model, body.pairs, name=body.name)
+        start = services.adapters.request(body.descriptions, scale=body.scale)
+    job = await services.jobs.create_from_pairs(start, body.pairs, name=body.name)
     if body.wait_s:
         job = await while_connected(request, services.jobs.wait(job.id, body.wait_s))
     headers = {"Location": f"{prefix}/v1/fine_tuning/jobs/{job.id}"}

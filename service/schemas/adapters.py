@@ -58,7 +58,12 @@ class GenerateAdapterRequest(Strict):
     prompts: list[Text] | None = Field(
         None, min_length=1, max_length=16, description="The description in several wordings."
     )
-    examples: Examples | None = None
+    examples: list[Example] | None = Field(
+        None,
+        min_length=1,
+        description=f"Examples of the task, up to {MAX_EXAMPLES} for making an adapter. With refine there may be as "
+        "many as a job takes.",
+    )
     name: Name | None = None
     scale: float = Field(1.0, ge=-4, le=4, allow_inf_nan=False, description="Factor on the adapter's effect.")
     refine: bool = Field(

@@ -9,7 +9,7 @@ from benchmarks.measuring.workbench import Workbench
 from benchmarks.run import BENCHMARKS
 
 PEERS = {"service_vllm": "vLLM", "service_llama_cpp": "llama.cpp"}
-SERVICES = {"service_overhead", *PEERS}
+SERVICES = {"service_overhead", "stream_beside_job", *PEERS}
 
 
 @pytest.mark.parametrize("name", [name for name in BENCHMARKS if name not in SERVICES])
@@ -43,3 +43,12 @@ def test_the_service_is_measured_and_a_peer_that_is_not_there_says_so(bench: Wor
         assert one.value is None
         assert "no-such-python" in one.missing[arm]
         assert one.arms["service"] > 0
+
+
+@pytest.mark.timeout(600)  # a service and the worker of its job are started
+def test_a_stream_and_a_job_are_measured_alone_and_beside_each_other(bench: Workbench) -> None:
+    rate, step = BENCHMARKS["stream_beside_job"](bench)
+    for one in (rate, step):
+        assert set(one.arms) == {"alone", "beside"}
+        assert one.value is not None
+        assert all(number > 0 for number in one.arms.values())

@@ -45,6 +45,8 @@ def test_bad_requests_blame_a_field(api: openai.OpenAI, server: LiveServer) -> N
         too_long = upload(api, [PAIRS[0], ("word " * 300, "x")])
         param, words = refused(api, **{**good, field: too_long})
         assert (param, "line 2: it has" in words) == (field, True)
+    param, words = refused(api, **{**good, "validation_file": file})
+    assert (param, "it is the training file" in words) == ("validation_file", True)
     param, words = refused(api, **{**good, "model": f"prompt:{'word ' * 150}"})
     assert (param, "tokens with the description" in words) == ("training_file", True)
     assert refused(api, **{**good, "training_file": [file, file]})[0] == "training_file"
@@ -130,7 +132,20 @@ def test_the_short_form_waits_for_the_adapter_or_answers_with_the_job(server: Li
         assert record is not None
         assert record.examples == ()  # the examples are only in the job's file
 
-        too_long = {**body, "name": None, "examples": [*examples, {"input": "word " * 300, "output": "x"}]}
-        answer = client.post("/generate-adapter", json=too_long)
-        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "examples")
-        assert "example 5: it has" in answer.json()["error"]["message"]
+        many_examples = [{"input": given, "output": wanted} for given, wanted in many(20)]
+        waited = client.post("/generate-adapter", json={**body, "name": None, "examples": many_examples})
+        assert waited.status_code == 202, waited.text  # more than an adapter is made of
+        assert api.fine_tuning.jobs.cancel(waited.json()["id"]).status == "cancelled"
+        before = {record.id for record in services_of(server.app).store.files.records()}
+        for more, problem in (
+            ([{"input": "word " * 300, "output": "x"}], "example 5: it has"),
+            (many_examples * 5, "there are 104 examples"),
+        ):
+            wrong = {"prompt": "Another task.", "examples": [*examples, *more], "refine": True}
+            answer = client.post("/generate-adapter", json=wrong)
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, "examples")
+            assert problem in answer.json()["error"]["message"]
+        assert {record.id for record in services_of(server.app).store.files.records()} == before
+        answer = client.post("/generate-adapter", json={"prompt": "Another task.", "examples": many_examples})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (422, "examples")
+        assert "at most 16 examples, not 20" in answer.json()["error"]["message"]

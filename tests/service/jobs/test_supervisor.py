@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from service.jobs.database import FOLDER, Database
 from service.jobs.records import JobOrder, JobResult
@@ -76,6 +77,17 @@ def test_a_job_is_counted_while_it_runs_and_when_it_has_ended(
     wait_until(lambda: 'llgbm_jobs{status="running"} 0.0' in shown(metrics))
     supervisor.stop()
     assert table.record(job.id).error_code == "file_not_found"
+
+
+def test_a_worker_starts_whatever_secrets_its_service_has(
+    settings: Settings, database: Database, table: JobTable
+) -> None:
+    job = table.add(ORDER, max_queued=1)
+    secrets = {"redis_url": SecretStr("redis://:secret@nobody.example:6379/0"), "vllm_api_key": SecretStr("secret")}
+    supervisor = Supervisor(settings.model_copy(update=secrets), "base", database, Metrics())
+    wait_until(lambda: table.record(job.id).ended, 100)
+    supervisor.stop()
+    assert table.record(job.id).error_code == "file_not_found"  # so it has read its settings
 
 
 def test_files_of_jobs_that_nobody_goes_on_with_are_deleted(
