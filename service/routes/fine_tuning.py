@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from service.errors import ApiError
 from service.http.sse import EventStream, event
@@ -53,11 +53,14 @@ def _chosen(body: CreateJobRequest) -> Hyperparameters:
 
 @router.get("/jobs", response_model=JobList, responses=errors(400, 404), summary="List jobs, the newest first")
 async def list_jobs(
+    request: Request,
     services: Ready,
     limit: Annotated[int, Query(ge=1, le=100, description="Jobs on a page.")] = 20,
     after: Annotated[str | None, Query(max_length=64, description="Id of the last job of the previous page.")] = None,
 ) -> JobList:
     """One page of jobs."""
+    if any(name.startswith("metadata") for name in request.query_params):  # else all jobs would look like those
+        raise ApiError(400, "metadata: jobs cannot be chosen by it; list all, and look at theirs", param="metadata")
     found, more = await services.jobs.page(limit, after)
     return JobList(data=[views.job(job) for job in found], has_more=more)
 

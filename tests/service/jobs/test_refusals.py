@@ -64,6 +64,9 @@ def test_bad_requests_blame_a_field(api: openai.OpenAI, server: LiveServer) -> N
     assert refused(api, **{**good, "integrations": [{"type": "wandb", "wandb": {"project": "x"}}]})[0] == "integrations"
     assert refused(api, **{**good, "extra_body": {"n_epochs": 3}})[0] == "n_epochs"
     assert list(api.fine_tuning.jobs.list()) == []
+    with pytest.raises(openai.BadRequestError) as listed:  # not all jobs, as if they were those
+        api.fine_tuning.jobs.list(metadata={"team": "support"})
+    assert listed.value.param == "metadata"
     assert services_of(server.app).store.files.records() == []  # and no adapter was made for the start
     for call in (api.fine_tuning.jobs.retrieve, api.fine_tuning.jobs.cancel, api.fine_tuning.jobs.list_events):
         with pytest.raises(openai.NotFoundError) as error:
