@@ -274,7 +274,7 @@ def _end_with_the_service() -> None:
 
 def _processors() -> int:
     """How many processors this process may use."""
-    if sys.platform == "linux":
+    if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
