@@ -56,7 +56,7 @@ class CreateJobRequest(Strict):
     model: str = Field(
         min_length=1,
         description="The start of training: the base's id, an adapter's id or name, or `prompt:` and the "
-        "description of a task. The adapter of the description is the best start.",
+        "description of a task. Part of the examples is then learned with the description in the context.",
     )
     training_file: str = Field(
         min_length=1, max_length=64, description="Id of an uploaded file with the purpose fine-tune."
