@@ -32,12 +32,16 @@ RUN python -m venv /opt/venv \
         > /tmp/requirements.txt \
     && pip install ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} -c constraints.txt -r /tmp/requirements.txt
 
+# A clone that was made under a strict umask has files that only its owner may read.
+COPY checkpoints /checkpoints
+RUN chmod -R a+rX /checkpoints
+
 # The packages run from /app, as in a clone, so that the shipped generator is found beside them.
 COPY README.md LICENSE ./
 COPY llgbm llgbm
 COPY service service
 COPY llgbm_cli llgbm_cli
-RUN pip install --no-deps -e . && python -m compileall -q llgbm service llgbm_cli
+RUN pip install --no-deps -e . && python -m compileall -q llgbm service llgbm_cli && chmod -R a+rX /app
 
 FROM ${BASE_IMAGE}
 
@@ -47,8 +51,8 @@ RUN useradd --system --uid 10001 --gid 0 --home-dir /var/lib/llgbm --create-home
     && chmod -R g=u /var/lib/llgbm
 
 COPY --from=build /opt/venv /opt/venv
+COPY --from=build /checkpoints /app/checkpoints
 COPY --from=build /app /app
-COPY checkpoints /app/checkpoints
 
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \

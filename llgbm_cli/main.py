@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from llgbm.conditioning.context_choice import ContextWanted
-from llgbm.errors import LLGBMError
+from llgbm.errors import ConfigError, LLGBMError
 
 EXIT_FAILED, EXIT_REFUSED = 1, 2
 
@@ -165,6 +166,8 @@ def chat(
 )
 def train(context: typer.Context) -> None:
     """Train a generator of your own: all that follows goes to `python -m training`."""
+    if find_spec("training") is None:
+        raise ConfigError("there is no pipeline here, as in the service's image; train with a clone or a wheel")
     from llgbm.fitting.memory import keep_freed_memory
     from training.cli.command_line import main as run_training
     from training.cli.commands import COMMANDS

@@ -3,6 +3,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -186,6 +188,15 @@ def test_debug_shows_where_an_error_came_from(run: Run) -> None:
     code, _, error = run("--debug", "generate", " ", "--out", "x")
     assert code == 2
     assert "Traceback" in error
+
+
+def test_train_without_the_pipeline_says_where_it_is() -> None:
+    """The image of the service leaves it out."""
+    without = "import sys; sys.modules['training'] = None; sys.argv = ['llgbm', 'train', 'fit']"
+    start = [sys.executable, "-c", f"{without}; from llgbm_cli.main import main; main()"]
+    done = subprocess.run(start, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "there is no pipeline here" in done.stderr
 
 
 def test_train_passes_on_all_that_follows(run: Run) -> None:

@@ -79,6 +79,9 @@ def test_any_uid_of_group_0_may_write_where_the_image_writes(tmp_path: Path) -> 
     assert len(written) == 3
     assert all(path.startswith(f"{home}/") for path in written)
     assert re.findall(r"^VOLUME (\S+)$", DOCKERFILE, flags=re.MULTILINE) == [home]
+    # and may read it, whatever rights the files of the clone have
+    brought = set(re.findall(r"^COPY --from=build (\S+) /app\S*$", DOCKERFILE, flags=re.MULTILINE))
+    assert brought == set(re.findall(r"\bchmod -R a\+rX (\S+)", DOCKERFILE)) == {"/app", "/checkpoints"}
     # there the user has no entry in /etc/passwd, which libraries look up
     assert re.search(r"\bUSER=\w+", DOCKERFILE)
 

@@ -14,16 +14,25 @@ import sys
 from collections.abc import Sequence
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from llgbm.errors import ConfigError
 
 
 class AccelerateGroup:
-    """The processes started by a launcher, as the process group of `llgbm.training.train`."""
+    """The processes started by a launcher, as the process group of `llgbm.training.train`.
+
+    Raises:
+        ConfigError: accelerate is not installed.
+    """
 
     def __init__(self) -> None:
+        try:
+            from accelerate import Accelerator
+        except ModuleNotFoundError as error:
+            if error.name != "accelerate":
+                raise
+            raise ConfigError("a fit in several processes needs accelerate: pip install -e '.[training]'") from error
         self._accelerator = Accelerator(cpu=True)  # a fit's tensors are on the CPU, also on a machine with a GPU
 
     @property

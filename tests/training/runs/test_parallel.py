@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,14 @@ def test_two_processes_of_accelerate_give_the_loss_curve_and_the_artefact_of_one
 def test_processes_that_fail_say_so() -> None:
     with pytest.raises(ConfigError, match=r"1 processes of `training fits` ended with \d+: ."):
         launch(["fits"], 1)
+
+
+def test_several_processes_need_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which an installation that only serves leaves out."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(ConfigError, match=r"needs accelerate: pip install -e '\.\[training\]'"):
+        process_group()
 
 
 def test_a_process_alone_has_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
