@@ -1,13 +1,17 @@
 """Cost of a request, and memory of a process, with 100 and with 100,000 adapters in the store.
 
-Nothing is decoded: the catalogue, the index and the adapters in memory are used as the routes use them. Only 100
-adapters are requested; the others are tiny records, because their tensors are never read. 50 fit into memory.
+Nothing is decoded: the catalogue, the index and the adapters in memory are used as the routes use them. Every adapter
+is complete and has a name. They have the same tensors, so that hard links can stand for most of the files; records and
+names are their own. 50 adapters fit into memory, and 100 are requested. With TMPDIR=/dev/shm the store is in memory,
+and a slow disk does not hide the cost of the code.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import multiprocessing
+import os
 import random
 import tempfile
 import time
@@ -22,16 +26,17 @@ from benchmarks.measuring.workbench import Workbench
 from llgbm.adapters.peft_io import content_digest
 from llgbm.config import LoRASpec, model_spec
 from llgbm.lora import LoRAWeights
+from service.adapters import index as adapter_index
 from service.adapters.catalogue import AdapterCatalogue
 from service.adapters.files import AdapterFiles
 from service.adapters.index import AdapterIndex
-from service.adapters.records import CONFIG_FILE, RECORD_FILE, AdapterRecord, new_record
+from service.adapters.records import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE, AdapterRecord, new_record
 from service.adapters.store import AdapterStore
 from service.observability.metrics import Metrics
 
 _BASE = model_spec("tiny")
 _SPEC = LoRASpec.for_model(_BASE, rank=2, alpha=4.0)
-_ASKED, _RESIDENT = 100, 50
+_WRITTEN, _ASKED, _RESIDENT = 100, 100, 50
 _CREATED = 1.7e9
 
 
@@ -53,9 +58,10 @@ def run(bench: Workbench) -> list[Result]:
             _fill(folder / "store", size)
             # in a new process, so that its memory is for this store only
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                measured[size] = pool.apply(_measure, (folder, bench.times(100)))
+                measured[size] = pool.apply(_measure, (folder, size, bench.times(100)))
     kinds = {
         "a page of 20 of all adapters": "page",
+        "such a page while other processes add adapters and the store is scanned again and again": "changing",
         "one adapter by a name, with all its names": "one",
         "200 requests at once for 100 adapters by name, 50 in memory": "together",
     }
@@ -90,47 +96,65 @@ def _identity(number: int) -> str:
     return f"lora-{number:024x}"
 
 
+def _name(number: int) -> str:
+    return f"name-{number}"
+
+
+def _record(number: int, weights: LoRAWeights, digest: str) -> AdapterRecord:
+    made = new_record(
+        _identity(number),
+        weights,
+        digest=digest,
+        norms=weights.product_norms(),
+        base=_BASE,
+        base_id=_BASE.base_id,
+        source="generated",
+        descriptions=(f"The task with the number {number}.",),
+    )
+    return made.model_copy(update={"created": _CREATED + number})
+
+
 def _fill(folder: Path, size: int) -> None:
-    """A store with `size` adapters; the newest ones are complete, and each has a name."""
+    """A store with `size` adapters: the first ones are written by the service's code, the others are copies of them."""
     files = AdapterFiles(folder)
     torch.manual_seed(1)
     a = {m.name: torch.randn(_SPEC.rank, m.in_features) for m in _SPEC.modules}
     b = {m.name: torch.randn(m.out_features, _SPEC.rank) for m in _SPEC.modules}
     weights = LoRAWeights(_SPEC, a, b)
-    digest, norms = content_digest(weights), weights.product_norms()
-
-    def record(number: int) -> AdapterRecord:
-        made = new_record(
-            _identity(number),
-            weights,
-            digest=digest,
-            norms=norms,
-            base=_BASE,
-            base_id=_BASE.base_id,
-            source="generated",
-            descriptions=(f"The task with the number {number}.",),
-        )
-        return made.model_copy(update={"created": _CREATED + number})
-
-    readable = min(_ASKED, size)
-    for number in range(size - readable, size):
-        files.write(weights, record(number))
-        files.name(f"name-{number}", _identity(number))
-    template = record(0).content()
-    config = (folder / _identity(size - 1) / CONFIG_FILE).read_bytes()
-    for number in range(size - readable):
-        inner = folder / _identity(number)
-        inner.mkdir()
-        (inner / CONFIG_FILE).write_bytes(config)
-        content = template.replace(_identity(0).encode(), _identity(number).encode())
-        (inner / RECORD_FILE).write_bytes(content.replace(f"{_CREATED}".encode(), f"{_CREATED + number}".encode()))
+    digest = content_digest(weights)
+    for number in range(min(_WRITTEN, size)):
+        files.write(weights, _record(number, weights, digest))
+        files.name(_name(number), _identity(number))
+    copies = _copies(folder)
+    for number in range(_WRITTEN, size):
+        copies(number)
 
 
-def _measure(folder: Path, times: int) -> _Measured:
-    return asyncio.run(_measured(folder, times))
+def _copies(folder: Path) -> Callable[[int], None]:
+    """A function that adds the adapter with a number as another process would: complete when it appears."""
+    first = _identity(0).encode()
+    content, created = (folder / _identity(0) / RECORD_FILE).read_bytes(), f"{_CREATED}".encode()
+
+    def make(number: int) -> None:
+        identity = _identity(number)
+        work = folder.parent / identity
+        work.mkdir()
+        for name in (CONFIG_FILE, WEIGHTS_FILE):  # a file system allows only so many links to one file
+            os.link(folder / _identity(number % _WRITTEN) / name, work / name)
+        record = content.replace(first, identity.encode()).replace(created, f"{_CREATED + number}".encode())
+        (work / RECORD_FILE).write_bytes(record)
+        work.rename(folder / identity)
+        (folder / _name(number)).symlink_to(identity, target_is_directory=True)
+
+    return make
 
 
-async def _measured(folder: Path, times: int) -> _Measured:
+def _measure(folder: Path, size: int, times: int) -> _Measured:
+    return asyncio.run(_measured(folder, size, times))
+
+
+async def _measured(folder: Path, size: int, times: int) -> _Measured:
+    adapter_index._REST = 0  # in use, at most 5 % of the time is spent on scans
     Path("/proc/self/clear_refs").write_text("5", "ascii")  # resets the peak, because that of the imports was higher
     before = _megabytes("VmRSS")
     files = AdapterFiles(folder / "store")
@@ -139,18 +163,18 @@ async def _measured(folder: Path, times: int) -> _Measured:
     index.catch_up(patience=3600)
     scan = time.perf_counter() - start
     metrics = Metrics()
-    one_adapter = files.read(_newest(index)).num_bytes
+    one_adapter = files.read(_identity(size - 1)).num_bytes
     store = AdapterStore(files, _BASE, max_bytes=_RESIDENT * one_adapter, metrics=metrics)
     catalogue = AdapterCatalogue(store, index, _BASE.base_id, metrics)
-    rows = index.ids(10**6, None) or []
-    cursors = [identity for identity, _ in random.Random(1).sample(rows[:-1], min(len(rows) - 1, 500))]
-    del rows
-    names = [name for given in index.names_of([i for i, _ in index.ids(_ASKED, None) or []]).values() for name in given]
-    draw = random.Random(2)
+    draw = random.Random(1)
+    names = [_name(number) for number in draw.sample(range(size), _ASKED)]
+    copies, added = _copies(folder / "store"), itertools.count(size)
 
     async def page() -> None:
-        records, _ = await catalogue.page(20, draw.choice(cursors))
-        await catalogue.names_of([record.id for record in records])
+        records, _ = await catalogue.page(20, _identity(draw.randrange(20, size)))
+        found = await catalogue.names_of([record.id for record in records])
+        if len(found) != 20:
+            raise RuntimeError(f"a page of 20 adapters has {len(found)}")
 
     async def one() -> None:
         record = await catalogue.record(draw.choice(names))
@@ -168,24 +192,20 @@ async def _measured(folder: Path, times: int) -> _Measured:
         "page": (page, times),
         "one": (one, times),
         "together": (together, max(2, times // 10)),
+        "changing": (page, times),
     }
     for kind, (request, count) in kinds.items():
         await request()
         taken = []
         for _ in range(count):
+            if kind == "changing":
+                copies(next(added))
             start = time.perf_counter()
             await request()
             taken.append(1e3 * (time.perf_counter() - start))
         milliseconds[kind] = taken
     catalogue.close()
     return _Measured(milliseconds, scan, _megabytes("VmHWM") - before)
-
-
-def _newest(index: AdapterIndex) -> str:
-    ids = index.ids(1, None)
-    if not ids:
-        raise RuntimeError("the store is empty")
-    return ids[0][0]
 
 
 def _megabytes(field: str) -> float:

@@ -6,7 +6,7 @@ holds only data that the store has too, may be deleted at any time, and is rebui
 
 Changes by this service are written to the index at once. Changes by others, by hand or from another machine, are found
 by a scan of the store. It runs in the background when a list is requested and the store has changed, for at most about
-5 % of the time. A list waits briefly for the scan, so that lists of small stores are up to date.
+5 % of the time. A list waits for the scan if that is short, so that lists of small stores are up to date.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ class AdapterIndex:
         self._scanning: Future[None] | None = None
         self._scanned: object = None
         self._rests_until = 0.0
+        self._took = 0.0
         self._closed = False
 
     def close(self) -> None:
@@ -189,11 +190,13 @@ class AdapterIndex:
     def catch_up(self, patience: float = PATIENCE) -> None:
         """Start a background scan if the store has changed, and wait up to `patience` seconds for it.
 
+        It does not wait if the last scan took longer than that, so that requests to a large store do not wait in vain.
+
         Raises:
             StoreUnavailableError: the scan failed within that time because the store did not answer.
         """
         scanning = self._start_scan()
-        if scanning is not None:
+        if scanning is not None and self._took <= patience:
             with contextlib.suppress(StillRunning):
                 scanning.result(patience)
 
@@ -221,8 +224,8 @@ class AdapterIndex:
         except Exception as error:  # passed to waiting callers; later requests scan again
             _log.warning("adapter_index_scan_failed", error=f"{type(error).__name__}: {error}")
             outcome = error
-        seconds = time.monotonic() - start
-        self._rests_until = time.monotonic() + _REST * seconds
+        self._took = time.monotonic() - start
+        self._rests_until = time.monotonic() + _REST * self._took
         if outcome is None:
             future.set_result(None)
         else:

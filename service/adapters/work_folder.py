@@ -39,7 +39,9 @@ def work_folder(store: Path) -> Iterator[Path]:
 
 def sweep(store: Path) -> None:
     """Remove folders of dead processes; folders of live ones are kept."""
-    for path in store.glob(PREFIX + "*"):
+    with os.scandir(store) as entries:  # glob would keep all entries of the store in memory
+        found = [store / entry.name for entry in entries if entry.name.startswith(PREFIX)]
+    for path in found:
         with contextlib.suppress(OSError):  # locked, or removed meanwhile
             handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -230,6 +231,23 @@ def test_a_list_does_not_wait_for_a_long_scan(opened: Opened, monkeypatch: pytes
     opened.index.catch_up(0.01)
     assert opened.index.ids(5, None) == [(identity(1), 1.0)]
     finish.append(True)
+    wait_until(lambda: len(opened.index.ids(5, None) or ()) == 2)
+
+
+def test_a_list_does_not_wait_where_the_last_scan_was_long(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = opened.files.identities
+
+    def slowly() -> Iterator[str]:
+        yield from inner()
+        time.sleep(0.6)
+
+    monkeypatch.setattr(opened.files, "identities", slowly)
+    put_by_hand(opened.files, 1)
+    assert opened.listed() == [identity(1)]
+    put_by_hand(opened.files, 2)
+    start = time.monotonic()
+    opened.index.catch_up(0.5)
+    assert time.monotonic() - start < 0.4
     wait_until(lambda: len(opened.index.ids(5, None) or ()) == 2)
 
 
