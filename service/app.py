@@ -108,6 +108,7 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
         # the interactive documentation would load scripts from other machines
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # ForwardedMiddleware takes the slashes off
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.llgbm = state

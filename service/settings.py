@@ -100,8 +100,8 @@ class Settings(BaseSettings):
     )
     trusted_proxies: Annotated[Strings, AfterValidator(networks)] = Field(
         ("127.0.0.1", "::1"),
-        description="Addresses or networks of proxies whose `X-Forwarded-For`, `-Proto` and `-Prefix` are trusted;"
-        " * for all.",
+        description="Addresses or networks of proxies whose `X-Forwarded-For`, `-Proto`, `-Host` and `-Prefix`, or"
+        " `Forwarded`, are trusted; * for all.",
     )
     public_paths: Annotated[Strings, AfterValidator(paths)] = Field(
         ("/", "/static/*", "/livez", "/readyz", "/openapi.json"),

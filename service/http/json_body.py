@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import ApiError
 from service.http.errors import GIVEN_TYPE, answer_to, wrong_type
-from service.http.forwarded import own_path
+from service.http.forwarded import client_host, own_path
 
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _FORMS = frozenset({"/v1/files"})
@@ -48,7 +48,7 @@ class JsonBodies:
             )
         given = headers.get("content-type", "")
         if own_path(scope) in _FORMS and given.lower().startswith("multipart/form-data"):
-            if "origin" in headers and "authorization" not in headers and not _is_own(headers):
+            if "origin" in headers and "authorization" not in headers and not _is_own(scope, headers):
                 raise ApiError(403, "a page of another origin may upload files with an Authorization header only")
             return
         subtype = given.partition(";")[0].strip().lower().partition("/")[2]
@@ -62,6 +62,6 @@ class JsonBodies:
         headers["content-type"] = "application/json"
 
 
-def _is_own(headers: MutableHeaders) -> bool:
+def _is_own(scope: Scope, headers: MutableHeaders) -> bool:
     """Whether the request comes from a page of this service."""
-    return headers["origin"].partition("://")[2].lower() == headers.get("host", "").lower()
+    return headers["origin"].partition("://")[2].lower() == client_host(scope)

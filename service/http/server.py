@@ -32,6 +32,7 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         timeout_keep_alive=settings.keep_alive_seconds,
         log_config=None,
         access_log=False,
+        proxy_headers=False,  # `service.http.forwarded` reads them, and needs the address of the proxy itself
         server_header=False,
         timeout_graceful_shutdown=5,
     )

@@ -186,12 +186,6 @@ async def list_models(
     return ModelList(data=models, has_more=more, last_id=models[-1].id if models else None)
 
 
-@router.get("/models/", response_model=ModelList, include_in_schema=False)
-async def list_models_below_a_slash(services: Ready) -> ModelList:
-    """The same list: some clients add a slash to the address."""
-    return await list_models(services)
-
-
 @router.get("/models/{model:path}", response_model=Model, responses=errors(400, 404), summary="One model")
 async def show_model(model: str, services: Ready) -> Model:
     """Show a model by its id, which is a value of `model` in a chat completion."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from pydantic import SecretStr, ValidationError
 
 from service.environment import service_links
+from service.models.loading import LoadModels
 from service.setting_values import unquoted
 from service.settings import Settings, refused, unknown_variables
+from tests.service.support.harness import make_settings, running
 
 LINKS = {  # variables that a container gets for Services called llgbm, llgbm-redis and llgbm-vllm
     "LLGBM_SERVICE_HOST": "10.0.0.7",
@@ -33,6 +36,18 @@ def test_service_links_of_kubernetes_are_told_apart_from_settings(monkeypatch: p
     assert settings.port == 8000
     assert service_links({**LINKS, "LLGBM_HOST": "0.0.0.0", "HOME": "/"}) == sorted(LINKS)
     assert unknown_variables(LINKS) == []
+
+
+async def test_a_service_beside_a_service_of_its_name_starts_with_one_line_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], settings: Settings, load_dummy: LoadModels
+) -> None:
+    for name, value in LINKS.items():
+        monkeypatch.setenv(name, value)
+    async with running(make_settings(settings.cache_dir.parent, log_level="info"), load_dummy) as (_, client):
+        assert (await client.get("/readyz")).status_code == 200
+    logs = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [entry["event"] for entry in logs] == ["kubernetes_service_links_left_aside", "ready"]
+    assert logs[0]["names"] == sorted(LINKS)
 
 
 def test_a_port_in_the_file_holds_when_the_environment_has_a_link(

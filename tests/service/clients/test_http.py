@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -163,8 +164,41 @@ def test_a_probe_of_http_1_0_without_a_host_is_answered(connection: socket.socke
     assert read_answer(connection)[0] == 200
 
 
-def test_models_below_a_slash_are_the_list(client: httpx.Client, french: str) -> None:
-    assert client.get("/v1/models/").json() == client.get("/v1/models").json()
+def test_a_slash_at_the_end_of_a_path_changes_nothing(client: httpx.Client, french: str) -> None:
+    """Not even by a redirect: many clients send no body to the new address."""
+    for path in ("/v1/models", f"/v1/models/{BASE}", "/adapters", f"/adapters/{french}", "/livez"):
+        answer = client.get(f"{path}/")
+        assert (answer.status_code, answer.json()) == (200, client.get(path).json()), path
+    made = {"prompt": "Translate the English word to French.", "name": "french"}
+    chat = {"adapter_id": french, "query": "x", "max_tokens": 1}
+    for path, body in {CHAT: BODY, "/chat": chat, "/generate-adapter": made}.items():
+        assert client.post(f"{path}/", json=body).status_code == 200, path
+    form: Any = {"files": {"file": ("x.jsonl", b"{}")}, "data": {"purpose": "fine-tune"}}
+    bare, slashed = (client.post(path, **form) for path in ("/v1/files", "/v1/files/"))
+    assert slashed.status_code == bare.status_code
+    assert slashed.json()["error"]["message"] == bare.json()["error"]["message"]
+    assert client.get("/static/").status_code == 404
+    assert client.get("/nothing/").status_code == 404
+
+
+@pytest.mark.parametrize("target", ["http://{}", "HTTPS://{}"])
+def test_a_target_in_the_absolute_form_is_its_path(connection: socket.socket, target: str) -> None:
+    """As some proxies send it. Its host counts, not that of the header (RFC 9112, 3.2.2)."""
+    start = target.format("127.0.0.1")
+    connection.sendall(head("", method="GET", path=f"{start}/v1/models/{BASE}?limit=1"))
+    status, body = read_answer(connection)
+    assert (status, json.loads(body)["id"]) == (200, BASE)
+    connection.sendall(head(f"Content-Length: {len(RAW)}\r\n", path=start + CHAT) + RAW)
+    assert read_answer(connection)[0] == 200
+    connection.sendall(head("", method="GET", path=start))
+    assert read_answer(connection)[1].startswith(b"<!doctype html>")
+
+
+def test_the_headers_of_a_proxy_on_this_machine_are_read_once(client: httpx.Client, french: str) -> None:
+    """uvicorn would read them too, and take the client's address for the proxy's."""
+    headers = {"X-Forwarded-For": "1.2.3.4", "X-Forwarded-Prefix": "/llgbm"}
+    shown = client.get(f"/adapters/{french}", headers=headers).json()
+    assert shown["links"]["adapter"] == f"/llgbm/adapters/{french}"
 
 
 async def test_an_idle_connection_is_kept_as_long_as_the_setting_says(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ async def test_every_route_but_the_public_ones_asks_for_a_key(settings: Settings
                     assert answer.headers["WWW-Authenticate"] == "Bearer"
                     assert answer.json()["error"]["code"] == "invalid_api_key"
         assert asked >= 12
-        for path in ("/nothing/here", "/metrics", "/livez/", "/v1/models/x"):
+        for path in ("/nothing/here", "/metrics", "/metrics/", "/v1/models/x"):
             assert (await client.get(path)).status_code == 401, path
         assert (await client.get("/adapters", headers=bearer(KEYS[1]))).status_code == 200
 

@@ -236,6 +236,19 @@ async def test_pages_show_every_adapter_once(client: httpx.AsyncClient) -> None:
     assert (await client.get("/adapters", params={"limit": 0})).status_code == 422
 
 
+async def test_pages_of_models_show_every_adapter_once(client: httpx.AsyncClient) -> None:
+    made = [(await make(client, f"task {i}"))["id"] for i in range(5)]
+    pages: list[dict[str, Any]] = []
+    after: str | None = None
+    while not pages or pages[-1]["has_more"]:
+        page = (await client.get("/v1/models", params={"limit": 2} | ({"after": after} if after else {}))).json()
+        after = page["last_id"]
+        pages.append(page)
+    assert [[model["id"] for model in page["data"]] for page in pages[1:]] == [made[2:0:-1], made[:1]]
+    assert [model["id"] for model in pages[0]["data"]][-2:] == made[:2:-1]
+    assert (await client.get("/v1/models", params={"after": "lora-" + "0" * 24})).status_code == 404
+
+
 async def test_an_unknown_adapter_is_404_and_says_what_to_do(client: httpx.AsyncClient) -> None:
     for path in ("", "/adapter_model.safetensors", "/adapter_config.json", "/archive"):
         for which in ("lora-" + "0" * 24, "nobody", "..%2f..", "%00"):

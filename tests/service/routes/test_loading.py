@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from llgbm.adapters.peft_io import save_peft
 from llgbm.config import LoRASpec, model_spec
 from llgbm.lora import LoRAWeights
-from service.adapters.records import WEIGHTS_FILE
+from service.adapters.records import CONFIG_FILE, WEIGHTS_FILE
 from service.models.loading import LoadModels
 from service.settings import Settings
 from tests.fixtures import random_lora
@@ -82,6 +82,49 @@ async def test_what_is_no_adapter_for_this_base_is_422_and_nothing_is_written(
             assert str(root) not in answer.text
         assert (await client.get("/adapters")).json()["data"] == []
     assert list(settings.store_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "named", "mended_by"),
+    [
+        (b"", "is empty", "hf download"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+            "git-lfs pointer",
+            "git lfs pull",
+        ),
+    ],
+)
+async def test_a_file_in_place_of_the_tensors_is_named_with_the_command_that_mends_it(
+    settings: Settings, load_dummy: LoadModels, tmp_path: Path, content: bytes, named: str, mended_by: str
+) -> None:
+    folder = foreign(tmp_path / "sql")
+    (folder / WEIGHTS_FILE).write_bytes(content)
+    async with running(settings.model_copy(update={"adapter_roots": (tmp_path,)}), load_dummy) as (_, client):
+        answer = await client.post("/v1/load_lora_adapter", json={"lora_name": "sql", "lora_path": str(folder)})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (422, "adapter_invalid")
+        assert named in error["message"]
+        assert mended_by in error["message"]
+
+
+async def test_a_download_of_the_hubs_client_and_a_configuration_with_a_byte_order_mark_are_loaded(
+    settings: Settings, load_dummy: LoadModels, tmp_path: Path
+) -> None:
+    edited = foreign(tmp_path / "edited")
+    config = edited / CONFIG_FILE
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
+    model = tmp_path / "models--owner--name"
+    snapshot = foreign(model / "snapshots" / ("a" * 40))
+    (model / "blobs").mkdir()
+    for name, digits in ((CONFIG_FILE, 40), (WEIGHTS_FILE, 64)):
+        (snapshot / name).rename(model / "blobs" / ("b" * digits))
+        (snapshot / name).symlink_to(Path("../../blobs") / ("b" * digits))
+    async with running(settings.model_copy(update={"adapter_roots": (tmp_path,)}), load_dummy) as (_, client):
+        for name, folder in {"edited": edited, "snapshot": snapshot}.items():
+            answer = await client.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(folder)})
+            assert answer.status_code == 200, answer.text
+            assert (await client.post("/chat", json={"adapter_id": name, "query": "x"})).status_code == 200
 
 
 @pytest.mark.parametrize("named", ["someone/else", "llgbm/tiny-random-qwen2-it"])
