@@ -103,12 +103,21 @@ class FunctionalLoRA:
                     f"{module.name} was replaced in the model after this FunctionalLoRA was made; make another"
                 )
 
+    def require_plain(self) -> None:
+        """Check that no adapter is applied to the model.
+
+        Raises:
+            AdapterMismatchError: one is.
+        """
+        if self._model in _MODELS_IN_USE:
+            raise AdapterMismatchError("an adapter is already applied to this model; leave its context first")
+
     def prepare(
         self, weights: LoRAWeights | Sequence[LoRAWeights | None], *, lengths: Sequence[int] | None = None
     ) -> PreparedLoRA:
         """Prepare adapters once for many contexts of one batch composition.
 
-        Arguments and errors as in `applied`. For decoding token by token, `StackedLoRA` is faster.
+        Arguments and errors as in `applied`.
         """
         return PreparedLoRA(self._hooks(weights, lengths))
 
@@ -123,7 +132,7 @@ class FunctionalLoRA:
 
         Args:
             weights: one adapter for the whole batch, one for each row (None for the plain base), or the result of
-                `prepare` or `StackedLoRA.arrange`.
+                `prepare`.
             lengths: for a packed batch, the tokens of each span, one span for each of `weights`. The model may see
                 the spans in one row, or each in a row of its own, padded at the end.
 
@@ -135,8 +144,7 @@ class FunctionalLoRA:
                 tokens, or an adapter is already applied to the model.
             AdapterNotAppliedError: a forward pass inside the context did not reach every adapted module.
         """
-        if self._model in _MODELS_IN_USE:
-            raise AdapterMismatchError("an adapter is already applied to this model; leave its context first")
+        self.require_plain()
         hooks = weights.hooks if isinstance(weights, PreparedLoRA) else self._hooks(weights, lengths)
         applied = AppliedLoRA(modules_hooked=len(hooks))
         handles = [

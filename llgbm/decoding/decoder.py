@@ -21,9 +21,9 @@ from llgbm.decoding.kv_cache import RowCache
 from llgbm.decoding.prefill import Prompt, PromptQueue, PromptReader
 from llgbm.decoding.request import DecodeRequest, FinishReason, PrefillError, Step
 from llgbm.decoding.sampling import SamplingParams, adjusted, log_probabilities, make_generator, sample
-from llgbm.decoding.stacked_lora import StackedLoRA
+from llgbm.decoding.stacked_lora import RowAdapters, StackedLoRA
 from llgbm.errors import AdapterMismatchError, ConfigError, ContextLengthError
-from llgbm.functional import FunctionalLoRA, PreparedLoRA
+from llgbm.functional import FunctionalLoRA
 from llgbm.lora import LoRAWeights
 
 __all__ = ["DecodeRequest", "Decoder", "FinishReason", "PrefillError", "Step", "generate"]
@@ -39,7 +39,8 @@ class _Running(NamedTuple):
 class Decoder:
     """Decodes a changing batch of rows on one base. Not thread-safe.
 
-    Hooks are on the model only during a forward pass, so between calls the base is plain.
+    Hooks are on the model only while it reads prompts, so between calls the base is plain. A step of running rows has
+    none (`llgbm.decoding.decode_pass`).
 
     With bfloat16 storage on a CPU without AVX512-BF16 or AMX, up to eight rows are multiplied in bfloat16, and more
     rows in float32 (`llgbm.linears.frozen_linear`). There the numbers of a row depend on the number of running rows,
@@ -70,9 +71,9 @@ class Decoder:
         self._functional = FunctionalLoRA(base.model)
         self._reader = PromptReader(base.model, self._functional, prefill_tokens)
         self._queue = PromptQueue(prefill_tokens)
-        self._stacked = StackedLoRA(embedding)
+        self._stacked = StackedLoRA(self._pass.groups, embedding)
         self._running: list[_Running] = []
-        self._prepared: PreparedLoRA | None = None
+        self._adapters: RowAdapters | None = None
 
     @property
     def rows(self) -> list[DecodeRequest]:
@@ -169,14 +170,14 @@ class Decoder:
         """Decode one token for every running row; an empty list without rows."""
         if not self._running:
             return []
-        if self._prepared is None:
-            with torch.inference_mode():
-                self._prepared = self._stacked.arrange([running.adapter for running in self._running])
-        with torch.inference_mode(), self._functional.applied(self._prepared):
+        self._functional.require_plain()
+        with torch.inference_mode():
+            if self._adapters is None:
+                self._adapters = self._stacked.arrange([running.adapter for running in self._running])
             positions = torch.tensor(self._cache.lengths, device=self._device)
             mask = self._cache.start_step()
             last = torch.tensor([running.row.output[-1] for running in self._running], device=self._device)
-            hidden = self._pass(last, positions, mask, self._cache)
+            hidden = self._pass(last, positions, mask, self._cache, self._adapters)
             self._cache.finish_step()
         return self._choose(self._running, hidden)
 
@@ -200,7 +201,7 @@ class Decoder:
         with torch.inference_mode():
             self._cache.join(read.keys, read.values, [len(prompt.row.prompt) for prompt in prompts])
         self._running += new
-        self._prepared = None
+        self._adapters = None
         for prompt in prompts:
             self._queue.remove(prompt)
         return self._choose(new, read.hidden)
@@ -278,7 +279,7 @@ class Decoder:
         # as in the cache: the last row moves into the free slot
         self._running[slot] = self._running[-1]
         self._running.pop()
-        self._prepared = None
+        self._adapters = None
         return True
 
 

@@ -1,13 +1,14 @@
 """StackedLoRA: the adapters of the running rows, laid out for one token per row; no gradients.
 
 Adapters with the same modules, rank and number of rows form a stack: one batched product for all their A and one for
-all their B, in place of one product per adapter. Nothing is padded, since a stack has one rank. The A of modules with
-the same input (q, k and v; gate and up) share one tensor. When rows change, only new adapters are copied; between
-tokens nothing is copied.
+all their B, in place of one product per adapter. Both serve all Linears with the same input at once (q, k and v; gate
+and up). Stacks differ in rank, so ranks are not padded. When rows change, only new adapters are copied; between tokens
+nothing is copied.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,8 +17,7 @@ from torch import Tensor
 
 from llgbm.config import ModuleShape
 from llgbm.errors import AdapterMismatchError
-from llgbm.functional import Hook, PreparedLoRA
-from llgbm.linears.shared_input import SharedInput, input_groups
+from llgbm.linears.linear_group import LinearGroup
 from llgbm.lora import LoRAWeights
 
 _BLOCK = 4
@@ -30,21 +30,41 @@ class _Kind(NamedTuple):
     rows_each: int
 
 
+class RowAdapters(NamedTuple):
+    """The adapters of a batch.
+
+    Attributes:
+        rows: number of rows.
+        products: for each group of Linears the products to add; None where no adapter changes the group.
+    """
+
+    rows: int
+    products: Sequence[GroupProducts | None]
+
+
 class StackedLoRA:
     """The layout of one decoder's adapters, in the dtype and on the device of its model.
 
     Args:
+        groups: all Linears that an adapter may change.
         like: any tensor of that dtype and device.
     """
 
-    def __init__(self, like: Tensor) -> None:
+    def __init__(self, groups: Sequence[LinearGroup], like: Tensor) -> None:
+        self._layouts = [_Layout(group) for group in groups]
+        self._places = {
+            name: (number, place) for number, group in enumerate(groups) for place, name in enumerate(group.names)
+        }
         self._like = like
         self._stacks: dict[_Kind, _Stack] = {}
 
-    def arrange(self, rows: Sequence[LoRAWeights | None]) -> PreparedLoRA:
-        """Lay out one adapter for each row, for `FunctionalLoRA.applied`. Earlier results become invalid.
+    def arrange(self, rows: Sequence[LoRAWeights | None]) -> RowAdapters:
+        """Lay out one adapter for each row. Earlier results become invalid.
 
         The adapters must fit the model. The context must be inside `torch.inference_mode` or `no_grad`.
+
+        Raises:
+            AdapterMismatchError: an adapter changes a module that is in no group.
         """
         places: dict[LoRAWeights, list[int]] = {}
         for place, adapter in enumerate(rows):
@@ -54,15 +74,45 @@ class StackedLoRA:
         for adapter, its_rows in places.items():
             kind = _Kind(adapter.spec.modules, adapter.spec.rank, len(its_rows))
             kinds.setdefault(kind, {})[adapter] = its_rows
-        self._stacks = {kind: self._stacks.get(kind) or _Stack(kind, self._like) for kind in kinds}
+        self._stacks = {kind: self._stacks.get(kind) or self._stack(kind) for kind in kinds}
         parts = [self._stacks[kind].place(members, len(rows)) for kind, members in kinds.items()]
-        hooks: dict[str, Hook] = {}
-        names = dict.fromkeys(name for part in parts for name in part.stack.b)
-        for group in input_groups(names):
-            shared = SharedInput(_AProducts(group, parts, len(rows)), len(group))
-            for reader, name in enumerate(group):
-                hooks[name] = _BProducts(name, reader, shared, parts)
-        return PreparedLoRA(hooks)
+        products: list[GroupProducts | None] = []
+        for number, layout in enumerate(self._layouts):
+            members = [part for part in parts if number in part.stack.a]
+            products.append(GroupProducts(layout, number, members) if members else None)
+        return RowAdapters(len(rows), products)
+
+    def _stack(self, kind: _Kind) -> _Stack:
+        unknown = next((module.name for module in kind.modules if module.name not in self._places), None)
+        if unknown is not None:
+            raise AdapterMismatchError(f"the adapter changes {unknown}, which is not a part of a step of decoding")
+        return _Stack(kind, self._layouts, {m.name: self._places[m.name] for m in kind.modules}, self._like)
+
+
+class _Layout:
+    """How the A and B of a group of Linears lie in memory.
+
+    The outputs are cut into equal blocks that end where a Linear's output ends, so that one batched product serves
+    Linears of different sizes: with 896, 128 and 128 outputs (q, k and v) these are 7, 1 and 1 blocks of 128.
+
+    Attributes:
+        modules: number of Linears.
+        in_features: size of their input.
+        blocks: number of blocks.
+        block: outputs of one block.
+        starts: first block of each Linear, and the number of blocks.
+        owners: (blocks,) int64, the Linear of each block; None if each Linear has one block.
+    """
+
+    def __init__(self, group: LinearGroup) -> None:
+        sizes = group.out_features
+        self.modules, self.in_features, self.block = len(sizes), group.in_features, math.gcd(*sizes)
+        counts = [size // self.block for size in sizes]
+        self.blocks = sum(counts)
+        self.starts = [sum(counts[:place]) for place in range(len(counts) + 1)]
+        self.owners = (
+            None if self.blocks == self.modules else torch.arange(self.modules).repeat_interleave(torch.tensor(counts))
+        )
 
 
 class _Part(NamedTuple):
@@ -83,21 +133,22 @@ class _Part(NamedTuple):
 class _Stack:
     """Slots for adapters of one kind.
 
+    Linears of a group that the adapters do not change have zeros.
+
     Attributes:
         rank: of every adapter.
-        a: first module of an input group -> (room, rank * modules of the group, in_features).
-        b: module name -> (room, rank, out_features), transposed B times the adapter's scaling.
-        places: module name -> (first module of its group, its index in the group).
+        a: index of a group -> (room, modules of the group * rank, in_features).
+        b: index of a group -> (room, blocks of the group, rank, block), transposed B times the adapter's scaling.
     """
 
-    def __init__(self, kind: _Kind, like: Tensor) -> None:
-        self._kind, self._like, self.rank = kind, like, kind.rank
+    def __init__(
+        self, kind: _Kind, layouts: Sequence[_Layout], places: Mapping[str, tuple[int, int]], like: Tensor
+    ) -> None:
+        self._kind, self._layouts, self._places, self._like, self.rank = kind, layouts, places, like, kind.rank
         self._slots: list[LoRAWeights] = []
         self._room = 0
-        self._groups = input_groups(module.name for module in kind.modules)
-        self.a: dict[str, Tensor] = {}
-        self.b: dict[str, Tensor] = {}
-        self.places = {name: (group[0], place) for group in self._groups for place, name in enumerate(group)}
+        self.a: dict[int, Tensor] = {}
+        self.b: dict[int, Tensor] = {}
 
     def place(self, members: Mapping[LoRAWeights, list[int]], total: int) -> _Part:
         """Put exactly these adapters into the first slots; adapters that keep their slot are not copied."""
@@ -122,72 +173,54 @@ class _Stack:
 
     def _make_room(self, room: int) -> None:
         self._slots, self._room = [], room
-        rank, shapes = self._kind.rank, {module.name: module for module in self._kind.modules}
-        for group in self._groups:
-            self.a[group[0]] = self._like.new_empty(room, rank * len(group), shapes[group[0]].in_features)
-        for name, shape in shapes.items():
-            self.b[name] = self._like.new_empty(room, rank, shape.out_features)
+        for number in {number for number, _ in self._places.values()}:
+            layout = self._layouts[number]
+            self.a[number] = self._like.new_zeros(room, layout.modules * self.rank, layout.in_features)
+            self.b[number] = self._like.new_zeros(room, layout.blocks, self.rank, layout.block)
 
     def _write(self, slot: int, adapter: LoRAWeights) -> None:
         for name, a, b in adapter.pairs():
-            first, place = self.places[name]
-            # (modules of the group * rank, in) seen as (modules of the group, rank, in)
-            self.a[first][slot].view(-1, *a.shape)[place] = a
-            self.b[name][slot] = b.t()
-            self.b[name][slot] *= adapter.spec.scaling  # once here, in place of a factor for every token
+            number, place = self._places[name]
+            start, stop = self._layouts[number].starts[place : place + 2]
+            # (modules * rank, in) seen as (modules, rank, in)
+            self.a[number][slot].view(-1, *a.shape)[place] = a
+            # (out, rank) becomes (blocks of the module, rank, block)
+            blocks = self.b[number][slot, start:stop]
+            blocks.copy_(b.view(stop - start, -1, self.rank).mT)
+            blocks *= adapter.spec.scaling  # once here, in place of a factor for every token
 
 
-class _AProducts:
-    """Input x of a group of modules -> index of a part -> one (size, rows_each, rank) tensor per module of the part.
+class GroupProducts:
+    """Adds the products of all parts to the outputs of one group of Linears."""
 
-    Parts without a module of the group are left out.
-    """
-
-    def __init__(self, group: tuple[str, ...], parts: Sequence[_Part], total: int) -> None:
-        self._name, self._total = group[0], total
-        self._parts: list[tuple[int, _Part, Tensor]] = []
-        for number, part in enumerate(parts):
-            first = next((part.stack.places[name][0] for name in group if name in part.stack.places), None)
-            if first is not None:
-                self._parts.append((number, part, part.stack.a[first][: part.size].transpose(1, 2)))
-
-    def __call__(self, x: Tensor) -> dict[int, Sequence[Tensor]]:
-        flat = x.reshape(-1, x.shape[-1])
-        if flat.shape[0] != self._total:
-            raise AdapterMismatchError(
-                f"adapters were given for {self._total} rows of one token, but {self._name} sees an input of shape "
-                f"{tuple(x.shape)}"
-            )
-        products: dict[int, Sequence[Tensor]] = {}
-        for number, part, a in self._parts:
-            rows = flat if part.rows is None else flat.index_select(0, part.rows)
-            # (size, rows_each, in) @ (size, in, rank * modules), then one piece of `rank` columns per module
-            products[number] = torch.bmm(rows.view(part.size, part.rows_each, -1), a).split(part.stack.rank, dim=2)
-        return products
-
-
-class _BProducts:
-    """Adds the products of all parts to the output of one module."""
-
-    def __init__(
-        self, name: str, reader: int, shared: SharedInput[dict[int, Sequence[Tensor]]], parts: Sequence[_Part]
-    ) -> None:
-        self._reader, self._shared = reader, shared
+    def __init__(self, layout: _Layout, number: int, parts: Sequence[_Part]) -> None:
+        self._layout = layout
+        owners = layout.owners
         self._parts = [
-            (number, part, part.stack.places[name][1], part.stack.b[name][: part.size])
-            for number, part in enumerate(parts)
-            if name in part.stack.places
+            # A (size, in, modules * rank), B (size * blocks, rank, block)
+            (part, part.stack.a[number][: part.size].mT, part.stack.b[number][: part.size].flatten(0, 1))
+            for part in parts
         ]
+        self._owners = None if owners is None or not parts else owners.to(self._parts[0][1].device)
 
-    def __call__(self, x: Tensor, output: Tensor) -> Tensor:
-        products = self._shared.read(self._reader, x)
-        flat = output if output.dim() == 2 else output.view(-1, output.shape[-1])
-        for number, part, place, b in self._parts:
-            hidden = products[number][place]  # (size, rows_each, rank), times b (size, rank, out)
-            if part.rows is not None:
-                flat.index_add_(0, part.rows, torch.bmm(hidden, b).view(-1, flat.shape[-1]))
-            elif part.size == 1 or flat.is_contiguous():
-                flat.view(part.size, part.rows_each, -1).baddbmm_(hidden, b)
-            else:  # int8 outputs are columns of a wider tensor, on which baddbmm_ works product by product
-                flat.add_(torch.bmm(hidden, b).view_as(flat))
-        return output
+    def __call__(self, x: Tensor, outputs: Tensor) -> None:
+        """Add to `outputs` (rows, sum of the outputs), in place, the products for `x` (rows, in); both contiguous."""
+        modules, block, blocks = self._layout.modules, self._layout.block, self._layout.blocks
+        for part, a, b in self._parts:
+            size, each = part.size, part.rows_each
+            rows = x if part.rows is None else x.index_select(0, part.rows)
+            hidden = torch.bmm(rows.view(size, each, -1), a)  # (size, each, modules * rank)
+            if modules > 1:
+                hidden = hidden.view(size, each, modules, -1).transpose(1, 2)
+                if self._owners is not None:
+                    hidden = hidden.index_select(1, self._owners)
+                hidden = hidden.flatten(0, 1)  # (size * blocks, each, rank)
+            if part.rows is None and (each == 1 or blocks == 1):
+                outputs.view(-1, each, block).baddbmm_(hidden, b)
+                continue
+            # (size * blocks, each, block) becomes (size * each, blocks * block)
+            added = torch.bmm(hidden, b).view(size, blocks, each, block).transpose(1, 2).reshape(size * each, -1)
+            if part.rows is None:
+                outputs.add_(added)
+            else:
+                outputs.index_add_(0, part.rows, added)

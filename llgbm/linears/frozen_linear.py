@@ -73,11 +73,11 @@ class Int8Linear(nn.Module):
     def __init__(self, shared: SharedInput[Tensor], reader: int, columns: slice, in_features: int) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, columns.stop - columns.start
-        self._shared, self._reader, self._columns = shared, reader, columns
+        self.shared, self.reader, self._columns = shared, reader, columns
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features), in the dtype of `x`; a view of the shared product."""
-        return self._shared.read(self._reader, x)[..., self._columns]
+        return self.shared.read(self.reader, x)[..., self._columns]
 
 
 def int8_group(linears: Sequence[nn.Linear]) -> list[Int8Linear]:
@@ -112,6 +112,16 @@ def int8_readers(linears: Sequence[nn.Linear], product: FbgemmProduct) -> list[I
         modules.append(Int8Linear(shared, reader, columns, linear.in_features))
         start = columns.stop
     return modules
+
+
+def product_of_all(modules: Sequence[nn.Module]) -> FbgemmProduct | None:
+    """The product whose output is that of all `modules` side by side; None if there is no such product."""
+    readers = [module for module in modules if isinstance(module, Int8Linear)]
+    if len(readers) < len(modules) or len({id(reader.shared) for reader in readers}) != 1:
+        return None
+    shared = readers[0].shared
+    whole = len(readers) == shared.readers and [r.reader for r in readers] == list(range(len(readers)))
+    return shared.compute if whole and isinstance(shared.compute, FbgemmProduct) else None
 
 
 def fastest_storage(device: str = "cpu") -> Storage:

@@ -158,11 +158,23 @@ class FbgemmProduct:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), in the dtype of `x`."""
+        out, largest = self._divided(x)
+        out = out.mul_(largest) if self._bias is None else torch.addcmul(self._bias, out, largest)
+        return out.to(x.dtype)
+
+    def add_to(self, total: Tensor, x: Tensor) -> None:
+        """Add the output for `x` (..., in) to `total` (..., out), in place."""
+        out, largest = self._divided(x)
+        total.addcmul_(out.to(total.dtype), largest.to(total.dtype))
+        if self._bias is not None:
+            total.add_(self._bias)
+
+    def _divided(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The product (..., out) without the bias, each row divided by its largest input; these largest, (..., 1)."""
         rows = x.float()
         largest = rows.abs().amax(dim=-1, keepdim=True).clamp_min_(1e-20)  # (..., 1)
         # rows / largest lies in -1 .. 1 and becomes uint8: times steps, plus a zero point of steps + 1
         out: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
             rows / largest, 1 / self._steps, self._steps + 1, self._packed
         )
-        out = out.mul_(largest) if self._bias is None else torch.addcmul(self._bias, out, largest)
-        return out.to(x.dtype)
+        return out, largest

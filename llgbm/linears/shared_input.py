@@ -36,18 +36,18 @@ class SharedInput(Generic[_T]):
     """
 
     def __init__(self, compute: Callable[[Tensor], _T], readers: int) -> None:
-        self._compute, self._readers = compute, readers
+        self.compute, self.readers = compute, readers
         self._waiting: set[int] = set()
         self._kept: tuple[Tensor, _T] | None = None
 
     def read(self, reader: int, x: Tensor) -> _T:
         """The result for `x`."""
-        if self._readers == 1:
-            return self._compute(x)
+        if self.readers == 1:
+            return self.compute(x)
         kept = self._kept
         if kept is None or kept[0] is not x or reader not in self._waiting:
-            kept = self._kept = (x, self._compute(x))
-            self._waiting = set(range(self._readers))
+            kept = self._kept = (x, self.compute(x))
+            self._waiting = set(range(self.readers))
         self._waiting.discard(reader)
         if not self._waiting:
             self._kept = None

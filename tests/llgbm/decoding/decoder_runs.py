@@ -35,7 +35,7 @@ def assert_same(actual: Sequence[Step], expected: Sequence[Step]) -> None:
 
 def cache_bytes(cache: RowCache) -> int:
     """Current size of its keys and values in bytes."""
-    return sum(t.numel() * t.element_size() for t in (*cache._keys, *cache._values))
+    return sum(t.numel() * t.element_size() for t in cache._states)
 
 
 def of_row(steps: Sequence[Step], row: DecodeRequest) -> list[Step]:

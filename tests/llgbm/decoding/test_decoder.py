@@ -143,7 +143,7 @@ def test_an_adapter_whose_numbers_run_away_ends_only_its_own_row(tiny_base: Base
 def test_a_row_fails_when_its_numbers_run_away_later(tiny_base_path: Path) -> None:
     base = load_base(tiny_base_path)
     expected = alone(base, DecodeRequest([1, 2], None, SamplingParams(max_tokens=6)))
-    decoder, layer = Decoder(base), base.model.get_submodule("model.layers.1.mlp")
+    decoder, layer = Decoder(base), base.model.get_submodule("model.layers.1.mlp.down_proj")
     good, bad = (DecodeRequest([1, 2], None, SamplingParams(max_tokens=6)) for _ in range(2))
     steps = decoder.add([good, bad])
 
@@ -308,7 +308,7 @@ def test_a_pass_that_fails_is_as_if_it_had_not_been(tiny_base_path: Path) -> Non
     def fail(*args: object) -> None:
         raise MemoryError("no memory")
 
-    layer = base.model.get_submodule("model.layers.1.mlp")
+    layer = base.model.get_submodule("model.layers.1.mlp.down_proj")
     steps += decoder.add(batch)
     late = DecodeRequest([5, 6], ADAPTERS[3], params)
     for _ in range(2):

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -5,11 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llgbm.base import Base
-from llgbm.config import LoRASpec, lora_spec, model_spec
-from llgbm.decoding.stacked_lora import StackedLoRA
+from llgbm.base import Base, load_base
+from llgbm.config import LoRASpec, ModuleShape, lora_spec, model_spec
+from llgbm.decoding.decode_pass import DecodePass
+from llgbm.decoding.kv_cache import RowCache
+from llgbm.decoding.stacked_lora import RowAdapters, StackedLoRA
 from llgbm.errors import AdapterMismatchError
 from llgbm.functional import FunctionalLoRA
+from llgbm.linears.frozen_linear import Storage
 from llgbm.lora import LoRAWeights
 from tests.fixtures import random_lora
 
@@ -29,28 +34,53 @@ ADAPTERS: list[LoRAWeights | None] = [
 COMPOSITIONS = st.lists(st.integers(0, len(ADAPTERS) - 1), min_size=1, max_size=9)
 
 
-def one_token(base: Base, rows: int) -> torch.Tensor:
+def stacked_lora(base: Base) -> StackedLoRA:
+    return StackedLoRA(DecodePass(base.model).groups, torch.zeros(0))
+
+
+def one_token(base: Base, adapters: RowAdapters) -> torch.Tensor:
+    """Last hidden states (rows, hidden) of one token in each row, by the pass that decodes."""
+    spec, rows = base.spec, adapters.rows
+    cache = RowCache(spec.num_layers, spec.num_kv_heads, spec.head_dim, torch.float32)
+    nothing = [torch.zeros(rows, spec.num_kv_heads, 0, spec.head_dim)] * spec.num_layers
+    cache.join(nothing, nothing, [0] * rows)
+    ids = torch.arange(1, rows + 1)
+    return DecodePass(base.model)(ids, torch.zeros_like(ids), cache.start_step(), cache, adapters)
+
+
+def by_hooks(base: Base, adapters: Sequence[LoRAWeights | None]) -> torch.Tensor:
+    """The same by the model's own pass."""
     model: Any = base.model
-    hidden: torch.Tensor = model.model(torch.arange(1, rows + 1)[:, None]).last_hidden_state[:, 0]
+    with FunctionalLoRA(model).applied(adapters):
+        hidden: torch.Tensor = model.model(torch.arange(1, len(adapters) + 1)[:, None]).last_hidden_state[:, 0]
     return hidden
 
 
 @settings(max_examples=40)
 @given(st.lists(COMPOSITIONS, min_size=1, max_size=5))
-def test_rows_of_every_composition_are_the_rows_alone(tiny_base: Base, compositions: list[list[int]]) -> None:
-    stacked, functional = StackedLoRA(torch.zeros(0)), FunctionalLoRA(tiny_base.model)
+def test_rows_of_every_composition_are_the_rows_of_the_models_own_pass(
+    tiny_base: Base, compositions: list[list[int]]
+) -> None:
+    stacked = stacked_lora(tiny_base)
     with torch.inference_mode():
         for chosen in compositions:
-            prepared = stacked.arrange([ADAPTERS[i] for i in chosen])
-            with functional.applied(prepared) as applied:
-                together = one_token(tiny_base, len(chosen))
-            names = {n for i in chosen if (a := ADAPTERS[i]) is not None for n in a.spec.names}
-            assert applied.modules_hooked == len(names)
-            with functional.applied([ADAPTERS[i] for i in chosen]):
-                torch.testing.assert_close(together, one_token(tiny_base, len(chosen)), atol=1e-4, rtol=0)
+            adapters = [ADAPTERS[i] for i in chosen]
+            together = one_token(tiny_base, stacked.arrange(adapters))
+            torch.testing.assert_close(together, by_hooks(tiny_base, adapters), atol=1e-4, rtol=0)
 
 
-def test_what_stays_in_the_batch_is_not_copied_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("storage", ["int8", "bfloat16"])
+def test_rows_on_other_storages_are_those_of_the_models_own_pass(storage: Storage, tiny_base_path: Path) -> None:
+    base = load_base(tiny_base_path, storage=storage)
+    with torch.inference_mode():
+        together, expected = one_token(base, stacked_lora(base).arrange(ADAPTERS)), by_hooks(base, ADAPTERS)
+        plain = by_hooks(base, [None] * len(ADAPTERS))
+    # a sum that rounds otherwise moves an input of the next layer by a step of its dtype at most
+    assert ((together - expected).norm(dim=1) < 0.02 * expected.norm(dim=1)).all()
+    assert ((plain - expected).norm(dim=1) > 0.1 * expected.norm(dim=1)).sum() == len(ADAPTERS) - 1
+
+
+def test_what_stays_in_the_batch_is_not_copied_again(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     copied: list[LoRAWeights] = []
     pairs = LoRAWeights.pairs
 
@@ -59,7 +89,7 @@ def test_what_stays_in_the_batch_is_not_copied_again(monkeypatch: pytest.MonkeyP
         return pairs(self)
 
     monkeypatch.setattr(LoRAWeights, "pairs", counted)
-    stacked = StackedLoRA(torch.zeros(0))
+    stacked = stacked_lora(tiny_base)
     first, second, third, fourth, fifth = ADAPTERS[1:6]
     stacked.arrange([first, second, third])
     assert len(copied) == 3
@@ -74,7 +104,7 @@ def test_what_stays_in_the_batch_is_not_copied_again(monkeypatch: pytest.MonkeyP
 
 
 def test_a_copy_that_fails_is_made_up_for(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
-    stacked, functional = StackedLoRA(torch.zeros(0)), FunctionalLoRA(tiny_base.model)
+    stacked = stacked_lora(tiny_base)
     rows = [ADAPTERS[1], ADAPTERS[2]]
     with torch.inference_mode():
         stacked.arrange(rows)
@@ -82,16 +112,19 @@ def test_a_copy_that_fails_is_made_up_for(tiny_base: Base, monkeypatch: pytest.M
             patch.setattr(LoRAWeights, "pairs", lambda self: iter([(SPEC.names[0], "no tensor", None)]))
             with pytest.raises((TypeError, RuntimeError, AttributeError)):
                 stacked.arrange([ADAPTERS[3], ADAPTERS[4]])
-        with functional.applied(stacked.arrange(rows)):
-            together = one_token(tiny_base, 2)
-        with functional.applied(rows):
-            torch.testing.assert_close(together, one_token(tiny_base, 2), atol=1e-4, rtol=0)
+        together = one_token(tiny_base, stacked.arrange(rows))
+        torch.testing.assert_close(together, by_hooks(tiny_base, rows), atol=1e-4, rtol=0)
 
 
-def test_another_number_of_rows_or_tokens_is_refused(tiny_base: Base) -> None:
-    stacked, functional = StackedLoRA(torch.zeros(0)), FunctionalLoRA(tiny_base.model)
-    prepared = stacked.arrange([ADAPTERS[1], None])
-    with torch.inference_mode():
-        for ids in (torch.ones(3, 1, dtype=torch.long), torch.ones(2, 2, dtype=torch.long)):
-            with pytest.raises(AdapterMismatchError, match="2 rows of one token"), functional.applied(prepared):
-                tiny_base.model(ids)
+def test_another_number_of_rows_is_refused(tiny_base: Base) -> None:
+    adapters = stacked_lora(tiny_base).arrange([ADAPTERS[1], None])
+    cache = RowCache(TINY.num_layers, TINY.num_kv_heads, TINY.head_dim, torch.float32)
+    ids = torch.zeros(3).long()
+    with torch.inference_mode(), pytest.raises(AdapterMismatchError, match="for 2 rows, not for 3"):
+        DecodePass(tiny_base.model)(ids, ids, None, cache, adapters)
+
+
+def test_a_module_that_a_step_does_not_run_is_refused(tiny_base: Base) -> None:
+    head = LoRASpec(2, 4.0, (ModuleShape("lm_head", 64, 256),))
+    with pytest.raises(AdapterMismatchError, match="lm_head, which is not a part of a step"):
+        stacked_lora(tiny_base).arrange([random_lora(head, 0)])
