@@ -25,7 +25,8 @@ _GROUPS = 4
 
 class _Norm(NamedTuple):
     weight: Tensor
-    epsilon: float
+    epsilon: Tensor
+    """(1,) float32."""
 
 
 class _Layer(NamedTuple):
@@ -140,7 +141,7 @@ def _layer(layer: Any, name: str) -> _Layer:
 
 
 def _norm_of(norm: Any) -> _Norm:
-    return _Norm(norm.weight, norm.variance_epsilon)
+    return _Norm(norm.weight, norm.weight.new_full((1,), norm.variance_epsilon, dtype=torch.float32))
 
 
 def _product(group: LinearGroup, x: Tensor, adapters: GroupProducts | None) -> Tensor:
@@ -157,7 +158,10 @@ def _add_product(total: Tensor, group: LinearGroup, x: Tensor, adapters: GroupPr
 
 
 def _norm(x: Tensor, norm: _Norm) -> Tensor:
-    return F.rms_norm(x, norm.weight.shape, norm.weight, norm.epsilon)
+    """RMS norm of (rows, hidden) in half the operations that F.rms_norm takes on a CPU."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)  # (rows, 1)
+    scale = torch.addcmul(norm.epsilon, length, length, value=1 / x.shape[-1]).rsqrt_()
+    return (x * scale).to(x.dtype) * norm.weight
 
 
 def _rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:

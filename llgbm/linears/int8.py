@@ -23,6 +23,7 @@ from llgbm.errors import ConfigError
 Product = Callable[[Tensor], Tensor]
 """x (rows, in) -> x W^T (rows, out), in the dtype of `x`."""
 
+_INPUT_QUANTISED_ON_THE_FLY = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
 _LEVELS = 127
 """Largest int8 magnitude in use. Symmetric: -128 is left out, so no zero point is needed."""
 
@@ -172,9 +173,8 @@ class FbgemmProduct:
     def _divided(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The product (..., out) without the bias, each row divided by its largest input; these largest, (..., 1)."""
         rows = x.float()
-        largest = rows.abs().amax(dim=-1, keepdim=True).clamp_min_(1e-20)  # (..., 1)
-        # rows / largest lies in -1 .. 1 and becomes uint8: times steps, plus a zero point of steps + 1
-        out: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            rows / largest, 1 / self._steps, self._steps + 1, self._packed
-        )
+        largest = rows.abs().amax(dim=-1, keepdim=True)  # (..., 1)
+        # rows / largest lies in -1 .. 1 and becomes uint8: times steps, plus a zero point of steps + 1. A row of zeros
+        # is NaN here, which becomes some uint8 too: its output is finite, and 0 when it is multiplied by `largest`.
+        out: Tensor = _INPUT_QUANTISED_ON_THE_FLY(rows / largest, 1 / self._steps, self._steps + 1, self._packed)
         return out, largest
