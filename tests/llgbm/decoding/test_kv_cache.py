@@ -54,9 +54,10 @@ class CacheMachine(RuleBasedStateMachine):
             for i, row in enumerate(after):
                 assert torch.equal(all_keys[i, :, : len(row)], states(row, layer))
                 assert torch.equal(all_values[i, :, : len(row)], -states(row, layer))
-        assert mask is None or mask.shape == (len(after), 1, 1, longest)
-        for i, row in enumerate(after if mask is not None else []):
-            assert mask[i, 0, 0].tolist() == [0.0] * len(row) + [-torch.inf] * (longest - len(row))
+        if mask is not None:
+            assert mask.shape == (len(after), 1, 1, longest)
+            for i, row in enumerate(after):
+                assert mask[i, 0, 0].tolist() == [0.0] * len(row) + [-torch.inf] * (longest - len(row))
         if finish:  # else the pass failed after its writes, and has no effect
             self.cache.finish_step()
             self.rows = after

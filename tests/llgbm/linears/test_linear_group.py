@@ -20,12 +20,13 @@ def linears(count: int) -> list[nn.Linear]:
 @given(rows=st.integers(1, 9), seed=st.integers(0, 99))
 def test_the_outputs_are_those_of_the_modules_side_by_side(storage: str, count: int, rows: int, seed: int) -> None:
     whole = linears(count)
-    modules: list[nn.Module] = {
-        "float32": whole,
+    stored: dict[str, list[nn.Module]] = {
+        "float32": [*whole],
         "bfloat16": [BFloat16Linear(linear) for linear in whole],
-        "int8": int8_group(whole),
+        "int8": [*int8_group(whole)],
         "mixed": [*int8_group(whole)[:-1], whole[-1]],
-    }[storage]
+    }
+    modules = stored[storage]
     group = LinearGroup(dict(zip(NAMES, modules, strict=False)))
     x = torch.randn(rows, 16, generator=torch.Generator().manual_seed(seed))
     with torch.inference_mode():
