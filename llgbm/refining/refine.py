@@ -6,7 +6,7 @@
 
 The start is a generated adapter, any other LoRA of the base, or none. With 8 examples or more, a quarter of them is
 held out at first. The held-out rows choose the number of steps and tell whether the adapter is better than the start;
-then it makes a quarter more steps on all examples. A part of the rows has the task's description in the context, so
+then a quarter as many steps follow on all examples. A part of the rows has the task's description in the context, so
 that the adapter works bare and with it. The same arguments give the same result.
 """
 
@@ -87,8 +87,8 @@ def most_steps(rows: int, config: RefineConfig, *, validation: int = 0) -> int:
         validation: number of validation examples.
     """
     holds_out = not validation and _holds_out(rows, config)
-    choosing = _choosing_steps(rows, config, chooses=holds_out or validation > 0)
-    return choosing + (_finishing_steps(choosing) if holds_out else 0)
+    first = _steps_of_first_part(rows, config, chooses=holds_out or validation > 0)
+    return first + (_finishing_steps(first) if holds_out else 0)
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,10 @@ class _Forms:
 
 @dataclass(frozen=True)
 class _Part:
-    """One run of steps: the rows to train on and the rows to measure."""
+    """One run of steps: its number of steps, the rows to train on and the rows to measure."""
 
     phase: Phase
+    steps: int
     train: list[_Forms]
     held_out: list[_Forms]
 
@@ -127,22 +128,22 @@ class _Refining:
         train = [_forms(base, row, number, config) for number, row in enumerate(rows, 1)]
         check = [_forms(base, row, number, config) for number, row in enumerate(validation, 1)]
         self._parts = _parts(train, check, config)
-        self._most = _choosing_steps(len(rows), config, chooses=bool(self._parts[0].held_out))
-        every = self._most if config.steps is not None else config.check_every
-        self._checks: list[int] = sorted({*range(every, self._most + 1, every), self._most})
+        most = self._parts[0].steps
+        every = most if config.steps is not None else config.check_every
+        self._checks: list[int] = sorted({*range(every, most + 1, every), most})
         self._digest = _digest(base, self._initial, rows, validation, config)
         # sums over held-out rows: correct, log-likelihood, number; for the start and for every check
         self._sums = torch.zeros(1 + len(self._checks), 3, dtype=torch.float64)
         self._part = 0
         self._losses: list[float] = []
         self._best: Tensor | None = None
-        self._steps = self._new_steps(self._most)
+        self._steps = self._new_steps()
 
     def run(self) -> None:
         part = self._parts[self._part]
         if part.held_out and self._steps.done == 0:
             self._measure(part, 0, self._start)
-        for groups in self._batches(part)[self._steps.done : self._target(part)]:
+        for groups in self._batches(part)[self._steps.done :]:
             self._losses.append(self._steps.step(groups))
             self._after_step(part)
         if self._part + 1 < len(self._parts):
@@ -178,8 +179,7 @@ class _Refining:
             )
         self._part, self._sums = int(state["part"]), state["sums"].clone()
         self._losses, self._best = state["losses"].tolist(), state.get("best")
-        if self._part:
-            self._steps = self._new_steps(self._target(self._parts[self._part]))
+        self._steps = self._new_steps()
         self._steps.resume({n.removeprefix("steps."): t for n, t in state.items() if n.startswith("steps.")})
 
     def _after_step(self, part: _Part) -> None:
@@ -190,16 +190,15 @@ class _Refining:
             if self._chosen(up_to=index) == index:
                 self._best = self._steps.state()["weights"]
         if self._on_step is not None:
-            before = self._most * self._part
-            later = _finishing_steps(self._most) if self._part + 1 < len(self._parts) else 0
-            total = before + self._target(part) + later
+            before = sum(earlier.steps for earlier in self._parts[: self._part])
+            total = sum(part.steps for part in self._parts)
             self._on_step(RefineStep(before + done, total, self._losses[-1], part.phase, self.state))
 
     def _finish(self) -> None:
         """Go on from the adapter of the chosen step, with all rows."""
         self._part += 1
         self._losses = self._losses[: self._checks[self._chosen() - 1]]
-        self._steps = self._new_steps(self._target(self._parts[self._part]))
+        self._steps = self._new_steps()
         if self._best is not None:
             self._steps.resume({"weights": self._best, "done": torch.tensor(0)})
 
@@ -222,20 +221,21 @@ class _Refining:
         return HeldOutScore(round(number), correct / number, log_likelihood / number)
 
     def _chosen(self, up_to: int | None = None) -> int:
-        """Index of the best check in `sums`; the earlier one if two are equal."""
-        last = len(self._checks) if up_to is None else up_to
-        return max(range(1, last + 1), key=lambda i: (*_order(self._score(i)), -i))
+        """Index of the best check in `sums`: the last one with the most right answers.
 
-    def _target(self, part: _Part) -> int:
-        """Number of steps of a part."""
-        return self._most if part is self._parts[0] else _finishing_steps(self._checks[self._chosen() - 1])
+        Where none has a right answer, as with answers in free words, it is the one with the highest log-likelihood.
+        That does not decide between equal accuracies, since it falls while more answers become right.
+        """
+        found = range(1, (len(self._checks) if up_to is None else up_to) + 1)
+        scores = {i: self._score(i) for i in found}
+        if not any(score.accuracy for score in scores.values()):
+            return max(found, key=lambda i: (scores[i].log_likelihood, -i))
+        return max(found, key=lambda i: (scores[i].accuracy, i))
 
-    def _new_steps(self, number: int) -> LoRASteps:
-        config = self._config
+    def _new_steps(self) -> LoRASteps:
+        config, steps = self._config, self._parts[self._part].steps
         rate = config.learning_rate if self._part == 0 else config.learning_rate / 2
-        return LoRASteps(
-            self._base, self._initial, StepSettings(rate, number, config.max_grad_norm, config.start_decay)
-        )
+        return LoRASteps(self._base, self._initial, StepSettings(rate, steps, config.max_grad_norm, config.start_decay))
 
     def _batches(self, part: _Part) -> list[list[list[Row]]]:
         """The rows of every step: those with the description as one group, the bare ones as another."""
@@ -244,10 +244,10 @@ class _Refining:
         size = min(config.rows_per_step, len(rows) * (2 if 0 < described < 1 else 1))
         rng = np.random.default_rng([config.seed, self._part])
         order: list[int] = []
-        while len(order) < size * self._most:
+        while len(order) < size * part.steps:
             order += rng.permutation(len(rows)).tolist()
         batches = []
-        for step in range(self._most):
+        for step in range(part.steps):
             chosen = [rows[i] for i in order[step * size : (step + 1) * size]]
             # rounded against the rows so far, so that a step of one row alternates
             split = math.floor((step + 1) * size * described) - math.floor(step * size * described)
@@ -276,21 +276,29 @@ def _forms(base: Base, row: RefineRow, number: int, config: RefineConfig) -> _Fo
 
 
 def _parts(train: list[_Forms], check: list[_Forms], config: RefineConfig) -> list[_Part]:
-    if check:
-        return [_Part("train", train, check)]
-    if not _holds_out(len(train), config):
-        return [_Part("train", train, [])]
-    held_out = set(np.random.default_rng(config.seed).permutation(len(train))[::HELD_OUT_SHARE].tolist())
-    kept = [forms for i, forms in enumerate(train) if i not in held_out]
-    return [_Part("choose", kept, [train[i] for i in sorted(held_out)]), _Part("train", train, [])]
+    holds_out = not check and _holds_out(len(train), config)
+    steps = _steps_of_first_part(len(train), config, chooses=holds_out or bool(check))
+    if not holds_out:
+        return [_Part("train", steps, train, check)]
+    order = np.random.default_rng(config.seed).permutation(len(train))
+    held_out = set(order[::HELD_OUT_SHARE].tolist())
+    return [
+        _Part(
+            "choose",
+            steps,
+            [forms for i, forms in enumerate(train) if i not in held_out],
+            [train[i] for i in sorted(held_out)],
+        ),
+        _Part("train", _finishing_steps(steps), train, []),
+    ]
 
 
 def _holds_out(rows: int, config: RefineConfig) -> bool:
     return config.hold_out and rows >= ENOUGH_TO_HOLD_OUT
 
 
-def _choosing_steps(rows: int, config: RefineConfig, *, chooses: bool) -> int:
-    """Number of steps of the first part, which is the only one unless rows are held out."""
+def _steps_of_first_part(rows: int, config: RefineConfig, *, chooses: bool) -> int:
+    """Number of steps before those on all rows; without held-out rows they are all steps."""
     if config.steps is not None:
         return config.steps
     if rows < ENOUGH_TO_HOLD_OUT and not chooses:
@@ -298,9 +306,9 @@ def _choosing_steps(rows: int, config: RefineConfig, *, chooses: bool) -> int:
     return max(config.max_steps, math.ceil(3 * rows / config.rows_per_step))
 
 
-def _finishing_steps(chosen: int) -> int:
-    """Steps on all rows after the chosen ones."""
-    return math.ceil(chosen / HELD_OUT_SHARE)
+def _finishing_steps(first: int) -> int:
+    """Steps on all rows after the chosen one."""
+    return math.ceil(first / HELD_OUT_SHARE)
 
 
 def _digest(

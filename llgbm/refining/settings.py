@@ -16,7 +16,7 @@ Phase = Literal["choose", "train"]
 """`choose`: steps with a quarter of the rows held out, which choose their number. `train`: steps on all rows."""
 ENOUGH_TO_HOLD_OUT = 8
 HELD_OUT_SHARE = 4
-"""One row in this number is held out; afterwards 1 / HELD_OUT_SHARE as many steps are made on all rows."""
+"""One row in this number is held out; afterwards 1 / HELD_OUT_SHARE as many steps follow on all rows."""
 
 
 @dataclass(frozen=True)
