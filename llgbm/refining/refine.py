@@ -140,15 +140,15 @@ class _Refining:
         self._steps = self._new_steps()
 
     def run(self) -> None:
-        part = self._parts[self._part]
-        if part.held_out and self._steps.done == 0:
-            self._measure(part, 0, self._start)
-        for groups in self._batches(part)[self._steps.done :]:
-            self._losses.append(self._steps.step(groups))
-            self._after_step(part)
-        if self._part + 1 < len(self._parts):
-            self._finish()
-            self.run()
+        for number in range(self._part, len(self._parts)):
+            if number > self._part:
+                self._finish()
+            part = self._parts[number]
+            if part.held_out and self._steps.done == 0:
+                self._measure(part, 0, self._start)
+            for groups in self._batches(part)[self._steps.done :]:
+                self._losses.append(self._steps.step(groups))
+                self._after_step(part)
 
     def result(self, seconds: float) -> Refined:
         index = self._chosen() if self._measured() else None
@@ -211,7 +211,7 @@ class _Refining:
         ]
         scores = score_rows(self._base, [(weights, rows)])[0]
         values = [float(sum(s.correct for s in scores)), sum(s.log_likelihood for s in scores), float(len(scores))]
-        self._sums[index] += torch.tensor(values, dtype=torch.float64)
+        self._sums[index] = torch.tensor(values, dtype=torch.float64)
 
     def _measured(self) -> bool:
         return bool(self._sums[0, 2] > 0)

@@ -312,13 +312,13 @@ def summarise(
     differences = [
         found
         for method, other in (*((m, BASELINE) for m in rows if m != BASELINE), *COMPARED)
-        if (found := _difference({**cells, **means}, method, other, tasks)) is not None
+        if (found := paired_difference({**cells, **means}, method, other, tasks)) is not None
     ]
     categories = {task.task_id: task.category for task in tasks}
     return {"num_tasks": len(tasks), "categories": categories, "methods": rows, "differences": differences}
 
 
-def _difference(
+def paired_difference(
     cells: Mapping[tuple[str, str], dict[str, Any]], method: str, other: str, tasks: Sequence[Task]
 ) -> dict[str, Any] | None:
     """Accuracy of `method` minus that of `other` on the tasks with both; None if no task has both.

@@ -27,6 +27,7 @@ from llgbm.prompting import AdapterMaker, AdapterRequest
 from llgbm.refining.refine import refine
 from llgbm.refining.settings import RefineConfig, RefineRow
 from training.quality.cells import Cells
+from training.quality.evaluate import paired_difference
 from training.recipe.generator_base import base_of, maker_of
 from training.runs.fingerprint import Fingerprint
 from training.runs.log import RunLog
@@ -194,27 +195,32 @@ def _refined_title(start: Start, count: int) -> str:
 
 def _column(found: list[tuple[_Work, Mapping[str, Any]]], counts: Sequence[int]) -> dict[str, Any]:
     """A column of the quality table: accuracy of every method with its 95 % interval, and paired differences."""
-    correct: dict[str, dict[str, list[int]]] = {}
-    seconds: dict[str, list[float]] = {}
+    cells: dict[tuple[str, str], dict[str, Any]] = {}
     for work, cell in found:
-        correct.setdefault(work.name, {})[work.task.task_id] = cell.get("bare") or cell["described"]
-        if "bare" in cell:
-            correct.setdefault(f"{work.name} + description", {})[work.task.task_id] = cell["described"]
+        described = f"{work.name} + description" if "bare" in cell else work.name
+        for form, name in (("bare", work.name), ("described", described)):
+            if form in cell:
+                cells[name, work.task.task_id] = {"correct": cell[form]}
         if "refine_seconds" in cell:
-            seconds.setdefault(work.name, []).append(cell["refine_seconds"])
-    methods = {name: {"num_tasks": len(rows), **_mean(list(rows.values()))} for name, rows in correct.items()}
-    for name, taken in seconds.items():
-        methods[name]["refine_seconds"] = round(median(taken), 1)
+            cells[work.name, work.task.task_id]["seconds"] = cell["refine_seconds"]
+    tasks = list({work.task.task_id: work.task for work, _ in found}.values())
+    methods = {
+        name: _method([cells[name, task.task_id] for task in tasks if (name, task.task_id) in cells])
+        for name in dict.fromkeys(name for name, _ in cells)
+    }
     differences = [
-        {
-            "of": one,
-            "minus": other,
-            **_mean([_minus(correct[one][task], correct[other][task]) for task in both], "mean"),
-        }
+        difference
         for one, other in _compared(counts)
-        if (both := [task for task in correct.get(one, {}) if task in correct.get(other, {})])
+        if (difference := paired_difference(cells, one, other, tasks)) is not None
     ]
-    return {"num_tasks": len({work.task.task_id for work, _ in found}), "methods": methods, "differences": differences}
+    return {"num_tasks": len(tasks), "methods": methods, "differences": differences}
+
+
+def _method(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    mean, low, high = paired_bootstrap([cell["correct"] for cell in cells])
+    row = {"num_tasks": len(cells), "accuracy": round(mean, 4), "interval": [round(low, 4), round(high, 4)]}
+    seconds = [cell["seconds"] for cell in cells if "seconds" in cell]
+    return row | ({"refine_seconds": round(median(seconds), 1)} if seconds else {})
 
 
 def _compared(counts: Sequence[int]) -> Iterator[tuple[str, str]]:
@@ -226,12 +232,3 @@ def _compared(counts: Sequence[int]) -> Iterator[tuple[str, str]]:
             yield name + added, _refined_title("nothing", count) + added
             yield name + added, _refined_title("shared", count) + added
             yield name + added, _TITLES["generated"] + added
-
-
-def _mean(rows: Sequence[Sequence[float]], name: str = "accuracy") -> dict[str, Any]:
-    mean, low, high = paired_bootstrap(rows)
-    return {name: round(mean, 4), "interval": [round(low, 4), round(high, 4)]}
-
-
-def _minus(one: Sequence[int], other: Sequence[int]) -> list[int]:
-    return [a - b for a, b in zip(one, other, strict=True)]
