@@ -56,6 +56,11 @@ def test_every_result_is_named_by_a_document() -> None:
     assert {path for path in kept if path not in text} == set()
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "results").rglob("*.json")), ids=lambda path: path.name)
+def test_a_result_names_no_folder_of_the_machine_that_made_it(path: Path) -> None:
+    assert "=/" not in path.read_text("utf-8")
+
+
 @pytest.mark.parametrize("document", CURRENT + PAST)
 def test_links_of_a_document_lead_to_files(document: str) -> None:
     path = ROOT / document
