@@ -21,7 +21,7 @@ COMMANDS = (
         "calibrate", "calibrate a generator's confidence, near to and far from its training data", "recipe.calibrate"
     ),
     _command("evaluate", "fill the quality table", "quality.evaluate"),
-    _command("refined", "measure refining on held-out families, from several starts", "quality.refined"),
+    _command("refined", "measure refining on held-out families and kinds, from several starts", "quality.refined"),
     _command("scale", "check gradients, memory and cost on every base, and data-parallel fits", "phases.scale"),
     _command("export", "write a generator from a training state", "recipe.export"),
     _command("refine", "train an adapter on your own examples, from a prompt's adapter on", "recipe.refine"),

@@ -1,9 +1,9 @@
-"""`python -m training refined`: how much examples teach, from different starts, on families that are held out.
+"""`python -m training refined`: how much examples teach, from different starts, on held-out families and kinds.
 
 For each task, an adapter is refined on its first training rows and measured on its test rows, bare and with the
 description in the context. The plain base, the starts as they are, and the same examples in the context are measured
-too. The result has the form of the quality table, with one column. Finished cells are kept, so the same command
-continues.
+too. The result has the form of the quality table, with a column for each folder. Finished cells are kept, so the same
+command continues.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from llgbm.adapters.peft_io import content_digest
 from llgbm.base import Base, numerics_of
 from llgbm.checkpoint import load_generator
 from llgbm.errors import ConfigError
@@ -32,15 +32,16 @@ from training.recipe.generator_base import base_of, maker_of
 from training.runs.fingerprint import Fingerprint
 from training.runs.log import RunLog
 from training.runs.results import write_result
-from training.tasks.families import load_families
-from training.tasks.format import Example, Task, evenly, exact_match
+from training.tasks.families import TEST_ROWS, load_families
+from training.tasks.format import Example, Task, evenly, exact_match, load_tasks
 from training.tasks.rows import eval_row
 
-_COLUMN = "heldout_families"
 _FEW = 3
 """Examples in the context of the rival that needs no training, as in the table of quality."""
 Start = Literal["nothing", "shared", "generated"]
 """PEFT's initialisation, the generator's shared adapter, or the adapter that it makes from the description."""
+_MakeStart = Callable[[], LoRAWeights | None]
+"""Makes an adapter only when a cell is measured, so that few of them are in memory."""
 _TITLES: Mapping[Start, str] = {
     "nothing": "PEFT's initialisation", "shared": "shared adapter", "generated": "generated"
 }  # fmt: skip
@@ -53,9 +54,11 @@ class Config:
     workdir: Path = Path("runs/refined")
     """Folder of the cells and the result."""
     families: Path = Path("families/heldout")
-    """Folder of family files; tasks without exact match are left out."""
+    """Folder of family files."""
+    heldout: Path | None = Path("tasks/heldout")
+    """Folder of tasks of unseen kinds, of which as many test rows are used as a family has; none skips the column."""
     num_tasks: int = 16
-    """Number of tasks, evenly spread."""
+    """Number of tasks from each of these two folders, evenly spread; tasks without exact match are left out."""
     counts: tuple[int, ...] = (4, 8, 16, 28)
     """Numbers of examples; a task with fewer rows is left out of a count."""
     starts: tuple[Start, ...] = ("nothing", "shared", "generated")
@@ -92,51 +95,70 @@ class _Work:
 
 def run(config: Config) -> None:
     """Measure the missing cells, and write the result."""
-    checkpoint = load_generator(config.checkpoint)
+    columns, checkpoint = _tasks(config), load_generator(config.checkpoint)
     base = base_of(
         checkpoint, config.base, config.base_storage or fastest_training_storage(config.device), config.device
     )
     maker = maker_of(checkpoint, config.text_encoder)
-    tasks = evenly(exact_match(load_families(config.families)), config.num_tasks)
     cells = Cells(config.workdir / "cells.jsonl")
     with RunLog(config.workdir, "refined", config) as log:
         shared = checkpoint.generator.shared_adapter().detach()
-        work = [one for task in tasks for one in _work(config, base, maker, shared, task)]
-        with log.progress("refined", total=len(work)) as progress:
-            for done, one in enumerate(work, 1):
+        work = {
+            name: [one for task in tasks for one in _work(config, base, maker, shared, task)]
+            for name, tasks in columns.items()
+        }
+        with log.progress("refined", total=sum(map(len, work.values()))) as progress:
+            for done, one in enumerate(chain.from_iterable(work.values()), 1):
                 if cells.get(one.key) is None:
                     cells.add(one.key, {"name": one.name, "task": one.task.task_id, **one.measure()})
                 progress.update(done, f"{one.task.task_id}, {one.name}")
-        column = _column([(one, cells[one.key]) for one in work], config.counts)
-        write_result(log, "refined", config, {"columns": {_COLUMN: column}}, base_revision=base.revision)
-    for name, row in column["methods"].items():
-        print(f"{name}: {row['accuracy']:.1%}")
+        found = {
+            name: _column([(one, cells[one.key]) for one in of_column], config.counts)
+            for name, of_column in work.items()
+        }
+        write_result(log, "refined", config, {"columns": found}, base_revision=base.revision)
+    for name, column in found.items():
+        for method, row in column["methods"].items():
+            print(f"{name}, {method}: {row['accuracy']:.1%}")
+
+
+def _tasks(config: Config) -> dict[str, list[Task]]:
+    """The tasks of each column, each with at most `TEST_ROWS` test rows."""
+    folders = {"heldout_families": load_families(config.families)}
+    if config.heldout is not None:
+        folders["heldout_kinds"] = load_tasks(config.heldout)
+    return {
+        name: [replace(task, test=task.test[:TEST_ROWS]) for task in evenly(exact_match(tasks), config.num_tasks)]
+        for name, tasks in folders.items()
+    }
 
 
 def _work(config: Config, base: Base, maker: AdapterMaker, shared: LoRAWeights, task: Task) -> Iterator[_Work]:
     description = task.descriptions[0]
-    starts: dict[Start, LoRAWeights | None] = {
-        "nothing": None,
-        "shared": shared,
-        "generated": maker.make([AdapterRequest((description,))])[0].weights.detach(),
+    request = AdapterRequest((description,))
+    starts: dict[Start, _MakeStart] = {
+        "nothing": lambda: None,
+        "shared": lambda: shared,
+        "generated": lambda: maker.make([request])[0].weights.detach(),
     }
 
-    digests = {name: None if start is None else content_digest(start) for name, start in starts.items()}
+    # what the adapters are made of, not their content: its last bits differ with the number of threads
+    made_of = {"nothing": None, "shared": maker.checkpoint.manifest.digest, "generated": maker.id_of(request)}
 
-    def key(start: str | None, **more: Any) -> str:
+    def key(start: Start = "nothing", **more: Any) -> str:
         return Fingerprint.of(
             base_revision=base.revision,
             base_storage=numerics_of(base),
             description=description,
             rows=[(e.input, e.accepted) for e in task.test],
-            start=start,
+            start=made_of[start],
             **more,
         ).digest
 
     for name, start in starts.items():
         if name in config.starts:
-            title = "base" if start is None else _TITLES[name]
-            yield _Work(key(digests[name]), title, task, partial(_scores, base, task, start))
+            title = "base" if name == "nothing" else _TITLES[name]
+            yield _Work(key(name), title, task, partial(_scores, base, task, start))
     for count in sorted({_FEW, *config.counts}):
         if count > len(task.train):
             continue
@@ -144,15 +166,15 @@ def _work(config: Config, base: Base, maker: AdapterMaker, shared: LoRAWeights, 
         texts = [(e.input, e.output) for e in shown]
         shots = _fitting(base, task, shown, config.context_tokens)
         yield _Work(
-            key(None, shots=texts[: len(shots)]),
+            key(shots=texts[: len(shots)]),
             f"base + description + {count} examples",
             task,
-            partial(_scores, base, task, None, shots),
+            partial(_scores, base, task, starts["nothing"], shots),
         )
         for name in config.starts if count in config.counts else ():
             settings = replace(config.settings, description=description)
             yield _Work(
-                key(digests[name], learned=texts, settings=str(settings)),
+                key(name, learned=texts, settings=str(settings)),
                 _refined_title(name, count),
                 task,
                 partial(_refined, base, task, starts[name], shown, settings),
@@ -160,16 +182,16 @@ def _work(config: Config, base: Base, maker: AdapterMaker, shared: LoRAWeights, 
 
 
 def _refined(
-    base: Base, task: Task, start: LoRAWeights | None, shown: tuple[Example, ...], settings: RefineConfig
+    base: Base, task: Task, start: _MakeStart, shown: tuple[Example, ...], settings: RefineConfig
 ) -> dict[str, Any]:
-    refined = refine(base, start, [RefineRow.of(e.input, e.output) for e in shown], settings)
+    refined = refine(base, start(), [RefineRow.of(e.input, e.output) for e in shown], settings)
     seconds = {"refine_seconds": round(refined.seconds, 1), "steps": refined.steps}
-    return _scores(base, task, refined.weights) | seconds
+    return _scores(base, task, lambda: refined.weights) | seconds
 
 
-def _scores(base: Base, task: Task, weights: LoRAWeights | None, shots: tuple[Example, ...] = ()) -> dict[str, Any]:
+def _scores(base: Base, task: Task, adapter: _MakeStart, shots: tuple[Example, ...] = ()) -> dict[str, Any]:
     """Of every test row: right or not, bare and with the description. Examples in the context have it too."""
-    began = time.monotonic()
+    began, weights = time.monotonic(), adapter()
     found: dict[str, Any] = {}
     for form, description in (("bare", None), ("described", task.descriptions[0])):
         if shots and description is None:
