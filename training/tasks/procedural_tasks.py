@@ -141,7 +141,7 @@ def _draw(inputs: Inputs, rng: random.Random, size: int, *, test: bool) -> Pool:
 
 def _rows(recipe: Recipe, pool: Pool, count: int) -> tuple[Example, ...]:
     """The first `count` rows of the pool that suit the task; labels are balanced as far as the pool allows."""
-    answered = (Example(text, answer) for text, value in pool if (answer := recipe.rule(value)) is not None)
+    answered = (Example(text, str(answer)) for text, value in pool if (answer := recipe.rule(value)) is not None)
     if recipe.labels is None:
         return tuple(islice(answered, count))
     rows = list(answered)

@@ -103,29 +103,29 @@ def name_category() -> Family:
     for first, second in _PAIRS:
         family.either(
             f"{first}_or_{second}".replace(" ", "_"),
-            _same_kind((first, second)),
             bind(first, lambda value, first: value == first),
             f"the input names {plural(first)}",
             f"the input names {plural(second)}",
             (first, second),
+            inputs=_same_kind((first, second)),
         )
     for first, second, one, two in _CODED:
         family.either(
             f"{first}_{one}_{second}_{two}".replace(" ", "_"),
-            _same_kind((first, second)),
             bind(first, lambda value, first: value == first),
             f"the words are {plural(first)}|{with_article(first)} is named",
             f"the words are {plural(second)}|{with_article(second)} is named",
             (one, two),
+            inputs=_same_kind((first, second)),
         )
     for group in _GROUPS:
         family.labelled(
             "which_" + "_".join(name.replace(" ", "_") for name in group),
-            _same_kind(group),
             str,
             "say what kind of thing the words name|put the words into a category",
             "the kind of thing that is named|the category of the words",
             group,
+            inputs=_same_kind(group),
         )
     return family
 
@@ -137,10 +137,10 @@ def is_category() -> Family:
         others = tuple(name for name in TOPICS if name != category)
         family.asks(
             category.replace(" ", "_"),
-            _half(category, others),
             bind(category, lambda value, category: value == category),
             f"the input names {plural(category)}|what is named is {with_article(category)}",
             f"Does the input name {plural(category)}?|Is what is named {with_article(category)}?",
+            inputs=_half(category, others),
         )
     return family
 
@@ -163,10 +163,10 @@ def count_category() -> Family:
         many = plural(category)
         family.open(
             category.replace(" ", "_"),
-            _mixed(category),
-            lambda words: str(sum(fits for _, fits in words)),
+            lambda words: sum(fits for _, fits in words),
             f"count the {many} in the list|say how many {many} the list names",
             f"the number of {many} in the list|how many of the words are {many}, in digits",
+            inputs=_mixed(category),
         )
     return family
 
@@ -176,7 +176,7 @@ def pick_category() -> Family:
     family = Family("pick_category")
 
     def add(name: str, category: str, rule: Callable[[Any], str | None], do: str, give: str) -> None:
-        family.open(f"{name}_{category.replace(' ', '_')}", _mixed(category), rule, do, give)
+        family.open(f"{name}_{category.replace(' ', '_')}", rule, do, give, inputs=_mixed(category))
 
     for category in TOPICS:
         many = plural(category)
@@ -208,39 +208,34 @@ def pick_category() -> Family:
 
 def odd_one() -> Family:
     """Input: words of one kind and an outsider. Answer: about the kind or about the outsider."""
-    family = Family("odd_one")
+    family = Family("odd_one", ODD)
     family.open(
         "word",
-        ODD,
-        lambda v: str(v["words"][v["place"]]),
+        lambda v: v["words"][v["place"]],
         "find the word that does not belong to the others|pick the odd one out",
         "the word that is of another kind than the rest|the outsider among the words",
     )
     family.open(
         "place",
-        ODD,
-        lambda v: str(v["place"] + 1),
+        lambda v: v["place"] + 1,
         "say at which place the word stands that does not fit|give the position of the odd one out as a number",
         "the position of the outsider, counted from 1|the place number of the word that does not belong",
     )
     family.open(
         "removed",
-        ODD,
         lambda v: ", ".join(w for i, w in enumerate(v["words"]) if i != v["place"]),
         "remove the word that does not belong to the others|drop the outsider from the list",
         "the list without the word that does not fit|only the words that are of one kind",
     )
     family.open(
         "common_kind",
-        ODD,
-        lambda v: str(v["most"]),
+        lambda v: v["most"],
         "name the category of all words but one|say what most of the words are, in the singular",
         "the kind of thing that most of the words name|the category that all but one belong to, as a singular",
     )
     family.open(
         "odd_kind",
-        ODD,
-        lambda v: str(v["odd"]),
+        lambda v: v["odd"],
         "name the category of the word that does not fit|say what kind of thing the odd one out is",
         "the category of the outsider alone|the kind of thing that the word which does not belong names",
     )
@@ -278,13 +273,12 @@ ANIMAL = Inputs("animal", "a few words that name an animal|a phrase with an anim
 
 def animals() -> Family:
     """Input: a phrase with an animal. Answer: the animal, or a fact about it."""
-    family = Family("animals")
-    family.open("name", ANIMAL, lambda v: v[0], "copy the name of the animal from the phrase", "the animal alone")
-    family.open("shout", ANIMAL, lambda v: v[0].upper(), "write the animal in capitals", "the animal in upper case")
+    family = Family("animals", ANIMAL)
+    family.open("name", lambda v: v[0], "copy the name of the animal from the phrase", "the animal alone")
+    family.open("shout", lambda v: v[0].upper(), "write the animal in capitals", "the animal in upper case")
     family.open(
         "letters",
-        ANIMAL,
-        lambda v: str(len(v[0])),
+        lambda v: len(v[0]),
         "count the letters of the animal",
         "the number of letters in the animal's name",
     )
@@ -299,7 +293,7 @@ def animals() -> Family:
             ("hair", "feathers", "scales", "shell"),
         ),
     ):
-        family.labelled(name, ANIMAL, rule, do, give, labels)
+        family.labelled(name, rule, do, give, labels)
     for name, holds, that, question in (
         ("flies", _flies, "the animal can fly", "Can the animal fly?"),
         ("backbone", lambda v: v[1] != "insect", "the animal has a backbone", "Does the animal have a backbone?"),
@@ -307,7 +301,7 @@ def animals() -> Family:
         ("milk", lambda v: v[1] == "mammal", "the animal gives its young milk", "Does the animal give its young milk?"),
         ("large", _is_large, "the animal, once grown, is larger than a dog", "Is the grown animal larger than a dog?"),
     ):
-        family.asks(name, ANIMAL, holds, that, question)
+        family.asks(name, holds, that, question)
     return family
 
 

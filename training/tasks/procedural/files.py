@@ -61,7 +61,7 @@ WEB = Inputs("web", "a web address|the URL of a page", _draw_web)
 
 def files() -> Family:
     """Input: the path of a file. Answer: a part of it, or a changed path."""
-    family = Family("files")
+    family = Family("files", FILE)
     for name, form, do, give in (
         ("extension", "{ext}", "give the extension of the file without the dot", "the file's extension"),
         ("dotted", ".{ext}", "give the extension of the file with its dot", "the dot and the extension of the file"),
@@ -104,10 +104,9 @@ def files() -> Family:
         ("glob", "{folder}/*.{ext}", "replace the file's name by a star", "a pattern for all such files of the folder"),
         ("sibling", "{folder}/index.html", "name the file index.html in the same folder", "index.html beside the file"),
     ):
-        family.open(name, FILE, bind(form, lambda p, form: form.format(**p)), do, give)
+        family.open(name, bind(form, lambda p, form: form.format(**p)), do, give)
     family.labelled(
         "kind",
-        FILE,
         lambda p: p["kind"],
         "tell from the extension what kind of file it is|sort the file by its extension",
         "the kind of content that the extension stands for",
@@ -117,14 +116,12 @@ def files() -> Family:
         endings = _KINDS[kind]
         family.asks(
             f"is_{kind}",
-            FILE,
             bind(kind, lambda p, kind: p["kind"] == kind),
             f"the extension of the file is one of {', '.join(endings)}",
             f"Is the extension of the file one of {', '.join(endings)}?|Does the path end in {' or '.join(endings)}?",
         )
     family.asks(
         "numbered",
-        FILE,
         lambda p: p["stem"][-1].isdigit(),
         "the file name has a digit before the dot|the name of the file ends with a number",
         "Does the file name have a digit before the dot?|Does the name of the file end with a number?",
@@ -134,7 +131,7 @@ def files() -> Family:
 
 def addresses() -> Family:
     """Input: a mail or web address. Answer: a part of it, or a changed address."""
-    family = Family("addresses")
+    family = Family("addresses", WEB)
     for name, inputs, form, do, give in (
         ("mail_user", MAIL, "{first}.{last}", "give what stands before the @", "the user part of the mail address"),
         ("mail_host", MAIL, "{host}.{end}", "give the domain of the mail address", "everything after the @"),
@@ -228,20 +225,19 @@ def addresses() -> Family:
             "the URL of the level above",
         ),
     ):
-        family.open(name, inputs, bind(form, _address), do, give)
+        family.open(name, bind(form, _address), do, give, inputs=inputs)
     family.asks(
         "web_is_secure",
-        WEB,
         lambda p: p["scheme"] == "https",
         "the web address starts with https|the URL is a secure one",
         "Does the web address start with https?|Is the URL a secure one?",
     )
     family.asks(
         "mail_is_com",
-        MAIL,
         lambda p: p["end"] in ("com", "net"),
         "the mail address ends in com or net",
         "Does the mail address end in com or net?",
+        inputs=MAIL,
     )
     return family
 

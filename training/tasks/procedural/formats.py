@@ -63,11 +63,10 @@ _STYLES: tuple[tuple[str, Callable[[Words], str], str, str], ...] = (
 
 def case_style() -> Family:
     """Input: a phrase. Answer: the phrase in a naming style."""
-    family = Family("case_style")
+    family = Family("case_style", PHRASE)
     for name, style, called, looks in _STYLES:
         family.open(
             name,
-            PHRASE,
             style,
             f"write the phrase in {called}|convert the phrase to {called}: {looks}",
             f"the phrase in {called}|the phrase in {called} ({looks})",
@@ -99,13 +98,13 @@ def case_style() -> Family:
         ),
         (
             "count",
-            lambda ws: str(len(ws)),
+            len,
             "count the words of the phrase|say how many words the phrase has",
             "the number of words in the phrase",
         ),
         (
             "characters",
-            lambda ws: str(len("".join(ws))),
+            lambda ws: len("".join(ws)),
             "count the letters of the phrase, without the spaces|say how many letters the phrase has",
             "the number of letters in the phrase",
         ),
@@ -116,13 +115,13 @@ def case_style() -> Family:
             "the words of the phrase from last to first",
         ),
     ):
-        family.open(name, PHRASE, rule, do, give)
+        family.open(name, rule, do, give)
     return family
 
 
 def markup() -> Family:
     """Input: a phrase. Answer: the phrase between marks."""
-    family = Family("markup")
+    family = Family("markup", PHRASE)
     for name, before, after, do, give in (
         ("bold", "**", "**", "make the phrase bold in Markdown", "the phrase in bold Markdown"),
         ("italic", "*", "*", "make the phrase italic in Markdown", "the phrase between single asterisks"),
@@ -181,7 +180,7 @@ def markup() -> Family:
         ),
         ("dashes", "--", "--", "put two hyphens on both sides of the phrase", "the phrase with -- right around it"),
     ):
-        family.open(name, PHRASE, bind((before, after), lambda ws, marks: " ".join(ws).join(marks)), do, give)
+        family.open(name, bind((before, after), lambda ws, marks: " ".join(ws).join(marks)), do, give)
     return family
 
 
@@ -193,17 +192,17 @@ def identifiers() -> Family:
             if name in ("snake", "camel", "pascal", "constant", "kebab") and name != kind:
                 family.open(
                     f"{kind}_to_{name}",
-                    inputs,
                     style,
                     f"convert the identifier from {kind} case to {called}|rename the {kind}-case identifier: {looks}",
                     f"the {kind}-case identifier in {called}|what the {kind}-case identifier becomes: {looks}",
+                    inputs=inputs,
                 )
         for name, rule, do, give in (
             ("words", " ".join, "split the {it} into words", "the words of the {it} with spaces"),
             ("first", lambda ws: ws[0], "give the first word of the {it}", "the first word in the {it}"),
             ("last", lambda ws: ws[-1], "give the last word of the {it}, all small", "the last word in the {it}"),
-            ("count", lambda ws: str(len(ws)), "count the words of the {it}", "the number of words in the {it}"),
+            ("count", len, "count the words of the {it}", "the number of words in the {it}"),
         ):
             it = f"{kind}-case identifier"
-            family.open(f"{kind}_{name}", inputs, rule, do.format(it=it), give.format(it=it))
+            family.open(f"{kind}_{name}", rule, do.format(it=it), give.format(it=it), inputs=inputs)
     return family

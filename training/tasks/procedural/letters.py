@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 
 from training.tasks.procedural.recipes import Family, Inputs, bind
 from training.tasks.procedural.words import PLAIN_WORDS, WORDS, split_words
@@ -23,11 +22,8 @@ WORD = Inputs("word", "a word|one English word|a single word", _draw, keeps_word
 
 def letters() -> Family:
     """Input: one word. Answer: letters of it, or a changed word."""
-    family = Family("letters")
-
-    def add(name: str, rule: Callable[[str], str | None], do: str, give: str) -> None:
-        family.open(name, WORD, rule, do, give)
-
+    family = Family("letters", WORD)
+    add = family.open
     for i, place in enumerate(PLACES):
         add(
             f"{place}_letter",
@@ -79,19 +75,19 @@ def letters() -> Family:
         )
         add(
             f"count_{what}",
-            bind(chosen, lambda w, chosen: str(sum(c in chosen for c in w))),
+            bind(chosen, lambda w, chosen: sum(c in chosen for c in w)),
             f"count the {what} in the word|say how many {what} the word has",
             f"the number of {what} in the word|how many {what} are in the word, in digits",
         )
     add(
         "count_letters",
-        lambda w: str(len(w)),
+        len,
         "count the letters of the word|say how long the word is in letters",
         "the number of letters in the word|the length of the word as a number",
     )
     add(
         "count_different_letters",
-        lambda w: str(len(set(w))),
+        lambda w: len(set(w)),
         "count the different letters of the word|say how many distinct letters the word has",
         "the number of different letters in the word|how many distinct letters the word uses",
     )
@@ -203,11 +199,10 @@ def letters() -> Family:
 
 def letter_questions() -> Family:
     """Input: one word. Answer: one of two labels."""
-    family = Family("letter_questions")
+    family = Family("letter_questions", WORD)
     for letter in "aeiounlrst":
         family.asks(
             f"has_{letter}",
-            WORD,
             bind(letter, lambda w, c: c in w),
             f'the word contains the letter "{letter}"|there is "{letter}" somewhere in the word',
             f'Does the word contain the letter "{letter}"?|Is the letter "{letter}" in the word?',
@@ -216,7 +211,6 @@ def letter_questions() -> Family:
         numeral = ("four", "five", "six")[length - 4]
         family.asks(
             f"longer_than_{length}",
-            WORD,
             bind(length, lambda w, n: len(w) > n),
             f"the word has more than {numeral} letters|the word is longer than {numeral} letters",
             f"Does the word have more than {numeral} letters?|Is the word longer than {numeral} letters?",
@@ -224,14 +218,12 @@ def letter_questions() -> Family:
         )
     family.asks(
         "starts_with_vowel",
-        WORD,
         lambda w: w[0] in VOWELS,
         "the word starts with a vowel|the first letter of the word is a vowel",
         "Does the word start with a vowel?|Is the first letter of the word a vowel?",
     )
     family.either(
         "article",
-        WORD,
         lambda w: w[0] in VOWELS,
         "the word begins with a vowel letter",
         "the word begins with a consonant",
@@ -239,14 +231,12 @@ def letter_questions() -> Family:
     )
     family.asks(
         "ends_with_vowel",
-        WORD,
         lambda w: w[-1] in VOWELS,
         "the word ends with a vowel|the last letter of the word is a vowel",
         "Does the word end with a vowel?|Is the last letter of the word a vowel?",
     )
     family.asks(
         "ends_with_e_or_r",
-        WORD,
         lambda w: w[-1] in "er",
         'the word ends with "e" or "r"|the last letter of the word is "e" or "r"',
         'Does the word end with "e" or "r"?|Is the last letter of the word "e" or "r"?',
@@ -254,7 +244,6 @@ def letter_questions() -> Family:
     )
     family.either(
         "even_length",
-        WORD,
         lambda w: len(w) % 2 == 0,
         "the word has an even number of letters",
         "the word has an odd number of letters",
@@ -262,7 +251,6 @@ def letter_questions() -> Family:
     )
     family.either(
         "first_half",
-        WORD,
         lambda w: w[0] < "n",
         "the word starts with a letter from a to m",
         "the word starts with a letter from n to z",
@@ -270,14 +258,12 @@ def letter_questions() -> Family:
     )
     family.asks(
         "repeats_a_letter",
-        WORD,
         lambda w: len(set(w)) < len(w),
         "a letter occurs more than once in the word|the word uses some letter twice or more",
         "Does a letter occur more than once in the word?|Does the word use some letter twice or more?",
     )
     family.asks(
         "vowel_at_second_place",
-        WORD,
         lambda w: w[1] in VOWELS,
         "the second letter of the word is a vowel|a vowel stands at the second place of the word",
         "Is the second letter of the word a vowel?|Does a vowel stand at the second place of the word?",
@@ -285,7 +271,6 @@ def letter_questions() -> Family:
     )
     family.either(
         "ends_compared",
-        WORD,
         lambda w: w[0] < w[-1] if w[0] != w[-1] else None,
         "the first letter of the word comes before its last letter in the alphabet",
         "the first letter of the word comes after its last letter in the alphabet",
@@ -293,7 +278,6 @@ def letter_questions() -> Family:
     )
     family.asks(
         "three_vowels",
-        WORD,
         lambda w: sum(c in VOWELS for c in w) >= 3,
         "the word has at least three vowels|the word contains three vowels or more",
         "Does the word have at least three vowels?|Are there three vowels or more in the word?",

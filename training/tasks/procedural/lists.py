@@ -34,11 +34,8 @@ def _only(words: Words) -> str | None:
 
 def pick_word() -> Family:
     """Input: a list of words. Answer: one of them."""
-    family = Family("pick_word")
-
-    def add(name: str, rule: Callable[[Words], str | None], do: str, give: str) -> None:
-        family.open(name, LIST, rule, do, give)
-
+    family = Family("pick_word", LIST)
+    add = family.open
     for i, place in enumerate(("first", "second", "third"), 0):
         add(
             place,
@@ -62,7 +59,7 @@ def pick_word() -> Family:
         )
         add(
             f"{what}_length",
-            bind(sign, lambda ws, sign: str(len(_extreme(ws, sign)[0]))),
+            bind(sign, lambda ws, sign: len(_extreme(ws, sign)[0])),
             f"say how many letters the {what} word of the list has|measure the {what} word of the list in letters",
             f"the number of letters in the list's {what} word|the length of the {what} word, as a number",
         )
@@ -105,11 +102,8 @@ def pick_word() -> Family:
 
 def edit_list() -> Family:
     """Input: a list of words. Answer: a changed list, or something made from the list."""
-    family = Family("edit_list")
-
-    def add(name: str, rule: Callable[[Words], str | None], do: str, give: str) -> None:
-        family.open(name, LIST, rule, do, give)
-
+    family = Family("edit_list", LIST)
+    add = family.open
     changes: tuple[tuple[str, Callable[[Words], Words], str, str], ...] = (
         ("reverse", lambda ws: ws[::-1], "reverse the order of the list", "the list from back to front"),
         ("drop_first", lambda ws: ws[1:], "remove the first word of the list", "the list without its first word"),
@@ -208,12 +202,7 @@ def edit_list() -> Family:
         ),
     )
     for name, change, do, give in changes:
-        add(
-            name,
-            bind(change, lambda ws, change: ", ".join(change(ws)) or None),
-            do,
-            give,
-        )
+        add(name, bind(change, lambda ws, change: ", ".join(change(ws)) or None), do, give)
     for name, mark, spoken in (
         ("semicolons", "; ", "semicolons"),
         ("slashes", "/", "slashes"),
@@ -236,7 +225,7 @@ def edit_list() -> Family:
     )
     add(
         "count",
-        lambda ws: str(len(ws)),
+        len,
         "count the words of the list|say how many words the list has",
         "the number of words in the list|how many words there are in the list",
     )
@@ -275,11 +264,8 @@ def edit_list() -> Family:
 
 def compare_words() -> Family:
     """Input: two words. Answer: one of them, or a statement about both."""
-    family = Family("compare_words")
-
-    def add(name: str, rule: Callable[[Words], str | None], do: str, give: str) -> None:
-        family.open(name, TWO, rule, do, give)
-
+    family = Family("compare_words", TWO)
+    add = family.open
     add("longer", lambda p: _only(_extreme(p, -1)), "pick the longer of the two words", "the longer word of the pair")
     add("shorter", lambda p: _only(_extreme(p, 1)), "pick the shorter of the two words", "the shorter word of the pair")
     add("earlier", min, "say which of the two words is first in a dictionary", "the word that sorts first")
@@ -289,13 +275,13 @@ def compare_words() -> Family:
     add("hyphened", lambda p: f"{p[0]}-{p[1]}", "join the two words by a hyphen", "both words with a hyphen between")
     add(
         "total_letters",
-        lambda p: str(len(p[0]) + len(p[1])),
+        lambda p: len(p[0]) + len(p[1]),
         "count the letters of both words together",
         "the total number of letters in the pair",
     )
     add(
         "length_difference",
-        lambda p: str(abs(len(p[0]) - len(p[1]))),
+        lambda p: abs(len(p[0]) - len(p[1])),
         "say by how many letters the two words differ in length",
         "the difference of the lengths of both words",
     )
@@ -344,7 +330,7 @@ def compare_words() -> Family:
         ),
     )
     for name, holds, that, question in questions:
-        family.asks(name, TWO, holds, that, question)
+        family.asks(name, holds, that, question)
     return family
 
 

@@ -33,7 +33,7 @@ PERSON = Inputs("person", "a line with a person's data|one record with name, age
 
 def names() -> Family:
     """Input: a first and a last name. Answer: another form of the name."""
-    family = Family("names")
+    family = Family("names", NAME)
     for name, form, do, give in (
         ("first", "{first}", "give the person's first name", "the first name alone"),
         ("last", "{last}", "give the person's last name", "the last name alone"),
@@ -108,17 +108,15 @@ def names() -> Family:
             "first name and capital last name with a bar between",
         ),
     ):
-        family.open(name, NAME, bind(form, _name_in), do, give)
+        family.open(name, bind(form, _name_in), do, give)
     family.open(
         "last_letters",
-        NAME,
-        lambda n: str(len(n[1])),
+        lambda n: len(n[1]),
         "count the letters of the last name|say how long the person's last name is",
         "the number of letters in the person's last name",
     )
     family.either(
         "longer_part",
-        NAME,
         lambda n: len(n[0]) > len(n[1]) if len(n[0]) != len(n[1]) else None,
         "the first name is longer than the last name",
         "the last name is longer than the first name",
@@ -126,7 +124,6 @@ def names() -> Family:
     )
     family.either(
         "queue",
-        NAME,
         lambda n: n[1] < "L",
         "the last name starts with a letter from A to K",
         "the last name starts with a letter from L to Z",
@@ -137,7 +134,7 @@ def names() -> Family:
 
 def people() -> Family:
     """Input: a record of a person. Answer: a field of it, or another form of the record."""
-    family = Family("people")
+    family = Family("people", PERSON)
     for name, form, do, give in (
         ("name", "{name}", "copy the name from the record", "what stands in the field name"),
         ("age", "{age}", "copy the age from the record", "how old the person is, as a number"),
@@ -172,32 +169,25 @@ def people() -> Family:
     ):
         if name == "works":  # "an electrician" would need another article
             family.open(
-                name,
-                PERSON,
-                bind(form, lambda p, form: None if p["job"][0] in "aeiou" else form.format(**p)),
-                do,
-                give,
+                name, bind(form, lambda p, form: None if p["job"][0] in "aeiou" else form.format(**p)), do, give
             )
         else:
-            family.open(name, PERSON, bind(form, lambda p, form: form.format(**p)), do, give)
+            family.open(name, bind(form, lambda p, form: form.format(**p)), do, give)
     for k in (30, 40, 60):
         family.asks(
             f"over_{k}",
-            PERSON,
             bind(k, lambda p, k: int(p["age"]) > k),
             f"the person in the record is older than {k}",
             f"Is the person in the record older than {k}?|Is the age in the record above {k}?",
         )
     family.open(
         "next_age",
-        PERSON,
-        lambda p: str(int(p["age"]) + 1),
+        lambda p: int(p["age"]) + 1,
         "say how old the person of the record will be in a year|add one to the age in the record",
         "the age of the person plus one|the person's age after one more year",
     )
     family.either(
         "ticket",
-        PERSON,
         lambda p: int(p["age"]) >= 65,
         "the person of the record is 65 or older",
         "the person of the record is younger than 65",

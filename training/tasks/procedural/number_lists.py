@@ -28,10 +28,10 @@ def _written(numbers: Numbers) -> str | None:
 
 def number_list() -> Family:
     """Input: a list of numbers. Answer: some of them, in some order."""
-    family = Family("number_list")
+    family = Family("number_list", NUMBERS)
 
     def add(name: str, rule: Callable[[Numbers], Numbers], do: str, give: str) -> None:
-        family.open(name, NUMBERS, lambda ns: _written(rule(ns)), do, give)
+        family.open(name, lambda ns: _written(rule(ns)), do, give)
 
     for name, rule, do, give in (
         (
@@ -147,15 +147,8 @@ def number_list() -> Family:
 
 def list_arithmetic() -> Family:
     """Input: a list of numbers. Answer: one number."""
-    family = Family("list_arithmetic")
-
-    def add(name: str, rule: Callable[[Numbers], int | None], do: str, give: str) -> None:
-        def answer(numbers: Numbers) -> str | None:
-            result = rule(numbers)
-            return None if result is None else str(result)
-
-        family.open(name, NUMBERS, answer, do, give)
-
+    family = Family("list_arithmetic", NUMBERS)
+    add = family.open
     for i, place in enumerate(("first", "second", "third")):
         add(
             place,
@@ -239,7 +232,7 @@ def list_arithmetic() -> Family:
 
 def number_list_questions() -> Family:
     """Input: a list of numbers. Answer: a label."""
-    family = Family("number_list_questions")
+    family = Family("number_list_questions", NUMBERS)
     questions: tuple[tuple[str, Callable[[Numbers], bool | None], str, str], ...] = (
         (
             "all_above_10",
@@ -291,10 +284,9 @@ def number_list_questions() -> Family:
         ),
     )
     for name, holds, that, question in questions:
-        family.asks(name, NUMBERS, holds, that, question)
+        family.asks(name, holds, that, question)
     family.either(
         "ends_compared",
-        NUMBERS,
         lambda ns: ns[0] < ns[-1],
         "the last number of the list is larger than the first",
         "the last number of the list is smaller than the first",
@@ -302,7 +294,6 @@ def number_list_questions() -> Family:
     )
     family.either(
         "even_majority",
-        NUMBERS,
         lambda ns: None if 2 * (evens := sum(n % 2 == 0 for n in ns)) == len(ns) else 2 * evens > len(ns),
         "the list has more even than odd numbers",
         "the list has more odd than even numbers",

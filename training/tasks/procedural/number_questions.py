@@ -21,11 +21,10 @@ TWO = Inputs("two_numbers", "two numbers|two numbers with a space between them|a
 
 def number_questions() -> Family:
     """Input: a number. Answer: a label."""
-    family = Family("number_questions")
+    family = Family("number_questions", NUMBER)
     for k in (3, 4, 5):
         family.asks(
             f"divisible_by_{k}",
-            NUMBER,
             bind(k, lambda n, k: n % k == 0),
             f"the number can be divided by {k} without remainder|{k} divides the number",
             f"Can the number be divided by {k} without remainder?|Is the number a multiple of {k}?",
@@ -33,7 +32,6 @@ def number_questions() -> Family:
     for k in (200, 350, 500, 750):
         family.either(
             f"above_{k}",
-            NUMBER,
             bind(k, lambda n, k: n > k),
             f"the number is above {k}|the number is larger than {k}",
             f"the number is {k} or less",
@@ -42,38 +40,33 @@ def number_questions() -> Family:
     for low, high in ((100, 600), (300, 700)):
         family.asks(
             f"between_{low}_and_{high}",
-            NUMBER,
             bind((low, high), lambda n, ends: ends[0] <= n <= ends[1]),
             f"the number lies between {low} and {high}|the number is at least {low} and at most {high}",
             f"Does the number lie between {low} and {high}?|Is the number in the range {low} to {high}?",
         )
     for name, labels in (("even", ("even", "odd")), ("even_ab", ("A", "B")), ("even_sides", ("left", "right"))):
-        family.either(name, NUMBER, lambda n: n % 2 == 0, "the number is even", "the number is odd", labels)
+        family.either(name, lambda n: n % 2 == 0, "the number is even", "the number is odd", labels)
     for digit in "137":
         family.asks(
             f"has_digit_{digit}",
-            NUMBER,
             bind(digit, lambda n, d: d in str(n)),
             f"the number contains the digit {digit}|the digit {digit} occurs in the number",
             f"Does the number contain the digit {digit}?|Is there a {digit} among the number's digits?",
         )
     family.asks(
         "repeated_digit",
-        NUMBER,
         lambda n: len(set(str(n))) < len(str(n)),
         "some digit occurs twice or more in the number|the number repeats a digit",
         "Does some digit occur twice or more in the number?|Does the number repeat a digit?",
     )
     family.asks(
         "rising_digits",
-        NUMBER,
         lambda n: list(str(n)) == sorted(set(str(n))),
         "each digit of the number is larger than the one before it|the digits of the number rise",
         "Is each digit of the number larger than the one before it?|Do the digits of the number rise?",
     )
     family.either(
         "first_or_last_digit",
-        NUMBER,
         lambda n: int(str(n)[0]) > int(str(n)[-1]) if str(n)[0] != str(n)[-1] else None,
         "the first digit of the number is larger than its last digit",
         "the last digit of the number is larger than its first digit",
@@ -81,7 +74,6 @@ def number_questions() -> Family:
     )
     family.labelled(
         "thirds",
-        NUMBER,
         lambda n: "low" if n < 300 else "medium" if n < 700 else "high",
         "say low for numbers below 300, medium from 300 to 699, and high from 700 on"
         "|grade the number: under 300 is low, 300 to 699 is medium, the rest is high",
@@ -90,7 +82,6 @@ def number_questions() -> Family:
     )
     family.labelled(
         "traffic_light",
-        NUMBER,
         lambda n: ("green", "yellow", "red")[n % 3],
         "write green if the number is a multiple of 3, yellow if one more than that, red if two more"
         "|divide by 3 and name the remainder: 0 is green, 1 is yellow, 2 is red",
@@ -102,14 +93,10 @@ def number_questions() -> Family:
 
 def two_numbers() -> Family:
     """Input: two numbers. Answer: about both."""
-    family = Family("two_numbers")
+    family = Family("two_numbers", TWO)
 
     def add(name: str, rule: Callable[[int, int], object], do: str, give: str) -> None:
-        def answer(pair: tuple[int, int]) -> str | None:
-            result = rule(*pair)
-            return None if result is None else str(result)
-
-        family.open(name, TWO, answer, do, give)
+        family.open(name, lambda pair: rule(*pair), do, give)
 
     add("sum", lambda a, b: a + b, "add the two numbers", "the sum of the two numbers")
     add(
@@ -197,7 +184,6 @@ def two_numbers() -> Family:
     )
     family.labelled(
         "sign",
-        TWO,
         lambda p: "<" if p[0] < p[1] else ">" if p[0] > p[1] else "=",
         "write the sign that belongs between the two numbers|compare the two numbers by a sign",
         "the comparison sign between the first and the second number",
@@ -205,7 +191,6 @@ def two_numbers() -> Family:
     )
     family.either(
         "which_is_larger",
-        TWO,
         lambda p: p[0] > p[1] if p[0] != p[1] else None,
         "the first number is larger",
         "the second number is larger",
@@ -213,21 +198,18 @@ def two_numbers() -> Family:
     )
     family.asks(
         "even_sum",
-        TWO,
         lambda p: sum(p) % 2 == 0,
         "the sum of the two numbers is even",
         "Is the sum of the two numbers even?",
     )
     family.asks(
         "far_apart",
-        TWO,
         lambda p: abs(p[0] - p[1]) > 20,
         "the two numbers are more than 20 apart",
         "Are the two numbers more than 20 apart?",
     )
     family.asks(
         "sum_over_60",
-        TWO,
         lambda p: sum(p) > 60,
         "the two numbers add up to more than 60",
         "Do the two numbers add up to more than 60?",
@@ -235,7 +217,6 @@ def two_numbers() -> Family:
     )
     family.asks(
         "divides",
-        TWO,
         lambda p: p[0] % p[1] == 0,
         "the second number divides the first without remainder",
         "Does the second number divide the first without remainder?",

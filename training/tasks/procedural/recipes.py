@@ -1,8 +1,8 @@
 """Recipes of procedural tasks: a kind of input, a rule that computes the answer, and phrases that describe the rule.
 
-A recipe's rule gets the value behind an input (a list of numbers, the parts of a sentence), not its text. It returns
-None for an input that does not suit the task. Recipes with the same `Inputs` have the same inputs in the same split,
-so that only the description determines the answer.
+A recipe's rule gets the value behind an input (a list of numbers, the parts of a sentence), not its text. Its result is
+written with `str`; None means that an input does not suit the task. Recipes with the same `Inputs` have the same inputs
+in the same split, so that only the description determines the answer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 from training.tasks.procedural.wordings import either_wordings, label_wordings, open_wordings, yes_no_wordings
 
-Rule = Callable[[Any], str | None]
+Rule = Callable[[Any], object]
+Holds = Callable[[Any], bool | None]
 P = TypeVar("P")
 R = TypeVar("R")
 
@@ -59,50 +60,59 @@ class Recipe:
 
 
 class Family:
-    """Collects the recipes of one family."""
+    """Collects the recipes of one family. Its `inputs` are those of every recipe that names no others."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, inputs: Inputs | None = None) -> None:
+        self.name, self.inputs = name, inputs
         self.recipes: list[Recipe] = []
 
-    def open(self, name: str, inputs: Inputs, rule: Rule, do: str, give: str) -> None:
+    def open(self, name: str, rule: Rule, do: str, give: str, *, inputs: Inputs | None = None) -> None:
         """Add a task with free answers; see `open_wordings` for the phrases."""
-        texts = open_wordings(f"{self.name}/{name}", inputs.given, do, give)
-        self.recipes.append(Recipe(self.name, name, inputs, rule, texts))
+        self._add(name, inputs, rule, lambda seed, given: open_wordings(seed, given, do, give))
 
-    def labelled(self, name: str, inputs: Inputs, rule: Rule, do: str, give: str, labels: tuple[str, ...]) -> None:
+    def labelled(
+        self, name: str, rule: Rule, do: str, give: str, labels: tuple[str, ...], *, inputs: Inputs | None = None
+    ) -> None:
         """Add a task with self-explanatory labels."""
-        texts = label_wordings(f"{self.name}/{name}", inputs.given, do, give, labels)
-        self.recipes.append(Recipe(self.name, name, inputs, rule, texts, labels))
+        self._add(name, inputs, rule, lambda seed, given: label_wordings(seed, given, do, give, labels), labels)
 
     def asks(
         self,
         name: str,
-        inputs: Inputs,
-        holds: Callable[[Any], bool | None],
+        holds: Holds,
         that: str,
         question: str,
         labels: tuple[str, str] = ("yes", "no"),
+        *,
+        inputs: Inputs | None = None,
     ) -> None:
         """Add a yes-no task: the answer is the first label if `holds`, else the second."""
-        texts = yes_no_wordings(f"{self.name}/{name}", inputs.given, that, question, *labels)
-        self.recipes.append(Recipe(self.name, name, inputs, _labelled(holds, labels), texts, labels))
+        rule = _labelled(holds, labels)
+        self._add(name, inputs, rule, lambda seed, given: yes_no_wordings(seed, given, that, question, *labels), labels)
 
     def either(
-        self,
-        name: str,
-        inputs: Inputs,
-        holds: Callable[[Any], bool | None],
-        that: str,
-        other: str,
-        labels: tuple[str, str],
+        self, name: str, holds: Holds, that: str, other: str, labels: tuple[str, str], *, inputs: Inputs | None = None
     ) -> None:
         """Add a task with two arbitrary labels: the answer is the first if `holds`, else the second."""
-        texts = either_wordings(f"{self.name}/{name}", inputs.given, that, other, *labels)
-        self.recipes.append(Recipe(self.name, name, inputs, _labelled(holds, labels), texts, labels))
+        rule = _labelled(holds, labels)
+        self._add(name, inputs, rule, lambda seed, given: either_wordings(seed, given, that, other, *labels), labels)
+
+    def _add(
+        self,
+        name: str,
+        inputs: Inputs | None,
+        rule: Rule,
+        wordings: Callable[[str, str], tuple[str, ...]],
+        labels: tuple[str, ...] | None = None,
+    ) -> None:
+        chosen = inputs or self.inputs
+        if chosen is None:
+            raise TypeError(f"{self.name}/{name} has no inputs: give them to it or to its family")
+        texts = wordings(f"{self.name}/{name}", chosen.given)
+        self.recipes.append(Recipe(self.name, name, chosen, rule, texts, labels))
 
 
-def _labelled(holds: Callable[[Any], bool | None], labels: tuple[str, str]) -> Rule:
+def _labelled(holds: Holds, labels: tuple[str, str]) -> Rule:
     def rule(value: Any) -> str | None:
         held = holds(value)
         return None if held is None else labels[0] if held else labels[1]

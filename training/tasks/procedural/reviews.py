@@ -75,7 +75,7 @@ ORDER = Inputs("order", "an order at a snack bar|a customer's order|one line wit
 
 def reviews() -> Family:
     """Input: a remark on a restaurant. Answer: its opinion or its subject."""
-    family = Family("reviews")
+    family = Family("reviews", REVIEW)
     for name, good, bad in (
         ("word", "positive", "negative"), ("plain", "good", "bad"), ("sign", "+", "-"), ("face", ":)", ":("),
         ("stars", "5", "1"), ("mood", "happy", "unhappy"), ("thumb", "thumbs up", "thumbs down"), ("bit", "0", "1"),
@@ -83,7 +83,6 @@ def reviews() -> Family:
     ):  # fmt: skip
         family.either(
             f"opinion_as_{name}",
-            REVIEW,
             lambda p: bool(p["good"]),
             "the guest is pleased|the remark is praise",
             "the guest complains|the remark is a complaint",
@@ -91,8 +90,7 @@ def reviews() -> Family:
         )
     family.labelled(
         "about",
-        REVIEW,
-        lambda p: str(p["about"]),
+        lambda p: p["about"],
         "say what the remark is about|sort the remark by its topic",
         "the topic of the remark",
         ("food", "staff", "place", "price"),
@@ -100,7 +98,6 @@ def reviews() -> Family:
     departments = {"food": "kitchen", "staff": "personnel", "place": "building", "price": "accounts"}
     family.labelled(
         "department",
-        REVIEW,
         lambda p: departments[p["about"]],
         "forward the remark: food goes to kitchen, staff to personnel, rooms to building, money to accounts"
         "|name the department: kitchen for food, personnel for staff, building for the place, accounts for prices",
@@ -115,14 +112,12 @@ def reviews() -> Family:
     ):
         family.asks(
             f"is_about_{topic}",
-            REVIEW,
             bind(topic, lambda p, topic: p["about"] == topic),
             f"the remark is about {asked}",
             f"Is the remark about {asked}?",
         )
     family.asks(
         "bad_food",
-        REVIEW,
         lambda p: p["about"] == "food" and not p["good"],
         "the guest complains about the food",
         "Does the guest complain about the food?",
@@ -130,7 +125,6 @@ def reviews() -> Family:
     )
     family.labelled(
         "both",
-        REVIEW,
         lambda p: ("good " if p["good"] else "bad ") + ("food" if p["about"] == "food" else "other"),
         "say good or bad, then food or other, for what the guest thinks of what",
         "the opinion (good or bad) and then the topic (food or other)",
@@ -165,13 +159,13 @@ def reviews() -> Family:
             "a question that starts with Was",
         ),
     ):
-        family.open(name, REVIEW, bind(form, lambda p, form: form.format(**p)), do, give)
+        family.open(name, bind(form, lambda p, form: form.format(**p)), do, give)
     return family
 
 
 def orders() -> Family:
     """Input: an order. Answer: one of its parts, or another form of it."""
-    family = Family("orders")
+    family = Family("orders", ORDER)
     for name, form, do, give in (
         ("count", "{count}", "say how many pieces are ordered", "the number of pieces in the order"),
         ("item", "{item}", "name the ordered item in the singular", "what is ordered, as a singular noun"),
@@ -212,29 +206,27 @@ def orders() -> Family:
             "the order without size and time",
         ),
     ):
-        family.open(name, ORDER, bind(form, lambda p, form: form.format(**p, S=p["size"][0].upper())), do, give)
+        family.open(name, bind(form, lambda p, form: form.format(**p, S=p["size"][0].upper())), do, give)
     for k in (1, 2):
         family.open(
             f"plus_{k}",
-            ORDER,
-            bind(k, lambda p, k: str(p["count"] + k)),
+            bind(k, lambda p, k: p["count"] + k),
             f"say how many pieces it is if {'one is' if k == 1 else 'two are'} added to the order",
             f"the number in the order plus {k}",
         )
     prices = {"small": 1, "medium": 2, "large": 3}
     family.open(
         "total",
-        ORDER,
-        lambda p: str(p["count"] * prices[p["size"]]),
+        lambda p: p["count"] * prices[p["size"]],
         "compute what the order costs: a small piece is 1, a medium one 2, a large one 3",
         "the price of the order when small, medium and large cost 1, 2 and 3 each",
     )
-    family.asks("is_large", ORDER, lambda p: p["size"] == "large", "the order is for the large size",
+    family.asks("is_large", lambda p: p["size"] == "large", "the order is for the large size",
                 "Is the order for the large size?")  # fmt: skip
-    family.asks("is_drink", ORDER, lambda p: p["item"] in ("coffee", "tea", "juice", "soda", "lemonade"),
+    family.asks("is_drink", lambda p: p["item"] in ("coffee", "tea", "juice", "soda", "lemonade"),
                 "a drink is ordered", "Is a drink ordered?")  # fmt: skip
-    family.asks("many", ORDER, lambda p: p["count"] > 5, "more than five pieces are ordered",
+    family.asks("many", lambda p: p["count"] > 5, "more than five pieces are ordered",
                 "Are more than five pieces ordered?", ("big", "normal"))  # fmt: skip
-    family.asks("urgent", ORDER, lambda p: p["when"] == "now", "the order is wanted now", "Is the order wanted now?",
+    family.asks("urgent", lambda p: p["when"] == "now", "the order is wanted now", "Is the order wanted now?",
                 ("rush", "wait"))  # fmt: skip
     return family

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from training.tasks.procedural.recipes import Family, Inputs, bind
 from training.tasks.procedural.words import CATEGORIES, with_article
@@ -55,11 +55,8 @@ SENTENCE = Inputs("sentence", "a sentence|one short sentence|an English sentence
 
 def sentence_parts() -> Family:
     """Input: a sentence. Answer: a word of it or a number about it."""
-    family = Family("sentence_parts")
-
-    def add(name: str, rule: Callable[[Parts], str | None], do: str, give: str) -> None:
-        family.open(name, SENTENCE, rule, do, give)
-
+    family = Family("sentence_parts", SENTENCE)
+    add = family.open
     for name, key, do, give in (
         ("who", "who", "say who did something in the sentence, by the job alone", "the job of the person who acts"),
         ("thing", "thing", "name the thing to which something was done", "the object of the sentence as one noun"),
@@ -120,12 +117,7 @@ def sentence_parts() -> Family:
             "the adjective and noun of the object",
         ),
     ):
-        add(
-            name,
-            bind(form, lambda parts, form: form.format(**parts)),
-            do,
-            give,
-        )
+        add(name, bind(form, lambda parts, form: form.format(**parts)), do, give)
     for i, place in ((1, "second"), (2, "third"), (3, "fourth"), (-1, "last"), (-2, "second to last")):
         add(
             f"{place.replace(' ', '_')}_word",
@@ -141,7 +133,7 @@ def sentence_parts() -> Family:
     )
     add(
         "letters_of_doer",
-        lambda parts: str(len(parts["who"])),
+        lambda parts: len(parts["who"]),
         "count the letters of the noun that names the person|say how long the word for the person is",
         "the number of letters in the word for the person",
     )
@@ -150,7 +142,7 @@ def sentence_parts() -> Family:
 
 def edit_sentence() -> Family:
     """Input: a sentence. Answer: the same sentence in another form."""
-    family = Family("edit_sentence")
+    family = Family("edit_sentence", SENTENCE)
     for name, form, do, give in (
         (
             "future",
@@ -225,7 +217,7 @@ def edit_sentence() -> Family:
             "a command made of the verb and the object, with an exclamation mark",
         ),
     ):
-        family.open(name, SENTENCE, bind(form, _edited), do, give)
+        family.open(name, bind(form, _edited), do, give)
     for name, change, do, give in (
         ("upper", str.upper, "write the sentence in capital letters", "the sentence in upper case"),
         ("lower", str.lower, "write the sentence in small letters only", "the sentence in lower case"),
@@ -251,16 +243,9 @@ def edit_sentence() -> Family:
             "what follows the first four words of the sentence",
         ),
     ):
-        family.open(
-            name,
-            SENTENCE,
-            bind(change, lambda parts, change: change(_sentence(parts))),
-            do,
-            give,
-        )
+        family.open(name, bind(change, lambda parts, change: change(_sentence(parts))), do, give)
     family.open(
         "indefinite",
-        SENTENCE,
         _with_indefinite_articles,
         "replace both the by a or an and drop the adverb|rewrite with indefinite articles and without the adverb",
         "the sentence with a or an for the, without its adverb",

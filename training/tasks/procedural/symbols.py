@@ -50,16 +50,13 @@ SEQUENCE = Inputs("sequence", "four numbers with equal gaps|the start of a numbe
 
 def symbols() -> Family:
     """Input: a row of signs. Answer: a count, or a changed row."""
-    family = Family("symbols")
-
-    def add(name: str, rule: Callable[[Sequence[str]], str | None], do: str, give: str) -> None:
-        family.open(name, SIGNS, rule, do, give)
-
+    family = Family("symbols", SIGNS)
+    add = family.open
     for sign, many in _SIGNS.items():
         word = many.split()[0]
         add(
             f"count_{word}",
-            bind(sign, lambda row, sign: str(row.count(sign))),
+            bind(sign, lambda row, sign: row.count(sign)),
             f"count the {many} in the row|say how often {sign} occurs in the row",
             f"the number of {many} in the row|how many times {sign} is in the row",
         )
@@ -71,15 +68,12 @@ def symbols() -> Family:
         )
         family.asks(
             f"has_{word}",
-            SIGNS,
             bind(sign, lambda row, sign: sign in row),
             f"there are {many} in the row|the row contains {sign}",
             f"Are there {many} in the row?|Does the row contain {sign}?",
         )
-    add("length", lambda row: str(len(row)), "count all signs of the row", "how many signs the row has")
-    add(
-        "kinds", lambda row: str(len(set(row))), "count the different signs of the row", "the number of different signs"
-    )
+    add("length", len, "count all signs of the row", "how many signs the row has")
+    add("kinds", lambda row: len(set(row)), "count the different signs of the row", "the number of different signs")
     add("first", lambda row: row[0], "give the first sign of the row", "the sign at the start of the row")
     add("last", lambda row: row[-1], "give the last sign of the row", "the sign at the end of the row")
     add("closed_up", "".join, "remove the spaces from the row of signs", "the row of signs without spaces")
@@ -98,14 +92,12 @@ def symbols() -> Family:
     )
     family.asks(
         "ends_alike",
-        SIGNS,
         lambda row: row[0] == row[-1],
         "the row starts and ends with the same sign",
         "Does the row start and end with the same sign?",
     )
     family.asks(
         "neighbours_alike",
-        SIGNS,
         lambda row: any(a == b for a, b in pairwise(row)),
         "two equal signs stand side by side in the row",
         "Do two equal signs stand side by side in the row?",
@@ -115,7 +107,7 @@ def symbols() -> Family:
 
 def votes() -> Family:
     """Input: votes of some people. Answer: the outcome, a count, or some of the people."""
-    family = Family("votes")
+    family = Family("votes", VOTES)
     for name, holds, that, question, labels in (
         ("all", all, "everybody voted yes", "Did everybody vote yes?", ("yes", "no")),
         ("any", any, "at least one person voted yes", "Did at least one vote yes?", ("true", "false")),
@@ -144,10 +136,9 @@ def votes() -> Family:
             ("yes", "no"),
         ),
     ):
-        family.asks(name, VOTES, bind(holds, lambda vs, holds: bool(holds([y for _, y in vs]))), that, question, labels)
+        family.asks(name, bind(holds, lambda vs, holds: bool(holds([y for _, y in vs]))), that, question, labels)
     family.either(
         "majority",
-        VOTES,
         lambda vs: None if 2 * sum(y for _, y in vs) == len(vs) else 2 * sum(y for _, y in vs) > len(vs),
         "most people voted yes",
         "most people voted no",
@@ -162,11 +153,10 @@ def votes() -> Family:
             ("last", lambda names: names[-1], f"find the last person with a {word}", f"the last name with a {word}"),
         ):
             answer = bind((chosen, rule), _apply)
-            family.open(f"{name}_{word}", VOTES, answer, do, give)
+            family.open(f"{name}_{word}", answer, do, give)
         family.open(
             f"count_{word}",
-            VOTES,
-            bind(chosen, lambda vs, chosen: str(len(chosen(vs)))),
+            bind(chosen, lambda vs, chosen: len(chosen(vs))),
             f"count the {word} votes",
             f"how many people voted {word}",
         )
@@ -201,23 +191,23 @@ def votes() -> Family:
             "turn every vote round",
             "the list with all votes turned round",
         ),
-        ("people", lambda vs: str(len(vs)), "count the people who voted", "the number of voters"),
+        ("people", len, "count the people who voted", "the number of voters"),
     ):
-        family.open(name, VOTES, rule, do, give)
+        family.open(name, rule, do, give)
     return family
 
 
 def moves() -> Family:
     """Input: a walk. Answer: a property of it, or a changed walk."""
-    family = Family("moves")
+    family = Family("moves", STEPS)
     for name, rule, do, give in (
-        ("count", lambda s: str(len(s)), "count the steps of the walk", "the number of steps"),
+        ("count", len, "count the steps of the walk", "the number of steps"),
         ("last", lambda s: s[-1], "give the last step of the walk", "the final step of the walk"),
-        ("net_up", lambda s: str(_net(s)[1]), "say how much higher the walk ends", "steps up minus steps down"),
-        ("net_right", lambda s: str(_net(s)[0]), "say how far right the walk ends", "steps right minus steps left"),
+        ("net_up", lambda s: _net(s)[1], "say how much higher the walk ends", "steps up minus steps down"),
+        ("net_right", lambda s: _net(s)[0], "say how far right the walk ends", "steps right minus steps left"),
         (
             "sideways",
-            lambda s: str(sum(x in ("left", "right") for x in s)),
+            lambda s: sum(x in ("left", "right") for x in s),
             "count the steps to a side",
             "the number of steps to the left or right",
         ),
@@ -243,20 +233,13 @@ def moves() -> Family:
             "the point where the walk ends",
         ),
     ):
-        family.open(name, STEPS, rule, do, give)
+        family.open(name, rule, do, give)
     family.asks(
-        "returns",
-        STEPS,
-        lambda s: _net(s) == (0, 0),
-        "the walk ends where it began",
-        "Does the walk end where it began?",
+        "returns", lambda s: _net(s) == (0, 0), "the walk ends where it began", "Does the walk end where it began?"
     )
-    family.asks(
-        "goes_down", STEPS, lambda s: "down" in s, "the walk has a step down", "Does the walk have a step down?"
-    )
+    family.asks("goes_down", lambda s: "down" in s, "the walk has a step down", "Does the walk have a step down?")
     family.asks(
         "repeats",
-        STEPS,
         lambda s: any(a == b for a, b in pairwise(s)),
         "a step is taken twice in a row",
         "Is a step taken twice in a row?",
@@ -266,7 +249,7 @@ def moves() -> Family:
 
 def sequences() -> Family:
     """Input: four numbers with equal gaps. Answer: the next number, or another number about them."""
-    family = Family("sequences")
+    family = Family("sequences", SEQUENCE)
     for name, places, do, give in (
         ("next", [4], "continue the sequence by one number", "the number that comes next"),
         ("next_two", [4, 5], "continue the sequence by two numbers", "the two numbers that come next"),
@@ -281,27 +264,18 @@ def sequences() -> Family:
         ("backwards", [3, 2, 1, 0], "write the sequence backwards", "the four numbers from last to first"),
     ):
         at = bind(places, lambda v, places: " ".join(str(v[0] + i * v[1]) for i in places))
-        family.open(name, SEQUENCE, at, do, give)
+        family.open(name, at, do, give)
     family.open(
         "gap",
-        SEQUENCE,
-        lambda v: str(abs(v[1])),
+        lambda v: abs(v[1]),
         "say how large the gap of the sequence is",
         "the distance between neighbours in the sequence",
     )
     family.open(
-        "step",
-        SEQUENCE,
-        lambda v: f"{v[1]:+d}",
-        "give the step of the sequence with its sign",
-        "the step, such as +3 or -2",
+        "step", lambda v: f"{v[1]:+d}", "give the step of the sequence with its sign", "the step, such as +3 or -2"
     )
-    family.either(
-        "direction", SEQUENCE, lambda v: v[1] > 0, "the sequence rises", "the sequence falls", ("rising", "falling")
-    )
-    family.asks(
-        "big_step", SEQUENCE, lambda v: abs(v[1]) > 5, "the gap of the sequence is above 5", "Is the gap above 5?"
-    )
+    family.either("direction", lambda v: v[1] > 0, "the sequence rises", "the sequence falls", ("rising", "falling"))
+    family.asks("big_step", lambda v: abs(v[1]) > 5, "the gap of the sequence is above 5", "Is the gap above 5?")
     return family
 
 
