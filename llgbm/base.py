@@ -48,6 +48,11 @@ class Base:
         return next(self.model.parameters()).device
 
     @property
+    def activation_dtype(self) -> torch.dtype:
+        """Dtype of the model's activations, which is that of its embeddings."""
+        return next(self.model.parameters()).dtype
+
+    @property
     def max_positions(self) -> int:
         """Maximum context of the model, in tokens."""
         config: Any = self.model.config

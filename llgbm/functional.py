@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import groupby
-from typing import Any
+from typing import Literal
 from weakref import WeakSet
 
 import torch
@@ -22,7 +21,9 @@ from torch.nn import functional as F
 
 from llgbm.config import LoRASpec
 from llgbm.errors import AdapterMismatchError, AdapterNotAppliedError
-from llgbm.lora import LoRAWeights
+from llgbm.linears.shared_input import SharedInput, input_groups
+from llgbm.lora import LoRAWeights, Stack
+from llgbm.packed.lora import Piece, add_products_with_b, pieces_of, products_with_a
 
 _MODELS_IN_USE: WeakSet[nn.Module] = WeakSet()
 """Models inside a context. Kept per model, not per FunctionalLoRA: two of these on one model would add up."""
@@ -32,7 +33,7 @@ Hook = Callable[[Tensor, Tensor], Tensor]
 """(input, output) of a Linear -> output, with the products added in place."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Span:
     """Consecutive rows, or consecutive tokens of a packed row, that share one adapter."""
 
@@ -173,7 +174,8 @@ class FunctionalLoRA:
                 raise AdapterMismatchError("lengths go with a sequence of adapters, one for each span")
             self.require_fits(weights.spec)
             whole = [_Span(0, 0, weights)]
-            return {name: _Hook(name, whole, None) for name in weights.spec.names}
+            groups = [_Group(names, whole, None) for names in input_groups(weights.spec.names)]
+            return {name: _Hook(group, reader) for group in groups for reader, name in enumerate(group.names)}
         if lengths is not None and len(lengths) != len(weights):
             raise AdapterMismatchError(f"{len(weights)} adapters for {len(lengths)} spans: need one for each")
         sizes = [1] * len(weights) if lengths is None else list(lengths)
@@ -189,166 +191,122 @@ class FunctionalLoRA:
             self.require_fits(spec)
         names = dict.fromkeys(name for span in spans for name in span.adapter.spec.names)
         rows = () if lengths is None else tuple(weights)
-        return {name: _Hook(name, [s for s in spans if name in s.adapter.a], start, lengths, rows) for name in names}
+        hooks: dict[str, _Hook] = {}
+        for siblings in input_groups(names):
+            # modules with the same input and the same spans share the products with A
+            by_spans: dict[tuple[_Span, ...], list[str]] = {}
+            for name in siblings:
+                by_spans.setdefault(tuple(s for s in spans if name in s.adapter.a), []).append(name)
+            for members, readers in by_spans.items():
+                group = _Group(readers, members, start, lengths)
+                hooks |= {name: _Hook(group, reader, rows) for reader, name in enumerate(readers)}
+        return hooks
 
 
-class _Hook:
-    """Adds the products of all spans to the output (rows, tokens, out) of one module.
+class _Group:
+    """Modules with the same input x and the same spans.
 
     `total` is the expected number of rows, or of tokens if `lengths` are given; None for one adapter on any batch.
-    `padded` are the adapters of all spans, for a batch with one row for each.
     """
 
     def __init__(
-        self,
-        name: str,
-        spans: list[_Span],
-        total: int | None,
-        lengths: Sequence[int] | None = None,
-        padded: Sequence[LoRAWeights | None] = (),
+        self, names: Sequence[str], spans: Sequence[_Span], total: int | None, lengths: Sequence[int] | None = None
     ) -> None:
-        self.name, self.spans, self.total, self.packed = name, spans, total, lengths is not None
-        self.padded, self.longest = padded, max(lengths, default=0) if lengths is not None else 0
+        self.names, self.spans, self.total, self.packed = names, spans, total, lengths is not None
+        self.longest = max(lengths, default=0) if lengths is not None else 0
+        self.adapters = [span.adapter for span in spans]
+        self._hidden = SharedInput(self._products_with_a, len(names))
+
+    def bounds(self, name: str, x: Tensor) -> tuple[tuple[int, int], ...]:
+        """First and last token of each span in the flat input."""
+        rows, tokens = x.shape[0], x.shape[0] * x.shape[1]
+        if self.total is None:
+            return ((0, tokens),)
+        actual, unit = (tokens, "tokens") if self.packed else (rows, "rows")
+        if actual != self.total or (self.packed and rows != 1):
+            raise AdapterMismatchError(
+                f"adapters were given for {self.total} {unit}, but {name} sees an input of shape {tuple(x.shape)}"
+            )
+        width = 1 if self.packed else x.shape[1]
+        # spans count rows, or tokens of a packed row; bounds always count tokens of the flat input
+        return tuple((s.start * width, s.stop * width) for s in self.spans)
+
+    def pieces(self, name: str, x: Tensor) -> tuple[Piece, ...]:
+        """The spans, in pieces."""
+        specs = [adapter.spec for adapter in self.adapters]
+        scalings, rank = tuple(spec.scaling for spec in specs), max(spec.rank for spec in specs)
+        return pieces_of(self.bounds(name, x), scalings, rank, x.dtype, x.device)
+
+    def hidden(self, reader: int, x: Tensor) -> Tensor:
+        """The product of `x` with A of the module with number `reader`, with gradients."""
+        return self._hidden.read(reader, x)[reader]
+
+    def _products_with_a(self, x: Tensor) -> tuple[Tensor, ...]:
+        a = [_stacked("a", name, self.adapters, x) for name in self.names]
+        return products_with_a(x.flatten(0, 1), self.pieces(self.names[0], x), a)
+
+
+class _Hook:
+    """Adds the products of all spans to the output (rows, tokens, out) of the module with number `reader` of a group.
+
+    `padded` are the adapters of all spans, for a batch with one row for each.
+    """
+
+    def __init__(self, group: _Group, reader: int, padded: Sequence[LoRAWeights | None] = ()) -> None:
+        self._group, self._reader, self._name = group, reader, group.names[reader]
+        self._padded = padded
 
     def __call__(self, x: Tensor, output: Tensor) -> Tensor:
-        rows, tokens = x.shape[0], x.shape[0] * x.shape[1]
-        if len(self.padded) > 1 and (rows, x.shape[1]) == (len(self.padded), self.longest):
+        group, name = self._group, self._name
+        if len(self._padded) > 1 and x.shape[:2] == (len(self._padded), group.longest):
             return self._on_padded_rows(x, output)
-        if self.total is None:
-            bounds = [(0, tokens)]
-        else:
-            actual, unit = (tokens, "tokens") if self.packed else (rows, "rows")
-            if actual != self.total or (self.packed and rows != 1):
-                raise AdapterMismatchError(
-                    f"adapters were given for {self.total} {unit}, "
-                    f"but {self.name} sees an input of shape {tuple(x.shape)}"
-                )
-            width = 1 if self.packed else x.shape[1]
-            # spans count rows, or tokens of a packed row; bounds always count tokens of the flat input
-            bounds = [(s.start * width, s.stop * width) for s in self.spans]
-        flat = x.reshape(tokens, x.shape[-1])  # (tokens, in)
-        adapters = [s.adapter for s in self.spans]
         if torch.is_grad_enabled():
-            a, b = _stacked(self.name, adapters, x)
-            result: Tensor = _AddLoRA.apply(output, flat, tuple(bounds), a, b)  # type: ignore[no-untyped-call]
-            return result
-        flat_output = output.view(tokens, -1)  # (tokens, out), the output's own memory
-        for (start, stop), adapter in zip(bounds, adapters, strict=True):
-            a, b = (t[self.name].to(x.device, x.dtype) for t in (adapter.a, adapter.b))
+            pieces = group.pieces(name, x)
+            b = _stacked("b", name, group.adapters, x)
+            return add_products_with_b(output, group.hidden(self._reader, x), pieces, b)
+        flat = x.reshape(-1, x.shape[-1])  # (tokens, in)
+        flat_output = output.view(len(flat), -1)  # (tokens, out), the output's own memory
+        for (start, stop), adapter in zip(group.bounds(name, x), group.adapters, strict=True):
+            a, b = (t[name].to(x.device, x.dtype) for t in (adapter.a, adapter.b))
             # (n, in) @ (in, r) @ (r, out): rank-sized products first, never the dense B A
             flat_output[start:stop].addmm_(flat[start:stop] @ a.t(), b.t(), alpha=adapter.spec.scaling)
         return output
 
     def _on_padded_rows(self, x: Tensor, output: Tensor) -> Tensor:
         """One row (L, in) for each of G adapters: two batched products, whatever G is."""
-        there = [None if w is None or self.name not in w.a else w for w in self.padded]
-        a, b = _stacked(self.name, there, x)
+        there = [None if w is None or self._name not in w.a else w for w in self._padded]
+        a, b = _stacked("a", self._name, there, x), _stacked("b", self._name, there, x)
+        scalings = x.new_tensor([0.0 if w is None else w.spec.scaling for w in there])[:, None, None]
         # (G, L, in) @ (G, in, r) @ (G, r, out)
-        return torch.baddbmm(output, torch.bmm(x, a.mT), b)
+        return torch.baddbmm(output, torch.bmm(x, a.mT) * scalings, b)
 
 
-def _stacked(name: str, adapters: Sequence[LoRAWeights | None], like: Tensor) -> tuple[Tensor, Tensor]:
-    """A (G, r, in) and B^T times its scaling (G, r, out) of one module, in dtype and device of `like`.
+def _stacked(side: Literal["a", "b"], name: str, adapters: Sequence[LoRAWeights | None], like: Tensor) -> Tensor:
+    """A (G, r, in) of one module, or its B^T (G, r, out), in dtype and device of `like`.
 
     None gives zeros. Zeros up to the highest rank r change no product.
     """
-    some = next(w for w in adapters if w is not None)
-    rank = max(w.spec.rank for w in adapters if w is not None)
-    a, b = [], []
-    for adapter in adapters:
-        if adapter is None:
-            a.append(some.a[name].new_zeros(rank, some.a[name].shape[1]))
-            b.append(some.b[name].new_zeros(rank, some.b[name].shape[0]))
-            continue
-        more = (0, 0, 0, rank - adapter.spec.rank)
-        a.append(F.pad(adapter.a[name], more) if more[-1] else adapter.a[name])
-        b.append(F.pad(adapter.b[name].mT, more) if more[-1] else adapter.b[name].mT)
-    scalings = torch.tensor([1.0 if w is None else w.spec.scaling for w in adapters])[:, None, None]
-    whole_b = torch.stack(b)
-    return (
-        torch.stack(a).to(like.device, like.dtype),
-        (whole_b * scalings.to(whole_b.device)).to(like.device, like.dtype),
-    )
+    if (stack := _common_stack(adapters)) is not None:
+        return (stack.a if side == "a" else stack.b)[name].to(like.device, like.dtype)
+    factors = [w and (w.a[name] if side == "a" else w.b[name].mT) for w in adapters]
+    rank = max(len(factor) for factor in factors if factor is not None)
+    some = next(factor for factor in factors if factor is not None)
+    whole = [some.new_zeros(rank, some.shape[1]) if f is None else _with_rows(f, rank) for f in factors]
+    return torch.stack(whole).to(like.device, like.dtype)
 
 
-_SPANS_A_PRODUCT = 4
-"""Spans of one product. More spans mean fewer calls, and more products that the mask throws away."""
+def _with_rows(factor: Tensor, rank: int) -> Tensor:
+    """`factor` (r, n) with rows of zeros up to (rank, n)."""
+    return factor if len(factor) == rank else F.pad(factor, (0, 0, 0, rank - len(factor)))
 
 
-@dataclass(frozen=True, eq=False)
-class _Piece:
-    """Neighbouring spans that share their products: tokens `start` to `stop`, adapters `first` to `last`.
-
-    Attributes:
-        mask: (tokens, adapters * r), 1 where a column belongs to the token's own adapter; None for one span.
-    """
-
-    start: int
-    stop: int
-    first: int
-    last: int
-    mask: Tensor | None
-
-
-@lru_cache(maxsize=4)  # all modules of a batch have the same spans
-def _pieces(bounds: tuple[tuple[int, int], ...], rank: int, dtype: torch.dtype, device: torch.device) -> list[_Piece]:
-    pieces = []
-    for first in range(0, len(bounds), _SPANS_A_PRODUCT):
-        members = bounds[first : first + _SPANS_A_PRODUCT]
-        start, stop = members[0][0], members[-1][1]
-        mask = torch.zeros(stop - start, len(members), rank, dtype=dtype, device=device)
-        for place, (begin, end) in enumerate(members):
-            mask[begin - start : end - start, place] = 1
-        whole = len(members) == 1
-        pieces.append(_Piece(start, stop, first, first + len(members), None if whole else mask.flatten(1)))
-    return pieces
-
-
-class _AddLoRA(torch.autograd.Function):
-    """output[span] += (x[span] @ A.T) @ B.T for every span, in place; B has the scaling.
-
-    Neighbouring spans are multiplied by each other's adapters too, and a mask removes these products: a few larger
-    products are faster on a CPU than many small ones. The backward pass keeps x and the rank-sized products only. The
-    output may change in place because the gradient of a frozen Linear does not need it.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, output: Tensor, x: Tensor, bounds: tuple[tuple[int, int], ...], a: Tensor, b: Tensor
-    ) -> Tensor:
-        flat = output.view(x.shape[0], -1)
-        pieces, hidden = _pieces(bounds, a.shape[1], x.dtype, x.device), []
-        for piece in pieces:
-            own = slice(piece.first, piece.last)
-            h = x[piece.start : piece.stop] @ a[own].flatten(0, 1).t()  # (n, c r)
-            if piece.mask is not None:
-                h.mul_(piece.mask)
-            flat[piece.start : piece.stop].addmm_(h, b[own].flatten(0, 1))
-            hidden.append(h)
-        ctx.mark_dirty(output)
-        ctx.pieces = pieces
-        ctx.save_for_backward(x, a, b, *hidden)
-        return output
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, a, b, *hidden = ctx.saved_tensors
-        flat = grad.reshape(x.shape[0], -1)
-        grad_x = torch.zeros_like(x) if ctx.needs_input_grad[1] else None
-        grad_a, grad_b = torch.empty_like(a), torch.empty_like(b)
-        for piece, h in zip(ctx.pieces, hidden, strict=True):
-            own, tokens = slice(piece.first, piece.last), slice(piece.start, piece.stop)
-            # y = h B^T and h = x A^T, masked: dh = g B, masked; dA = dh^T x, dB^T = h^T g, dx = dh A
-            g = flat[tokens]  # (n, out)
-            grad_h = g @ b[own].flatten(0, 1).t()  # (n, c r)
-            if piece.mask is not None:
-                grad_h.mul_(piece.mask)
-            torch.mm(grad_h.t(), x[tokens], out=grad_a[own].view(-1, a.shape[2]))
-            torch.mm(h.t(), g, out=grad_b[own].view(-1, b.shape[2]))
-            if grad_x is not None:
-                torch.mm(grad_h, a[own].flatten(0, 1), out=grad_x[tokens])
-        return grad, grad_x, None, grad_a, grad_b
+def _common_stack(adapters: Sequence[LoRAWeights | None]) -> Stack | None:
+    """The stack whose adapters these are, all of them in order; None if there is none."""
+    stack = adapters[0] and adapters[0].stack
+    if stack is None or len(adapters) != len(next(iter(stack.a.values()))):
+        return None
+    own = all(w is not None and w.stack is stack and w.place == place for place, w in enumerate(adapters))
+    return stack if own else None
 
 
 def _recording(name: str, hook: Hook, fired: set[str]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:

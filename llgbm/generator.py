@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from llgbm.config import GeneratorConfig, LoRASpec, ModelSpec
 from llgbm.errors import ConfigError
-from llgbm.lora import LoRAWeights
+from llgbm.lora import LoRAWeights, Stack
 
 _K = TypeVar("_K")
 
@@ -154,40 +154,47 @@ class LoRAGenerator(nn.Module):
         dq, dp = (out.float() * (_CORE_STEP / math.sqrt(basis))).split(rank * basis, dim=-1)
         return gate.float(), dq.view(n, count, rank, basis), dp.view(n, count, basis, rank)
 
-    def materialise(self, q: Tensor, p: Tensor) -> list[LoRAWeights]:
+    def materialise(self, q: Tensor, p: Tensor, dtype: torch.dtype = torch.float32) -> list[LoRAWeights]:
         """Adapters from cores: A = Q A0 and B = B0 P for every module.
 
         Args:
             q: (n, modules, r, R).
             p: (n, modules, R, r).
+            dtype: of the products, and so of the adapters.
 
         Returns:
-            n adapters. Their tensors are views of products over all n, so each keeps the memory of all.
+            n adapters. Their tensors are views of products over all n (`LoRAWeights.stack`), so each keeps the memory
+            of all.
         """
-        n, rank, basis = q.shape[0], self.lora.rank, self.config.basis_rank
-        names = self.lora.names
-        a: list[dict[str, Tensor]] = [{} for _ in range(n)]
-        b: list[dict[str, Tensor]] = [{} for _ in range(n)]
+        # P is transposed, since B^T = P^T B0^T: (n, m, R, r) -> (n, m, r, R)
+        a = self._products(q, self.a0, self._by_input, dtype)
+        b = self._products(p.mT, self.b0, self._by_output, dtype)
+        stack, names = Stack(a, b), self.lora.names
+        # unbind, not indexing: its backward pass is one stack, not a zero tensor for every index
+        rows_a = {name: a[name].unbind() for name in names}
+        rows_b = {name: b[name].mT.unbind() for name in names}  # (out, r) each, views
+        return [
+            LoRAWeights(
+                self.lora, {n: rows_a[n][i] for n in names}, {n: rows_b[n][i] for n in names}, stack=stack, place=i
+            )
+            for i in range(q.shape[0])
+        ]
+
+    def _products(
+        self, cores: Tensor, bases: nn.ParameterDict, by_size: dict[int, list[int]], dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        """Module name -> (n, r, size), the product of its cores in (n, modules, r, R) with its basis (R, size)."""
+        n, rank, basis = cores.shape[0], self.lora.rank, self.config.basis_rank
+        found: dict[str, Tensor] = {}
         # Modules m of one size make one batched product: the n adapters of a module share its basis, so their cores are
         # stacked to one tall matrix per module.
-        for size, members in self._by_input.items():
+        for size, members in by_size.items():
             # (n, m, r, R) -> (m, n, r, R) -> (m, n r, R)
-            stacked = q[:, members].transpose(0, 1).reshape(len(members), n * rank, basis)
-            # (m, n r, R) @ (m, R, in) -> (m, n, r, in)
-            product = torch.bmm(stacked, self.a0[str(size)]).view(len(members), n, rank, size)
-            # unbind, not indexing: its backward pass is one stack, not a zero tensor for every index
-            for tensor, member in zip(product.unbind(), members, strict=True):
-                for i, row in enumerate(tensor.unbind()):
-                    a[i][names[member]] = row
-        for size, members in self._by_output.items():
-            # the same for B^T = P^T B0^T: (n, m, R, r) -> (m, n, r, R) -> (m, n r, R)
-            stacked = p[:, members].permute(1, 0, 3, 2).reshape(len(members), n * rank, basis)
-            # (m, n r, R) @ (m, R, out) -> (m, n, r, out), which is B^T
-            product = torch.bmm(stacked, self.b0[str(size)]).view(len(members), n, rank, size)
-            for tensor, member in zip(product.unbind(), members, strict=True):
-                for i, row in enumerate(tensor.unbind()):
-                    b[i][names[member]] = row.t()  # (out, r), a view
-        return [LoRAWeights(self.lora, a[i], b[i]) for i in range(n)]
+            stacked = cores[:, members].transpose(0, 1).reshape(len(members), n * rank, basis)
+            # (m, n r, R) @ (m, R, size) -> (m, n, r, size)
+            product = torch.bmm(stacked.to(dtype), bases[str(size)].to(dtype)).view(len(members), n, rank, size)
+            found |= {self.lora.names[member]: one for member, one in zip(members, product.unbind(), strict=True)}
+        return found
 
     def forward(self, condition: Tensor) -> list[LoRAWeights]:
         """One adapter for each row of `condition` (n, condition_size), float32, with gradients to every parameter.

@@ -17,6 +17,19 @@ from llgbm.errors import AdapterFormatError, AdapterMismatchError
 
 
 @dataclass(frozen=True, eq=False)
+class Stack:
+    """Tensors of n adapters that were made together. Products of all of them need no copy of each.
+
+    Attributes:
+        a: module name -> A (n, rank, in_features).
+        b: module name -> B, transposed (n, rank, out_features).
+    """
+
+    a: Mapping[str, Tensor]
+    b: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
 class LoRAWeights:
     """One adapter.
 
@@ -24,6 +37,8 @@ class LoRAWeights:
         spec: rank, alpha and modules.
         a: module name -> (rank, in_features), floating point.
         b: module name -> (out_features, rank), the same dtype and device.
+        stack: the tensors of which `a` and `b` are views, if the adapter was made together with others.
+        place: the index in them.
 
     Raises:
         AdapterFormatError: a module is missing or extra, or a tensor has the wrong shape or dtype.
@@ -32,6 +47,8 @@ class LoRAWeights:
     spec: LoRASpec
     a: Mapping[str, Tensor]
     b: Mapping[str, Tensor]
+    stack: Stack | None = None
+    place: int = 0
 
     def __post_init__(self) -> None:
         names = set(self.spec.names)

@@ -13,18 +13,15 @@ A `TaskGroup` is a group with the condition of its adapter; a training step has 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llgbm.errors import AdapterMismatchError
 from llgbm.lora import LoRAWeights
+from llgbm.packed.layers import packed_layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,15 +172,15 @@ def packed_hidden_states(model: nn.Module, batch: PackedBatch) -> Tensor:
     """
     decoder = model.get_submodule("model")
     rows = batch.padded
-    with grouped_attention(model):
-        if rows is not None:
-            padded: Tensor = decoder(
-                input_ids=rows.input_ids,
-                position_ids=rows.position_ids,
-                attention_mask={"full_attention": rows.mask},
-                use_cache=False,
-            ).last_hidden_state
-            return padded.flatten(0, 1)[rows.place]
+    if rows is not None:
+        padded: Tensor = decoder(
+            input_ids=rows.input_ids,
+            position_ids=rows.position_ids,
+            attention_mask={"full_attention": rows.mask},
+            use_cache=False,
+        ).last_hidden_state
+        return padded.flatten(0, 1)[rows.place]
+    with packed_layers(model):
         hidden: Tensor = decoder(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
@@ -191,80 +188,7 @@ def packed_hidden_states(model: nn.Module, batch: PackedBatch) -> Tensor:
             use_cache=False,
             packed_masks=batch.masks,
         ).last_hidden_state
-    return hidden[0]
-
-
-@contextmanager
-def grouped_attention(model: nn.Module) -> Iterator[None]:
-    """Inside, `model` computes attention group by group, for packed batches."""
-    config: Any = model.config
-    before = config._attn_implementation
-    config._attn_implementation = _ATTENTION
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-
-
-def _grouped_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """As transformers calls it: query (1, heads, T, d), key and value (1, kv_heads, T, d) -> (1, T, heads, d).
-
-    With padded rows there are no `packed_masks`: query (G, heads, L, d) with one mask (G, 1, L, L) -> (G, L, heads, d).
-    """
-    masks = kwargs.get("packed_masks")
-    if masks is None:
-        attended, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **kwargs)
-        return attended, None
-    lengths = [len(mask) for mask in masks]  # they add up to T
-    # torch's backward pass of attention on a CPU is three times slower than that of plain products
-    attend = _AttentionWithGradients.apply if torch.is_grad_enabled() else _attention
-    parts = [  # (1, heads, length, d) each
-        attend(q, k, v, mask, kwargs["scaling"])
-        for q, k, v, mask in zip(
-            query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), masks, strict=True
-        )
-    ]
-    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
-
-
-def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
-    return F.scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=True)
-
-
-class _AttentionWithGradients(torch.autograd.Function):
-    """Attention of one group as `_attention` computes it; the probabilities are kept for the backward pass.
-
-    The heads that read the same keys stand under each other, so that a product has many rows:
-    query (1, heads, n, d) -> (kv_heads, heads / kv_heads * n, d).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
-        q, k, v = query.reshape(key.shape[1], -1, query.shape[-1]), key[0], value[0]  # (kv, m n, d), twice (kv, n, d)
-        n = len(mask)
-        scores = torch.bmm(q, k.mT).view(len(k), -1, n, n)
-        # float32 in the softmax, whatever the dtype of the states
-        p = torch.add(mask, scores, alpha=scale).softmax(-1).to(q.dtype).view(len(k), -1, n)  # (kv, m n, n)
-        ctx.save_for_backward(q, k, v, p)
-        ctx.scale = scale
-        return torch.bmm(p, v).view(query.shape)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, p = ctx.saved_tensors
-        g = grad.reshape(q.shape)
-        # o = P v, P = softmax(s q k^T): with W = dP * P it is dS = W - P * rowsum(W)
-        weighted = torch.bmm(g, v.mT).float().mul_(p)
-        ds = weighted.addcmul_(p.float(), weighted.sum(-1, keepdim=True), value=-1).mul_(ctx.scale).to(q.dtype)
-        dq = torch.bmm(ds, k).view(grad.shape)
-        return dq, torch.bmm(ds.mT, q)[None], torch.bmm(p.mT, g)[None], None, None
-
-
-_ATTENTION = "llgbm_grouped"
-ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, _grouped_attention)
+    return hidden.squeeze(0)
 
 
 def _shared_prefix(prompts: Sequence[Sequence[int]]) -> int:

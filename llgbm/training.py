@@ -218,7 +218,7 @@ def _optimisers(trained: nn.Module, generator: LoRAGenerator, config: TrainingCo
     if config.trunk_optimiser == "adamw":
         groups.append(of_trunk)
     # lr is set in every step, to the schedule times the group's rate
-    optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98))]
+    optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98), fused=True)]
     if config.trunk_optimiser == "muon":
         optimisers.append(Muon([of_trunk], dtype=getattr(torch, config.trunk_dtype)))
     return optimisers

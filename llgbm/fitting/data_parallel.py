@@ -97,7 +97,7 @@ def backward_in_pieces(
     trained = [p for p in parameters if p.requires_grad]
     has = group.sum(torch.tensor([float(p.grad is not None) for p in trained]))
     reached = [p for p, count in zip(trained, has.tolist(), strict=True) if count]
-    if reached:  # one sum over all gradients, joined to one vector
+    if reached and group.size > 1:  # one sum over all gradients, joined to one vector
         flat = group.sum(torch.cat([_gradient(p).flatten() for p in reached]))
         for parameter, gradient in zip(reached, flat.split([p.numel() for p in reached]), strict=True):
             parameter.grad = gradient.view_as(parameter)

@@ -75,7 +75,7 @@ class TaskObjective:
     def __call__(self, generator: LoRAGenerator, batch: TrainingBatch, step: int) -> tuple[Tensor, dict[str, float]]:
         """The loss, a mean over rows in nats, with its parts and the base's numbers of rows and tokens."""
         batch = in_order(batch)
-        weights, rows = generated_groups(generator, batch)
+        weights, rows = generated_groups(generator, batch, self._base.activation_dtype)
         packed = pack(rows).on(self._base.device)
         labels = packed.flat_places(packed.label_index)
         with keep_states(self._base.model, self._state_layers, labels) as kept:
@@ -123,17 +123,26 @@ def _distance(meter: DeltaMeter, batch: TrainingBatch, weights: Sequence[LoRAWei
     return torch.stack(losses) @ rows / sum(len(group.rows) for group in batch)
 
 
-def generated_groups(generator: LoRAGenerator, batch: TrainingBatch) -> tuple[list[LoRAWeights], list[list[Row]]]:
-    """Adapters and rows of a batch, group by group; groups without a condition get the shared adapter and come last."""
+def generated_groups(
+    generator: LoRAGenerator, batch: TrainingBatch, dtype: torch.dtype = torch.float32
+) -> tuple[list[LoRAWeights], list[list[Row]]]:
+    """Adapters and rows of a batch, group by group; groups without a condition get the shared adapter and come last.
+
+    Args:
+        dtype: of the adapters; that of the base's activations saves their conversion.
+    """
     ordered = in_order(batch)
+    if not ordered:
+        return [], []
     conditions = [group.condition for group in ordered if group.condition is not None]
     plain = len(ordered) - len(conditions)
-    weights: list[LoRAWeights] = []
-    if conditions:
-        weights += generator(torch.stack(conditions))
+    cores = [generator.cores(torch.stack(conditions))] if conditions else []
     if plain:
-        weights += [generator.shared_adapter()] * plain
-    return weights, [list(group.rows) for group in ordered]
+        cores.append(generator.cores(None))
+    # one product makes all adapters; the last of them serves all groups without a condition
+    q, p = (torch.cat(parts) for parts in zip(*cores, strict=True))
+    weights = generator.materialise(q, p, dtype)
+    return weights + weights[-1:] * (plain - 1), [list(group.rows) for group in ordered]
 
 
 def in_order(batch: TrainingBatch) -> list[TaskGroup]:

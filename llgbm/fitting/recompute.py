@@ -15,24 +15,27 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from llgbm.functional import FunctionalLoRA, PreparedLoRA
-from llgbm.packing import grouped_attention
+from llgbm.packed.layers import packed_layers
 
 
 @contextmanager
-def recomputed_layers(model: nn.Module, functional: FunctionalLoRA, prepared: PreparedLoRA) -> Iterator[None]:
+def recomputed_layers(
+    model: nn.Module, functional: FunctionalLoRA, prepared: PreparedLoRA, *, packed: bool
+) -> Iterator[None]:
     """Inside, each decoder layer of a packed forward pass keeps only its input for the backward pass.
 
     Use it together with `functional.applied(prepared)`, and run the backward pass after both contexts.
 
     Args:
         prepared: the adapters of the forward pass, from `functional.prepare`.
+        packed: whether the batch is one packed row.
     """
     layers = list(model.get_submodule("model.layers").children())
     for number, layer in enumerate(layers):
         prefix = f"model.layers.{number}."
         # only this layer's hooks: a context whose hooks do not all run raises
         own = PreparedLoRA({name: hook for name, hook in prepared.hooks.items() if name.startswith(prefix)})
-        layer.forward = _checkpointed(layer.forward, lambda own=own: _second_pass(model, functional, own))  # type: ignore[misc]
+        layer.forward = _checkpointed(layer.forward, lambda own=own: _second_pass(model, functional, own, packed))  # type: ignore[misc]
     try:
         yield
     finally:
@@ -58,8 +61,9 @@ def _checkpointed(
 
 
 @contextmanager
-def _second_pass(model: nn.Module, functional: FunctionalLoRA, own: PreparedLoRA) -> Iterator[None]:
+def _second_pass(model: nn.Module, functional: FunctionalLoRA, own: PreparedLoRA, packed: bool) -> Iterator[None]:
     with ExitStack() as stack:
-        stack.enter_context(grouped_attention(model))
+        if packed:
+            stack.enter_context(packed_layers(model))
         stack.enter_context(functional.applied(own))
         yield

@@ -35,7 +35,8 @@ def label_logits(
         recompute: keep only the layers' inputs for the backward pass and run each layer again there.
     """
     prepared = functional.prepare(weights, lengths=batch.lengths)
-    saving = recomputed_layers(base.model, functional, prepared) if recompute else nullcontext()
+    packed = batch.padded is None
+    saving = recomputed_layers(base.model, functional, prepared, packed=packed) if recompute else nullcontext()
     with functional.applied(prepared), saving:
         hidden = packed_hidden_states(base.model, batch)
     logits: Tensor = base.model.get_submodule("lm_head")(hidden[batch.label_index])

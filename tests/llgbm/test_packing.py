@@ -1,6 +1,5 @@
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +12,8 @@ from llgbm.config import LoRASpec
 from llgbm.errors import AdapterMismatchError
 from llgbm.functional import FunctionalLoRA
 from llgbm.lora import LoRAWeights
-from llgbm.packing import PackedBatch, Row, grouped_attention, pack, packed_hidden_states
+from llgbm.packed.layers import packed_layers
+from llgbm.packing import PackedBatch, Row, pack, packed_hidden_states
 from tests.fixtures import random_lora
 from tests.small_generator import SPEC, TINY
 
@@ -159,23 +159,22 @@ def test_gradients_are_those_of_the_rows_alone(tiny_base: Base) -> None:
         assert bool(right.any())
 
 
-def test_the_models_own_attention_comes_back_whatever_happens(tiny_base: Base) -> None:
-    def attention() -> str:
-        config: Any = tiny_base.model.config
-        return str(config._attn_implementation)
+def test_the_models_own_layers_come_back_whatever_happens(tiny_base: Base) -> None:
+    def replaced() -> list[str]:
+        return [name for name, module in tiny_base.model.named_modules() if "forward" in vars(module)]
 
     def broken() -> None:
-        with grouped_attention(tiny_base.model):
-            assert attention() != before
+        with packed_layers(tiny_base.model):
+            assert len(replaced()) == 3 * tiny_base.spec.num_layers + 1
             raise RuntimeError("broke")
 
-    before, ids = attention(), torch.tensor([[1, 2, 3]])
+    ids = torch.tensor([[1, 2, 3]])
     plain = tiny_base.model(ids).logits
     hidden_states(tiny_base, IDENTICAL)
-    assert attention() == before
+    assert replaced() == []
     with pytest.raises(RuntimeError, match="broke"):
         broken()
-    assert attention() == before
+    assert replaced() == []
     assert torch.equal(tiny_base.model(ids).logits, plain)
 
 

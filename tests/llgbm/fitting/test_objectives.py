@@ -37,8 +37,8 @@ def test_groups_without_a_condition_come_last_and_have_the_shared_adapter() -> N
     assert len(adapters) == 3
     for adapter, wanted in zip(adapters, expected, strict=True):
         for name in adapter.spec.names:
-            assert torch.equal(adapter.a[name], wanted.a[name])
-            assert torch.equal(adapter.b[name], wanted.b[name])
+            torch.testing.assert_close(adapter.a[name], wanted.a[name], atol=1e-6, rtol=0)
+            torch.testing.assert_close(adapter.b[name], wanted.b[name], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
