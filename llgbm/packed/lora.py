@@ -129,10 +129,11 @@ class _AddProductsWithB(torch.autograd.Function):
         flat = output.view(len(h), -1)
         for piece in pieces:
             flat[piece.tokens].addmm_(_hidden(h, piece), b[piece.own].flatten(0, 1))
-        ctx.mark_dirty(output)
         ctx.pieces = pieces
         ctx.save_for_backward(h, b)
-        return output
+        # The same memory as a new tensor. An output marked as changed may be a view, like that of a Linear with a bias,
+        # and autograd would copy its gradient three times.
+        return output.detach()
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -19,6 +19,7 @@ from llgbm.functional import FunctionalLoRA
 from llgbm.lora import LoRAWeights
 from llgbm.packing import Row, pack, packed_hidden_states
 from tests.fixtures import random_lora
+from tests.small_generator import active_generator, conditions
 
 TINY = model_spec("tiny")
 SPEC = lora_spec("tiny")
@@ -309,6 +310,25 @@ def test_gradients_of_mixed_batches_are_those_of_each_row(tiny_base: Base, chose
     actual, expected = torch.autograd.grad(together, wanted), torch.autograd.grad(single, wanted)
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("places", [(0, 1, 2), (0, 1, 2, 2), (1, 0, 2), (0, 1)])
+def test_adapters_of_a_stack_compute_as_copies_of_them(tiny_base: Base, places: tuple[int, ...]) -> None:
+    """Also where a batch has an adapter twice, others in between, or not all of them."""
+    generator = active_generator(SPEC)
+    ids = IDS[:, :4].repeat(2, 1)[: len(places)]
+
+    def output_and_gradients(copied: bool) -> list[Tensor]:
+        made = generator(conditions(3))
+        chosen = [made[i].map(torch.clone) if copied else made[i] for i in places]
+        output = hooked(tiny_base, chosen, ids)
+        generator.zero_grad()
+        output.log_softmax(-1)[..., 3].sum().backward()
+        return [output.detach(), *(p.grad.clone() for p in generator.parameters() if p.grad is not None)]
+
+    found, expected = output_and_gradients(False), output_and_gradients(True)
+    assert len(found) == 1 + len(list(generator.parameters()))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_gradient_is_the_one_that_numbers_give(tiny_base: Base) -> None:

@@ -114,6 +114,21 @@ def test_a_trunk_in_bfloat16_makes_nearly_the_same_cores_in_float32(spec: LoRASp
 
 
 @every_spec
+def test_adapters_are_views_of_one_stack_in_the_dtype_that_is_asked_for(spec: LoRASpec) -> None:
+    generator = active_generator(spec)
+    cores = generator.cores(conditions(3))
+    exact, made = generator.materialise(*cores), generator.materialise(*cores, torch.bfloat16)
+    for place, (right, found) in enumerate(zip(exact, made, strict=True)):
+        assert found.dtype == torch.bfloat16
+        assert found.stack is not None
+        for name, a, b in found.pairs():
+            assert torch.equal(found.stack.a[name][place], a)
+            assert torch.equal(found.stack.b[name][place].mT, b)
+            assert 0 < (a - right.a[name]).norm() < 0.01 * right.a[name].norm()
+            assert 0 < (b - right.b[name]).norm() < 0.01 * right.b[name].norm()
+
+
+@every_spec
 def test_gradients_reach_every_parameter_once_b0_is_not_zero(spec: LoRASpec) -> None:
     generator = active_generator(spec)
     random_readout(generator(conditions(3))).backward()
