@@ -38,6 +38,12 @@ def tiny_encoder_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def encoder(tiny_encoder_path: Path) -> PretrainedTextEncoder:
+    """The tiny random text encoder, loaded."""
+    return PretrainedTextEncoder(tiny_encoder_path).load()
+
+
+@pytest.fixture(scope="session")
 def tiny_checkpoint_path(
     tmp_path_factory: pytest.TempPathFactory, tiny_base_path: Path, tiny_encoder_path: Path
 ) -> Path:

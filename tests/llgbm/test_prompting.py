@@ -1,7 +1,6 @@
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -25,11 +24,6 @@ BLANKS = ["", " ", "\n", "\t ", "\u00a0", "\u2003\r\n"]
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8).filter(lambda w: bool(w.split()))
 CURVE: dict[str, Any] = {"similarity": [0.5, 0.7, 0.9], "confidence": [0.1, 0.2, 0.8], "threshold": 0.15}
 UPPER = AdapterRequest(("Write the word in capitals.",))
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_encoder_path: Path) -> PretrainedTextEncoder:
-    return PretrainedTextEncoder(tiny_encoder_path).load()
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,4 @@
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,11 +26,6 @@ def task(name: str, label: str, *, num_test: int = 4) -> Task:
 
 TASKS = [task("a", "x"), task("b", "yes"), task("c", "no"), task("d", "maybe")]
 CONFIG = CheckConfig(every=10, num_tasks=3, num_rows=2)
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_encoder_path: Path) -> PretrainedTextEncoder:
-    return PretrainedTextEncoder(tiny_encoder_path).load()
 
 
 def test_results_are_those_of_unseen_prompts_on_test_rows(tiny_base: Base, encoder: PretrainedTextEncoder) -> None:

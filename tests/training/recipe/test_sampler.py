@@ -1,7 +1,6 @@
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,12 +24,6 @@ from tests.training.recipe.sampler_runs import (
 )  # fmt: skip
 from training.recipe.sampler import TaskSampler
 from training.tasks.format import Example
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_encoder_path: Path) -> PretrainedTextEncoder:
-    return PretrainedTextEncoder(tiny_encoder_path).load()
-
 
 # what is drawn
 

@@ -1,7 +1,4 @@
 from dataclasses import replace
-from pathlib import Path
-
-import pytest
 
 from llgbm.base import Base
 from llgbm.config import lora_spec
@@ -9,11 +6,6 @@ from llgbm.text_encoder import PretrainedTextEncoder
 from tests.fixtures import random_lora
 from tests.training.recipe.sampler_runs import CONFIG, TASKS, groups_of, in_context, sampler_of
 from training.recipe.sampler import TaskSampler
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_encoder_path: Path) -> PretrainedTextEncoder:
-    return PretrainedTextEncoder(tiny_encoder_path).load()
 
 
 def test_rows_come_in_context_too_where_they_have_none(tiny_base: Base, encoder: PretrainedTextEncoder) -> None:

@@ -1,6 +1,5 @@
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,11 +20,6 @@ LETTERS = [
     )
 ]
 SIZES = [replace(task("sizes.count", "count the letters", lambda w: str(len(w))), family="sizes")]
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_encoder_path: Path) -> PretrainedTextEncoder:
-    return PretrainedTextEncoder(tiny_encoder_path).load()
 
 
 def sampler_of(base: Base, encoder: PretrainedTextEncoder, **changes: Any) -> TaskSampler:

@@ -44,11 +44,6 @@ class CountingCache(MemoryEmbeddingCache):
         return list(self._items)
 
 
-@pytest.fixture(scope="module")
-def encoder(tiny_encoder_path: Path) -> PretrainedTextEncoder:
-    return PretrainedTextEncoder(tiny_encoder_path).load()
-
-
 def check_encoder(encoder: PretrainedTextEncoder, path: Path) -> None:
     vectors = encoder.encode(TEXTS)
     assert vectors.shape == (len(TEXTS), encoder.dim) == (len(TEXTS), 384)

@@ -12,7 +12,7 @@ from torch import Tensor
 from llgbm.config import GeneratorConfig
 from llgbm.errors import CheckpointError, ConfigError
 from llgbm.training import train
-from tests.llgbm.training_runs import CONFIG, Pull, StoppedError, batch_of, require_equal, stop_at
+from tests.llgbm.fitting.training_runs import CONFIG, Pull, StoppedError, batch_of, require_equal, stop_at
 from tests.small_generator import active_generator, conditions
 
 
