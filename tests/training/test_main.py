@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from training.cli.command_line import Command, main
+from training.cli.command_line import Command, find
 from training.cli.commands import COMMANDS
-from training.cli.config import config_paths, load_config, to_dict
+from training.cli.config import config_paths, to_dict
 from training.cli.config_help import config_help
 from training.runs.fingerprint import flat
 
@@ -38,27 +38,14 @@ def test_every_value_of_every_command_is_described(command: Command) -> None:
 @pytest.mark.parametrize("file", sorted((ROOT / "training" / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 @pytest.mark.parametrize("command", COMMANDS, ids=names)
 def test_every_shipped_configuration_is_valid(command: Command, file: Path) -> None:
-    others = {other.name: other.config_class for other in COMMANDS if other is not command}
-    config = load_config(command.config_class(), [file], section=command.name, other_sections=others)
-    assert to_dict(config)
-
-
-@pytest.mark.parametrize("command", ["fit", "calibrate", "evaluate", "report"])
-def test_the_commands_of_the_recipe_take_its_file(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = ROOT / "training" / "configs" / "recipe.yaml"
-    code = main(COMMANDS, [command, "--config", str(recipe), "--show-config"], program="training")
-    assert code == 0, capsys.readouterr().err
+    assert to_dict(command.load(COMMANDS, [file]))
 
 
 @pytest.mark.parametrize("command", ["fit", "evaluate"])
 def test_the_preset_for_a_gpu_changes_device_batch_and_budget_only(command: str) -> None:
-    by_name = {c.name: c for c in COMMANDS}
-    others = {name: c.config_class for name, c in by_name.items() if name != command}
     recipe, preset = (ROOT / "training" / "configs" / f"{name}.yaml" for name in ("recipe", "gpu"))
-    files = ([recipe], [recipe, preset])
     on_cpu, on_gpu = (
-        flat(to_dict(load_config(by_name[command].config_class(), chosen, section=command, other_sections=others)))
-        for chosen in files
+        flat(to_dict(find(COMMANDS, command).load(COMMANDS, files))) for files in ([recipe], [recipe, preset])
     )
     changed = {name for name in on_cpu.keys() | on_gpu.keys() if on_cpu.get(name) != on_gpu.get(name)}
     of_fit = {"sampler.groups", "sampler.synthetic_groups", "sampler.family_groups"}

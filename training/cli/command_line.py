@@ -47,6 +47,15 @@ class Command:
         """The function that does the work, imported now."""
         return _imported(self.run)  # type: ignore[no-any-return]
 
+    def load(self, commands: Sequence[Command], files: Sequence[Path] = (), overrides: Sequence[str] = ()) -> Any:
+        """The configuration from files and overrides; a file may have sections of the other `commands`.
+
+        Raises:
+            ConfigError: see `load_config`.
+        """
+        sections = {command.name: command.config_class for command in commands}
+        return load_config(self.config_class(), files, overrides, section=self.name, other_sections=sections)
+
 
 @dataclass
 class Arguments:
@@ -120,19 +129,12 @@ def _run(commands: Sequence[Command], words: Sequence[str], program: str) -> int
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview(commands, program))
         return EXIT_OK
-    command = _find(commands, words[0])
+    command = find(commands, words[0])
     arguments = parse_words(words[1:])
-    config_class = command.config_class()
     if arguments.help:
-        print(f"{program} {command.name}: {command.summary}\n\nvalues:\n{config_help(config_class)}")
+        print(f"{program} {command.name}: {command.summary}\n\nvalues:\n{config_help(command.config_class())}")
         return EXIT_OK
-    config = load_config(
-        config_class,
-        arguments.files,
-        arguments.overrides,
-        section=command.name,
-        other_sections={other.name: other.config_class for other in commands if other is not command},
-    )
+    config = command.load(commands, arguments.files, arguments.overrides)
     if arguments.show_config:
         print(to_yaml(config), end="")
     else:
@@ -140,7 +142,12 @@ def _run(commands: Sequence[Command], words: Sequence[str], program: str) -> int
     return EXIT_OK
 
 
-def _find(commands: Sequence[Command], name: str) -> Command:
+def find(commands: Sequence[Command], name: str) -> Command:
+    """The command of this name.
+
+    Raises:
+        ConfigError: there is none; the message names similar ones.
+    """
     known = {command.name: command for command in commands}
     if name not in known:
         close = get_close_matches(name, known, n=2)

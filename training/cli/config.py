@@ -1,9 +1,8 @@
 """Loads YAML files and dotted overrides into one frozen, nested dataclass. Unknown keys are refused.
 
 The type of the field decides how a value is read, not YAML: `lr: 1e-3` is a number if the field is a float, and
-`name: no` is a text if the field is a str. Types: int, float, str, bool, Path, Literal, X | None, tuple, list,
-dict with text keys, and dataclasses of these. An override is `optimiser.lr=1e-3`; a list is `tasks=[a, b]` or
-`tasks=a,b`.
+`name: no` is a text if the field is a str. Types: int, float, str, bool, Path, Literal of texts, X | None, tuple, and
+dataclasses of these. An override is `optimiser.lr=1e-3`; a list is `tasks=[a, b]` or `tasks=a,b`.
 
 One file may configure several commands. Each command then has a section under its own name. Values under `shared` go
 to every command that has such a field:
@@ -21,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 import yaml
 
@@ -156,7 +155,7 @@ def _own_part(
 
 def _holds_keys(hint: Any) -> bool:
     """Whether a field accepts a mapping. Only then may a mapping under a section's name be this field."""
-    return any(is_config(kind) or get_origin(kind) in (dict, Mapping) for kind in (hint, *get_args(hint)))
+    return any(map(is_config, (hint, *get_args(hint))))
 
 
 def _suggest(key: str, cls: type) -> str:
@@ -181,9 +180,7 @@ def _dotted(path: str, name: str) -> str:
 def _plain(value: object) -> object:
     if is_dataclass(value) and not isinstance(value, type):
         return {name: _plain(getattr(value, name)) for name in config_fields(type(value))}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
+    if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeGuard, Union, get_args, get_origin
@@ -132,22 +132,20 @@ def convert(node: Node, hint: Any, path: str, default: object, build: Builder) -
         ConfigError: the value does not have the type.
         TypeError: a configuration cannot hold this type; the dataclass must be changed.
     """
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return _convert_union(node, args, path, default, build)
+    if type(None) in get_args(hint):
+        if not node.quoted and isinstance(node.content, str) and node.content.lower() in _NONE:
+            return None
+        (hint,) = (kind for kind in get_args(hint) if kind is not type(None))
     if is_config(hint):
         return build(hint, node.mapping(path), path, default if isinstance(default, hint) else None)
-    if origin in (tuple, list, Sequence):
-        items = _items(node, hint, path)
-        kinds = args if origin is tuple and args[-1] is not ... else (args[0],) * len(items)
+    if get_origin(hint) is tuple:
+        kinds, items = get_args(hint), _items(node, hint, path)
+        if kinds[-1] is ...:
+            kinds = kinds[:1] * len(items)
         if len(items) != len(kinds):
             raise _wrong(node, hint, path)
         pairs = enumerate(zip(items, kinds, strict=True))
-        values = [convert(item, kind, f"{path}[{i}]", MISSING, build) for i, (item, kind) in pairs]
-        return values if origin is list else tuple(values)
-    if origin in (dict, Mapping):
-        tree = node.mapping(path)
-        return {key: convert(item, args[1], f"{path}.{key}", MISSING, build) for key, item in tree.items()}
+        return tuple(convert(item, kind, f"{path}[{i}]", MISSING, build) for i, (item, kind) in pairs)
     return _convert_scalar(node, hint, path)
 
 
@@ -158,40 +156,22 @@ def type_name(hint: Any) -> str:
         return " or ".join(type_name(arg) for arg in args)
     if origin is Literal:
         return "one of " + ", ".join(str(arg) for arg in args)
-    if origin in (tuple, list, Sequence):
-        many = origin is not tuple or args[-1] is ...
+    if origin is tuple:
+        many = args[-1] is ...
         return f"list of {type_name(args[0])}" if many else f"list of {len(args)}: {', '.join(map(type_name, args))}"
-    if origin in (dict, Mapping):
-        return f"mapping to {type_name(args[1])}"
     if hint is type(None):
         return "none"
     return "path" if hint is Path else str(getattr(hint, "__name__", hint))
 
 
-def _convert_union(node: Node, args: tuple[Any, ...], path: str, default: object, build: Builder) -> Any:
-    if type(None) in args and not node.quoted and isinstance(node.content, str) and node.content.lower() in _NONE:
-        return None
-    kinds = [arg for arg in args if arg is not type(None)]
-    for kind in kinds:
-        try:
-            return convert(node, kind, path, default, build)
-        except ConfigError:
-            if len(kinds) == 1:
-                raise
-    raise _wrong(node, Union[args], path)  # noqa: UP007 - the types are only known here
-
-
 def _convert_scalar(node: Node, hint: Any, path: str) -> Any:
     text = node.content
-    if hint is Any:
-        return _untyped(node)
     if not isinstance(text, str):
         raise _wrong(node, hint, path)
     if get_origin(hint) is Literal:
-        for choice in get_args(hint):
-            if text == str(choice) or (isinstance(choice, bool) and text.lower() == str(choice).lower()):
-                return choice
-        raise _wrong(node, hint, path)
+        if text not in get_args(hint):
+            raise _wrong(node, hint, path)
+        return text
     if hint is str:
         return text
     if hint is Path:
@@ -206,18 +186,6 @@ def _convert_scalar(node: Node, hint: Any, path: str) -> Any:
     if hint in (bool, int, float):
         raise _wrong(node, hint, path)
     raise TypeError(f"{path}: a configuration cannot hold the type {hint}")
-
-
-def _untyped(node: Node) -> Any:
-    if isinstance(node.content, dict):
-        return {key: _untyped(item) for key, item in node.content.items()}
-    if isinstance(node.content, list):
-        return [_untyped(item) for item in node.content]
-    if node.quoted:
-        return node.content
-    if _FLOAT.fullmatch(node.content) and not _INT.fullmatch(node.content):
-        return float(node.content.replace(".inf", "inf"))
-    return yaml.safe_load(node.content)
 
 
 def _items(node: Node, hint: Any, path: str) -> list[Node]:

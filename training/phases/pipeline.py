@@ -10,14 +10,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import structlog
 
 from llgbm.errors import ConfigError
-from training.cli.command_line import Command
+from training.cli.command_line import Command, find
 from training.cli.commands import COMMANDS
-from training.cli.config import config_fields, load_config
+from training.cli.config import config_fields
 from training.cli.config_values import read_yaml
 from training.runs.log import set_up_logging
 
@@ -60,16 +59,18 @@ def run_plan(plan: Path, phases: Sequence[str] = (), shared: Sequence[str] = ())
     missing = [name for name in phases if name not in sections]
     if missing:
         raise ConfigError(f"{plan} has no section {missing[0]!r}; it has {', '.join(sections)}")
-    others = [name for name in sections if name in _commands() and name not in PHASES]
+    others = [command.name for command in COMMANDS if command.name in sections and command.name not in PHASES]
     if others and not phases:
         raise ConfigError(
             f"{plan} is not a plan: the pipeline does not run {', '.join(others)}; run its commands one by one, "
             "or name those to run with phases=[...]"
         )
-    commands = [_commands()[name] for name in PHASES if name in sections and (not phases or name in phases)]
+    commands = [find(COMMANDS, name) for name in PHASES if name in sections and (not phases or name in phases)]
     if not commands:
         raise ConfigError(f"{plan} has no section for any of {', '.join(PHASES)}")
-    configs = [_load(command, plan, shared) for command in commands]
+    configs = [
+        command.load(COMMANDS, [plan], [value for value in shared if _has(command, value)]) for command in commands
+    ]
     for value in shared:
         if not any(_has(command, value) for command in commands):
             raise ConfigError(
@@ -85,16 +86,6 @@ def run_plan(plan: Path, phases: Sequence[str] = (), shared: Sequence[str] = ())
     return seconds
 
 
-def _load(command: Command, plan: Path, shared: Sequence[str]) -> Any:
-    others = {name: other.config_class for name, other in _commands().items()}
-    values = [value for value in shared if _has(command, value)]
-    return load_config(command.config_class(), [plan], values, section=command.name, other_sections=others)
-
-
 def _has(command: Command, value: str) -> bool:
     """Whether a command's configuration has the value named by an override."""
     return value.partition("=")[0].partition(".")[0] in config_fields(command.config_class())
-
-
-def _commands() -> dict[str, Command]:
-    return {command.name: command for command in COMMANDS}

@@ -20,8 +20,8 @@ from llgbm.config import default_lora
 from llgbm.errors import CheckpointError, ConfigError
 from llgbm.generator import create_generator
 from training.adapters.teacher_folder import load_teachers
+from training.cli.command_line import find
 from training.cli.commands import COMMANDS
-from training.cli.config import load_config
 from training.recipe.conditions import TEXTS_FILE, lasting_encoder
 from training.recipe.fit import Config as FitConfig
 from training.recipe.fit import fingerprint_of, manifest_of, started_from, training_tasks
@@ -50,7 +50,7 @@ def run(config: Config) -> None:
     set_up_logging()
     if not config.fit:
         raise ConfigError("a state does not contain all settings: name the fit's configuration file too, with fit=FILE")
-    settings = load_config(FitConfig, config.fit, section="fit", other_sections=_other_sections())
+    settings: FitConfig = find(COMMANDS, "fit").load(COMMANDS, config.fit)
     state = _read_state(config.state)
     base = load_base(settings.base, storage=settings.base_storage)
     tasks = training_tasks(settings).all
@@ -78,8 +78,3 @@ def _read_state(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not {"step", "model", "settings"} <= state.keys():
         raise CheckpointError(f"{path} is not the state of a fit")
     return state
-
-
-def _other_sections() -> dict[str, Any]:
-    """The sections of other commands, which the fit's file may contain."""
-    return {command.name: command.config_class for command in COMMANDS if command.name != "fit"}

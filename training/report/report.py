@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llgbm.errors import ConfigError
+from training.cli.command_line import find
 from training.cli.commands import COMMANDS
 from training.cli.config import from_dict
 from training.report import quality_sections
@@ -83,13 +84,10 @@ def sections(config: Config) -> list[Section]:
 def command_line(artefact: Artefact) -> str:
     """The command line that made an artefact; only the command if this version does not know its settings."""
     try:
-        return command_of(artefact.command, from_dict(_config_class(artefact.command), artefact.config))
-    except (ConfigError, KeyError):
+        config_class = find(COMMANDS, artefact.command).config_class()
+        return command_of(artefact.command, from_dict(config_class, artefact.config))
+    except ConfigError:
         return f"python -m training {artefact.command}  # with settings that this version does not have"
-
-
-def _config_class(command: str) -> type[Any]:
-    return {entry.name: entry for entry in COMMANDS}[command].config_class()
 
 
 def _commands(artefacts: Mapping[str, Artefact]) -> dict[str, list[str]]:

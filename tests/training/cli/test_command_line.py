@@ -25,18 +25,6 @@ class Config:
     lora: LoRA = field(default_factory=LoRA)
 
 
-@dataclass(frozen=True)
-class Clash:
-    lora_rank: int = 0
-    a_b: LoRA = field(default_factory=LoRA)
-    a: "Deep" = field(default_factory=lambda: Deep())
-
-
-@dataclass(frozen=True)
-class Deep:
-    b: LoRA = field(default_factory=LoRA)
-
-
 def run(config: Config) -> None:
     if config.fail == "refuse":
         raise TaskFormatError("x.json: test: has\n  a fault")

@@ -63,10 +63,3 @@ def test_help_lists_every_value_with_type_default_and_text() -> None:
         "  optimiser.kind  (one of adamw, sgd; default adamw)\n"
         "      which rule."
     )
-
-
-def test_a_class_without_source_has_no_descriptions_but_a_help() -> None:
-    namespace: dict[str, type] = {}
-    exec("from dataclasses import dataclass\n@dataclass\nclass Made:\n    x: int = 1\n", namespace)
-    assert field_docs(namespace["Made"]) == {}
-    assert "x  (int; default 1)" in config_help(namespace["Made"])

@@ -3,12 +3,9 @@ from pathlib import Path
 import pytest
 
 from llgbm.errors import ConfigError
-from training.cli.commands import COMMANDS
-from training.cli.config import load_config
 from training.phases import pipeline
 from training.runs.results import read_results
 
-CONFIGS = Path(pipeline.__file__).parents[1] / "configs"
 SMALL = """
 shared: {{workdir: {work}, folder: {tasks}, base: {base}, probes: {{count: 2, layers: 1}}}}
 teachers: {{tasks: [upper, title, next, parity], lora_rank: 4, lora_alpha: 8, steps: 2, rows_per_step: 2}}
@@ -62,28 +59,3 @@ def test_a_command_without_a_section_is_refused(plan: Path) -> None:
     plan.write_text("shared: {}\n")
     with pytest.raises(ConfigError, match="no section for any of teachers"):
         pipeline.run_plan(plan)
-
-
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_configuration_of_the_project_is_read_by_its_commands(file: Path) -> None:
-    from training.cli.config_values import read_yaml
-
-    known = {command.name: command for command in COMMANDS}
-    sections = [name for name in read_yaml(file) if name in known]
-    assert sections
-    for name in sections:
-        others = {other: command.config_class for other, command in known.items()}
-        load_config(known[name].config_class(), [file], section=name, other_sections=others)
-
-
-def test_every_command_of_the_table_has_defaults_and_texts_for_all_its_values() -> None:
-    from training.cli.config import config_paths
-    from training.cli.config_help import config_help
-
-    for command in COMMANDS:
-        config = command.config_class()
-        config()
-        text = config_help(config)
-        for path in config_paths(config):
-            assert f"  {path}  (" in text
-        assert callable(command.run_function())
