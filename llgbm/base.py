@@ -94,7 +94,6 @@ def load_base(
         ConfigError: an unknown storage, int8 on a GPU (its kernels are for CPUs), or no GPU where one is asked for.
     """
     path = resolve_pretrained(name_or_path)
-    config = _config(path)
     on_gpu = torch.device(device).type != "cpu"
     if on_gpu and storage in ("int8", "int8_training"):
         raise ConfigError("int8 is for CPUs; on a GPU choose bfloat16 or float32")
@@ -106,12 +105,12 @@ def load_base(
     kept = None if storage != "int8" or int8_folder is None else int8_path(int8_folder, revision)
     model = None
     if kept is None or not kept.is_file():
-        tokenizer = _tokenizer(path)
+        config, tokenizer = _config(path), _tokenizer(path)
     else:
         # the rows are packed while this thread imports the model's code and reads the tokenizer
-        with ThreadPoolExecutor(1, "llgbm-pack-int8") as pool:
+        with ThreadPoolExecutor(1) as pool:
             packing = pool.submit(pack_int8, kept)
-            tokenizer = _tokenizer(path)
+            config, tokenizer = _config(path), _tokenizer(path)
             model = _kept_model(kept, packing.result, path, config)
     if model is None:
         model = _float_model(path, dtype).to(device)

@@ -232,11 +232,11 @@ class Decoder:
         with torch.inference_mode():
             # (rows, vocabulary); the head may be padded beyond the vocabulary
             logits: Tensor = self._model.lm_head(hidden)[:, : self._vocabulary].float().cpu()
-            best = logits.max(dim=-1)
-            finite = best.values.isfinite().tolist()
+            # numpy finds the place of the largest several times faster than torch; a NaN counts as the largest
+            best: list[int] = logits.numpy().argmax(axis=-1).tolist()
             steps = [
-                self._next(r, logits[i], int(best.indices[i])) if finite[i] else _failed(r.row)
-                for i, r in enumerate(running)
+                self._next(r, scores, place) if scores[place].isfinite() else _failed(r.row)
+                for r, scores, place in zip(running, logits, best, strict=True)
             ]
         for step in steps:
             if step.finish_reason is not None:

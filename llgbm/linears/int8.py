@@ -11,8 +11,10 @@ The kernel depends on the CPU. With VNNI `torch._int_mm` is the fastest. Without
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +28,8 @@ Product = Callable[[Tensor], Tensor]
 _INPUT_QUANTISED_ON_THE_FLY = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
 _LEVELS = 127
 """Largest int8 magnitude in use. Symmetric: -128 is left out, so no zero point is needed."""
+
+_WARNING_FILTERS = threading.Lock()
 
 
 class Int8TrainingLinear(nn.Linear):
@@ -118,10 +122,18 @@ class Int8Weight(NamedTuple):
     def of(cls, weight: Tensor) -> Int8Weight:
         """Quantise W (out, in), float32."""
         scales = weight.abs().amax(dim=1).clamp_min(1e-8) / _LEVELS  # symmetric, so all zero points are 0
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch deprecates its quantised tensors
+        with _torch_may_deprecate():
             zeros = torch.zeros(len(weight), dtype=torch.long)
             return cls(torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8).int_repr(), scales)
+
+
+@contextmanager
+def _torch_may_deprecate() -> Iterator[None]:
+    """Torch warns that it deprecates its quantised tensors; not inside. Their successors are not faster on a CPU."""
+    # filters belong to the process: two threads that change them at the same time could leave each other's behind
+    with _WARNING_FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 class FbgemmProduct:
@@ -145,11 +157,10 @@ class FbgemmProduct:
         # 2 * 127 * 127 fits, so activations get 7 bits.
         self._steps = 127 if torch.cpu._is_vnni_supported() else 63
         rows, scales = weight if isinstance(weight, Int8Weight) else Int8Weight.of(weight)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch deprecates this kernel; its successor is not faster on a CPU
-            zeros = torch.zeros(len(rows), dtype=torch.long)
+        zeros = torch.zeros(len(rows), dtype=torch.long)
+        with _torch_may_deprecate():
             quantised = torch._make_per_channel_quantized_tensor(rows, scales.double(), zeros, 0)
-            self._packed = torch.ops.quantized.linear_prepack(quantised, None)
+        self._packed = torch.ops.quantized.linear_prepack(quantised, None)
         self._bias = bias
 
     @staticmethod

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ VERSION = 1
 """Of the quantisation and of the file's layout; a change of either needs a new number."""
 _METADATA = {"format": "llgbm-int8", "version": str(VERSION)}
 _ROWS, _SCALES, _BIAS = ".rows", ".scales", ".bias"
+_PACKING_THREADS = 2
+"""A head of 151,936 outputs takes as long to pack as all other Linears of a small model, so more threads would wait."""
 _DTYPES = {"I8": torch.int8, "F32": torch.float32}
 
 
@@ -60,23 +64,25 @@ def write_int8(model: nn.Module, path: Path) -> None:
 def pack_int8(path: Path) -> dict[str, FbgemmProduct]:
     """The products of the Linears in `path`, by the names of the groups in the file.
 
-    This takes seconds, in which other Python threads run.
+    This takes seconds of two threads of its own, in which other Python threads run.
 
     Raises:
         FileNotFoundError: there is no file.
         ValueError: the file is damaged, or of another version.
         ConfigError: torch has no int8 kernel for this CPU.
     """
-    with _opened(path) as file:
-        groups = [name.removesuffix(_ROWS) for name in file.keys() if name.endswith(_ROWS)]  # noqa: SIM118, it is no dict
-        with_bias = {name.removesuffix(_BIAS) for name in file.keys() if name.endswith(_BIAS)}  # noqa: SIM118
-        return {
-            group: FbgemmProduct(
-                Int8Weight(file.get_tensor(group + _ROWS), file.get_tensor(group + _SCALES)),
-                file.get_tensor(group + _BIAS).clone() if group in with_bias else None,
-            )
-            for group in groups
+    with _opened(path) as file, ThreadPoolExecutor(_PACKING_THREADS, "llgbm-pack-int8") as pool:
+        names = set(file.keys())
+        sizes = {
+            name.removesuffix(_ROWS): prod(file.get_slice(name).get_shape()) for name in names if name.endswith(_ROWS)
         }
+        largest_first = sorted(sizes, key=lambda group: sizes[group], reverse=True)
+
+        def pack(group: str) -> FbgemmProduct:
+            weight = Int8Weight(file.get_tensor(group + _ROWS), file.get_tensor(group + _SCALES))
+            return FbgemmProduct(weight, file.get_tensor(group + _BIAS).clone() if group + _BIAS in names else None)
+
+        return dict(zip(largest_first, pool.map(pack, largest_first), strict=True))
 
 
 def read_int8(model: nn.Module, path: Path, products: Callable[[], dict[str, FbgemmProduct]]) -> None:

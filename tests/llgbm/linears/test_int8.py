@@ -1,10 +1,15 @@
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from llgbm.linears.int8 import FbgemmProduct, Int8TrainingLinear, IntMmProduct, int8_product, quantised_rows
+from llgbm.linears.int8 import FbgemmProduct, Int8TrainingLinear, Int8Weight, IntMmProduct, int8_product, quantised_rows
 
 
 def linear(rows: int, columns: int, seed: int, *, bias: bool = True) -> nn.Linear:
@@ -50,6 +55,22 @@ def test_both_kernels_multiply_with_a_scale_for_each_row(
     actual, expected = kernel(weight)(x), x @ weight.t()
     scale = x.norm(dim=1, keepdim=True) * weight.norm() / rows**0.5
     assert ((actual - expected).abs() <= 0.05 * scale).all()
+
+
+def test_threads_that_pack_leave_the_filters_of_warnings_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = [Int8Weight.of(linear(4, 8, seed).weight) for seed in range(2)]
+    before = list(warnings.filters)
+    make = torch._make_per_channel_quantized_tensor
+    seconds = iter([0.05, 0.15])  # without a lock, the second thread begins while the first is at it, and ends later
+
+    def slow(*args: Any) -> torch.Tensor:
+        time.sleep(next(seconds))
+        return make(*args)
+
+    monkeypatch.setattr(torch, "_make_per_channel_quantized_tensor", slow)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(FbgemmProduct, weights))
+    assert list(warnings.filters) == before
 
 
 @pytest.mark.parametrize(
