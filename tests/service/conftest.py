@@ -20,7 +20,7 @@ from service.settings import DEFAULT_CHECKPOINT, Settings
 from tests.conftest import find_vllm
 from tests.service.support.dummy_decoder import DummyDecoder
 from tests.service.support.engine_rigs import FRENCH, PLURAL
-from tests.service.support.harness import make_settings, running
+from tests.service.support.harness import Serving, make_settings, running
 from tests.service.support.real_vllm import RealVLLM
 from tests.service.support.real_vllm import real_vllm as start_vllm
 from tests.service.support.redis_server import RedisServer
@@ -92,6 +92,12 @@ def load_tiny(tiny_base: Base, tiny_maker: AdapterMaker) -> LoadModels:
         return Models(tiny_base, tiny_maker, lambda: Decoder(tiny_base), 4096, embedding_cache(settings, metrics))
 
     return load
+
+
+@pytest.fixture
+def serving(settings: Settings, load_dummy: LoadModels) -> Serving:
+    """Runs an application with the dummy decoder and the given settings."""
+    return lambda **values: running(settings.model_copy(update=values), load_dummy)
 
 
 @pytest.fixture

@@ -24,16 +24,23 @@ from service.observability.metrics import Metrics
 from service.settings import Settings
 from tests.service.support.dummy_decoder import DummyDecoder
 from tests.service.support.forked import tiny_loader
-from tests.service.support.harness import CHEESE, live, make_settings, running, services_of, state_of, until, wait_until
+from tests.service.support.harness import (
+    CHEESE,
+    Serving,
+    live,
+    make_settings,
+    services_of,
+    state_of,
+    until,
+    wait_until,
+)
 from tests.service.support.redis_server import RedisServer
 
 QUESTION = {"prompt": "a task", "query": "x"}
 
 
-async def test_draining_refuses_new_work_and_finishes_what_runs(
-    settings: Settings, load_dummy: LoadModels, dummy: DummyDecoder
-) -> None:
-    async with running(settings, load_dummy) as (app, client):
+async def test_draining_refuses_new_work_and_finishes_what_runs(serving: Serving, dummy: DummyDecoder) -> None:
+    async with serving() as (app, client):
         dummy.hold.clear()
         answer = asyncio.ensure_future(client.post("/chat", json=QUESTION))
         await until(lambda: len(dummy.rows) == 1)
@@ -51,12 +58,10 @@ async def test_draining_refuses_new_work_and_finishes_what_runs(
         await draining
 
 
-async def test_past_the_deadline_of_the_drain_answers_end_with_an_error(
-    settings: Settings, load_dummy: LoadModels, dummy: DummyDecoder
-) -> None:
+async def test_past_the_deadline_of_the_drain_answers_end_with_an_error(serving: Serving, dummy: DummyDecoder) -> None:
     dummy._script = lambda row: [65] * 100_000
     dummy.step_seconds = 0.005
-    async with running(settings, load_dummy) as (app, client):
+    async with serving() as (app, client):
         body = {"model": "llgbm/tiny-random-qwen2", "messages": [{"role": "user", "content": "x"}], "max_tokens": 3000}
         whole = asyncio.ensure_future(client.post("/v1/chat/completions", json=body))
         stream = asyncio.ensure_future(client.post("/v1/chat/completions", json={**body, "stream": True}))
@@ -127,9 +132,8 @@ def test_redis_killed_frozen_and_restarted_under_load_fails_no_request(
         stop.set()
 
 
-async def test_two_applications_on_one_store(tmp_path: Path, load_dummy: LoadModels) -> None:
-    settings = make_settings(tmp_path)
-    async with running(settings, load_dummy) as (_, one), running(settings, load_dummy) as (_, two):
+async def test_two_applications_on_one_store(serving: Serving) -> None:
+    async with serving() as (_, one), serving() as (_, two):
         made = await one.post("/generate-adapter", json={"prompt": "a task", "name": "shared"})
         found = await two.post("/generate-adapter", json={"prompt": "a task"})
         assert (made.status_code, found.status_code) == (201, 200)
@@ -143,10 +147,8 @@ async def test_two_applications_on_one_store(tmp_path: Path, load_dummy: LoadMod
         assert len((await one.get("/adapters")).json()["data"]) == 1
 
 
-async def test_a_full_disk_is_507_and_what_exists_is_served(
-    settings: Settings, load_dummy: LoadModels, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with running(settings, load_dummy) as (app, client):
+async def test_a_full_disk_is_507_and_what_exists_is_served(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving() as (app, client):
         assert (await client.post("/chat", json=QUESTION)).status_code == 200
 
         def full(*_: object, **__: object) -> None:
@@ -162,12 +164,12 @@ async def test_a_full_disk_is_507_and_what_exists_is_served(
 
 
 async def test_a_disk_without_room_for_a_name_is_507_and_the_adapter_is_kept(
-    settings: Settings, load_dummy: LoadModels, monkeypatch: pytest.MonkeyPatch
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    async with running(settings, load_dummy) as (_, client):
+    async with serving() as (_, client):
         with monkeypatch.context() as patch:
             patch.setattr("os.symlink", full)
             answer = await client.post("/generate-adapter", json={"prompt": "a task", "name": "mine"})

@@ -10,9 +10,7 @@ from fastapi import FastAPI
 
 from llgbm.prompting import AdapterRequest
 from service.errors import ApiError
-from service.models.loading import LoadModels
-from service.settings import Settings
-from tests.service.support.harness import running, services_of, state_of, until
+from tests.service.support.harness import Serving, services_of, state_of, until
 
 App = tuple[FastAPI, httpx.AsyncClient]
 REQUEST = AdapterRequest(("a task",))
@@ -97,9 +95,9 @@ async def test_too_many_at_once_are_refused(dummy_app: App, monkeypatch: pytest.
 
 
 async def test_adapters_that_are_made_but_not_written_yet_count_too(
-    settings: Settings, load_dummy: LoadModels, monkeypatch: pytest.MonkeyPatch
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with running(settings.model_copy(update={"max_jobs": 2}), load_dummy) as (app, _):
+    async with serving(max_jobs=2) as (app, _):
         services = services_of(app)
         adapters, files = services.adapters, services.store.files
         part = (await adapters.get_or_make(REQUEST)).record.id

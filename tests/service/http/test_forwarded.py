@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from service.http.forwarded import ForwardedMiddleware
 from service.models.loading import LoadModels
 from service.settings import Settings
-from tests.service.support.harness import running, state_of
+from tests.service.support.harness import Serving, running, state_of
 
 Behind = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 PEER = "10.1.2.3"
@@ -219,27 +219,21 @@ async def test_a_trailing_slash_is_taken_off_below_the_prefix(behind: Behind) ->
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics"])
 @pytest.mark.parametrize("host", ["10.0.0.7:8000", "", "[::1]:8000", "anything"])
-async def test_probes_are_answered_under_any_host_name(
-    settings: Settings, load_dummy: LoadModels, path: str, host: str
-) -> None:
-    guarded = settings.model_copy(update={"allowed_hosts": ("page.example",)})
-    async with running(guarded, load_dummy) as (app, client):
+async def test_probes_are_answered_under_any_host_name(serving: Serving, path: str, host: str) -> None:
+    async with serving(allowed_hosts=("page.example",)) as (app, client):
         assert (await client.get(path, headers={"Host": host})).status_code == 200
         assert (await client.get("/adapters", headers={"Host": host})).status_code == 403
         assert state_of(app).active == 0
 
 
 @pytest.mark.parametrize("origin", ["https://page.example", "https://other.example"])
-async def test_a_page_that_is_allowed_may_call_a_private_network(
-    settings: Settings, load_dummy: LoadModels, origin: str
-) -> None:
+async def test_a_page_that_is_allowed_may_call_a_private_network(serving: Serving, origin: str) -> None:
     asked = {
         "Origin": origin,
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Private-Network": "true",
     }
-    allowed = settings.model_copy(update={"cors_origins": ("https://page.example",)})
-    async with running(allowed, load_dummy) as (_, client):
+    async with serving(cors_origins=("https://page.example",)) as (_, client):
         answer = await client.options("/v1/chat/completions", headers=asked)
     is_allowed = origin == "https://page.example"
     assert answer.status_code == (200 if is_allowed else 400)

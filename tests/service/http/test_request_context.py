@@ -23,7 +23,7 @@ from service.observability.tracing import tracing
 from service.setting_values import without_password
 from service.settings import Settings
 from tests.service.support.dummy_decoder import DummyDecoder
-from tests.service.support.harness import running
+from tests.service.support.harness import Serving, running
 
 
 class Lines:
@@ -151,7 +151,7 @@ def test_tracing_without_its_extra_says_what_to_install(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("wanted", [True, False])
 async def test_requests_are_spans_only_where_tracing_is_asked_for(
-    settings: Settings, load_dummy: LoadModels, monkeypatch: pytest.MonkeyPatch, wanted: bool
+    serving: Serving, monkeypatch: pytest.MonkeyPatch, wanted: bool
 ) -> None:
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
     exporter = InMemorySpanExporter()
@@ -159,7 +159,7 @@ async def test_requests_are_spans_only_where_tracing_is_asked_for(
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
-    async with running(settings.model_copy(update={"otel": wanted}), load_dummy) as (_, client):
+    async with serving(otel=wanted) as (_, client):
         await client.get("/livez")
         await client.post("/chat", json={"prompt": "a secret task", "query": "a secret"})
     spans = exporter.get_finished_spans()

@@ -12,7 +12,7 @@ from service.errors import ApiError
 from service.http.security import ApiKeys, RateLimiter
 from service.models.loading import LoadModels
 from service.settings import LOOPBACK, Settings
-from tests.service.support.harness import free_port, make_settings, running, state_of
+from tests.service.support.harness import Serving, free_port, make_settings, running, state_of
 from tests.service.support.redis_server import RedisServer
 
 KEYS = ("first-key", "second-key")
@@ -38,8 +38,8 @@ def test_anything_else_is_401(header: str | None) -> None:
     assert caught.value.status_code == 401
 
 
-async def test_every_route_but_the_public_ones_asks_for_a_key(settings: Settings, load_dummy: LoadModels) -> None:
-    async with running(settings.model_copy(update={"api_key_hashes": HASHES}), load_dummy) as (app, client):
+async def test_every_route_but_the_public_ones_asks_for_a_key(serving: Serving) -> None:
+    async with serving(api_key_hashes=HASHES) as (app, client):
         public = {"/livez", "/readyz", "/"}
         asked = 0
         for path, methods in app.openapi()["paths"].items():
@@ -58,10 +58,8 @@ async def test_every_route_but_the_public_ones_asks_for_a_key(settings: Settings
         assert (await client.get("/adapters", headers=bearer(KEYS[1]))).status_code == 200
 
 
-async def test_a_body_that_is_too_large_is_413_whether_or_not_it_says_so(
-    settings: Settings, load_dummy: LoadModels
-) -> None:
-    async with running(settings.model_copy(update={"max_body_bytes": 2048}), load_dummy) as (_, client):
+async def test_a_body_that_is_too_large_is_413_whether_or_not_it_says_so(serving: Serving) -> None:
+    async with serving(max_body_bytes=2048) as (_, client):
         large = b'{"prompt": "' + b"x" * 4000 + b'"}'
 
         async def in_pieces() -> AsyncIterator[bytes]:
@@ -76,11 +74,8 @@ async def test_a_body_that_is_too_large_is_413_whether_or_not_it_says_so(
             assert answer.json()["error"]["code"] == "too_large"
 
 
-async def test_each_key_has_its_own_rate_and_429_says_when_to_come_back(
-    settings: Settings, load_dummy: LoadModels
-) -> None:
-    limited = settings.model_copy(update={"api_key_hashes": HASHES, "rate_limit": "2/minute"})
-    async with running(limited, load_dummy) as (app, client):
+async def test_each_key_has_its_own_rate_and_429_says_when_to_come_back(serving: Serving) -> None:
+    async with serving(api_key_hashes=HASHES, rate_limit="2/minute") as (app, client):
         statuses = [(await client.get("/adapters", headers=bearer(KEYS[0]))).status_code for _ in range(3)]
         refused = await client.get("/adapters", headers=bearer(KEYS[0]))
         other = await client.get("/adapters", headers=bearer(KEYS[1]))
@@ -130,11 +125,9 @@ def test_hosts_are_checked_where_nothing_else_is(
     assert make_settings(tmp_path, **values).with_default_hosts().allowed_hosts == hosts
 
 
-async def test_hosts_that_are_named_are_answered_and_a_star_means_all(
-    settings: Settings, load_dummy: LoadModels
-) -> None:
+async def test_hosts_that_are_named_are_answered_and_a_star_means_all(serving: Serving) -> None:
     for hosts, status in ((("my.example",), 403), (("my.example", "*"), 200), ((), 200)):
-        async with running(settings.model_copy(update={"allowed_hosts": hosts}), load_dummy) as (_, client):
+        async with serving(allowed_hosts=hosts) as (_, client):
             answers = [
                 await client.get("/adapters", headers={"Host": host}) for host in ("my.example", "other.example")
             ]
@@ -157,9 +150,9 @@ async def test_cors_is_off_unless_an_origin_is_named(
     assert refused.headers["access-control-allow-origin"] == "https://page.example"
 
 
-async def test_a_fault_has_the_headers_of_cors_too(settings: Settings, load_dummy: LoadModels) -> None:
+async def test_a_fault_has_the_headers_of_cors_too(serving: Serving) -> None:
     origin = "https://page.example"
-    async with running(settings.model_copy(update={"cors_origins": (origin,)}), load_dummy) as (app, client):
+    async with serving(cors_origins=(origin,)) as (app, client):
 
         @app.get("/broken")
         async def broken() -> None:

@@ -11,14 +11,11 @@ from pathlib import Path
 import pytest
 import redis
 import structlog
-from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from service.models.embedding_cache import RedisEmbeddingCache, ResilientCache
-from service.models.loading import LoadModels
 from service.observability.metrics import Metrics
-from service.settings import Settings
-from tests.service.support.harness import free_port, running, wait_until
+from tests.service.support.harness import free_port, wait_until
 from tests.service.support.redis_server import RedisServer
 
 Cache = tuple[ResilientCache, RedisEmbeddingCache]
@@ -141,22 +138,3 @@ def test_a_script_that_does_not_end(redis_server: RedisServer) -> None:
         thread.join()
     assert cache.current_problem() is None
     kept.close()
-
-
-async def test_the_service_says_degraded_until_a_write_succeeds(
-    settings: Settings, load_dummy: LoadModels, redis_server: RedisServer
-) -> None:
-    with_redis = settings.model_copy(
-        update={"redis_url": SecretStr(redis_server.url), "redis_retry_after": 0.0, "redis_timeout": 5.0}
-    )
-    async with running(with_redis, load_dummy) as (_, client):
-        assert (await client.get("/readyz")).json()["status"] == "ready"
-        with redis_server.client() as redis_client:
-            mend = read_only(redis_client)
-            for number in range(3):
-                answer = (await client.get("/readyz")).json()
-                assert (answer["status"], answer["embedding_cache"]) == ("degraded", "degraded")
-                made = await client.post("/generate-adapter", json={"prompt": f"task {number}"})
-                assert made.status_code == 201
-            mend()
-            assert (await client.get("/readyz")).json()["status"] == "ready"

@@ -16,10 +16,8 @@ from llgbm.prompting import AdapterRequest
 from service.adapters import files as adapter_files
 from service.adapters.records import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
 from service.adapters.service import Outcome
-from service.models.loading import LoadModels
-from service.settings import Settings
 from tests.service.support.dummy_decoder import DummyDecoder
-from tests.service.support.harness import running, services_of, state_of, until
+from tests.service.support.harness import Serving, services_of, state_of, until
 
 FRENCH = {"prompt": "Translate the English word to French."}
 App = tuple[FastAPI, httpx.AsyncClient]
@@ -36,9 +34,9 @@ async def make(client: httpx.AsyncClient, prompt: str, **more: object) -> dict[s
 
 
 async def test_an_adapter_that_takes_too_long_is_504_and_made_all_the_same(
-    settings: Settings, load_dummy: LoadModels, dummy: DummyDecoder
+    serving: Serving, dummy: DummyDecoder
 ) -> None:
-    async with running(settings.model_copy(update={"request_timeout": 1.0}), load_dummy) as (app, client):
+    async with serving(request_timeout=1.0) as (app, client):
         french = await make(client, FRENCH["prompt"])
         dummy.hold.clear()
         answer = asyncio.ensure_future(client.post("/chat", json={"adapter_id": french["id"], "query": "x"}))
@@ -185,8 +183,8 @@ async def test_a_wrong_request_is_422_in_the_envelope(client: httpx.AsyncClient,
     assert envelope["request_id"] == answer.headers["X-Request-ID"]
 
 
-async def test_a_prompt_that_is_too_long_is_413(settings: Settings, load_dummy: LoadModels) -> None:
-    async with running(settings.model_copy(update={"max_prompt_chars": 30}), load_dummy) as (_, client):
+async def test_a_prompt_that_is_too_long_is_413(serving: Serving) -> None:
+    async with serving(max_prompt_chars=30) as (_, client):
         assert (await client.post("/generate-adapter", json={"prompt": "x" * 30})).status_code == 201
         body: dict[str, object] = {"prompt": "x" * 31}
         for param in ("prompt", "examples"):
@@ -304,18 +302,6 @@ async def test_what_cannot_be_composed_is_refused(client: httpx.AsyncClient) -> 
 # damage
 
 
-async def test_a_damaged_adapter_is_made_again_from_its_record(dummy_app: App) -> None:
-    app, client = dummy_app
-    made = await make(client, "a task", name="mine")
-    path = services_of(app).store.files.path(str(made["id"])) / WEIGHTS_FILE
-    good = path.read_bytes()
-    path.write_bytes(good[:-8] + b"\0" * 8)
-    services_of(app).store.forget(str(made["id"]))
-    answer = await client.post("/chat", json={"adapter_id": "mine", "query": "x"})
-    assert answer.status_code == 200
-    assert path.read_bytes() == good
-
-
 async def test_a_damaged_adapter_that_cannot_be_made_again_is_an_error(dummy_app: App) -> None:
     app, client = dummy_app
     made = await make(client, "a task")
@@ -348,11 +334,9 @@ async def test_an_adapter_that_is_deleted_while_it_is_read_is_404(
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "adapter_not_found")
 
 
-async def test_a_download_of_what_is_damaged_in_a_shared_store_is_an_error(
-    settings: Settings, load_dummy: LoadModels, tmp_path: Path
-) -> None:
+async def test_a_download_of_what_is_damaged_in_a_shared_store_is_an_error(serving: Serving, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
-    async with running(settings.model_copy(update={"store_url": f"file://{shared}"}), load_dummy) as (app, client):
+    async with serving(store_url=f"file://{shared}") as (app, client):
         identity = (await make(client, FRENCH["prompt"]))["id"]
         shutil.rmtree(services_of(app).store.files.path(identity))  # the copy on this machine
         (shared / identity / CONFIG_FILE).write_text("{}")

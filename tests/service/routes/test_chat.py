@@ -15,7 +15,7 @@ from service.models.loading import LoadModels, Models, Progress
 from service.observability.metrics import Metrics
 from service.settings import Settings
 from tests.service.support.dummy_decoder import DummyDecoder
-from tests.service.support.harness import CHEESE, running, services_of, until
+from tests.service.support.harness import CHEESE, Serving, running, services_of, until
 
 App = tuple[FastAPI, httpx.AsyncClient]
 FRENCH = "Translate the English word to French."
@@ -210,11 +210,9 @@ async def test_half_a_character_in_a_message_is_400_before_anything_is_made(
     assert services_of(app).store.files.records() == []
 
 
-async def test_the_deadline_is_504_and_frees_everything(
-    settings: Settings, load_dummy: LoadModels, dummy: DummyDecoder
-) -> None:
+async def test_the_deadline_is_504_and_frees_everything(serving: Serving, dummy: DummyDecoder) -> None:
     dummy.step_seconds = 0.6
-    async with running(settings.model_copy(update={"request_timeout": 1.0}), load_dummy) as (app, client):
+    async with serving(request_timeout=1.0) as (app, client):
         answer = await client.post("/chat", json={"prompt": FRENCH, "query": "x"})
         assert answer.status_code == 504
         assert answer.json()["error"]["code"] == "deadline_exceeded"
@@ -222,11 +220,8 @@ async def test_the_deadline_is_504_and_frees_everything(
         assert set(services_of(app).store.resident.values()) == {0}
 
 
-async def test_past_the_queue_is_429_with_retry_after(
-    settings: Settings, load_dummy: LoadModels, dummy: DummyDecoder
-) -> None:
-    small = settings.model_copy(update={"max_batch": 1, "max_queue": 1})
-    async with running(small, load_dummy) as (app, client):
+async def test_past_the_queue_is_429_with_retry_after(serving: Serving, dummy: DummyDecoder) -> None:
+    async with serving(max_batch=1, max_queue=1) as (app, client):
         await client.post("/generate-adapter", json={"prompt": FRENCH, "name": "french"})
         dummy.hold.clear()
         body = {"adapter_id": "french", "query": "x"}

@@ -15,7 +15,7 @@ from service.adapters.records import CONFIG_FILE, WEIGHTS_FILE
 from service.models.loading import LoadModels
 from service.settings import Settings
 from tests.fixtures import random_lora
-from tests.service.support.harness import running, services_of
+from tests.service.support.harness import Serving, running, services_of
 
 
 def foreign(folder: Path, weights: LoRAWeights | None = None, base_id: str = "someone/else") -> Path:
@@ -24,12 +24,10 @@ def foreign(folder: Path, weights: LoRAWeights | None = None, base_id: str = "so
     return folder
 
 
-async def test_an_adapter_from_elsewhere_is_loaded_used_and_unloaded(
-    settings: Settings, load_dummy: LoadModels, tmp_path: Path
-) -> None:
+async def test_an_adapter_from_elsewhere_is_loaded_used_and_unloaded(serving: Serving, tmp_path: Path) -> None:
     root = tmp_path / "root"
     folder = foreign(root / "sql")
-    async with running(settings.model_copy(update={"adapter_roots": (root,)}), load_dummy) as (_, client):
+    async with serving(adapter_roots=(root,)) as (_, client):
         body = {"lora_name": "sql", "lora_path": str(folder)}
         loaded = await client.post("/v1/load_lora_adapter", json=body)
         assert loaded.status_code == 200
@@ -47,7 +45,7 @@ async def test_an_adapter_from_elsewhere_is_loaded_used_and_unloaded(
 
 
 async def test_only_folders_under_the_roots_are_read(
-    settings: Settings, load_dummy: LoadModels, tmp_path: Path, client: httpx.AsyncClient
+    serving: Serving, tmp_path: Path, client: httpx.AsyncClient
 ) -> None:
     outside = foreign(tmp_path / "outside")
     root = tmp_path / "root"
@@ -56,7 +54,7 @@ async def test_only_folders_under_the_roots_are_read(
     off = await client.post("/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": str(outside)})
     assert off.status_code == 403
     assert "LLGBM_ADAPTER_ROOTS" in off.json()["error"]["message"]
-    async with running(settings.model_copy(update={"adapter_roots": (root,)}), load_dummy) as (_, other):
+    async with serving(adapter_roots=(root,)) as (_, other):
         for path in (outside, root / "link", root / ".." / "outside", "relative", "a\0b", "x" * 4000):
             body = {"lora_name": "x", "lora_path": str(path)}
             assert (await other.post("/v1/load_lora_adapter", json=body)).status_code == 403, path
@@ -65,7 +63,7 @@ async def test_only_folders_under_the_roots_are_read(
 
 
 async def test_what_is_no_adapter_for_this_base_is_422_and_nothing_is_written(
-    settings: Settings, load_dummy: LoadModels, tmp_path: Path
+    serving: Serving, settings: Settings, tmp_path: Path
 ) -> None:
     root = tmp_path / "root"
     torn = foreign(root / "torn") / WEIGHTS_FILE
@@ -74,7 +72,7 @@ async def test_what_is_no_adapter_for_this_base_is_422_and_nothing_is_written(
     foreign(root / "wide", random_lora(wide, 1))
     foreign(root / "other", random_lora(LoRASpec.for_model(model_spec("qwen2.5-0.5b"), layers=[0]), 1))
     (root / "empty").mkdir()
-    async with running(settings.model_copy(update={"adapter_roots": (root,)}), load_dummy) as (_, client):
+    async with serving(adapter_roots=(root,)) as (_, client):
         for name in ("torn", "wide", "other", "empty"):
             body = {"lora_name": name, "lora_path": str(root / name)}
             answer = await client.post("/v1/load_lora_adapter", json=body)
@@ -96,11 +94,11 @@ async def test_what_is_no_adapter_for_this_base_is_422_and_nothing_is_written(
     ],
 )
 async def test_a_file_in_place_of_the_tensors_is_named_with_the_command_that_mends_it(
-    settings: Settings, load_dummy: LoadModels, tmp_path: Path, content: bytes, named: str, mended_by: str
+    serving: Serving, tmp_path: Path, content: bytes, named: str, mended_by: str
 ) -> None:
     folder = foreign(tmp_path / "sql")
     (folder / WEIGHTS_FILE).write_bytes(content)
-    async with running(settings.model_copy(update={"adapter_roots": (tmp_path,)}), load_dummy) as (_, client):
+    async with serving(adapter_roots=(tmp_path,)) as (_, client):
         answer = await client.post("/v1/load_lora_adapter", json={"lora_name": "sql", "lora_path": str(folder)})
         error = answer.json()["error"]
         assert (answer.status_code, error["code"]) == (422, "adapter_invalid")
@@ -109,7 +107,7 @@ async def test_a_file_in_place_of_the_tensors_is_named_with_the_command_that_men
 
 
 async def test_a_download_of_the_hubs_client_and_a_configuration_with_a_byte_order_mark_are_loaded(
-    settings: Settings, load_dummy: LoadModels, tmp_path: Path
+    serving: Serving, tmp_path: Path
 ) -> None:
     edited = foreign(tmp_path / "edited")
     config = edited / CONFIG_FILE
@@ -120,7 +118,7 @@ async def test_a_download_of_the_hubs_client_and_a_configuration_with_a_byte_ord
     for name, digits in ((CONFIG_FILE, 40), (WEIGHTS_FILE, 64)):
         (snapshot / name).rename(model / "blobs" / ("b" * digits))
         (snapshot / name).symlink_to(Path("../../blobs") / ("b" * digits))
-    async with running(settings.model_copy(update={"adapter_roots": (tmp_path,)}), load_dummy) as (_, client):
+    async with serving(adapter_roots=(tmp_path,)) as (_, client):
         for name, folder in {"edited": edited, "snapshot": snapshot}.items():
             answer = await client.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(folder)})
             assert answer.status_code == 200, answer.text
@@ -129,11 +127,10 @@ async def test_a_download_of_the_hubs_client_and_a_configuration_with_a_byte_ord
 
 @pytest.mark.parametrize("named", ["someone/else", "llgbm/tiny-random-qwen2-it"])
 async def test_one_that_names_another_base_is_served_with_a_warning(
-    settings: Settings, load_dummy: LoadModels, tmp_path: Path, named: str
+    serving: Serving, tmp_path: Path, named: str
 ) -> None:
     folder = foreign(tmp_path / "sql", base_id=named)
-    with_root = settings.model_copy(update={"adapter_roots": (tmp_path,), "log_level": "warning"})
-    async with running(with_root, load_dummy) as (app, client):
+    async with serving(adapter_roots=(tmp_path,), log_level="warning") as (app, client):
         with capture_logs() as logs:
             body = {"lora_name": "sql", "lora_path": str(folder)}
             loaded = await client.post("/v1/load_lora_adapter", json=body)
@@ -166,10 +163,9 @@ async def test_one_that_names_another_base_is_refused_if_the_operator_says_so(
 
 @pytest.mark.parametrize("named", ["/models/Tiny-Random-Qwen2/", "another-owner/tiny-random-qwen2"])
 async def test_the_same_base_under_another_owner_or_path_is_no_other(
-    settings: Settings, load_dummy: LoadModels, tmp_path: Path, named: str
+    serving: Serving, tmp_path: Path, named: str
 ) -> None:
     folder = foreign(tmp_path / "sql", base_id=named)
-    strict = settings.model_copy(update={"adapter_roots": (tmp_path,), "strict_base": True})
-    async with running(strict, load_dummy) as (_, client):
+    async with serving(adapter_roots=(tmp_path,), strict_base=True) as (_, client):
         loaded = await client.post("/v1/load_lora_adapter", json={"lora_name": "sql", "lora_path": str(folder)})
         assert (loaded.status_code, loaded.text) == (200, "Success: LoRA adapter 'sql' added successfully.")

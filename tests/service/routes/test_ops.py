@@ -14,7 +14,7 @@ from service.app import create_app
 from service.models.loading import LoadModels, Models, Progress
 from service.observability.metrics import Metrics
 from service.settings import Settings
-from tests.service.support.harness import running, state_of, until
+from tests.service.support.harness import Serving, state_of, until
 from tests.service.support.redis_server import RedisServer
 
 
@@ -93,13 +93,8 @@ async def test_metrics_are_prometheus_text_without_prompts(dummy_app: tuple[Fast
     assert made.status_code == 201
 
 
-async def test_without_redis_it_serves_and_says_degraded(
-    settings: Settings, load_dummy: LoadModels, redis_server: RedisServer
-) -> None:
-    with_redis = settings.model_copy(
-        update={"redis_url": SecretStr(redis_server.url), "redis_retry_after": 0.0, "redis_timeout": 5.0}
-    )
-    async with running(with_redis, load_dummy) as (_, client):
+async def test_without_redis_it_serves_and_says_degraded(serving: Serving, redis_server: RedisServer) -> None:
+    async with serving(redis_url=SecretStr(redis_server.url), redis_retry_after=0.0, redis_timeout=5.0) as (_, client):
         assert (await client.get("/readyz")).json()["status"] == "ready"
         redis_server.stop()
         down = await client.get("/readyz")

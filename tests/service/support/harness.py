@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from service.models.loading import LoadModels
 from service.settings import Settings
 from service.state import Services, State
 
+Serving = Callable[..., AbstractAsyncContextManager[tuple[FastAPI, httpx.AsyncClient]]]
+"""Runs an application with settings by name, until the end of its block"""
 CHEESE = [{"role": "user", "content": "cheese"}]
 
 
