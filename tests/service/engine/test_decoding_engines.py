@@ -137,8 +137,8 @@ async def test_rows_that_have_no_room_are_refused_all_of_them(rig: Rig) -> None:
         assert len((await ask(engine, [rig.row(2)], [None]))[0]) == 2
 
 
-async def test_ending_the_rows_leaves_the_engine_working(rig: Rig) -> None:
-    async with rig.running() as (engine, _):
+async def test_ending_running_and_waiting_rows_leaves_the_engine_working(rig: Rig) -> None:
+    async with rig.running(max_batch=1) as (engine, _):
         streams = await engine.submit([rig.row(LONG), rig.row(LONG)], [None, None], timeout=120)
         engine.end_rows(StoppedError("draining"))
         for stream in streams:
@@ -147,8 +147,8 @@ async def test_ending_the_rows_leaves_the_engine_working(rig: Rig) -> None:
         assert len((await ask(engine, [rig.row(2)], [None]))[0]) == 2
 
 
-async def test_stopping_ends_everything_with_an_error(rig: Rig) -> None:
-    async with rig.running() as (engine, _):
+async def test_stopping_ends_running_and_waiting_rows_with_an_error(rig: Rig) -> None:
+    async with rig.running(max_batch=1) as (engine, _):
         streams = await engine.submit([rig.row(LONG), rig.row(LONG)], [None, None], timeout=120)
         await engine.stop()
         for stream in streams:

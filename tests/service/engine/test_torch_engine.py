@@ -122,31 +122,17 @@ async def test_a_row_is_cancelled_or_ended_between_two_pieces_of_its_prompt() ->
         assert len([t async for t in after]) == 2
 
 
-async def test_a_prompt_that_cannot_be_read_harms_no_other() -> None:
+@pytest.mark.parametrize(("fails", "match"), [("fail_start", None), ("fail_prefill", "MemoryError")])
+async def test_a_row_that_fails_at_its_start_or_its_prompt_harms_no_other(fails: str, match: str | None) -> None:
     decoder = DummyDecoder(endless)
-    decoder.fail_prefill = lambda row: len(row.prompt) == 7
+    setattr(decoder, fails, lambda row: len(row.prompt) == 7)
     async with engine_with(decoder) as (engine, _):
         rows = [row(length=2), row(prompt=7), row(length=3)]
         first, bad, last = await engine.submit(rows, [None] * 3, timeout=10)
-        with pytest.raises(EngineError, match="MemoryError"):
+        with pytest.raises(EngineError, match=match):
             _ = [t async for t in bad]
         assert len([t async for t in first]) == 2
         assert len([t async for t in last]) == 3
-
-
-async def test_past_the_queue_all_rows_of_a_request_are_refused_with_a_time_to_come_back() -> None:
-    decoder = DummyDecoder(endless)
-    decoder.hold.clear()
-    async with engine_with(decoder, max_batch=2, max_queue=1) as (engine, metrics):
-        await engine.submit([row() for _ in range(2)], [None] * 2, timeout=10)
-        await until(lambda: value(metrics, "llgbm_batch_rows") == 2)
-        with pytest.raises(QueueFullError) as caught:
-            await engine.submit([row() for _ in range(2)], [None] * 2, timeout=10)
-        assert caught.value.retry_after >= 1
-        assert value(metrics, "llgbm_queue_depth") == 0
-        await engine.submit([row()], [None], timeout=10)
-        assert value(metrics, "llgbm_queue_depth") == 1
-        assert value(metrics, "llgbm_rejected_total", reason="queue") == 1
 
 
 async def test_a_cancelled_row_is_gone_before_its_next_token() -> None:
@@ -231,16 +217,6 @@ async def test_after_a_failed_step_prompts_on_their_way_begin_again() -> None:
         assert value(metrics, "llgbm_rows_finished_total", reason="failed") == 1
 
 
-async def test_a_row_that_cannot_start_harms_no_other() -> None:
-    decoder = DummyDecoder(endless)
-    decoder.fail_start = lambda row: len(row.prompt) == 7
-    async with engine_with(decoder) as (engine, _):
-        bad, good = await engine.submit([row(prompt=7), row(length=2)], [None] * 2, timeout=10)
-        with pytest.raises(EngineError):
-            _ = [t async for t in bad]
-        assert len([t async for t in good]) == 2
-
-
 async def test_jobs_run_in_the_torch_thread_between_tokens_and_are_bounded() -> None:
     decoder = DummyDecoder(endless)
     decoder.step_seconds = 0.02  # the row is still running when it is held below
@@ -260,36 +236,9 @@ async def test_jobs_run_in_the_torch_thread_between_tokens_and_are_bounded() -> 
         decoder.hold.set()
         await asyncio.gather(*jobs)
         assert len([t async for t in stream]) == 400
-
-
-async def test_stopping_ends_everything_with_an_error() -> None:
-    decoder = DummyDecoder(endless)
-    decoder.step_seconds = 0.01
-    async with engine_with(decoder, max_batch=1) as (engine, _):
-        streams = await engine.submit([row(length=10_000) for _ in range(2)], [None] * 2, timeout=60)
-        await until(lambda: len(decoder.rows) == 1)
         await engine.stop()
-        for stream in streams:
-            with pytest.raises(StoppedError):
-                _ = [t async for t in stream]
-        with pytest.raises(StoppedError):
-            await engine.submit([row()], [None], timeout=1)
         with pytest.raises(StoppedError):
             await engine.run(lambda: None)
-
-
-async def test_ending_the_rows_leaves_the_engine_working() -> None:
-    decoder = DummyDecoder(endless)
-    decoder.step_seconds = 0.005
-    async with engine_with(decoder, max_batch=1) as (engine, _):
-        streams = await engine.submit([row(length=10_000) for _ in range(2)], [None] * 2, timeout=60)
-        await until(lambda: len(decoder.rows) == 1)
-        engine.end_rows(StoppedError("draining"))
-        for stream in streams:
-            with pytest.raises(StoppedError):
-                _ = [t async for t in stream]
-        (after,) = await engine.submit([row(length=2)], [None], timeout=10)
-        assert len([t async for t in after]) == 2
 
 
 async def test_the_gateway_metric_names_the_adapters_that_run_and_wait() -> None:
