@@ -79,7 +79,13 @@ def assert_hooks_merge_and_peft_agree(base: Base, path: Path, weights: LoRAWeigh
 # One adapter for the whole batch
 
 
-@pytest.mark.parametrize("adapter", [a for a in ADAPTERS if a is not None and a.dtype == torch.float32])
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        *(a for a in ADAPTERS if a is not None and a.dtype == torch.float32),
+        random_lora(LoRASpec(3, 1.5, (SPEC.modules[0], SPEC.modules[-1]), use_rslora=True), 3),
+    ],
+)
 def test_hooked_is_merged_is_peft(adapter: LoRAWeights, tiny_base: Base, tiny_base_path: Path, tmp_path: Path) -> None:
     assert_hooks_merge_and_peft_agree(tiny_base, tiny_base_path, adapter, IDS, tmp_path / "a")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load, load_file, save
 from torch import Tensor
@@ -26,10 +26,8 @@ from llgbm.adapters.peft_io import (
     save_peft,
     to_bytes,
 )
-from llgbm.base import Base
 from llgbm.config import TARGET_MODULES, LoRASpec, lora_spec, model_spec
 from llgbm.errors import AdapterFormatError
-from llgbm.functional import FunctionalLoRA
 from llgbm.lora import LoRAWeights
 from tests.fixtures import random_lora
 
@@ -129,33 +127,6 @@ def test_tensors_of_a_generator_are_stored_without_their_graph() -> None:
 # PEFT reads our files, and we read PEFT's
 
 
-@pytest.mark.parametrize(
-    "spec",
-    [
-        SPEC,
-        LoRASpec.for_model(TINY, rank=2, alpha=3.0, targets=("q_proj", "down_proj"), layers=(1,)),
-        LoRASpec(3, 1.5, (SPEC.modules[0], SPEC.modules[-1]), use_rslora=True),
-    ],
-    ids=["all", "one-layer", "two-modules-rslora"],
-)
-def test_peft_gives_the_logits_of_the_hooks(
-    spec: LoRASpec, tiny_base: Base, tiny_base_path: Path, tmp_path: Path
-) -> None:
-    weights = random_lora(spec, 3)
-    save_peft(weights, tmp_path / "adapter", base_id=TINY.base_id)
-    model = AutoModelForCausalLM.from_pretrained(tiny_base_path, dtype=torch.float32)
-    with_peft = PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
-    ids = torch.arange(40).reshape(2, 20)
-    with torch.no_grad():
-        expected = with_peft(ids).logits
-        with FunctionalLoRA(tiny_base.model).applied(weights) as applied:
-            actual = tiny_base.model(ids).logits
-    assert applied.modules_hooked == len(spec.modules)
-    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
-    with torch.no_grad():
-        assert (tiny_base.model(ids).logits - expected).abs().max() > 0.01
-
-
 @pytest.mark.parametrize("rslora", [False, True])
 def test_what_peft_saves_is_read(rslora: bool, tiny_base_path: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_base_path, dtype=torch.float32)
@@ -182,14 +153,6 @@ def test_what_peft_saves_is_read(rslora: bool, tiny_base_path: Path, tmp_path: P
     assert load_file(again / WEIGHTS_FILE).keys() == load_file(tmp_path / WEIGHTS_FILE).keys()
     with safe_open(again / WEIGHTS_FILE, "pt") as ours, safe_open(tmp_path / WEIGHTS_FILE, "pt") as theirs:
         assert ours.metadata() == theirs.metadata()
-
-
-def test_dora_of_peft_is_refused(tiny_base_path: Path, tmp_path: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny_base_path, dtype=torch.float32)
-    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", use_dora=True)
-    get_peft_model(model, config).save_pretrained(str(tmp_path))
-    with pytest.raises(AdapterFormatError, match="use_dora"):
-        load_peft(tmp_path)
 
 
 # Damaged, hostile and wrong files

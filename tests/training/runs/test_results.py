@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llgbm.errors import TaskFormatError
-from training.cli.command_line import Command, main, parse_words
-from training.cli.config import from_dict, load_config, to_dict
+from training.cli.command_line import parse_words
+from training.cli.config import load_config
 from training.runs.artefacts import read_manifest
 from training.runs.log import RunLog
 from training.runs.results import command_of, read_result, read_results, write_result
@@ -46,11 +46,6 @@ def test_the_recorded_command_line_gives_the_same_configuration(config: Config) 
     words = shlex.split(command_of("fit", config))
     assert words[:4] == ["python", "-m", "training", "fit"]
     assert load_config(Config, overrides=parse_words(words[4:]).overrides) == config
-
-
-@given(CONFIGS)
-def test_a_recorded_configuration_reads_back(config: Config) -> None:
-    assert from_dict(Config, to_dict(config)) == config
 
 
 def test_the_defaults_need_no_words() -> None:
@@ -94,14 +89,3 @@ def test_what_is_no_result_is_refused_by_name(tmp_path: Path, content: str) -> N
     (tmp_path / "results" / "x.json").write_text(content)
     with pytest.raises(TaskFormatError, match=r"x\.json"):
         read_results(tmp_path)
-
-
-def test_the_table_runs_a_recorded_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table = (Command("fit", "", f"{__name__}:Config", f"{__name__}:show"),)
-    config = Config(workdir=tmp_path, text="a b='c'", pairs=(("x", "y,z"),))
-    assert main(table, shlex.split(command_of("fit", config))[3:], program="training") == 0
-    assert capsys.readouterr().out == f"{config}\n"
-
-
-def show(config: Config) -> None:
-    print(config)  # noqa: T201

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from llgbm.errors import TaskFormatError
 from training.runs.artefacts import read_manifest
 from training.tasks.format import Example, Task, load_tasks, tasks_digest
 from training.tasks.list_tasks import COLUMNS, Config, index_row, index_text, print_table, run
@@ -73,12 +72,3 @@ def test_tasks_are_made_listed_and_recorded(tmp_path: Path, capsys: pytest.Captu
     made = read_manifest(tmp_path / "runs")["tasks.tsv"]
     assert (made.command, made.data_digest) == ("tasks", tasks_digest(tasks))
     assert "4 tasks" in capsys.readouterr().out
-
-
-def test_a_task_of_the_same_name_is_not_overwritten(tmp_path: Path) -> None:
-    config = Config(folder=tmp_path / "tasks", workdir=tmp_path / "runs", synthetic=1, families=("votes",), seed=5)
-    run(config)
-    before = load_tasks(tmp_path / "tasks")
-    with pytest.raises(TaskFormatError, match="holds another task of this name"):
-        run(Config(folder=tmp_path / "tasks", workdir=tmp_path / "runs", synthetic=1, families=("votes",), seed=6))
-    assert load_tasks(tmp_path / "tasks") == before
