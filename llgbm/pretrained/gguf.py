@@ -62,26 +62,25 @@ def convert_gguf(
     folder: Path,
     *,
     dtype: StorageDtype = "float32",
-    tied: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write the model in `gguf_path` to `folder` in Hugging Face layout.
+
+    The model shares its input embedding and its output head, as Qwen2.5 models up to 3B do. Its GGUF file may hold the
+    matrix twice, at two precisions: the head's copy is the better one, and is stored once, as the embedding.
 
     Args:
         gguf_path: a GGUF file, architecture ``qwen2``, any quantisation that `gguf` can dequantise.
         folder: an existing folder; files of the same names are overwritten.
         dtype: of every stored tensor. Dequantisation is always in float32.
-        tied: the model shares its input embedding and output head, as Qwen2.5 models up to 3B do. Such a GGUF may hold
-            the matrix twice, at two precisions: the head's copy is the better one, and is stored once, as the
-            embedding.
         progress: called with (bytes written, bytes in all) of ``model.safetensors``.
 
     Raises:
         GGUFConversionError: wrong architecture, a missing metadata field, or tensors missing or left over.
     """
     reader = GGUFReader(str(gguf_path))
-    config = _model_config(reader, dtype=dtype, tied=tied)
-    tensors = _named_tensors(reader, layers=config["num_hidden_layers"], tied=tied)
+    config = _model_config(reader, dtype=dtype)
+    tensors = _named_tensors(reader, layers=config["num_hidden_layers"])
     config["vocab_size"] = int(tensors[_EMBEDDING].shape[1])  # GGUF writes shapes innermost first
 
     _write_json(folder / "config.json", config)
@@ -97,7 +96,7 @@ def _field(reader: GGUFReader, key: str) -> Any:
     return field.contents()
 
 
-def _model_config(reader: GGUFReader, *, dtype: StorageDtype, tied: bool) -> dict[str, Any]:
+def _model_config(reader: GGUFReader, *, dtype: StorageDtype) -> dict[str, Any]:
     """The model's config.json, with the keys of Qwen's own repositories, which old and new readers know."""
     architecture = _field(reader, "general.architecture")
     if architecture != "qwen2":
@@ -121,7 +120,7 @@ def _model_config(reader: GGUFReader, *, dtype: StorageDtype, tied: bool) -> dic
         "initializer_range": 0.02,
         "use_cache": True,
         "use_sliding_window": False,
-        "tie_word_embeddings": tied,
+        "tie_word_embeddings": True,
         "bos_token_id": _field(reader, "tokenizer.ggml.bos_token_id"),
         "eos_token_id": _field(reader, "tokenizer.ggml.eos_token_id"),
         "pad_token_id": _field(reader, "tokenizer.ggml.padding_token_id"),
@@ -139,7 +138,7 @@ def _generation_config(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _named_tensors(reader: GGUFReader, *, layers: int, tied: bool) -> dict[str, ReaderTensor]:
+def _named_tensors(reader: GGUFReader, *, layers: int) -> dict[str, ReaderTensor]:
     """The file's tensors by their Hugging Face names, in the order of the model."""
     found: dict[str, ReaderTensor] = {}
     for tensor in reader.tensors:
@@ -147,11 +146,11 @@ def _named_tensors(reader: GGUFReader, *, layers: int, tied: bool) -> dict[str, 
         if name is None:
             raise GGUFConversionError(f"the GGUF file has a tensor {tensor.name!r} that has no place in a Qwen2 model")
         found[name] = tensor
-    if tied and _HEAD in found:
+    if _HEAD in found:
         found[_EMBEDDING] = found.pop(_HEAD)
 
     wanted = [_EMBEDDING, *(f"model.layers.{i}.{n}" for i in range(layers) for n in _LAYER_NAMES.values())]
-    wanted += ["model.norm.weight"] if tied else ["model.norm.weight", _HEAD]
+    wanted.append("model.norm.weight")
     missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
     if missing or extra:
         raise GGUFConversionError(

@@ -1,4 +1,3 @@
-import json
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -95,15 +94,6 @@ def test_a_single_embedding_serves_a_tied_model(tmp_path: Path) -> None:
     del tensors["output.weight"]
     weights = load_file(converted(tmp_path, tensors) / "model.safetensors")
     np.testing.assert_array_equal(weights["model.embed_tokens.weight"], tensors["token_embd.weight"])
-
-
-def test_an_untied_model_keeps_both_matrices(tmp_path: Path) -> None:
-    tensors = tiny.tiny_tensors()
-    folder = converted(tmp_path, tensors, convert={"tied": False})
-    weights = load_file(folder / "model.safetensors")
-    np.testing.assert_array_equal(weights["model.embed_tokens.weight"], tensors["token_embd.weight"])
-    np.testing.assert_array_equal(weights["lm_head.weight"], tensors["output.weight"])
-    assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is False
 
 
 def test_float16_storage_rounds_once_and_loads_as_float16(tmp_path: Path) -> None:
