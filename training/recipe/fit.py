@@ -146,20 +146,20 @@ def _fit(
     base = load_base(config.base, storage=config.base_storage, device=config.device)
     teachers = load_teachers(config.teachers, [t.task_id for t in tasks], base.spec.base_id) if config.teachers else {}
     meter, deltas = _teacher_deltas(config, base, teachers)
+    generator = create_generator(base.spec, default_lora(base.spec), config.generator, seed=config.training.seed)
+    start = None if config.start is None else started_from(config.start, generator)
     sampler = TaskSampler(
         tasks,
         base,
         encoder,
         config.sampler,
-        config.training.seed,
+        batch_seed(config.training.seed, start),
         pools.synthetic,
         pools.relatives,
         with_context_rows=config.distillation > 0 or config.state_matching > 0,
         teachers=teachers if config.context_teacher == "adapter" else None,
         deltas=deltas,
     )
-    generator = create_generator(base.spec, default_lora(base.spec), config.generator, seed=config.training.seed)
-    start = None if config.start is None else started_from(config.start, generator)
     objective = TaskObjective(
         base,
         label_smoothing=config.label_smoothing,
@@ -265,6 +265,15 @@ def training_tasks(config: Config) -> TrainingSet:
         hidden_families=config.hidden_families,
         families=config.families,
     )
+
+
+def batch_seed(seed: int, start: GeneratorManifest | None) -> int:
+    """The seed of the batches: another one for each start.
+
+    With the same seed a fit that goes on from an artefact would draw the batches again that the artefact was trained on:
+    the same tasks, wordings, rows and noise. Its loss then falls by what it remembers of them.
+    """
+    return seed if start is None else seed ^ int(start.digest, 16)
 
 
 def started_from(folder: Path, generator: LoRAGenerator) -> GeneratorManifest:

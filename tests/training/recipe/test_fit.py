@@ -148,6 +148,26 @@ def test_a_fit_may_go_on_from_another_generator(config: fit.Config) -> None:
     assert lines[1][0]["loss"] < 0.8 * lines[0][0]["loss"]
 
 
+def test_a_fit_that_goes_on_draws_other_batches(config: fit.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start was trained on the batches of the same seed; once more they would teach it nothing new."""
+    drawn: list[list[object]] = []
+    draw = TaskSampler.__call__
+
+    def batches(self: TaskSampler, step: int) -> TrainingBatch:
+        batch = draw(self, step)
+        drawn.append([[row.answer for row in group.rows] for group in batch])
+        return batch
+
+    monkeypatch.setattr(TaskSampler, "__call__", batches)
+    short = replace(config, sampler=replace(config.sampler, warm_start_steps=0), check=CheckConfig(every=0))
+    short = replace(short, training=replace(config.training, steps=3))
+    fit.run(short)
+    fit.run(replace(short, workdir=config.workdir.with_name("again")))
+    assert drawn[3:] == drawn[:3]
+    fit.run(replace(short, workdir=config.workdir.with_name("further"), start=config.workdir / "generator"))
+    assert all(new != old for new, old in zip(drawn[6:], drawn[:3], strict=True))
+
+
 def test_a_generator_of_another_size_is_no_start(config: fit.Config) -> None:
     fit.run(config)
     other = replace(config, workdir=config.workdir.with_name("other"), start=config.workdir / "generator")
