@@ -270,8 +270,8 @@ def training_tasks(config: Config) -> TrainingSet:
 def batch_seed(seed: int, start: GeneratorManifest | None) -> int:
     """The seed of the batches: another one for each start.
 
-    With the same seed a fit that goes on from an artefact would draw the batches again that the artefact was trained on:
-    the same tasks, wordings, rows and noise. Its loss then falls by what it remembers of them.
+    With the same seed, a fit that goes on from an artefact would draw the batches that the artefact was trained on once
+    more: the same tasks, wordings, rows and noise. Its loss would fall by what it remembers of them.
     """
     return seed if start is None else seed ^ int(start.digest, 16)
 
