@@ -23,14 +23,17 @@ from llgbm.config import LoRASpec
 from llgbm.errors import AdapterMismatchError, AdapterNotAppliedError
 from llgbm.linears.shared_input import SharedInput, input_groups
 from llgbm.lora import LoRAWeights, Stack
-from llgbm.packed.lora import Piece, add_products_with_b, pieces_of, products_with_a
+from llgbm.packed.lora import InputGradient, Pieces, add_products_with_b, pieces_of, products_with_a
 
 _MODELS_IN_USE: WeakSet[nn.Module] = WeakSet()
 """Models inside a context. Kept per model, not per FunctionalLoRA: two of these on one model would add up."""
 
 
-Hook = Callable[[Tensor, Tensor], Tensor]
-"""(input, output) of a Linear -> output, with the products added in place."""
+Hook = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(input, output, weight) of a Linear -> output, with the products added in place.
+
+With a weight, the hook also computes the gradient of the input through the Linear; None leaves that to the Linear.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,19 +234,20 @@ class _Group:
         # spans count rows, or tokens of a packed row; bounds always count tokens of the flat input
         return tuple((s.start * width, s.stop * width) for s in self.spans)
 
-    def pieces(self, name: str, x: Tensor) -> tuple[Piece, ...]:
+    def pieces(self, name: str, x: Tensor) -> Pieces:
         """The spans, in pieces."""
         specs = [adapter.spec for adapter in self.adapters]
         scalings, rank = tuple(spec.scaling for spec in specs), max(spec.rank for spec in specs)
-        return pieces_of(self.bounds(name, x), scalings, rank, x.dtype, x.device)
+        return pieces_of(x.shape[0] * x.shape[1], self.bounds(name, x), scalings, rank, x.dtype, x.device)
 
-    def hidden(self, reader: int, x: Tensor) -> Tensor:
+    def hidden(self, reader: int, x: Tensor) -> tuple[Tensor, InputGradient]:
         """The product of `x` with A of the module with number `reader`, with gradients."""
-        return self._hidden.read(reader, x)[reader]
+        hidden, frozen = self._hidden.read(reader, x)
+        return hidden[reader], frozen
 
-    def _products_with_a(self, x: Tensor) -> tuple[Tensor, ...]:
-        a = [_stacked("a", name, self.adapters, x) for name in self.names]
-        return products_with_a(x.flatten(0, 1), self.pieces(self.names[0], x), a)
+    def _products_with_a(self, x: Tensor) -> tuple[tuple[Tensor, ...], InputGradient]:
+        a, frozen = [_stacked("a", name, self.adapters, x) for name in self.names], InputGradient()
+        return products_with_a(x.flatten(0, 1), self.pieces(self.names[0], x), a, frozen), frozen
 
 
 class _Hook:
@@ -256,14 +260,16 @@ class _Hook:
         self._group, self._reader, self._name = group, reader, group.names[reader]
         self._padded = padded
 
-    def __call__(self, x: Tensor, output: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, output: Tensor, weight: Tensor | None = None) -> Tensor:
         group, name = self._group, self._name
         if len(self._padded) > 1 and x.shape[:2] == (len(self._padded), group.longest):
             return self._on_padded_rows(x, output)
         if torch.is_grad_enabled():
             pieces = group.pieces(name, x)
-            b = _stacked("b", name, group.adapters, x)
-            return add_products_with_b(output, group.hidden(self._reader, x), pieces, b)
+            b, (hidden, frozen) = _stacked("b", name, group.adapters, x), group.hidden(self._reader, x)
+            if weight is None or not x.requires_grad:
+                return add_products_with_b(output, hidden, pieces, b, None)
+            return add_products_with_b(output.detach(), hidden, pieces, b, (frozen, weight))
         flat = x.reshape(-1, x.shape[-1])  # (tokens, in)
         flat_output = output.view(len(flat), -1)  # (tokens, out), the output's own memory
         for (start, stop), adapter in zip(group.bounds(name, x), group.adapters, strict=True):
@@ -312,6 +318,7 @@ def _common_stack(adapters: Sequence[LoRAWeights | None]) -> Stack | None:
 def _recording(name: str, hook: Hook, fired: set[str]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
     def run(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         fired.add(name)
-        return hook(args[0], output)
+        weight = module.weight if type(module) is nn.Linear and not module.weight.requires_grad else None
+        return hook(args[0], output, weight)
 
     return run

@@ -7,7 +7,7 @@ keeps x and the rank-sized products only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -20,63 +20,102 @@ _SPANS_A_PRODUCT = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
-    """Neighbouring spans that share their products: tokens `start` to `stop`, adapters `first` to `last`.
+class Pieces:
+    """All T tokens of a row in pieces of neighbouring spans that share their products.
 
     Attributes:
-        mask: (tokens, adapters * r), the scaling where a column belongs to the token's own adapter, elsewhere 0.
+        sizes: tokens of each piece.
+        columns: for each piece c r, with c adapters of rank r.
+        masks: for each piece (tokens, c r): the scaling where a column belongs to the token's own adapter, elsewhere 0.
     """
 
-    start: int
-    stop: int
-    first: int
-    last: int
-    mask: Tensor
+    sizes: list[int]
+    columns: list[int]
+    masks: list[Tensor]
 
-    @property
-    def tokens(self) -> slice:
-        """The tokens of the piece."""
-        return slice(self.start, self.stop)
+    def tokens(self, x: Tensor) -> Sequence[Tensor]:
+        """The rows of each piece in (T, n), views."""
+        return x.split(self.sizes)
 
-    @property
-    def own(self) -> slice:
-        """Its adapters."""
-        return slice(self.first, self.last)
+    def factors(self, factors: Tensor) -> Sequence[Tensor]:
+        """The adapters (c r, n) of each piece in (G, r, n), views."""
+        return factors.flatten(0, 1).split(self.columns)
+
+    def hidden(self, hidden: Tensor) -> Sequence[Tensor]:
+        """The rank-sized products (tokens, c r) of each piece in (T, c r of the widest piece), views."""
+        wide = zip(hidden.split(self.sizes), self.columns, strict=True)
+        return [part if part.shape[1] == columns else part[:, :columns] for part, columns in wide]
 
 
 @lru_cache(maxsize=4)  # all modules of a batch have the same spans
 def pieces_of(
+    total: int,
     bounds: tuple[tuple[int, int], ...],
     scalings: tuple[float, ...],
     rank: int,
     dtype: torch.dtype,
     device: torch.device,
-) -> tuple[Piece, ...]:
-    """The pieces of spans with these bounds, in tokens, and scalings of their adapters."""
-    pieces = []
+) -> Pieces:
+    """The pieces of spans with these bounds, in a row of `total` tokens, and with these scalings of their adapters.
+
+    Args:
+        total: T. Tokens without a span belong to a piece too, and the mask leaves them out.
+        bounds: first and last token of each span, in order.
+        scalings: of the spans' adapters.
+        rank: r.
+        dtype, device: of the masks.
+    """
+    pieces = Pieces([], [], [])
     for first in range(0, len(bounds), _SPANS_A_PRODUCT):
-        members = bounds[first : first + _SPANS_A_PRODUCT]
-        start, stop = members[0][0], members[-1][1]
+        last = first + _SPANS_A_PRODUCT
+        start = sum(pieces.sizes)
+        stop = bounds[last][0] if last < len(bounds) else total
+        members = bounds[first:last]
         mask = torch.zeros(stop - start, len(members), rank, dtype=dtype, device=device)
         for place, (begin, end) in enumerate(members):
             mask[begin - start : end - start, place] = scalings[first + place]
-        pieces.append(Piece(start, stop, first, first + len(members), mask.flatten(1)))
-    return tuple(pieces)
+        pieces.sizes.append(stop - start)
+        pieces.columns.append(len(members) * rank)
+        pieces.masks.append(mask.flatten(1))
+    return pieces
 
 
-def products_with_a(x: Tensor, pieces: Sequence[Piece], a: Sequence[Tensor]) -> tuple[Tensor, ...]:
+class InputGradient:
+    """The gradient of an input x (T, in) that several frozen Linears read, summed up by the products themselves.
+
+    The backward passes of `add_products_with_b` add to it. That of `products_with_a` runs after them, adds its own and
+    takes it.
+    """
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+
+    def add(self, grad: Tensor, weight: Tensor) -> None:
+        """Add g W for the gradient g (T, out) of a Linear's output and its W (out, in)."""
+        self._sum = grad @ weight if self._sum is None else self._sum.addmm_(grad, weight)
+
+    def take(self, x: Tensor) -> Tensor:
+        """The sum, of the shape of `x`; it starts again at 0."""
+        found, self._sum = self._sum, None
+        return torch.zeros_like(x) if found is None else found
+
+
+def products_with_a(x: Tensor, pieces: Pieces, a: Sequence[Tensor], gradient: InputGradient) -> tuple[Tensor, ...]:
     """The products s x A^T (T, c r) for each of several modules, with c adapters in a piece.
 
     Args:
         x: (T, in), the input of all of them.
         pieces: of the spans.
         a: A (G, r, in) of each module, one for each span.
+        gradient: of `x`, for `add_products_with_b`.
     """
-    hidden: tuple[Tensor, ...] = _ProductsWithA.apply(x, pieces, *a)  # type: ignore[no-untyped-call]
+    hidden: tuple[Tensor, ...] = _ProductsWithA.apply(x, pieces, gradient, *a)  # type: ignore[no-untyped-call]
     return hidden
 
 
-def add_products_with_b(output: Tensor, hidden: Tensor, pieces: Sequence[Piece], b: Tensor) -> Tensor:
+def add_products_with_b(
+    output: Tensor, hidden: Tensor, pieces: Pieces, b: Tensor, through: tuple[InputGradient, Tensor] | None
+) -> Tensor:
     """`output` plus h B^T, in place: the gradient of a frozen Linear does not need its output.
 
     Args:
@@ -84,21 +123,24 @@ def add_products_with_b(output: Tensor, hidden: Tensor, pieces: Sequence[Piece],
         hidden: h (T, c r), of `products_with_a`.
         pieces: of the spans.
         b: B^T (G, r, out), one for each span.
+        through: the gradient of the Linear's input and its weight W (out, in), if `output` has no graph of its own.
     """
-    result: Tensor = _AddProductsWithB.apply(output, hidden, pieces, b)  # type: ignore[no-untyped-call]
+    result: Tensor = _AddProductsWithB.apply(output, hidden, pieces, b, through)  # type: ignore[no-untyped-call]
     return result
 
 
 class _ProductsWithA(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, pieces: Sequence[Piece], *a: Tensor) -> tuple[Tensor, ...]:
-        width = max(piece.mask.shape[1] for piece in pieces)
-        hidden = tuple(x.new_empty(len(x), width) for _ in a)
-        for piece in pieces:
-            parts = (x[piece.tokens] @ _side_by_side(a, piece).t()).chunk(len(a), dim=1)  # (n, c r) each
-            for out, part in zip(hidden, parts, strict=True):
-                torch.mul(part, piece.mask, out=out[piece.tokens, : part.shape[1]])
-        ctx.pieces = pieces
+    def forward(ctx: Any, x: Tensor, pieces: Pieces, gradient: InputGradient, *a: Tensor) -> tuple[Tensor, ...]:
+        hidden = tuple(x.new_empty(len(x), max(pieces.columns)) for _ in a)
+        of_pieces = zip(
+            pieces.tokens(x), _by_piece(pieces.factors, a), _by_piece(pieces.hidden, hidden), pieces.masks, strict=True
+        )
+        for own, factors, outs, mask in of_pieces:
+            parts = (own @ _joined(factors, 0).t()).chunk(len(a), dim=1)  # (n, c r) each
+            for out, part in zip(outs, parts, strict=True):
+                torch.mul(part, mask, out=out)
+        ctx.pieces, ctx.gradient = pieces, gradient
         ctx.save_for_backward(x, *a)
         return hidden
 
@@ -106,30 +148,40 @@ class _ProductsWithA(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *a = ctx.saved_tensors
-        wanted_x, wanted_a = ctx.needs_input_grad[0], any(ctx.needs_input_grad[2:])
-        covered = sum(piece.stop - piece.start for piece in ctx.pieces) == len(x)
-        grad_x = (torch.empty_like if covered else torch.zeros_like)(x) if wanted_x else None
-        grad_a = [torch.empty_like(t) if wanted_a else None for t in a]
-        for piece in ctx.pieces:
+        pieces = ctx.pieces
+        wanted_x, wanted_a = ctx.needs_input_grad[0], any(ctx.needs_input_grad[3:])
+        grad_x = ctx.gradient.take(x)
+        grad_a = [torch.empty_like(t) if wanted_a else t for t in a]
+        of_pieces = zip(
+            pieces.tokens(x),
+            _by_piece(pieces.factors, a),
+            _by_piece(pieces.hidden, grads),
+            pieces.masks,
+            pieces.tokens(grad_x),
+            _by_piece(pieces.factors, grad_a),
+            strict=True,
+        )
+        for own, factors, of_hidden, mask, own_grad_x, own_grad_a in of_pieces:
             # h = s x A^T, masked: dx = dh A, dA = dh^T x
-            masked = [grad[piece.tokens, : piece.mask.shape[1]] * piece.mask for grad in grads]
-            grad_h = torch.cat(masked, dim=1) if len(masked) > 1 else masked[0]  # (n, modules c r)
-            if grad_x is not None:
-                torch.mm(grad_h, _side_by_side(a, piece), out=grad_x[piece.tokens])
+            grad_h = _joined([grad * mask for grad in of_hidden], 1)  # (n, modules c r)
+            if wanted_x:
+                own_grad_x.addmm_(grad_h, _joined(factors, 0))
             if wanted_a:
-                parts = (grad_h.t() @ x[piece.tokens]).chunk(len(a))  # (c r, in) each
-                for target, part in zip(grad_a, parts, strict=True):
-                    target[piece.own] = part.view_as(target[piece.own])  # type: ignore[index, union-attr]
-        return grad_x, None, *grad_a
+                parts = (grad_h.t() @ own).chunk(len(a))  # (c r, in) each
+                for target, part in zip(own_grad_a, parts, strict=True):
+                    target.copy_(part)
+        return grad_x if wanted_x else None, None, None, *(grad_a if wanted_a else [None] * len(a))
 
 
 class _AddProductsWithB(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, output: Tensor, h: Tensor, pieces: Sequence[Piece], b: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, output: Tensor, h: Tensor, pieces: Pieces, b: Tensor, through: tuple[InputGradient, Tensor] | None
+    ) -> Tensor:
         flat = output.view(len(h), -1)
-        for piece in pieces:
-            flat[piece.tokens].addmm_(_hidden(h, piece), b[piece.own].flatten(0, 1))
-        ctx.pieces = pieces
+        for own, of_hidden, factor in zip(pieces.tokens(flat), pieces.hidden(h), pieces.factors(b), strict=True):
+            own.addmm_(of_hidden, factor)
+        ctx.pieces, ctx.through = pieces, through
         ctx.save_for_backward(h, b)
         # The same memory as a new tensor. An output marked as changed may be a view, like that of a Linear with a bias,
         # and autograd would copy its gradient three times.
@@ -139,22 +191,34 @@ class _AddProductsWithB(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         h, b = ctx.saved_tensors
+        pieces = ctx.pieces
         flat = grad.reshape(len(h), -1)
         grad_h, grad_b = torch.empty_like(h), torch.empty_like(b)
-        for piece in ctx.pieces:
+        of_pieces = zip(
+            pieces.tokens(flat),
+            pieces.hidden(h),
+            pieces.factors(b),
+            pieces.hidden(grad_h),
+            pieces.factors(grad_b),
+            strict=True,
+        )
+        for g, of_hidden, factor, own_grad_h, own_grad_b in of_pieces:
             # y = h B^T: dh = g B, dB^T = h^T g
-            g = flat[piece.tokens]  # (n, out)
-            torch.mm(g, b[piece.own].flatten(0, 1).t(), out=_hidden(grad_h, piece))
-            torch.mm(_hidden(h, piece).t(), g, out=grad_b[piece.own].view(-1, b.shape[2]))
-        return grad, grad_h, None, grad_b
+            torch.mm(g, factor.t(), out=own_grad_h)
+            torch.mm(of_hidden.t(), g, out=own_grad_b)
+        if ctx.through is None:
+            return grad, grad_h, None, grad_b, None
+        # where h needs no gradient now, the backward pass of the products with A does not run, and nobody takes the sum
+        if ctx.needs_input_grad[1]:
+            gradient, weight = ctx.through
+            gradient.add(flat, weight)
+        return None, grad_h, None, grad_b, None
 
 
-def _side_by_side(a: Sequence[Tensor], piece: Piece) -> Tensor:
-    """(modules c r, in): the A of the piece's adapters, module by module."""
-    parts = [t[piece.own].flatten(0, 1) for t in a]
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+def _by_piece(split: Callable[[Tensor], Sequence[Tensor]], tensors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """For each piece the parts of all modules' tensors."""
+    return list(zip(*(split(tensor) for tensor in tensors), strict=True))
 
 
-def _hidden(h: Tensor, piece: Piece) -> Tensor:
-    """(n, c r): the rows and columns of a piece in (T, columns of the widest piece)."""
-    return h[piece.tokens, : piece.mask.shape[1]]
+def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=dim)
