@@ -200,8 +200,8 @@ class FunctionalLoRA:
             by_spans: dict[tuple[_Span, ...], list[str]] = {}
             for name in siblings:
                 by_spans.setdefault(tuple(s for s in spans if name in s.adapter.a), []).append(name)
-            for members, readers in by_spans.items():
-                group = _Group(readers, members, start, lengths)
+            for shared, readers in by_spans.items():
+                group = _Group(readers, shared, start, lengths)
                 hooks |= {name: _Hook(group, reader, rows) for reader, name in enumerate(readers)}
         return hooks
 
@@ -294,7 +294,7 @@ def _stacked(side: Literal["a", "b"], name: str, adapters: Sequence[LoRAWeights 
     """
     if (stack := _common_stack(adapters)) is not None:
         return (stack.a if side == "a" else stack.b)[name].to(like.device, like.dtype)
-    factors = [w and (w.a[name] if side == "a" else w.b[name].mT) for w in adapters]
+    factors = [None if w is None else w.a[name] if side == "a" else w.b[name].mT for w in adapters]
     rank = max(len(factor) for factor in factors if factor is not None)
     some = next(factor for factor in factors if factor is not None)
     whole = [some.new_zeros(rank, some.shape[1]) if f is None else _with_rows(f, rank) for f in factors]
@@ -308,7 +308,7 @@ def _with_rows(factor: Tensor, rank: int) -> Tensor:
 
 def _common_stack(adapters: Sequence[LoRAWeights | None]) -> Stack | None:
     """The stack whose adapters these are, all of them in order; None if there is none."""
-    stack = adapters[0] and adapters[0].stack
+    stack = None if adapters[0] is None else adapters[0].stack
     if stack is None or len(adapters) != len(next(iter(stack.a.values()))):
         return None
     own = all(w is not None and w.stack is stack and w.place == place for place, w in enumerate(adapters))

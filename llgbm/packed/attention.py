@@ -48,18 +48,19 @@ class _RotatedAttention(torch.autograd.Function):
         kv = key.shape[-1] // d
         q = _rotated(_by_key(query, kv, d), cos * scale, signed_sin * scale)  # (kv, T, m, d)
         k, v = _rotated(_by_key(key, kv, d), cos, signed_sin)[:, :, 0], _by_key(value, kv, d)[:, :, 0].contiguous()
+        lengths, m = [len(mask) for mask in masks], q.shape[2]
         attended = torch.empty_like(q)
+        of_spans = zip(
+            _rows(q, lengths), k.split(lengths, 1), v.split(lengths, 1), _rows(attended, lengths), masks, strict=True
+        )
         probabilities = []
-        start = 0
-        for mask in masks:
+        for own_q, own_k, own_v, out, mask in of_spans:
             n = len(mask)
-            own = slice(start, start + n)
-            scores = torch.bmm(q[:, own].flatten(1, 2), k[:, own].mT).view(kv, n, -1, n)
+            scores = torch.bmm(own_q, own_k.mT).view(kv, n, m, n)
             # float32 in the softmax, whatever the dtype of the states
-            p = torch.add(mask[:, None], scores).softmax(-1).to(q.dtype).view(kv, -1, n)  # (kv, n m, n)
-            attended[:, own] = torch.bmm(p, v[:, own]).view(kv, n, -1, d)
+            p = torch.add(mask[:, None], scores).softmax(-1).to(q.dtype).view(kv, n * m, n)
+            out.copy_(torch.bmm(p, own_v))
             probabilities.append(p)
-            start += n
         ctx.scale = scale
         ctx.save_for_backward(q, k, v, cos, signed_sin, *probabilities)
         return _by_token(attended)
@@ -68,24 +69,32 @@ class _RotatedAttention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, cos, signed_sin, *probabilities = ctx.saved_tensors
-        kv, _, m, d = q.shape
+        kv, _, _, d = q.shape
+        lengths = [p.shape[2] for p in probabilities]
         grads = _by_key(grad, kv, d).contiguous()
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        start = 0
-        for p in probabilities:
-            n = p.shape[-1]
-            own = slice(start, start + n)
-            g = grads[:, own].flatten(1, 2)  # (kv, n m, d)
-            grad_v[:, own] = torch.bmm(p.mT, g)
+        of_spans = zip(
+            *(_rows(t, lengths) for t in (q, grads, grad_q)),
+            *(t.split(lengths, 1) for t in (k, v, grad_k, grad_v)),
+            probabilities,
+            strict=True,
+        )
+        for own_q, g, own_grad_q, own_k, own_v, own_grad_k, own_grad_v, p in of_spans:
+            own_grad_v.copy_(torch.bmm(p.mT, g))
             # o = P v, P = softmax(q k^T): dS = P * (dP - rowsum(dP * P))
-            ds = torch._softmax_backward_data(torch.bmm(g, v[:, own].mT), p, -1, p.dtype)
-            grad_q[:, own] = torch.bmm(ds, k[:, own]).view(kv, n, m, d)
-            grad_k[:, own] = torch.bmm(ds.mT, q[:, own].flatten(1, 2))
-            start += n
+            ds = torch._softmax_backward_data(torch.bmm(g, own_v.mT), p, -1, p.dtype)
+            own_grad_q.copy_(torch.bmm(ds, own_k))
+            own_grad_k.copy_(torch.bmm(ds.mT, own_q))
         # a rotation's transpose is the rotation back
         query = _rotated(grad_q, cos * ctx.scale, signed_sin * -ctx.scale)
         key = _rotated(grad_k[:, :, None], cos, -signed_sin)
         return _by_token(query), _by_token(key), _by_token(grad_v[:, :, None]), None, None, None, None
+
+
+def _rows(states: Tensor, lengths: Sequence[int]) -> Sequence[Tensor]:
+    """(kv, T, m, d) -> (kv, n m, d) for each span of n tokens, views."""
+    m = states.shape[2]
+    return torch.split(states.flatten(1, 2), [n * m for n in lengths], 1)
 
 
 def _by_key(states: Tensor, kv: int, d: int) -> Tensor:

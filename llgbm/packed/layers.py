@@ -23,7 +23,7 @@ def packed_layers(model: nn.Module) -> Iterator[None]:
     changed: list[nn.Module] = []
 
     def replace(module: nn.Module, forward: Callable[..., object]) -> None:
-        module.forward = partial(forward, module)  # type: ignore[method-assign]
+        module.forward = partial(forward, module)
         changed.append(module)
 
     decoder = model.get_submodule("model")

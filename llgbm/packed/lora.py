@@ -35,15 +35,15 @@ class Pieces:
 
     def tokens(self, x: Tensor) -> Sequence[Tensor]:
         """The rows of each piece in (T, n), views."""
-        return x.split(self.sizes)
+        return torch.split(x, self.sizes)
 
     def factors(self, factors: Tensor) -> Sequence[Tensor]:
         """The adapters (c r, n) of each piece in (G, r, n), views."""
-        return factors.flatten(0, 1).split(self.columns)
+        return torch.split(factors.flatten(0, 1), self.columns)
 
     def hidden(self, hidden: Tensor) -> Sequence[Tensor]:
         """The rank-sized products (tokens, c r) of each piece in (T, c r of the widest piece), views."""
-        wide = zip(hidden.split(self.sizes), self.columns, strict=True)
+        wide = zip(torch.split(hidden, self.sizes), self.columns, strict=True)
         return [part if part.shape[1] == columns else part[:, :columns] for part, columns in wide]
 
 
@@ -65,39 +65,48 @@ def pieces_of(
         rank: r.
         dtype, device: of the masks.
     """
-    pieces = Pieces([], [], [])
+    sizes: list[int] = []
+    columns: list[int] = []
+    masks: list[Tensor] = []
     for first in range(0, len(bounds), _SPANS_A_PRODUCT):
         last = first + _SPANS_A_PRODUCT
-        start = sum(pieces.sizes)
+        start = sum(sizes)
         stop = bounds[last][0] if last < len(bounds) else total
         members = bounds[first:last]
         mask = torch.zeros(stop - start, len(members), rank, dtype=dtype, device=device)
         for place, (begin, end) in enumerate(members):
             mask[begin - start : end - start, place] = scalings[first + place]
-        pieces.sizes.append(stop - start)
-        pieces.columns.append(len(members) * rank)
-        pieces.masks.append(mask.flatten(1))
-    return pieces
+        sizes.append(stop - start)
+        columns.append(len(members) * rank)
+        masks.append(mask.flatten(1))
+    return Pieces(sizes, columns, masks)
 
 
 class InputGradient:
     """The gradient of an input x (T, in) that several frozen Linears read, summed up by the products themselves.
 
     The backward passes of `add_products_with_b` add to it. That of `products_with_a` runs after them, adds its own and
-    takes it.
+    takes it. It may not run at all, if only gradients of B are asked for, so a sum is valid in its own pass only.
     """
 
     def __init__(self) -> None:
         self._sum: Tensor | None = None
+        self._of_pass = -1
 
     def add(self, grad: Tensor, weight: Tensor) -> None:
         """Add g W for the gradient g (T, out) of a Linear's output and its W (out, in)."""
-        self._sum = grad @ weight if self._sum is None else self._sum.addmm_(grad, weight)
+        found = self._sum_of_this_pass()
+        self._sum = grad @ weight if found is None else found.addmm_(grad, weight)
+        self._of_pass = torch._C._current_graph_task_id()
 
     def take(self, x: Tensor) -> Tensor:
         """The sum, of the shape of `x`; it starts again at 0."""
-        found, self._sum = self._sum, None
+        found = self._sum_of_this_pass()
+        self._sum = None
         return torch.zeros_like(x) if found is None else found
+
+    def _sum_of_this_pass(self) -> Tensor | None:
+        return self._sum if self._of_pass == torch._C._current_graph_task_id() else None
 
 
 def products_with_a(x: Tensor, pieces: Pieces, a: Sequence[Tensor], gradient: InputGradient) -> tuple[Tensor, ...]:
@@ -208,10 +217,8 @@ class _AddProductsWithB(torch.autograd.Function):
             torch.mm(of_hidden.t(), g, out=own_grad_b)
         if ctx.through is None:
             return grad, grad_h, None, grad_b, None
-        # where h needs no gradient now, the backward pass of the products with A does not run, and nobody takes the sum
-        if ctx.needs_input_grad[1]:
-            gradient, weight = ctx.through
-            gradient.add(flat, weight)
+        gradient, weight = ctx.through
+        gradient.add(flat, weight)
         return None, grad_h, None, grad_b, None
 
 
