@@ -25,8 +25,8 @@ def one_by_one(states: list[Tensor], cos: Tensor, sin: Tensor, masks: list[Tenso
     q, k, v = (t.view(1, TOKENS, -1, D).transpose(1, 2) for t in states)
     q, k = apply_rotary_pos_emb(q, k, cos[None], sin[None])
     parts = [
-        F.scaled_dot_product_attention(*span, mask.to(q.dtype), scale=scale, enable_gqa=True)
-        for *span, mask in zip(*(t.split(LENGTHS, 2) for t in (q, k, v)), masks, strict=True)
+        F.scaled_dot_product_attention(own_q, own_k, own_v, mask.to(q.dtype), scale=scale, enable_gqa=True)
+        for own_q, own_k, own_v, mask in zip(*(t.split(LENGTHS, 2) for t in (q, k, v)), masks, strict=True)
     ]
     return torch.cat(parts, dim=2).transpose(1, 2).reshape(1, TOKENS, -1)
 
@@ -35,7 +35,8 @@ def one_by_one(states: list[Tensor], cos: Tensor, sin: Tensor, masks: list[Tenso
 def test_spans_attend_as_each_one_alone(dtype: torch.dtype, tolerance: float) -> None:
     states, cos, sin, masks = inputs(dtype)
     expected = one_by_one(states, cos, sin, masks, 0.3)
-    found = rotated_attention(*states, cos, sin, masks, 0.3)
+    query, key, value = states
+    found = rotated_attention(query, key, value, cos, sin, masks, 0.3)
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
     gradient = torch.randn(found.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     wanted = torch.autograd.grad(expected, states, gradient)

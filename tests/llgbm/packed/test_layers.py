@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,10 +22,11 @@ CONFIG = Qwen2Config(
 @pytest.fixture
 def model() -> nn.Module:
     torch.manual_seed(0)
-    made = Qwen2ForCausalLM(CONFIG).eval().requires_grad_(False)
+    made: Any = Qwen2ForCausalLM(CONFIG).eval().requires_grad_(False)
     for norm in (made.model.norm, made.model.layers[0].input_layernorm, made.model.layers[0].post_attention_layernorm):
         nn.init.normal_(norm.weight)
-    return made
+    result: nn.Module = made
+    return result
 
 
 def output_and_gradient(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
