@@ -16,8 +16,9 @@ from torch import nn
 from llgbm.config import MODEL_SPECS, ModelSpec
 from llgbm.errors import ConfigError, PretrainedNotFoundError
 from llgbm.linears.frozen_linear import Storage, store_linears
-from llgbm.linears.int8 import FbgemmProduct, Int8TrainingLinear
-from llgbm.linears.int8_file import int8_path, pack_int8, read_int8, write_int8
+from llgbm.linears.int8 import Int8TrainingLinear
+from llgbm.linears.int8_file import int8_path, map_int8, pack_int8, read_int8, write_int8
+from llgbm.linears.int8_weight_only import Int8WeightOnlyLinear
 from llgbm.pretrained.find import no_progress_bars, pretrained_revision, resolve_pretrained
 from llgbm.pretrained.folder import folder_problem
 
@@ -83,11 +84,12 @@ def load_base(
         name_or_path: a hub id, or a folder in Hugging Face layout. A hub id becomes the base id. A folder gets the
             base id of the preset with the same shape, else the folder's name.
         storage: how the Linear weights are stored. On a CPU activations stay float32, except with
-            "bfloat16_activations". On a GPU "bfloat16" applies to the whole model, since GPUs multiply in bfloat16.
+            "bfloat16_activations" and "int8_mapped". On a GPU "bfloat16" applies to the whole model, since GPUs
+            multiply in bfloat16.
         device: a torch device, "cpu" or "cuda".
-        int8_folder: with int8, where the quantised weights are kept. The first call for a base writes its file, and
-            later ones read it and never the float32 weights. A damaged file is written anew; one that cannot be
-            written is done without, and the log says so.
+        int8_folder: with int8 and int8_mapped, where the quantised weights are kept. The first call for a base writes
+            its file, and later ones read or map it and never the float32 weights. A damaged file is written anew; one
+            that cannot be written is done without, and the log says so.
 
     Raises:
         PretrainedNotFoundError: no source has the weights, or the folder holds another architecture.
@@ -95,28 +97,36 @@ def load_base(
     """
     path = resolve_pretrained(name_or_path)
     on_gpu = torch.device(device).type != "cpu"
-    if on_gpu and storage in ("int8", "int8_training"):
+    if on_gpu and storage in ("int8", "int8_training", "int8_mapped"):
         raise ConfigError("int8 is for CPUs; on a GPU choose bfloat16 or float32")
     if on_gpu and not torch.cuda.is_available():
         raise ConfigError(f"torch finds no GPU for {device}; install a build of torch for it, or choose cpu")
     whole = storage == "bfloat16_activations" or (on_gpu and storage == "bfloat16")
     dtype = torch.bfloat16 if whole else torch.float32
     revision = pretrained_revision(path)
-    kept = None if storage != "int8" or int8_folder is None else int8_path(int8_folder, revision)
+    kept = None
+    if storage in ("int8", "int8_mapped") and int8_folder is not None:
+        kept = int8_path(int8_folder, revision)
     model = None
     if kept is None or not kept.is_file():
         config, tokenizer = _config(path), _tokenizer(path)
+    elif storage == "int8_mapped":
+        config, tokenizer = _config(path), _tokenizer(path)
+        model = _kept_model(kept, map_int8, path, config)
     else:
         # the rows are packed while this thread imports the model's code and reads the tokenizer
         with ThreadPoolExecutor(1) as pool:
             packing = pool.submit(pack_int8, kept)
             config, tokenizer = _config(path), _tokenizer(path)
-            model = _kept_model(kept, packing.result, path, config)
+            model = _kept_model(kept, partial(read_int8, products=packing.result), path, config)
     if model is None:
         model = _float_model(path, dtype).to(device)
         written = None
         if kept is not None and _keep_model(model, kept):
-            written = _kept_model(kept, partial(pack_int8, kept), path, config)
+            read: Callable[[nn.Module, Path], None] = map_int8
+            if storage == "int8":
+                read = partial(read_int8, products=partial(pack_int8, kept))
+            written = _kept_model(kept, read, path, config)
         if written is None:
             store_linears(model, "float32" if on_gpu and whole else storage)
         model = written or model
@@ -137,10 +147,12 @@ def load_bare_base(name_or_path: str | Path) -> BareBase:
 
 
 def storage_of(base: Base) -> str:
-    """How the base stores its Linear weights: float32, bfloat16, bfloat16_activations, int8 or int8_training."""
+    """How the base stores its Linear weights, one of `Storage`."""
     linear = base.model.get_submodule(base.spec.module_shape(0, "down_proj").name)
     if isinstance(linear, Int8TrainingLinear):
         return "int8_training"
+    if isinstance(linear, Int8WeightOnlyLinear):
+        return "int8_mapped"
     weight = getattr(linear, "weight", None)
     if not isinstance(weight, torch.Tensor):
         return "int8"
@@ -174,14 +186,12 @@ def _float_model(path: Path, dtype: torch.dtype) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _kept_model(
-    kept: Path, products: Callable[[], dict[str, FbgemmProduct]], path: Path, config: Any
-) -> nn.Module | None:
+def _kept_model(kept: Path, read: Callable[[nn.Module, Path], None], path: Path, config: Any) -> nn.Module | None:
     """The model of the int8 file `kept`; None if there is none, or a damaged one.
 
     Args:
         kept: the file.
-        products: returns those of `pack_int8(kept)`.
+        read: gives a model on the meta device the content of the file.
         path, config: of the base in float32; only its generation config is read.
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
@@ -189,7 +199,7 @@ def _kept_model(
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
     try:
-        read_int8(model, kept, products)
+        read(model, kept)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -57,6 +57,7 @@ def _user_cache() -> Path:
     return Path(user_cache_dir("llgbm"))
 
 
+RefineStorage = Literal["auto", "float32", "bfloat16", "bfloat16_activations", "int8_training", "int8_mapped"]
 Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
 Paths = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split_list)]
 Rate = Annotated[str, AfterValidator(rate)]
@@ -237,10 +238,11 @@ class Settings(BaseSettings):
         1800.0, gt=0, description="Maximum seconds of a job without interruption; after that it fails."
     )
     refine_threads: int = Field(0, ge=0, description="Threads of the job's process; 0 uses half of the processors.")
-    refine_storage: Literal["auto", "float32", "bfloat16", "bfloat16_activations", "int8_training"] = Field(
+    refine_storage: RefineStorage = Field(
         "auto",
-        description="Storage of the base's Linear weights in the job's process. auto: bfloat16_activations on a"
-        " processor that multiplies in bfloat16, else int8_training; bfloat16 on a GPU.",
+        description="Storage of the base's Linear weights in the job's process. auto: on a processor that multiplies"
+        " in bfloat16, int8_mapped where the service's base is in int8, else bfloat16_activations; on another one"
+        " int8_training; bfloat16 on a GPU.",
     )
 
     # Ray Serve, with `serve run service.ray_app:app`

@@ -127,8 +127,8 @@ class PromptReader:
         if limit < 1:
             raise ConfigError(f"prefill_tokens must be at least 1, not {limit}")
         self._model, self._functional, self._limit = model, functional, limit
-        embedding: Tensor = model.get_input_embeddings().weight
-        self._dtype, self._device = embedding.dtype, embedding.device
+        norm: Tensor = model.model.norm.weight  # in the dtype of the activations
+        self._dtype, self._device = norm.dtype, norm.device
 
     def read(self, prompts: Sequence[Prompt]) -> ReadPrompts | None:
         """Read several prompts, or the next piece of one that is longer than the limit.

@@ -6,7 +6,9 @@ float32 for each product. Products of few rows, as in decoding, are faster in bf
 ninth row changes the kernel, and the numbers of all rows within the rounding of bfloat16. `int8` is for decoding: a
 quarter of the bytes to read for each token. Weights are symmetric with one scale per output channel; activations are
 quantised on the fly with one scale per row. `int8_training` has int8 products in both directions, see
-`llgbm.linears.int8`, and a head in bfloat16 if the CPU multiplies in it, else in float32. Activations keep their dtype.
+`llgbm.linears.int8`, and a head in bfloat16 if the CPU multiplies in it, else in float32. `int8_mapped` passes
+gradients through the weights of the int8 file, see `llgbm.linears.int8_weight_only`, and has activations in
+`product_dtype`. Other activations keep their dtype.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ from torch.nn import functional as F
 
 from llgbm.errors import ConfigError
 from llgbm.linears.int8 import FbgemmProduct, Int8TrainingLinear, Int8Weight
+from llgbm.linears.int8_weight_only import weight_only_group
 from llgbm.linears.shared_input import SharedInput, input_groups
 
-Storage = Literal["float32", "bfloat16", "bfloat16_activations", "int8", "int8_training"]
+Storage = Literal["float32", "bfloat16", "bfloat16_activations", "int8", "int8_training", "int8_mapped"]
 _HEAD = "lm_head"
 _FEW_ROWS = 8
 """Up to this many rows, a bfloat16 product is bound by reading the weight's bytes, on every CPU."""
@@ -144,7 +147,7 @@ def store_linears(model: nn.Module, storage: Storage) -> None:
     if storage == "bfloat16_activations":
         if not _multiplies_bfloat16():
             raise ConfigError("this CPU has no bfloat16 products; choose int8_training or float32")
-        model.to(torch.bfloat16)
+        _cast_parameters(model, torch.bfloat16)
         return
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     for names in input_groups(linears):
@@ -152,6 +155,8 @@ def store_linears(model: nn.Module, storage: Storage) -> None:
         for name, module in zip(names, _stored(group, names, storage), strict=True):
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, module)
+    if storage == "int8_mapped":
+        _cast_parameters(model, product_dtype())
 
 
 def fastest_training_storage(device: str = "cpu") -> Storage:
@@ -161,14 +166,27 @@ def fastest_training_storage(device: str = "cpu") -> Storage:
     return "bfloat16_activations" if _multiplies_bfloat16() else "int8_training"
 
 
+def _cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast the parameters but no buffers: the frequencies of the rotations need float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
 def _stored(group: Sequence[nn.Linear], names: Sequence[str], storage: Storage) -> Sequence[nn.Module]:
     if storage == "int8":
         return int8_group(group)
+    if storage == "int8_mapped":
+        return weight_only_group(group, *stacked_int8(group), product_dtype())
     if storage == "int8_training" and names[0].rpartition(".")[2] != _HEAD:
         return [Int8TrainingLinear(linear) for linear in group]
     if storage == "int8_training" and not _multiplies_bfloat16():
         return group
     return [BFloat16Linear(linear) for linear in group]
+
+
+def product_dtype() -> torch.dtype:
+    """bfloat16 if this CPU has instructions for its products, else float32."""
+    return torch.bfloat16 if _multiplies_bfloat16() else torch.float32
 
 
 def _multiplies_bfloat16() -> bool:

@@ -1,15 +1,16 @@
 """An int8 model in a file, so that it is quantised once and not at each start.
 
 The file has the stacked rows, scales and biases of the Linears (`Int8Weight`) and all other parameters in float32. It
-is written to a temporary name, synced and renamed, so a reader finds a whole file or none. The int8 rows are mapped
-only while the kernel copies them into an order of its own. The other parameters stay mapped: of the embeddings, pages
-that no token asks for take no memory, and processes share the others.
+is written to a temporary name, synced and renamed, so a reader finds a whole file or none. For decoding, the int8 rows
+are mapped only while the kernel copies them into an order of its own. The other parameters stay mapped: of the
+embeddings, pages that no token asks for take no memory, and processes share the others. A base for training keeps the
+rows mapped too.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from math import prod
@@ -22,8 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from llgbm.linears.frozen_linear import int8_readers, stacked_int8
+from llgbm.linears.frozen_linear import int8_readers, product_dtype, stacked_int8
 from llgbm.linears.int8 import FbgemmProduct, Int8Weight
+from llgbm.linears.int8_weight_only import weight_only_group
 from llgbm.linears.shared_input import input_groups
 
 VERSION = 1
@@ -96,25 +98,68 @@ def read_int8(model: nn.Module, path: Path, products: Callable[[], dict[str, Fbg
         ValueError: the file is damaged, or was written for another model; `model` may be changed in part.
         ConfigError: torch has no int8 kernel for this CPU.
     """
+    packed = products()  # before the file is opened again, so that the mapping of the rows has ended
+
+    def modules(_: Any, prefix: str, linears: Sequence[nn.Linear]) -> Sequence[nn.Module]:
+        return int8_readers(linears, packed[prefix])
+
+    _fill(model, path, modules, torch.float32)
+
+
+def map_int8(model: nn.Module, path: Path) -> None:
+    """As `read_int8`, with modules for training: rows and embeddings stay mapped, so processes share them.
+
+    Activations are in `product_dtype`.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `read_int8`.
+    """
+    dtype = product_dtype()
+
+    def modules(file: Any, prefix: str, linears: Sequence[nn.Linear]) -> Sequence[nn.Module]:
+        bias = file.get_tensor(prefix + _BIAS) if any(m.bias is not None for m in linears) else None
+        weight = Int8Weight(file.get_tensor(prefix + _ROWS), file.get_tensor(prefix + _SCALES))
+        return weight_only_group(linears, weight, bias, dtype)
+
+    _fill(model, path, modules, dtype)
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.register_forward_hook(lambda _, __, out: out.to(dtype))
+
+
+def _fill(
+    model: nn.Module,
+    path: Path,
+    modules: Callable[[Any, str, Sequence[nn.Linear]], Sequence[nn.Module]],
+    dtype: torch.dtype,
+) -> None:
+    """Set the modules and parameters of a model on the meta device.
+
+    Args:
+        modules: for the open file, the name of a group in it and the group's Linears.
+        dtype: of the parameters; embeddings stay mapped in float32.
+    """
     linears = _linears(model)
     groups = input_groups(linears)
     others = {name: t for name, t in model.state_dict().items() if name.rpartition(".")[0] not in linears}
     wanted = {name: (torch.float32, tuple(t.shape)) for name, t in others.items()}
     for names in groups:
         wanted |= _layout(names, linears)
-    packed = products()
-    # opened after the packing has closed it, so that the mapping of the rows has ended
     with _opened(path) as file:
         found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is no dict
         shapes = {name: (_DTYPES.get(s.get_dtype()), tuple(s.get_shape())) for name, s in found.items()}
         if shapes != wanted:
             raise ValueError(f"{path} does not have the tensors of this model")
         for names in groups:
-            modules = int8_readers([linears[name] for name in names], packed[_prefix(names)])
-            for name, module in zip(names, modules, strict=True):
+            built = modules(file, _prefix(names), [linears[name] for name in names])
+            for name, module in zip(names, built, strict=True):
                 parent, _, last = name.rpartition(".")
                 setattr(model.get_submodule(parent), last, module)
-        model.load_state_dict({name: file.get_tensor(name) for name in others}, assign=True)
+        parameters = {}
+        for name in others:
+            embedding = isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Embedding)
+            parameters[name] = file.get_tensor(name).to(torch.float32 if embedding else dtype)
+        model.load_state_dict(parameters, assign=True)
     model.requires_grad_(False)
 
 

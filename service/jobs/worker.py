@@ -23,10 +23,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from llgbm.adapters.peft_io import content_digest
-from llgbm.base import load_base
+from llgbm.base import INT8_FOLDER, load_base
 from llgbm.errors import CheckpointError, LLGBMError
 from llgbm.fitting.memory import keep_freed_memory
-from llgbm.linears.frozen_linear import Storage, fastest_training_storage
+from llgbm.linears.frozen_linear import Storage, fastest_storage, fastest_training_storage
 from llgbm.refining.refine import refine
 from llgbm.refining.settings import RefineConfig, Refined, RefineRow, RefineStep
 from service.adapter_id import id_of_content
@@ -103,7 +103,12 @@ class _Worker:
         rows = self._rows(order.training_file, "training_file")
         validation = () if order.validation_file is None else self._rows(order.validation_file, "validation_file")
         store = open_files(self._settings.store_dir, self._settings.store_url, self._settings.copy_bytes)
-        base = load_base(self._task.base, storage=self._storage(), device=self._settings.device)
+        base = load_base(
+            self._task.base,
+            storage=storage_of_job(self._settings),
+            device=self._settings.device,
+            int8_folder=self._settings.cache_dir / INT8_FOLDER,
+        )
         try:
             start = None if order.start is None else store.read(order.start)
         except FileNotFoundError:
@@ -190,10 +195,6 @@ class _Worker:
             self._files.delete(losses.id)
             raise
 
-    def _storage(self) -> Storage:
-        wanted = self._settings.refine_storage
-        return fastest_training_storage(self._settings.device) if wanted == "auto" else wanted
-
     def _rows(self, file: str, param: str) -> list[RefineRow]:
         return [example.row for example in read_examples(self._files.examples(file, param), param=param)]
 
@@ -229,6 +230,16 @@ class _Worker:
         except SafetensorError:
             self._table.tell(self._task.job, "The checkpoint is damaged; training begins anew", level="warn")
             return {}
+
+
+def storage_of_job(settings: Settings) -> Storage:
+    """How a job's base stores its Linear weights: where it costs little time, as the file that the service reads."""
+    if settings.refine_storage != "auto":
+        return settings.refine_storage
+    fastest = fastest_training_storage(settings.device)
+    served = fastest_storage(settings.device) if settings.base_storage == "auto" else settings.base_storage
+    maps = fastest == "bfloat16_activations" and settings.engine == "torch" and served == "int8"
+    return "int8_mapped" if maps else fastest
 
 
 def config_of(job: JobRecord, rows: int) -> RefineConfig:

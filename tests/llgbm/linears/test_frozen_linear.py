@@ -158,6 +158,18 @@ def test_every_linear_of_a_model_is_replaced(storage: Storage, tiny_base_path: P
     assert {n for n, m in model.named_modules() if type(m) is kind} - {"lm_head"} == before - {"lm_head"}
 
 
+@pytest.mark.parametrize("storage", ["bfloat16_activations", "int8_mapped"])
+def test_activations_in_bfloat16_leave_the_frequencies_of_the_rotations_exact(
+    tiny_base_path: Path, monkeypatch: pytest.MonkeyPatch, storage: Storage
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    exact, model = load_base(tiny_base_path).model, load_base(tiny_base_path, storage=storage).model
+    with torch.inference_mode():
+        assert model(torch.tensor([[1, 2]])).logits.dtype == torch.bfloat16
+    frequencies = [m.get_submodule("model.rotary_emb").get_buffer("inv_freq") for m in (exact, model)]
+    assert torch.equal(*frequencies)
+
+
 @pytest.mark.parametrize("multiplies", [True, False])
 def test_a_head_in_training_is_bfloat16_where_the_processor_multiplies_in_it(
     tiny_base_path: Path, monkeypatch: pytest.MonkeyPatch, multiplies: bool

@@ -5,6 +5,7 @@ import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,10 @@ from safetensors.torch import load, load_file, save_file
 from llgbm.base import Base, load_base, storage_of
 from llgbm.config import lora_spec
 from llgbm.decoding.decoder import generate
+from llgbm.fitting.lora_steps import LoRASteps, StepSettings
+from llgbm.linears import frozen_linear
 from llgbm.linears.int8_file import VERSION, int8_path
+from llgbm.packing import Row
 from llgbm.pretrained.tiny import build_tiny_base
 from tests.fixtures import random_lora
 
@@ -23,6 +27,10 @@ IDS = torch.tensor([[1, 2, 3, 4]])
 
 def kept(base_path: Path, folder: Path) -> Base:
     return load_base(base_path, storage="int8", int8_folder=folder)
+
+
+def mapped(base_path: Path, folder: Path) -> Base:
+    return load_base(base_path, storage="int8_mapped", int8_folder=folder)
 
 
 def same(one: Base, other: Base) -> bool:
@@ -155,3 +163,60 @@ def test_a_file_that_cannot_be_written_is_done_without(
 def test_other_storages_write_nothing(tiny_base_path: Path, tmp_path: Path) -> None:
     load_base(tiny_base_path, storage="bfloat16", int8_folder=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_base_for_training_is_mapped_from_the_file_of_the_decoding_one(tiny_base_path: Path, tmp_path: Path) -> None:
+    decoding = kept(tiny_base_path, tmp_path)
+    with float32_weights_unread():
+        base = mapped(tiny_base_path, tmp_path)
+    assert storage_of(base) == "int8_mapped"
+    assert (base.spec, base.revision) == (decoding.spec, decoding.revision)
+    assert not any(p.requires_grad for p in base.model.parameters())
+    name = int8_path(tmp_path, base.revision).name
+    lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(name)]
+    places = [[int(end, 16) for end in line.split()[0].split("-")] for line in lines]
+    linear: Any = base.model.get_submodule("model.layers.1.mlp.down_proj")
+    assert any(first <= linear._rows.data_ptr() < last for first, last in places)
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_a_mapped_base_answers_and_trains_as_one_that_was_quantised_in_memory(
+    tiny_base_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, multiplies: bool
+) -> None:
+    monkeypatch.setattr(frozen_linear, "_multiplies_bfloat16", lambda: multiplies)
+    base, in_memory = mapped(tiny_base_path, tmp_path), load_base(tiny_base_path, storage="int8_mapped")
+    exact = load_base(tiny_base_path)
+    rows = [[Row([5, 6, 7, 8], [9, 10]), Row([5, 6, 11], [12])]]
+    settings = StepSettings(learning_rate=1e-3, schedule_steps=3)
+    start = random_lora(lora_spec("tiny"), 0)
+    losses = {}
+    for name, one in (("mapped", base), ("in memory", in_memory), ("exact", exact)):
+        steps = LoRASteps(one, start, settings)
+        losses[name] = [steps.step(rows) for _ in range(3)]
+    assert losses["mapped"] == pytest.approx(losses["in memory"], rel=0.002 if multiplies else 1e-6)
+    assert losses["mapped"] == pytest.approx(losses["exact"], rel=0.02)
+    assert losses["mapped"][-1] < losses["mapped"][0]
+    prompts = [[5, 6, 7], [8, 9]]
+    assert generate(base, prompts, start) == generate(in_memory, prompts, start)
+
+
+def test_a_base_without_a_file_is_mapped_from_a_new_one(tiny_base_path: Path, tmp_path: Path) -> None:
+    base = mapped(tiny_base_path, tmp_path)
+    assert int8_path(tmp_path, base.revision).is_file()
+    with float32_weights_unread():
+        again = mapped(tiny_base_path, tmp_path)
+        kept(tiny_base_path, tmp_path)
+    with torch.inference_mode():
+        assert torch.equal(base.model(IDS).logits, again.model(IDS).logits)
+
+
+def test_a_damaged_file_is_not_mapped(tiny_base_path: Path, tmp_path: Path) -> None:
+    expected = mapped(tiny_base_path, tmp_path)
+    with torch.inference_mode():
+        logits = expected.model(IDS).logits
+    path = int8_path(tmp_path, expected.revision)
+    content = path.read_bytes()
+    path.unlink()  # the mapping keeps the old content
+    path.write_bytes(content[:-100])
+    with torch.inference_mode():
+        assert torch.equal(mapped(tiny_base_path, tmp_path).model(IDS).logits, logits)

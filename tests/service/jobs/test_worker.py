@@ -6,7 +6,10 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 
+from llgbm.base import INT8_FOLDER, load_base
 from service.adapters.files import AdapterFiles
 from service.jobs.database import FOLDER, Database
 from service.jobs.examples import write_examples
@@ -14,7 +17,7 @@ from service.jobs.files import RESULTS, Files
 from service.jobs.records import Hyperparameters, JobOrder, JobRecord
 from service.jobs.table import JobTable
 from service.jobs.task import Task
-from service.jobs.worker import _Worker
+from service.jobs.worker import _Worker, storage_of_job
 from service.settings import Settings
 
 
@@ -53,6 +56,38 @@ def test_a_job_leaves_its_adapter_its_name_and_its_losses(job: JobRecord, job_se
     store = AdapterFiles(job_settings.store_dir)
     assert done.adapter == store.resolve(f"tickets-{job.id[-8:]}")
     assert [record.id for record in store.records()] == [done.adapter]
+
+
+@pytest.mark.parametrize(
+    ("multiplies", "served", "engine", "expected"),
+    [
+        (True, "int8", "torch", "int8_mapped"),
+        (True, "float32", "torch", "bfloat16_activations"),
+        (True, "int8", "vllm", "bfloat16_activations"),
+        (False, "int8", "torch", "int8_training"),
+    ],
+)
+def test_the_storage_of_a_job_is_that_of_the_service_where_it_is_fast(
+    job_settings: Settings, monkeypatch: pytest.MonkeyPatch, multiplies: bool, served: str, engine: str, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": multiplies})
+    settings = job_settings.model_copy(update={"base_storage": served, "engine": engine})
+    assert storage_of_job(settings) == "float32"  # as the settings say
+    assert storage_of_job(settings.model_copy(update={"refine_storage": "auto"})) == expected
+
+
+def test_a_job_maps_the_file_of_the_service(
+    job: JobRecord, job_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = job_settings.model_copy(update={"refine_storage": "int8_mapped"})
+    load_base(str(settings.base), storage="int8", int8_folder=settings.cache_dir / INT8_FOLDER)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("the float weights are read")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", refuse)
+    done = work(job, settings)
+    assert (done.status, done.error) == ("succeeded", None)
 
 
 def test_a_result_that_cannot_be_noted_leaves_no_adapter_no_name_and_no_losses(
