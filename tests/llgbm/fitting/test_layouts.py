@@ -124,8 +124,9 @@ def test_scores_and_deltas_are_the_same(tiny_base: Base, padded: Callable[[], No
 @pytest.mark.real
 def test_the_real_base_agrees(real_base: Base, padded: Callable[[], None]) -> None:
     generator = create_generator(real_base.spec, default_lora(real_base.spec), SMALL)
+    random = torch.Generator().manual_seed(0)  # rounding of 24 layers differs by up to ten times between draws
     for basis in generator.b0.values():  # a fresh B0 is zero, and all gradients but its own would be too
-        torch.nn.init.normal_(basis, std=0.01)
+        torch.nn.init.normal_(basis, std=0.01, generator=random)
     loss, gradients = loss_and_gradients(real_base, generator, batch_of(3))
     padded()
     other_loss, other_gradients = loss_and_gradients(real_base, generator, batch_of(3))
