@@ -50,8 +50,8 @@ class Base:
 
     @property
     def activation_dtype(self) -> torch.dtype:
-        """Dtype of the model's activations, which is that of its embeddings."""
-        return next(self.model.parameters()).dtype
+        """Dtype of the model's activations: that of the final norm, since embeddings may be mapped in another one."""
+        return self.model.get_parameter("model.norm.weight").dtype
 
     @property
     def max_positions(self) -> int:
@@ -108,17 +108,16 @@ def load_base(
     if storage in ("int8", "int8_mapped") and int8_folder is not None:
         kept = int8_path(int8_folder, revision)
     model = None
-    if kept is None or not kept.is_file():
-        config, tokenizer = _config(path), _tokenizer(path)
-    elif storage == "int8_mapped":
-        config, tokenizer = _config(path), _tokenizer(path)
-        model = _kept_model(kept, map_int8, path, config)
-    else:
+    if storage == "int8" and kept is not None and kept.is_file():
         # the rows are packed while this thread imports the model's code and reads the tokenizer
         with ThreadPoolExecutor(1) as pool:
             packing = pool.submit(pack_int8, kept)
             config, tokenizer = _config(path), _tokenizer(path)
             model = _kept_model(kept, partial(read_int8, products=packing.result), path, config)
+    else:
+        config, tokenizer = _config(path), _tokenizer(path)
+        if kept is not None and kept.is_file():
+            model = _kept_model(kept, map_int8, path, config)
     if model is None:
         model = _float_model(path, dtype).to(device)
         written = None

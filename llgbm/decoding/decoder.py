@@ -63,15 +63,14 @@ class Decoder:
         self._model = model
         self._vocabulary = min(model.config.vocab_size, len(base.tokenizer))
         self._tokenizer = base.tokenizer
-        norm: Tensor = model.model.norm.weight  # in the dtype of the activations; embeddings may be mapped in another
-        self._dtype, self._device = norm.dtype, norm.device
+        self._dtype, self._device = base.activation_dtype, base.device
         spec = base.spec
         self._cache = RowCache(spec.num_layers, spec.num_kv_heads, spec.head_dim, self._dtype, self._device)
         self._pass = DecodePass(base.model, compiled=self._device.type == "cuda")
         self._functional = FunctionalLoRA(base.model)
-        self._reader = PromptReader(base.model, self._functional, prefill_tokens)
+        self._reader = PromptReader(base, self._functional, prefill_tokens)
         self._queue = PromptQueue(prefill_tokens)
-        self._stacked = StackedLoRA(self._pass.groups, norm)
+        self._stacked = StackedLoRA(self._pass.groups, torch.empty(0, dtype=self._dtype, device=self._device))
         self._running: list[_Running] = []
         self._adapters: RowAdapters | None = None
 

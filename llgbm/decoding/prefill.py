@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from llgbm.base import Base
 from llgbm.decoding.request import DecodeRequest
 from llgbm.errors import ConfigError
 from llgbm.functional import FunctionalLoRA
@@ -110,12 +111,12 @@ class ReadPrompts(NamedTuple):
 
 
 class PromptReader:
-    """Runs passes over prompts on one model.
+    """Runs passes over prompts on one base.
 
     A long prompt is cut at multiples of the limit, so its numbers do not depend on other prompts.
 
     Args:
-        model: a transformers causal LM with SDPA attention in every layer.
+        base: its model has SDPA attention in every layer.
         functional: applies adapters to the same model.
         limit: tokens of a pass, padding included.
 
@@ -123,12 +124,12 @@ class PromptReader:
         ConfigError: the limit is below 1.
     """
 
-    def __init__(self, model: Any, functional: FunctionalLoRA, limit: int) -> None:
+    def __init__(self, base: Base, functional: FunctionalLoRA, limit: int) -> None:
         if limit < 1:
             raise ConfigError(f"prefill_tokens must be at least 1, not {limit}")
-        self._model, self._functional, self._limit = model, functional, limit
-        norm: Tensor = model.model.norm.weight  # in the dtype of the activations
-        self._dtype, self._device = norm.dtype, norm.device
+        self._model: Any = base.model
+        self._functional, self._limit = functional, limit
+        self._dtype, self._device = base.activation_dtype, base.device
 
     def read(self, prompts: Sequence[Prompt]) -> ReadPrompts | None:
         """Read several prompts, or the next piece of one that is longer than the limit.
