@@ -8,8 +8,9 @@ tasks, and holds the sha256 of the tensors.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,48 +21,124 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from llgbm.conditioning.context_choice import ContextChoice
+from llgbm.conditioning.prompt_index import PromptIndex, require_curve
 from llgbm.conditioning.task_detector import TaskDetector
+from llgbm.config import GeneratorConfig, LoRASpec, ModelSpec
 from llgbm.errors import AdapterMismatchError, CheckpointError, ConfigError
 from llgbm.files.synced import write_synced
 from llgbm.generator import LoRAGenerator, uninitialised_generator
-from llgbm.generator_manifest import MANIFEST_FILE, GeneratorManifest, TrainingTask
 
-__all__ = [
-    "Checkpoint",
-    "GeneratorManifest",
-    "PromptIndex",
-    "TrainingTask",
-    "load_generator",
-    "save_generator",
-    "saved_in",
-    "write_calibration",
-]
-
+FORMAT_VERSION = 3
+MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "generator.safetensors"
 _INT8_PREFIXES = ("a0.", "b0.")
 
 
-@dataclass(frozen=True, eq=False)
-class PromptIndex:
-    """Embeddings of the training descriptions, to tell how far a new prompt is from the training data.
+@dataclass(frozen=True)
+class TrainingTask:
+    """A training task of the generator and its training descriptions."""
+
+    task_id: str
+    category: str
+    source: str
+    licence: str
+    descriptions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GeneratorManifest:
+    """The description of a checkpoint.
 
     Attributes:
-        embeddings: (N, condition_size) float32, L2-normalised.
-        task: (N,) int64, index into the manifest's tasks.
+        base_id: hub id of the only base that its adapters fit.
+        base_revision: revision of that base in training.
+        encoder_id: text encoder whose embeddings are the condition.
+        tasks: the training tasks, with licences.
+        made_by: the command, configuration and cost of the training run.
+        confidence: empty before calibration; then `similarity` (rising cosines), `confidence` (0 to 1 at each of them)
+            and `threshold`, the confidence below which a request gets a warning.
+        context_choice: None before calibration.
+        digest: sha256 of the tensors file; set on save.
+
+    Raises:
+        CheckpointError: `confidence` has another form.
     """
 
-    embeddings: Tensor
-    task: Tensor
+    base_id: str
+    base_revision: str
+    encoder_id: str
+    model: ModelSpec
+    lora: LoRASpec
+    generator: GeneratorConfig
+    tasks: tuple[TrainingTask, ...]
+    made_by: dict[str, Any] = field(default_factory=dict)
+    confidence: dict[str, Any] = field(default_factory=dict)
+    context_choice: ContextChoice | None = None
+    digest: str = ""
 
-    def nearest(self, condition: Tensor, count: int = 3) -> list[tuple[int, float]]:
-        """The `count` nearest tasks of a normalised condition (condition_size,): (task index, cosine), best first."""
-        if not len(self.task):
-            return []
-        similarity = self.embeddings @ condition.to(self.embeddings)  # (N,), cosines
-        # (tasks,): the best cosine of each task's descriptions
-        best = torch.full((int(self.task.max()) + 1,), -1.0).scatter_reduce(0, self.task, similarity, "amax")
-        values, indices = best.topk(min(count, len(self.task.unique())))
-        return [(int(i), float(v)) for i, v in zip(indices, values, strict=True)]
+    def __post_init__(self) -> None:
+        if self.confidence:
+            require_curve(self.confidence)
+
+    def require_base(self, base_id: str) -> None:
+        """Refuse any base but the generator's, even one of the same shape.
+
+        Raises:
+            CheckpointError: names both bases.
+        """
+        if base_id != self.base_id:
+            raise CheckpointError(
+                f"the generator makes adapters for {self.base_id}, not for {base_id}; use its own base, or another "
+                "generator"
+            )
+
+    def to_json(self) -> str:
+        """The content of `manifest.json`.
+
+        Raises:
+            CheckpointError: the layers of the LoRASpec differ in their targets, which the format cannot express.
+        """
+        data = {"format_version": FORMAT_VERSION, **asdict(self)}
+        data |= {"model": self.model.to_dict(), "generator": self.generator.to_dict()}
+        data["lora"] = lora = {
+            "rank": self.lora.rank,
+            "alpha": self.lora.alpha,
+            "use_rslora": self.lora.use_rslora,
+            "target_modules": list(self.lora.target_modules),
+            "layers": list(dict.fromkeys(m.layer for m in self.lora.modules)),
+        }
+        if _lora_from_json(lora, self.model) != self.lora:
+            raise CheckpointError(
+                "only a LoRASpec with the same targets in every one of its layers can be saved; "
+                "make it with LoRASpec.for_model"
+            )
+        return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> GeneratorManifest:
+        """Raises CheckpointError: not JSON, another version, or a missing or unknown key."""
+        try:
+            data = json.loads(text)
+            version = data.pop("format_version")
+            if version != FORMAT_VERSION:
+                raise CheckpointError(
+                    f"the checkpoint has format version {version}, this library reads {FORMAT_VERSION}; "
+                    "update the library, or fetch a checkpoint made for it"
+                )
+            model = ModelSpec.from_dict(data.pop("model"))
+            choice, scale = data.pop("context_choice", None), data.pop("context_scale", None)
+            return cls(
+                model=model,
+                lora=_lora_from_json(data.pop("lora"), model),
+                generator=GeneratorConfig.from_dict(data.pop("generator")),
+                tasks=tuple(
+                    TrainingTask(**{**task, "descriptions": tuple(task["descriptions"])}) for task in data.pop("tasks")
+                ),
+                context_choice=_context_choice(choice, scale),
+                **data,
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+            raise CheckpointError(f"{MANIFEST_FILE} is not a valid generator manifest: {error!r}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,6 +275,20 @@ def write_calibration(
     tensors = load_tensors((folder / WEIGHTS_FILE).read_bytes())
     tensors |= {"detector.weight": detector.weight.float(), "detector.bias": detector.bias.float()}
     return _write_both(folder, tensors, manifest)
+
+
+def _context_choice(choice: dict[str, Any] | None, scale: dict[str, Any] | None) -> ContextChoice | None:
+    """The choice of context; `scale` is how earlier manifests have it."""
+    if choice is not None:
+        return ContextChoice.from_dict(choice)
+    return None if scale is None else ContextChoice.of_scales(**scale)
+
+
+def _lora_from_json(data: dict[str, Any], model: ModelSpec) -> LoRASpec:
+    spec = LoRASpec.for_model(
+        model, rank=data["rank"], alpha=data["alpha"], targets=data["target_modules"], layers=data["layers"]
+    )
+    return replace(spec, use_rslora=data.get("use_rslora", False))
 
 
 def _stored(generator: LoRAGenerator) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from llgbm.lora import LoRAWeights
 from llgbm.measuring.delta_cache import DeltaCache
 from llgbm.measuring.measurement import Activation, Delta, Measurement
 from llgbm.measuring.probe_encoding import encode_probes, measurement_of, resolve_layers, spread_layers
-from llgbm.packing import Row, pack, packed_hidden_states
+from llgbm.packed.batch import Row, pack, packed_hidden_states
 from llgbm.probes import ProbeSet
 
 __all__ = [

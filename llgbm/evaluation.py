@@ -19,7 +19,7 @@ from llgbm.errors import ConfigError
 from llgbm.fitting.task_losses import label_logits
 from llgbm.functional import FunctionalLoRA
 from llgbm.lora import LoRAWeights
-from llgbm.packing import PackedBatch, Row, pack
+from llgbm.packed.batch import PackedBatch, Row, pack
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from llgbm.checkpoint import Checkpoint, TrainingTask
 from llgbm.conditioning.context_choice import UNCALIBRATED, ContextSetting, ContextWanted, pick
+from llgbm.conditioning.prompt_index import confidence_at
 from llgbm.config import LoRASpec
 from llgbm.errors import ConfigError
 from llgbm.lora import LoRAWeights
@@ -218,7 +219,7 @@ class AdapterMaker:
         auto = self._setting(request, found, "auto")
         confidence = warning = None
         if (curve := self.checkpoint.manifest.confidence) and nearest:
-            confidence = _interpolate(nearest[0][1], curve["similarity"], curve["confidence"])
+            confidence = confidence_at(nearest[0][1], curve)
             expected = confidence if auto.accuracy is None else auto.accuracy
             if expected < curve["threshold"]:
                 warning = _advice(tasks[found[0][0]], more_examples=bool(request.examples))
@@ -258,13 +259,3 @@ def _normalise(text: str) -> str:
     except UnicodeEncodeError as error:
         raise ConfigError(f"a text has half of a surrogate pair, which is no character: {error}") from error
     return " ".join(unicodedata.normalize("NFC", text).split())
-
-
-def _interpolate(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
-    """Linear interpolation between points with ascending `xs`, constant beyond them."""
-    if x <= xs[0]:
-        return ys[0]
-    for x0, x1, y0, y1 in zip(xs, xs[1:], ys, ys[1:], strict=False):
-        if x <= x1:
-            return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
-    return ys[-1]

@@ -22,7 +22,7 @@ from llgbm.fitting.data_parallel import Alone, ProcessGroup, backward_in_pieces,
 from llgbm.fitting.muon import Muon
 from llgbm.generator import LoRAGenerator
 from llgbm.matching.losses import DeltaOnlyLoss, MultiTaskLoss
-from llgbm.packing import TrainingBatch
+from llgbm.packed.batch import TrainingBatch
 
 __all__ = ["DeltaOnlyLoss", "MultiTaskLoss", "Objective", "TrainingConfig", "TrainingState", "train"]
 

@@ -22,7 +22,7 @@ from llgbm.base import load_base, storage_of
 from llgbm.chat import answer_ids, prompt_ids
 from llgbm.fitting.memory import keep_freed_memory
 from llgbm.linears.frozen_linear import fastest_training_storage
-from llgbm.packing import Row
+from llgbm.packed.batch import Row
 from llgbm.refining.refine import refine
 from llgbm.refining.settings import RefineConfig, RefineRow
 

@@ -28,7 +28,7 @@ from llgbm.fitting.task_losses import label_logits
 from llgbm.functional import FunctionalLoRA
 from llgbm.linears.frozen_linear import fastest_training_storage
 from llgbm.lora import LoRAWeights
-from llgbm.packing import Row, TaskGroup, pack
+from llgbm.packed.batch import Row, TaskGroup, pack
 
 _ROWS = 24
 _GROUPS = 20

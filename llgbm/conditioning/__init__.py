@@ -1,1 +1,1 @@
-"""The condition vector: cache of embeddings and task detector."""
+"""The condition vector and its distance from training: encoder, cache, nearest prompts, task detector, context."""

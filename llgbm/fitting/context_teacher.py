@@ -26,7 +26,7 @@ from llgbm.fitting.task_losses import label_logits
 from llgbm.functional import FunctionalLoRA
 from llgbm.generator import LoRAGenerator
 from llgbm.lora import LoRAWeights
-from llgbm.packing import TaskGroup, pack
+from llgbm.packed.batch import TaskGroup, pack
 
 Teacher = Literal["shared", "adapter"]
 _SMALLEST_SPREAD = 1e-6

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from llgbm.errors import ConfigError
-from llgbm.packing import TrainingBatch
+from llgbm.packed.batch import TrainingBatch
 
 
 class ProcessGroup(Protocol):

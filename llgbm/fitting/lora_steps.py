@@ -19,7 +19,7 @@ from llgbm.errors import CheckpointError, ConfigError
 from llgbm.fitting.task_losses import label_logits, sft_loss
 from llgbm.functional import FunctionalLoRA
 from llgbm.lora import LoRAWeights
-from llgbm.packing import Row, pack
+from llgbm.packed.batch import Row, pack
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 """The tensors that AdamW keeps for each parameter."""
@@ -87,7 +87,7 @@ class LoRASteps:
         """One step on all rows of `groups`; returns their loss before the step, nats.
 
         Args:
-            groups: rows in groups that share a prefix, see `llgbm.packing`.
+            groups: rows in groups that share a prefix, see `llgbm.packed.batch`.
 
         Raises:
             ConfigError: the loss is not finite.

@@ -16,7 +16,7 @@ from llgbm.functional import FunctionalLoRA
 from llgbm.generator import LoRAGenerator
 from llgbm.lora import LoRAWeights
 from llgbm.matching.losses import DeltaOnlyLoss
-from llgbm.packing import Row, TaskGroup, TrainingBatch, pack
+from llgbm.packed.batch import Row, TaskGroup, TrainingBatch, pack
 
 
 class TaskObjective:

@@ -18,7 +18,7 @@ from llgbm.errors import AdapterMismatchError
 from llgbm.fitting.recompute import recomputed_layers
 from llgbm.functional import FunctionalLoRA
 from llgbm.lora import LoRAWeights
-from llgbm.packing import PackedBatch, packed_hidden_states
+from llgbm.packed.batch import PackedBatch, packed_hidden_states
 
 
 def label_logits(

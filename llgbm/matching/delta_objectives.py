@@ -19,7 +19,7 @@ from llgbm.generator import LoRAGenerator
 from llgbm.lora import LoRAWeights
 from llgbm.matching.delta_head import DeltaHead
 from llgbm.matching.losses import DeltaGuidedLoss, DeltaOnlyLoss, MultiTaskLoss, WeightLoss
-from llgbm.packing import TrainingBatch
+from llgbm.packed.batch import TrainingBatch
 
 
 class _MeanOverGroups:

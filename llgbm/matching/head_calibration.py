@@ -22,7 +22,7 @@ from llgbm.errors import AdapterMismatchError, ConfigError
 from llgbm.lora import LoRAWeights
 from llgbm.matching.delta_head import DeltaHead
 from llgbm.measuring.probe_encoding import encode_probes
-from llgbm.packing import Row, pack, packed_hidden_states
+from llgbm.packed.batch import Row, pack, packed_hidden_states
 from llgbm.probes import ProbeSet
 
 _PILOT_PASSES = 6

@@ -1,1 +1,1 @@
-"""Computing on a packed row, with short backward passes: attention, norms and adapters."""
+"""Batches without padding and without repeated prefixes, and the layers that compute on them."""

@@ -31,7 +31,7 @@ from llgbm.errors import CheckpointError, ConfigError, ContextLengthError
 from llgbm.evaluation import EvalRow, score_rows
 from llgbm.fitting.lora_steps import LoRASteps, StepSettings, initial_lora, weights_from
 from llgbm.lora import LoRAWeights
-from llgbm.packing import Row
+from llgbm.packed.batch import Row
 from llgbm.refining.settings import (
     ENOUGH_TO_HOLD_OUT,
     HELD_OUT_SHARE,

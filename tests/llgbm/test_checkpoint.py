@@ -6,16 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
 
 from llgbm import checkpoint
 from llgbm.checkpoint import (
+    FORMAT_VERSION,
     Checkpoint,
     GeneratorManifest,
-    PromptIndex,
     TrainingTask,
     load_generator,
     save_generator,
@@ -28,7 +26,6 @@ from llgbm.config import GeneratorConfig, LoRASpec, lora_spec, model_spec
 from llgbm.errors import CheckpointError
 from llgbm.files.synced import write_synced
 from llgbm.generator import LoRAGenerator, create_generator
-from llgbm.generator_manifest import FORMAT_VERSION
 from tests.small_generator import IRREGULAR, SMALL, SPECS, active_generator, conditions
 
 MANIFEST, WEIGHTS = "manifest.json", "generator.safetensors"
@@ -345,20 +342,6 @@ def test_the_generator_of_the_small_base_fits_in_32_megabytes(tmp_path: Path) ->
     size = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert count < size < 32 * MEGABYTE  # one byte for each element of a basis, two for the others
     assert load_generator(tmp_path).manifest.lora == generator.lora
-
-
-@settings(max_examples=40)
-@given(data=st.data(), count=st.integers(1, 5), seed=st.integers(0, 100))
-def test_nearest_tasks_are_sorted_and_those_of_a_search_by_hand(data: st.DataObject, count: int, seed: int) -> None:
-    tasks = data.draw(st.lists(st.integers(0, 3), min_size=4, max_size=12).map(lambda extra: [0, 1, 2, 3, *extra]))
-    embeddings, query = conditions(len(tasks), seed=seed, size=4), conditions(1, seed=seed + 1, size=4)[0]
-    found = PromptIndex(embeddings, torch.tensor(tasks)).nearest(query, count)
-    by_hand = {
-        task: max(float(e @ query) for e, t in zip(embeddings, tasks, strict=True) if t == task) for task in set(tasks)
-    }
-    assert len(found) == min(count, 4)
-    assert [cosine for _, cosine in found] == pytest.approx(sorted(by_hand.values(), reverse=True)[:count], abs=1e-6)
-    assert all(cosine == pytest.approx(by_hand[task], abs=1e-6) for task, cosine in found)
 
 
 def test_a_training_description_finds_its_own_task(folder: Path) -> None:

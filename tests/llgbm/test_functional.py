@@ -17,7 +17,7 @@ from llgbm.config import LoRASpec, ModelSpec, ModuleShape, lora_spec, model_spec
 from llgbm.errors import AdapterMismatchError, AdapterNotAppliedError
 from llgbm.functional import FunctionalLoRA
 from llgbm.lora import LoRAWeights
-from llgbm.packing import Row, pack, packed_hidden_states
+from llgbm.packed.batch import Row, pack, packed_hidden_states
 from tests.fixtures import random_lora
 from tests.small_generator import active_generator, conditions
 

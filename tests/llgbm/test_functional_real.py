@@ -11,7 +11,7 @@ from llgbm.base import Base
 from llgbm.config import LoRASpec, lora_spec, model_spec
 from llgbm.errors import AdapterMismatchError
 from llgbm.functional import FunctionalLoRA
-from llgbm.packing import Row, pack, packed_hidden_states
+from llgbm.packed.batch import Row, pack, packed_hidden_states
 from tests.fixtures import random_lora
 from tests.llgbm.test_functional import assert_hooks_merge_and_peft_agree, leaves, logits, num_hooks, trainable
 

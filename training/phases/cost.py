@@ -15,7 +15,7 @@ from llgbm.config import GeneratorConfig, LoRASpec
 from llgbm.delta import DeltaMeter
 from llgbm.functional import FunctionalLoRA
 from llgbm.generator import create_generator
-from llgbm.packing import packed_hidden_states
+from llgbm.packed.batch import packed_hidden_states
 from llgbm.probes import ProbeSet
 from training.phases.gradient_check import random_adapter, random_batch
 

@@ -22,7 +22,7 @@ from llgbm.fitting.task_losses import label_logits, sft_loss
 from llgbm.functional import FunctionalLoRA
 from llgbm.linears.frozen_linear import Storage
 from llgbm.lora import LoRAWeights
-from llgbm.packing import PackedBatch, Row, pack
+from llgbm.packed.batch import PackedBatch, Row, pack
 
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")

@@ -20,7 +20,7 @@ from llgbm.linears.frozen_linear import Storage
 from llgbm.lora import LoRAWeights
 from llgbm.matching.delta_head import DeltaHeadConfig
 from llgbm.matching.losses import WeightMode
-from llgbm.packing import TaskGroup, TrainingBatch
+from llgbm.packed.batch import TaskGroup, TrainingBatch
 from llgbm.pretrained.find import BASE_0_5B, TEXT_ENCODER
 from llgbm.prompting import TextEncoder, condition_of
 from llgbm.text_encoder import PretrainedTextEncoder

@@ -31,7 +31,7 @@ from llgbm.errors import ConfigError
 from llgbm.fitting.lora_steps import LoRASteps, StepSettings, initial_lora
 from llgbm.linears.frozen_linear import Storage
 from llgbm.lora import LoRAWeights
-from llgbm.packing import Row
+from llgbm.packed.batch import Row
 from llgbm.pretrained.find import BASE_0_5B
 from training.adapters.teacher_folder import adapter_folder
 from training.recipe.generator_base import shared_adapter_for

@@ -16,7 +16,7 @@ from llgbm.base import Base
 from llgbm.chat import answer_ids, prompt_ids, task_messages
 from llgbm.errors import ConfigError
 from llgbm.lora import LoRAWeights
-from llgbm.packing import Row, TaskGroup, TrainingBatch
+from llgbm.packed.batch import Row, TaskGroup, TrainingBatch
 from llgbm.prompting import TextEncoder
 from training.recipe.conditions import ConditionConfig, ConditionSampler
 from training.tasks.format import Example, Task

@@ -10,7 +10,7 @@ from llgbm.fitting.context_teacher import ContextTeacher
 from llgbm.fitting.objectives import TaskObjective
 from llgbm.fitting.task_losses import kl_by_label, label_logits, mean_by_row
 from llgbm.functional import FunctionalLoRA
-from llgbm.packing import Row, TaskGroup, pack
+from llgbm.packed.batch import Row, TaskGroup, pack
 from tests.fixtures import random_lora
 from tests.small_generator import active_generator, conditions
 

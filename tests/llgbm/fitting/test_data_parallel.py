@@ -12,7 +12,7 @@ from llgbm.errors import ConfigError
 from llgbm.fitting.data_parallel import Alone, backward_in_pieces, share_of
 from llgbm.fitting.objectives import TaskObjective
 from llgbm.generator import LoRAGenerator, create_generator
-from llgbm.packing import Row, TaskGroup, TrainingBatch
+from llgbm.packed.batch import Row, TaskGroup, TrainingBatch
 from llgbm.training import TrainingConfig, TrainingState, train
 
 CONDITIONS = torch.nn.functional.normalize(torch.randn(8, 384, generator=torch.Generator().manual_seed(0)), dim=-1)

@@ -17,7 +17,7 @@ from llgbm.fitting.task_losses import label_logits, sft_loss
 from llgbm.functional import FunctionalLoRA
 from llgbm.generator import LoRAGenerator, create_generator
 from llgbm.lora import LoRAWeights
-from llgbm.packing import PackedBatch, Row, TaskGroup, pack
+from llgbm.packed.batch import PackedBatch, Row, TaskGroup, pack
 from llgbm.probes import ProbeSet
 from tests.fixtures import random_lora
 from tests.small_generator import SMALL, active_generator, conditions

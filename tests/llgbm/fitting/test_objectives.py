@@ -12,7 +12,7 @@ from llgbm.fitting.objectives import TaskObjective, generated_groups
 from llgbm.fitting.task_losses import label_logits, sft_loss
 from llgbm.functional import FunctionalLoRA
 from llgbm.matching.losses import DeltaOnlyLoss
-from llgbm.packing import Row, TaskGroup, pack
+from llgbm.packed.batch import Row, TaskGroup, pack
 from llgbm.probes import create_generic_probes
 from tests.small_generator import active_generator, conditions
 

@@ -9,7 +9,7 @@ from llgbm.config import LoRASpec, lora_spec
 from llgbm.fitting.task_losses import label_logits, sft_loss
 from llgbm.functional import FunctionalLoRA
 from llgbm.lora import LoRAWeights
-from llgbm.packing import PackedBatch, Row, pack
+from llgbm.packed.batch import PackedBatch, Row, pack
 from tests.fixtures import random_lora
 
 SPEC = lora_spec("tiny")

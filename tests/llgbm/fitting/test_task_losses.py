@@ -9,7 +9,7 @@ from llgbm.base import Base
 from llgbm.errors import AdapterMismatchError
 from llgbm.fitting.task_losses import kl_by_label, label_logits, sft_loss
 from llgbm.functional import FunctionalLoRA
-from llgbm.packing import PackedBatch, Row, pack
+from llgbm.packed.batch import PackedBatch, Row, pack
 from tests.fixtures import random_lora
 from tests.small_generator import SPEC, active_generator, conditions
 

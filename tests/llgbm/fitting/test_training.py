@@ -12,7 +12,7 @@ from llgbm.base import Base
 from llgbm.errors import ConfigError
 from llgbm.fitting.objectives import TaskObjective
 from llgbm.generator import create_generator
-from llgbm.packing import Row, TaskGroup, TrainingBatch
+from llgbm.packed.batch import Row, TaskGroup, TrainingBatch
 from llgbm.training import TrainingConfig, TrainingState, train
 from tests.llgbm.fitting.training_runs import CONFIG, Pull, batch_of, parameters
 from tests.small_generator import SMALL, SPEC, TINY, active_generator, conditions

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from llgbm.generator import LoRAGenerator
-from llgbm.packing import TaskGroup, TrainingBatch
+from llgbm.packed.batch import TaskGroup, TrainingBatch
 from llgbm.training import TrainingConfig
 from tests.small_generator import conditions
 

@@ -18,7 +18,7 @@ from llgbm.decoding.decoder import generate
 from llgbm.fitting.lora_steps import LoRASteps, StepSettings
 from llgbm.linears import frozen_linear
 from llgbm.linears.int8_file import VERSION, int8_path
-from llgbm.packing import Row
+from llgbm.packed.batch import Row
 from llgbm.pretrained.tiny import build_tiny_base
 from tests.fixtures import random_lora
 

@@ -13,7 +13,7 @@ from llgbm.generator import LoRAGenerator, create_generator
 from llgbm.matching.delta_head import DeltaHead, DeltaHeadConfig
 from llgbm.matching.delta_objectives import DeltaGuidedObjective, DeltaObjective, WeightObjective
 from llgbm.matching.losses import DeltaGuidedLoss, DeltaOnlyLoss, MultiTaskLoss, WeightLoss
-from llgbm.packing import TaskGroup
+from llgbm.packed.batch import TaskGroup
 from llgbm.probes import ProbeSet
 from llgbm.training import Objective, TrainingConfig, train
 from tests.fixtures import random_lora

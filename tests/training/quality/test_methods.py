@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from llgbm.checkpoint import Checkpoint, GeneratorManifest, PromptIndex, TrainingTask
+from llgbm.checkpoint import Checkpoint, GeneratorManifest, TrainingTask
 from llgbm.conditioning.context_choice import ContextBin, ContextChoice, ContextSetting
+from llgbm.conditioning.prompt_index import PromptIndex
 from llgbm.config import GeneratorConfig, lora_spec, model_spec
 from llgbm.generator import create_generator
 from llgbm.lora import LoRAWeights

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from llgbm.base import Base
-from llgbm.packing import TaskGroup
+from llgbm.packed.batch import TaskGroup
 from llgbm.prompting import TextEncoder
 from llgbm.text_encoder import PretrainedTextEncoder
 from training.recipe.sampler import SamplerConfig, TaskSampler

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llgbm.checkpoint import GeneratorManifest
 from llgbm.errors import ConfigError
-from llgbm.generator_manifest import GeneratorManifest
 from tests.small_generator import active_generator
 from training.recipe.confidence import Point, confidence_curve, reliability
 

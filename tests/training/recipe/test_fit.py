@@ -14,7 +14,7 @@ from llgbm.checkpoint import load_generator
 from llgbm.config import GeneratorConfig, LoRASpec, default_lora, lora_spec, model_spec
 from llgbm.errors import CacheMismatchError, CheckpointError, ConfigError, TaskFormatError
 from llgbm.generator import create_generator
-from llgbm.packing import TrainingBatch
+from llgbm.packed.batch import TrainingBatch
 from llgbm.prompting import AdapterMaker, AdapterRequest
 from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from llgbm.checkpoint import load_generator
+from llgbm.checkpoint import MANIFEST_FILE, load_generator
 from llgbm.errors import CheckpointError
-from llgbm.generator_manifest import MANIFEST_FILE
 from training.phases import compose, teachers
 from training.quality import evaluate
 from training.recipe import calibrate

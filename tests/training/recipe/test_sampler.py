@@ -9,7 +9,7 @@ import torch
 from llgbm.base import Base
 from llgbm.chat import answer_ids, prompt_ids, task_messages
 from llgbm.errors import ConfigError
-from llgbm.packing import pack
+from llgbm.packed.batch import pack
 from llgbm.text_encoder import PretrainedTextEncoder
 from tests.training.recipe.sampler_runs import (
     CONFIG,

@@ -6,7 +6,7 @@ import pytest
 
 from llgbm.base import Base
 from llgbm.errors import ConfigError
-from llgbm.packing import TaskGroup
+from llgbm.packed.batch import TaskGroup
 from llgbm.text_encoder import PretrainedTextEncoder
 from tests.training.recipe.sampler_runs import CONFIG, TASKS, groups_of, initials, task
 from training.recipe.sampler import MAX_SHOTS, TaskSampler

@@ -12,8 +12,8 @@ from llgbm.config import LoRASpec
 from llgbm.errors import AdapterMismatchError
 from llgbm.functional import FunctionalLoRA
 from llgbm.lora import LoRAWeights
+from llgbm.packed.batch import PackedBatch, Row, pack, packed_hidden_states
 from llgbm.packed.layers import packed_layers
-from llgbm.packing import PackedBatch, Row, pack, packed_hidden_states
 from tests.fixtures import random_lora
 from tests.small_generator import SPEC, TINY
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from llgbm.checkpoint import FORMAT_VERSION, GeneratorManifest, TrainingTask
 from llgbm.conditioning.context_choice import ContextChoice
 from llgbm.config import LoRASpec
 from llgbm.errors import CheckpointError
-from llgbm.generator_manifest import FORMAT_VERSION, GeneratorManifest, TrainingTask
 from tests.small_generator import IRREGULAR, SMALL, SPEC, SPECS, TINY
 
 CURVE: dict[str, Any] = {"similarity": [0.2, 0.5, 0.9], "confidence": [0.0, 0.3, 0.8], "threshold": 0.25}
