@@ -18,7 +18,6 @@ from typing import Any, TypeAlias
 
 from llgbm.errors import ConfigError
 from training.tasks.format import Example, Task
-from training.tasks.procedural.arithmetic import arithmetic
 from training.tasks.procedural.categories import (
     animals,
     count_category,
@@ -33,7 +32,7 @@ from training.tasks.procedural.letters import letter_questions, letters
 from training.tasks.procedural.lists import compare_words, edit_list, pick_word
 from training.tasks.procedural.names import names, people
 from training.tasks.procedural.number_lists import list_arithmetic, number_list, number_list_questions
-from training.tasks.procedural.number_questions import number_questions, two_numbers
+from training.tasks.procedural.numbers import arithmetic, number_questions, two_numbers
 from training.tasks.procedural.recipes import Family, Inputs, Recipe
 from training.tasks.procedural.reviews import orders, reviews
 from training.tasks.procedural.sentences import edit_sentence, sentence_parts
