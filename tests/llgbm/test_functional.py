@@ -340,18 +340,9 @@ def test_adapters_of_a_stack_compute_as_copies_of_them(tiny_base: Base, places: 
 def test_gradient_is_the_one_that_numbers_give(tiny_base: Base) -> None:
     """Against finite differences in float64, on one module, independently of autograd."""
 
-    class One(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(5, 4).double().requires_grad_(False)
-
-        def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = self.linear(x)
-            return out
-
-    model = One()
+    model = nn.Sequential(nn.Linear(5, 4)).double().requires_grad_(False)
     functional = FunctionalLoRA(model)
-    spec = LoRASpec(2, 3.0, (ModuleShape("linear", 5, 4),))
+    spec = LoRASpec(2, 3.0, (ModuleShape("0", 5, 4),))
     generator = torch.Generator().manual_seed(0)
     x, a1, b1, a2, b2 = (
         torch.randn(*shape, dtype=torch.double, generator=generator, requires_grad=True)
@@ -359,9 +350,9 @@ def test_gradient_is_the_one_that_numbers_give(tiny_base: Base) -> None:
     )
 
     def run(x: Tensor, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
-        first = LoRAWeights(spec, {"linear": a1}, {"linear": b1})
-        second = LoRAWeights(spec, {"linear": a2}, {"linear": b2})
-        with functional.applied([first, None, second]):
+        with functional.applied(
+            [LoRAWeights(spec, {"0": a1}, {"0": b1}), None, LoRAWeights(spec, {"0": a2}, {"0": b2})]
+        ):
             out: Tensor = model(x)
         return out
 
