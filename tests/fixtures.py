@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
@@ -17,6 +20,9 @@ from llgbm.pretrained.tiny import build_tiny_base, build_tiny_encoder
 from llgbm.prompting import AdapterMaker
 from llgbm.text_encoder import PretrainedTextEncoder
 from tests.service.support.tiny_checkpoint import build_tiny_checkpoint
+
+_Argument = TypeVar("_Argument")
+_Result = TypeVar("_Result")
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +76,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def real_base(real_base_path: Path) -> Base:
     """The real 0.5B base, float32, for tests marked `real`."""
     return load_base(real_base_path)
+
+
+def in_threads(work: Callable[[_Argument], _Result], arguments: Iterable[_Argument]) -> list[_Result]:
+    """The results of `work` for all arguments, each in a thread of its own; an error of a thread is raised here."""
+    each = list(arguments)
+    with ThreadPoolExecutor(len(each)) as pool:
+        return list(pool.map(work, each))
 
 
 def random_lora(spec: LoRASpec, seed: int, *, size: float = 1.0) -> LoRAWeights:

@@ -149,14 +149,18 @@ def store_linears(model: nn.Module, storage: Storage) -> None:
             raise ConfigError("this CPU has no bfloat16 products; choose int8_training or float32")
         _cast_parameters(model, torch.bfloat16)
         return
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linears = linears_of(model)
     for names in input_groups(linears):
         group = [linears.pop(name) for name in names]  # popped, so only one group is in memory in both forms
         for name, module in zip(names, _stored(group, names, storage), strict=True):
-            parent, _, last = name.rpartition(".")
-            setattr(model.get_submodule(parent), last, module)
+            model.set_submodule(name, module)
     if storage == "int8_mapped":
         _cast_parameters(model, product_dtype())
+
+
+def linears_of(model: nn.Module) -> dict[str, nn.Linear]:
+    """The Linears of `model` by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
 def fastest_training_storage(device: str = "cpu") -> Storage:

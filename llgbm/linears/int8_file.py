@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from llgbm.linears.frozen_linear import int8_readers, product_dtype, stacked_int8
+from llgbm.linears.frozen_linear import int8_readers, linears_of, product_dtype, stacked_int8
 from llgbm.linears.int8 import FbgemmProduct, Int8Weight
 from llgbm.linears.int8_weight_only import weight_only_group
 from llgbm.linears.shared_input import input_groups
@@ -139,7 +139,7 @@ def _fill(
         modules: for the open file, the name of a group in it and the group's Linears.
         dtype: of the parameters; embeddings stay mapped in float32.
     """
-    linears = _linears(model)
+    linears = linears_of(model)
     groups = input_groups(linears)
     others = {name: t for name, t in model.state_dict().items() if name.rpartition(".")[0] not in linears}
     wanted = {name: (torch.float32, tuple(t.shape)) for name, t in others.items()}
@@ -153,8 +153,7 @@ def _fill(
         for names in groups:
             built = modules(file, _prefix(names), [linears[name] for name in names])
             for name, module in zip(names, built, strict=True):
-                parent, _, last = name.rpartition(".")
-                setattr(model.get_submodule(parent), last, module)
+                model.set_submodule(name, module)
         parameters = {}
         for name in others:
             embedding = isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Embedding)
@@ -178,7 +177,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    linears = _linears(model)
+    linears = linears_of(model)
     tensors = {name: t for name, t in model.state_dict().items() if name.rpartition(".")[0] not in linears}
     for names in input_groups(linears):
         weight, bias = stacked_int8([linears[name] for name in names])
@@ -199,10 +198,6 @@ def _layout(names: tuple[str, ...], linears: dict[str, nn.Linear]) -> dict[str, 
     if any(m.bias is not None for m in group):
         layout[prefix + _BIAS] = (torch.float32, (outputs,))
     return layout
-
-
-def _linears(model: nn.Module) -> dict[str, nn.Linear]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
 def _prefix(names: tuple[str, ...]) -> str:

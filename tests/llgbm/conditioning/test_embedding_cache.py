@@ -1,6 +1,5 @@
 import multiprocessing
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 
 from llgbm.conditioning.embedding_cache import EmbeddingCache, MemoryEmbeddingCache, SqliteEmbeddingCache
 from llgbm.errors import EmbeddingCacheError
+from tests.fixtures import in_threads
 
 items = st.dictionaries(st.text(max_size=5), st.binary(max_size=20), max_size=6)
 Maker = Callable[[], EmbeddingCache]
@@ -52,23 +52,15 @@ def test_many_keys_at_once(make: Maker) -> None:
 
 
 def test_threads_may_share_one(make: Maker) -> None:
-    cache, errors = make(), list[BaseException]()
+    cache = make()
 
     def work(number: int) -> None:
-        try:
-            for i in range(50):
-                key = f"{number}-{i}"
-                cache.set_many({key: key.encode(), "shared": str(i).encode()})
-                assert cache.get_many([key]) == [key.encode()] or isinstance(cache, MemoryEmbeddingCache)
-        except BaseException as error:
-            errors.append(error)
+        for i in range(50):
+            key = f"{number}-{i}"
+            cache.set_many({key: key.encode(), "shared": str(i).encode()})
+            assert cache.get_many([key]) == [key.encode()] or isinstance(cache, MemoryEmbeddingCache)
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
+    in_threads(work, range(4))
     assert cache.get_many(["shared"]) == [b"49"]
 
 

@@ -1,5 +1,4 @@
 import shutil
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from llgbm.conditioning.embedding_cache import MemoryEmbeddingCache
 from llgbm.errors import PretrainedNotFoundError
 from llgbm.pretrained.tiny import build_tiny_encoder
 from llgbm.text_encoder import PretrainedTextEncoder
+from tests.fixtures import in_threads
 
 TEXTS = [
     "Translate the English word to French.",
@@ -163,23 +163,12 @@ def test_keys_tell_tokenizers_apart(tiny_encoder_path: Path, tmp_path: Path, nam
 
 def test_threads_may_share_one(encoder: PretrainedTextEncoder) -> None:
     expected = encoder.encode(TEXTS)
-    wrong: list[object] = []
 
     def work(number: int) -> None:
-        try:
-            for _ in range(5):
-                part = TEXTS[number:]
-                if not torch.allclose(encoder.encode(part), expected[number:], atol=1e-6):
-                    wrong.append(part)
-        except Exception as error:
-            wrong.append(error)
+        for _ in range(5):
+            torch.testing.assert_close(encoder.encode(TEXTS[number:]), expected[number:], atol=1e-6, rtol=0)
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    in_threads(work, range(4))
 
 
 def test_loading_draws_nothing(tiny_encoder_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from llgbm.fitting.objectives import TaskObjective
 from llgbm.generator import LoRAGenerator, create_generator
 from llgbm.packed.batch import Row, TaskGroup, TrainingBatch
 from llgbm.training import TrainingConfig, TrainingState, train
+from tests.fixtures import in_threads
 
 CONDITIONS = torch.nn.functional.normalize(torch.randn(8, 384, generator=torch.Generator().manual_seed(0)), dim=-1)
 
@@ -78,19 +79,12 @@ def fit(
 def together(base_path: Path, size: int, folder: Path | None = None, *, accumulation: int = 1) -> list[Fitted]:
     meeting = Meeting(size)
     starts = [start(base_path) for _ in range(size)]
-    results: dict[int, Fitted] = {}
 
-    def run(rank: int) -> None:
+    def run(rank: int) -> Fitted:
         state = folder and folder / f"{rank}.pt"
-        member = Member(rank, meeting)
-        results[rank] = fit(*starts[rank], member, state, accumulation=accumulation)
+        return fit(*starts[rank], Member(rank, meeting), state, accumulation=accumulation)
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [results[rank] for rank in range(size)]
+    return in_threads(run, range(size))
 
 
 @pytest.mark.parametrize(("size", "accumulation"), [(2, 1), (3, 1), (1, 2), (1, 99), (2, 2)])

@@ -1,6 +1,5 @@
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from llgbm.linears.int8 import FbgemmProduct, Int8TrainingLinear, Int8Weight, IntMmProduct, int8_product, quantised_rows
+from tests.fixtures import in_threads
 
 
 def linear(rows: int, columns: int, seed: int, *, bias: bool = True) -> nn.Linear:
@@ -68,8 +68,7 @@ def test_threads_that_pack_leave_the_filters_of_warnings_as_they_were(monkeypatc
         return make(*args)
 
     monkeypatch.setattr(torch, "_make_per_channel_quantized_tensor", slow)
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(FbgemmProduct, weights))
+    in_threads(FbgemmProduct, weights)
     assert list(warnings.filters) == before
 
 

@@ -14,7 +14,7 @@ from llgbm.lora import LoRAWeights
 from service.adapters.errors import AdapterDamagedError, NameTakenError
 from service.adapters.files import AdapterFiles
 from service.adapters.records import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
-from tests.fixtures import random_lora
+from tests.fixtures import in_threads, random_lora
 from tests.service.support.records import BASE, identity, record
 
 
@@ -164,16 +164,10 @@ assert list(Path({str(tmp_path)!r}).iterdir()) == [], list(Path({str(tmp_path)!r
 def test_many_who_write_one_adapter_leave_one(files: AdapterFiles, weights: LoRAWeights) -> None:
     stores = [AdapterFiles(files.folder) for _ in range(4)]
     barrier = threading.Barrier(4)
-    made: list[bool] = []
 
-    def write(store: AdapterFiles) -> None:
+    def write(store: AdapterFiles) -> bool:
         barrier.wait()
-        made.append(store.write(weights, record(weights))[1])
+        return store.write(weights, record(weights))[1]
 
-    threads = [threading.Thread(target=write, args=(store,)) for store in stores]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(made) == [False, False, False, True]
+    assert sorted(in_threads(write, stores)) == [False, False, False, True]
     assert leftovers(files) == []

@@ -16,7 +16,7 @@ from llgbm.lora import LoRAWeights
 from service.adapters.files import AdapterFiles
 from service.adapters.store import AdapterStore, Lease
 from service.observability.metrics import Metrics
-from tests.fixtures import random_lora
+from tests.fixtures import in_threads, random_lora
 from tests.service.support.records import identity, record
 
 SIZE = random_lora(lora_spec("tiny"), 0).num_bytes
@@ -91,17 +91,12 @@ def test_many_who_want_one_adapter_read_it_once(tmp_path: Path, monkeypatch: pyt
         return read(which)
 
     monkeypatch.setattr(store.files, "read", slow_read)
-    leases: list[Lease] = []
 
-    def want() -> None:
+    def want(_: int) -> Lease:
         barrier.wait()
-        leases.append(store.acquire(identity(1)))
+        return store.acquire(identity(1))
 
-    threads = [threading.Thread(target=want) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    leases = in_threads(want, range(8))
     assert reads == [identity(1)]
     assert store.resident == {identity(1): 8}
     assert len({id(lease.weights) for lease in leases}) == 1
