@@ -1,10 +1,10 @@
 """LLGBM: a sentence that describes a task becomes a LoRA adapter for a frozen Qwen2.5 model.
 
     from pathlib import Path
-    from llgbm import AdapterMaker, AdapterRequest, PretrainedTextEncoder, load_generator, save_peft
+    from llgbm import AdapterMaker, AdapterRequest, load_generator, save_peft
 
     checkpoint = load_generator(Path("checkpoints/qwen2.5-0.5b"))
-    maker = AdapterMaker(checkpoint, PretrainedTextEncoder())
+    maker = AdapterMaker(checkpoint, checkpoint.text_encoder())
     made = maker.make([AdapterRequest(("Translate the English word to French.",))])[0]
     save_peft(made.weights, Path("french"), base_id=checkpoint.manifest.base_id)
 

@@ -2,7 +2,7 @@
 
 The shared bases are stored in int8 with one scale per row, everything else in float16. The generator of the 0.5B base
 has 23 million parameters and takes 31 MB. The manifest names the base, the LoRASpec, the text encoder and the training
-tasks, and holds the sha256 of the tensors.
+tasks, and holds the sha256 of the tensors. If the text encoder was tuned, its LoRA is among them.
 """
 
 from __future__ import annotations
@@ -21,17 +21,21 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from llgbm.conditioning.context_choice import ContextChoice
+from llgbm.conditioning.embedding_cache import EmbeddingCache
+from llgbm.conditioning.encoder_lora import EncoderLoRA, lora_digest
 from llgbm.conditioning.prompt_index import PromptIndex, require_curve
 from llgbm.conditioning.task_detector import TaskDetector
 from llgbm.config import GeneratorConfig, LoRASpec, ModelSpec
-from llgbm.errors import AdapterMismatchError, CheckpointError, ConfigError
+from llgbm.errors import AdapterFormatError, AdapterMismatchError, CheckpointError, ConfigError
 from llgbm.files.synced import write_synced
 from llgbm.generator import LoRAGenerator, uninitialised_generator
+from llgbm.text_encoder import PretrainedTextEncoder
 
 FORMAT_VERSION = 3
 MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "generator.safetensors"
 _INT8_PREFIXES = ("a0.", "b0.")
+_ENCODER_PREFIX = "text_encoder."
 
 
 @dataclass(frozen=True)
@@ -143,22 +147,55 @@ class GeneratorManifest:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A loaded generator with its manifest, its prompt index and, once calibrated, its task detector."""
+    """A loaded generator with its manifest, its prompt index and, once calibrated, its task detector.
+
+    Attributes:
+        encoder_lora: the change of the text encoder; None if it was not tuned.
+    """
 
     generator: LoRAGenerator
     manifest: GeneratorManifest
     prompt_index: PromptIndex
     detector: TaskDetector | None = None
+    encoder_lora: EncoderLoRA | None = None
+
+    def text_encoder(
+        self, name_or_path: str | Path | None = None, *, cache: EmbeddingCache | None = None
+    ) -> PretrainedTextEncoder:
+        """The encoder of the generator's conditions, with its change.
+
+        Args:
+            name_or_path: another source of the same encoder, a hub id or a folder; None or empty for the manifest's.
+            cache: keeps vectors between calls; None computes every text.
+        """
+        return PretrainedTextEncoder(name_or_path or self.manifest.encoder_id, cache=cache, lora=self.encoder_lora)
+
+    def require_encoder(self, encoder: PretrainedTextEncoder) -> None:
+        """Refuse an encoder without the generator's change, or with another one.
+
+        Raises:
+            ConfigError: the conditions would be others than in training.
+        """
+        if encoder.lora_digest != lora_digest(self.encoder_lora):
+            raise ConfigError(
+                "the text encoder is tuned otherwise than in the generator's training; take checkpoint.text_encoder()"
+            )
 
 
 def save_generator(
-    folder: Path, generator: LoRAGenerator, manifest: GeneratorManifest, prompt_embeddings: Sequence[Tensor]
+    folder: Path,
+    generator: LoRAGenerator,
+    manifest: GeneratorManifest,
+    prompt_embeddings: Sequence[Tensor],
+    *,
+    encoder_lora: EncoderLoRA | None = None,
 ) -> GeneratorManifest:
     """Write the artefact. Existing files are replaced only when both new files are complete on disk.
 
     Args:
         prompt_embeddings: for each task of the manifest, the embeddings of some or all of its descriptions for the
             prompt index, (n, condition_size) float32; (0, condition_size) keeps a task out of the index.
+        encoder_lora: the change of the text encoder that the generator was trained with; None for the plain one.
 
     Returns:
         The manifest with its digest.
@@ -186,6 +223,8 @@ def save_generator(
     tensors["prompt_index.embeddings"] = torch.cat(blocks)
     task_of_embedding = [i for i, block in enumerate(prompt_embeddings) for _ in block]
     tensors["prompt_index.task"] = torch.tensor(task_of_embedding, dtype=torch.int16)
+    if encoder_lora is not None:
+        tensors |= {_ENCODER_PREFIX + name: tensor for name, tensor in encoder_lora.tensors().items()}
     return _write_both(folder, tensors, manifest)
 
 
@@ -220,24 +259,34 @@ def load_generator(folder: Path) -> Checkpoint:
         detector = None
         if "detector.weight" in tensors:
             detector = TaskDetector(tensors.pop("detector.weight"), tensors.pop("detector.bias"))
+        of_encoder = [name for name in tensors if name.startswith(_ENCODER_PREFIX)]
+        factors = {name.removeprefix(_ENCODER_PREFIX): tensors.pop(name) for name in of_encoder}
+        encoder_lora = EncoderLoRA.from_tensors(factors) if factors else None
         generator = uninitialised_generator(manifest.model, manifest.lora, manifest.generator)
         generator.load_state_dict(_read_back(tensors), assign=True)
     except SafetensorError as error:
         raise CheckpointError(f"{folder / WEIGHTS_FILE} is not a safetensors file: {error}") from error
-    except (KeyError, RuntimeError, AdapterMismatchError, ConfigError) as error:
+    except (KeyError, RuntimeError, AdapterFormatError, AdapterMismatchError, ConfigError) as error:
         raise CheckpointError(f"the tensors in {folder} do not fit its manifest: {error}") from error
     if len(index.task) != len(index.embeddings) or bool((index.task >= len(manifest.tasks)).any()):
         raise CheckpointError(
             f"the prompt index in {folder} does not fit the {len(manifest.tasks)} tasks of its manifest"
         )
-    return Checkpoint(generator.eval().requires_grad_(False), manifest, index, detector)
+    return Checkpoint(generator.eval().requires_grad_(False), manifest, index, detector, encoder_lora)
 
 
-def saved_in(folder: Path, generator: LoRAGenerator, manifest: GeneratorManifest) -> GeneratorManifest | None:
+def saved_in(
+    folder: Path,
+    generator: LoRAGenerator,
+    manifest: GeneratorManifest,
+    *,
+    encoder_lora: EncoderLoRA | None = None,
+) -> GeneratorManifest | None:
     """The manifest of the artefact in `folder` if it holds this generator, calibrated or not; else None.
 
     Args:
         manifest: as for `save_generator`; `made_by` and the calibration may differ.
+        encoder_lora: as for `save_generator`.
 
     Raises:
         CheckpointError: a parameter is not finite.
@@ -248,6 +297,8 @@ def saved_in(folder: Path, generator: LoRAGenerator, manifest: GeneratorManifest
         return None
     ignored: dict[str, Any] = {"made_by": {}, "confidence": {}, "context_choice": None, "digest": ""}
     if replace(there.manifest, **ignored) != replace(manifest, **ignored):
+        return None
+    if lora_digest(there.encoder_lora) != lora_digest(encoder_lora):
         return None
     mine, theirs = _read_back(_stored(generator)), there.generator.state_dict()
     same = mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)

@@ -25,6 +25,7 @@ from llgbm.conditioning.prompt_index import confidence_at
 from llgbm.config import LoRASpec
 from llgbm.errors import ConfigError
 from llgbm.lora import LoRAWeights
+from llgbm.text_encoder import PretrainedTextEncoder
 
 
 class TextEncoder(Protocol):
@@ -134,9 +135,18 @@ class MadeAdapter:
 
 
 class AdapterMaker:
-    """Makes adapters from requests: one encoder pass and one generator pass for any number of them."""
+    """Makes adapters from requests: one encoder pass and one generator pass for any number of them.
+
+    Args:
+        encoder: mostly `checkpoint.text_encoder()`.
+
+    Raises:
+        ConfigError: the encoder is tuned otherwise than in the generator's training.
+    """
 
     def __init__(self, checkpoint: Checkpoint, encoder: TextEncoder) -> None:
+        if isinstance(encoder, PretrainedTextEncoder):
+            checkpoint.require_encoder(encoder)
         self.checkpoint, self._encoder = checkpoint, encoder
 
     def id_of(self, request: AdapterRequest) -> str:

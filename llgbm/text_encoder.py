@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llgbm.conditioning.embedding_cache import EmbeddingCache, MemoryEmbeddingCache, SqliteEmbeddingCache
+from llgbm.conditioning.encoder_lora import EncoderLoRA, lora_digest
 from llgbm.conditioning.sentence_model import POOLING_FILE, SentenceModel
 from llgbm.pretrained.find import TEXT_ENCODER, pretrained_revision, resolve_pretrained
 
@@ -42,11 +43,19 @@ class PretrainedTextEncoder:
     Args:
         name_or_path: a hub id, or a sentence-transformers folder.
         cache: keeps vectors between calls; None computes every text.
+        lora: a change of the model's weights; None for the plain model. `Checkpoint.text_encoder` has a generator's.
     """
 
-    def __init__(self, name_or_path: str | Path = TEXT_ENCODER, *, cache: EmbeddingCache | None = None) -> None:
+    def __init__(
+        self,
+        name_or_path: str | Path = TEXT_ENCODER,
+        *,
+        cache: EmbeddingCache | None = None,
+        lora: EncoderLoRA | None = None,
+    ) -> None:
         self._name_or_path = name_or_path
         self._cache = cache
+        self._lora = lora
         self._model: SentenceModel | None = None
         self._lock = threading.Lock()
 
@@ -54,6 +63,11 @@ class PretrainedTextEncoder:
     def encoder_id(self) -> str:
         """The encoder's name in checkpoints."""
         return str(self._name_or_path)
+
+    @property
+    def lora_digest(self) -> str | None:
+        """Digest of the change of the weights; None for the plain model."""
+        return lora_digest(self._lora)
 
     @cached_property
     def dim(self) -> int:
@@ -70,6 +84,7 @@ class PretrainedTextEncoder:
 
         Raises:
             PretrainedNotFoundError: no source has the weights, or they are not a sentence-transformers model.
+            AdapterMismatchError: the change of the weights is for another model.
         """
         with self._lock:
             self._loaded_model()
@@ -79,7 +94,7 @@ class PretrainedTextEncoder:
         """(n, dim) float32, rows of length 1, no gradient; texts beyond the model's limit are cut at the end.
 
         Raises:
-            PretrainedNotFoundError: as `load`, when a text is not in the cache.
+            PretrainedNotFoundError, AdapterMismatchError: as `load`, when a text is not in the cache.
             EmbeddingCacheError: the cache failed.
         """
         unique = list(dict.fromkeys(texts))
@@ -113,6 +128,8 @@ class PretrainedTextEncoder:
             if (self._folder / name).is_file():
                 digest.update((self._folder / name).read_bytes())
             digest.update(b"\0")
+        if self.lora_digest is not None:
+            digest.update(self.lora_digest.encode())
         return f"llgbm:embedding:{digest.hexdigest()[:32]}:"
 
     def _key(self, text: str) -> str:
@@ -134,5 +151,5 @@ class PretrainedTextEncoder:
 
     def _loaded_model(self) -> SentenceModel:
         if self._model is None:
-            self._model = SentenceModel(self._folder)
+            self._model = SentenceModel(self._folder, self._lora)
         return self._model.eval()

@@ -10,7 +10,6 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from llgbm.checkpoint import load_generator
 from llgbm.pretrained.find import resolve_pretrained
 from llgbm.prompting import AdapterMaker
-from llgbm.text_encoder import PretrainedTextEncoder
 from service.settings import DEFAULT_CHECKPOINT
 
 
@@ -26,9 +25,9 @@ def load_maker(checkpoint: Path | None, text_encoder: str | None) -> AdapterMake
         PretrainedNotFoundError: no source has the encoder.
     """
     generator = load_generator(checkpoint or DEFAULT_CHECKPOINT)
-    name = text_encoder or generator.manifest.encoder_id
-    fetch(name)
-    return AdapterMaker(generator, PretrainedTextEncoder(name))
+    encoder = generator.text_encoder(text_encoder)
+    fetch(encoder.encoder_id)
+    return AdapterMaker(generator, encoder)
 
 
 def fetch(name_or_path: str) -> Path:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from llgbm.checkpoint import GeneratorManifest, write_calibration
 from llgbm.conditioning.context_choice import ContextChoice
+from llgbm.conditioning.encoder_lora import EncoderLoRA
+from llgbm.conditioning.sentence_model import SentenceModel
 from llgbm.conditioning.task_detector import TaskDetector
 from llgbm.config import GeneratorConfig, LoRASpec, lora_spec, model_spec
 from llgbm.generator import LoRAGenerator, create_generator
@@ -54,3 +56,12 @@ def conditions(count: int, *, seed: int = 0, size: int = SMALL.condition_size) -
     return torch.nn.functional.normalize(
         torch.randn(count, size, generator=torch.Generator().manual_seed(seed)), dim=-1
     )
+
+
+def encoder_lora(encoder_folder: Path, *, seed: int = 0, rank: int = 4) -> EncoderLoRA:
+    """A random change of the tiny text encoder, large enough to move every vector."""
+    draw = torch.Generator().manual_seed(seed)
+    weights = {name: linear.weight for name, linear in SentenceModel(encoder_folder).linears.items()}
+    a = {name: torch.randn(rank, w.shape[1], generator=draw).bfloat16() for name, w in weights.items()}
+    b = {name: (0.03 * torch.randn(w.shape[0], rank, generator=draw)).bfloat16() for name, w in weights.items()}
+    return EncoderLoRA(a, b)

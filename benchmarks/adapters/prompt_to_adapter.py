@@ -12,14 +12,14 @@ from benchmarks.measuring.workbench import TASKS, Workbench
 from llgbm.adapters.peft_io import save_peft
 from llgbm.config import LoRASpec
 from llgbm.prompting import AdapterMaker, AdapterRequest
-from llgbm.text_encoder import MemoryEmbeddingCache, PretrainedTextEncoder
+from llgbm.text_encoder import MemoryEmbeddingCache
 
 _BATCH = 32
 _T2L_WIDTH, _DND_PARAMETERS, _DND_WIDTH = 256, 1_100_000_000, 8192
 
 
 def run(bench: Workbench) -> list[Result]:
-    encoder = PretrainedTextEncoder(bench.encoder_name, cache=MemoryEmbeddingCache(100_000))
+    encoder = bench.checkpoint.text_encoder(bench.encoder_name, cache=MemoryEmbeddingCache(100_000))
     maker = AdapterMaker(bench.checkpoint, encoder)
     spec, base_id = bench.checkpoint.manifest.lora, bench.checkpoint.manifest.base_id
     numbers = count()

@@ -20,7 +20,6 @@ from llgbm.decoding.decoder import Decoder, DecodeRequest
 from llgbm.decoding.sampling import SamplingParams
 from llgbm.lora import LoRAWeights
 from llgbm.prompting import AdapterMaker, AdapterRequest
-from llgbm.text_encoder import PretrainedTextEncoder
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "checkpoints" / "qwen2.5-0.5b"
 
@@ -107,7 +106,7 @@ class Workbench:
     @cached_property
     def adapters(self) -> list[LoRAWeights]:
         """16 different generated adapters, scaled down so that the base still gives the requested long answer."""
-        maker = AdapterMaker(self.checkpoint, PretrainedTextEncoder(self.encoder_name))
+        maker = AdapterMaker(self.checkpoint, self.checkpoint.text_encoder(self.encoder_name))
         return [
             made.weights.detach().scaled(_SCALE) for made in maker.make([AdapterRequest((task,)) for task in TASKS])
         ]

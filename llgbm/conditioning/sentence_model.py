@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llgbm.conditioning.encoder_lora import EncoderLoRA
 from llgbm.errors import PretrainedNotFoundError
+from llgbm.linears.frozen_linear import linears_of
 from llgbm.pretrained.find import TEXT_ENCODER, no_progress_bars
 
 POOLING_FILE = "1_Pooling/config.json"
@@ -26,14 +28,19 @@ _BATCH_SIZE = 32
 class SentenceModel(nn.Module):
     """Texts -> pooled hidden states; in eval mode, in float32, and without gradients.
 
+    Args:
+        folder: of a sentence-transformers model.
+        lora: is merged into its weights.
+
     Attributes:
         max_tokens: longer texts are cut at the end.
 
     Raises:
         PretrainedNotFoundError: `folder` is not a sentence-transformers model, or one with other parts.
+        AdapterMismatchError: `lora` is for another model.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, lora: EncoderLoRA | None = None) -> None:
         super().__init__()
         self._pool = _POOLING[_pooling(folder)]
         from transformers import AutoModel, AutoTokenizer
@@ -43,11 +50,22 @@ class SentenceModel(nn.Module):
             self._transformer: Any = AutoModel.from_pretrained(folder, dtype=torch.float32)
         limits = (_json(folder / "sentence_bert_config.json").get("max_seq_length"), self._tokenizer.model_max_length)
         self.max_tokens = min(self._transformer.config.max_position_embeddings, *(n for n in limits if n is not None))
+        if lora is not None:
+            lora.merge_into(self.linears)
         self.eval().requires_grad_(False)
+
+    @property
+    def linears(self) -> dict[str, nn.Linear]:
+        """The Linears of the transformer's layers, by name; not the pooler's, whose output is not used."""
+        return {name: m for name, m in linears_of(self._transformer).items() if not name.startswith("pooler")}
 
     @torch.no_grad()
     def forward(self, texts: Sequence[str]) -> Tensor:
         """(n, hidden) float32. A text's row does not depend on the others, to rounding."""
+        return self.pooled(texts)
+
+    def pooled(self, texts: Sequence[str]) -> Tensor:
+        """As `forward`, with gradients to the weights that require them."""
         # texts of similar length together, so that little is padded
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         pooled = torch.zeros(len(texts), self._transformer.config.hidden_size)
@@ -60,7 +78,7 @@ class SentenceModel(nn.Module):
                 max_length=self.max_tokens,
                 return_tensors="pt",
             )
-            hidden = self._transformer(**tokens).last_hidden_state  # (rows, tokens, hidden)
+            hidden = self._transformer(**tokens).last_hidden_state.float()  # (rows, tokens, hidden)
             pooled[places] = self._pool(hidden, tokens["attention_mask"][..., None].bool())
         return pooled
 

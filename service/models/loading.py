@@ -21,7 +21,6 @@ from llgbm.errors import CheckpointError
 from llgbm.linears.frozen_linear import fastest_storage
 from llgbm.pretrained.find import resolve_pretrained
 from llgbm.prompting import AdapterMaker
-from llgbm.text_encoder import PretrainedTextEncoder
 from service.engine.interface import DecoderLike
 from service.models.embedding_cache import PersistentCache, RedisEmbeddingCache, ResilientCache
 from service.models.memory import loaded_for_good
@@ -108,18 +107,18 @@ def load_models(settings: Settings, metrics: Metrics, progress: Progress) -> Mod
             hint="the published quality was measured on the weights that the generator was trained on",
         )
 
-    encoder_name = settings.text_encoder or manifest.encoder_id
-    _fetch(encoder_name, progress)
-    say(f"loading {encoder_name}")
     cache = embedding_cache(settings, metrics)
-    encoder = PretrainedTextEncoder(encoder_name, cache=cache).load()
+    encoder = checkpoint.text_encoder(settings.text_encoder, cache=cache)
+    encoder_name = encoder.encoder_id
+    _fetch(encoder_name, progress)
+    say(f"loading {encoder_name}" + (" with the generator's change" if checkpoint.encoder_lora else ""))
     if encoder.dim != manifest.generator.condition_size:
         raise CheckpointError(
             f"the generator wants embeddings of {manifest.generator.condition_size} numbers, and {encoder_name} gives "
             f"{encoder.dim}; leave LLGBM_TEXT_ENCODER unset to use {manifest.encoder_id}"
         )
 
-    maker = AdapterMaker(checkpoint, encoder)
+    maker = AdapterMaker(checkpoint, encoder.load())
     limit = min(settings.max_context, base.max_positions)
     if isinstance(base, BareBase):
         return Models(base, maker, None, limit, cache)

@@ -28,7 +28,6 @@ from llgbm.linears.frozen_linear import Storage
 from llgbm.lora import LoRAWeights, combine
 from llgbm.pretrained.find import BASE_0_5B
 from llgbm.prompting import AdapterMaker, AdapterRequest
-from llgbm.text_encoder import PretrainedTextEncoder
 from training.adapters.adapter_split import tasks_by_id
 from training.adapters.delta_store import ProbeConfig
 from training.adapters.teacher_folder import adapter_folder, load_teachers
@@ -206,7 +205,7 @@ def _maker(folder: Path | None, base_id: str) -> AdapterMaker | None:
         return None
     checkpoint: Checkpoint = load_generator(folder)
     checkpoint.manifest.require_base(base_id)
-    return AdapterMaker(checkpoint, PretrainedTextEncoder(checkpoint.manifest.encoder_id))
+    return AdapterMaker(checkpoint, checkpoint.text_encoder())
 
 
 def _generated(maker: AdapterMaker, first: Task, second: Task) -> LoRAWeights:

@@ -24,7 +24,6 @@ from llgbm.evaluation import score_rows
 from llgbm.linears.frozen_linear import Storage
 from llgbm.pretrained.find import BASE_0_5B, TEXT_ENCODER
 from llgbm.prompting import AdapterMaker, AdapterRequest
-from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig
 from training.adapters.delta_store import ProbeConfig
 from training.phases.cost import CostConfig, measure_base, measure_generators
@@ -113,7 +112,7 @@ def short_fit(config: Config, name: str, base: Base, lora: LoRASpec, tasks: list
     settings = _fit_config(config, name, config.workdir / base.spec.name.replace("/", "--"), config.fit_steps)
     fit.run(settings)
     checkpoint = load_generator(settings.workdir / "generator")
-    made = AdapterMaker(checkpoint, PretrainedTextEncoder(config.text_encoder)).make(
+    made = AdapterMaker(checkpoint, checkpoint.text_encoder(config.text_encoder)).make(
         [AdapterRequest((tasks[0].unseen_descriptions[0],))]
     )[0]
     folder = settings.workdir / "adapter"

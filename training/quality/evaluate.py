@@ -22,7 +22,6 @@ from llgbm.checkpoint import Checkpoint, load_generator
 from llgbm.errors import ConfigError
 from llgbm.evaluation import paired_bootstrap
 from llgbm.linears.frozen_linear import Storage
-from llgbm.text_encoder import PretrainedTextEncoder
 from training.adapters.delta_store import ProbeConfig
 from training.adapters.teacher_folder import load_teachers
 from training.cli.config import to_dict
@@ -253,7 +252,7 @@ def load_sources(config: Config, checkpoint: Checkpoint, tasks: Sequence[Task]) 
     wanted = dict.fromkeys([*trained, *(task.task_id for task in tasks)])
     sources = MethodSources(
         checkpoint=checkpoint,
-        encoder=PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id),
+        encoder=checkpoint.text_encoder(config.text_encoder),
         teachers=load_teachers(config.teachers, list(wanted), checkpoint.manifest.base_id),
         multitask=shared_adapter_for(config.multitask, checkpoint.manifest.base_id) if config.multitask else None,
         others={},

@@ -25,7 +25,6 @@ from llgbm.errors import ConfigError
 from llgbm.evaluation import score_rows
 from llgbm.linears.frozen_linear import Storage
 from llgbm.prompting import AdapterMaker, AdapterRequest
-from llgbm.text_encoder import PretrainedTextEncoder
 from training.recipe.confidence import Point, confidence_curve, reliability
 from training.recipe.context_choice import ContextPoint, accuracy_table, ranked_bins
 from training.recipe.generator_base import base_of
@@ -109,7 +108,7 @@ def run(config: Config) -> None:
     if known := [task.task_id for task in far if task.task_id in trained]:
         raise ConfigError(f"{config.checkpoint} was trained on {known[0]}; name families that its fit kept back")
     base = base_of(checkpoint, config.base, config.base_storage)
-    encoder = PretrainedTextEncoder(config.text_encoder or checkpoint.manifest.encoder_id)
+    encoder = checkpoint.text_encoder(config.text_encoder)
     detector = fit_detector(checkpoint, encoder)
     maker = AdapterMaker(replace(checkpoint, detector=detector), encoder)
     wordings = never_seen([*near, *far], checkpoint.manifest)

@@ -9,7 +9,6 @@ from llgbm.checkpoint import Checkpoint, load_generator
 from llgbm.linears.frozen_linear import Storage
 from llgbm.lora import LoRAWeights
 from llgbm.prompting import AdapterMaker
-from llgbm.text_encoder import PretrainedTextEncoder
 
 
 def base_of(checkpoint: Checkpoint, name: str, storage: Storage, device: str = "cpu") -> Base:
@@ -32,7 +31,7 @@ def maker_of(checkpoint: Checkpoint, text_encoder: str) -> AdapterMaker:
     Args:
         text_encoder: hub id or folder; empty uses the one in the manifest.
     """
-    return AdapterMaker(checkpoint, PretrainedTextEncoder(text_encoder or checkpoint.manifest.encoder_id))
+    return AdapterMaker(checkpoint, checkpoint.text_encoder(text_encoder))
 
 
 def shared_adapter_for(folder: Path, base_id: str) -> LoRAWeights:
