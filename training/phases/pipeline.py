@@ -20,7 +20,19 @@ from training.cli.config import config_fields
 from training.cli.config_values import read_yaml
 from training.runs.log import set_up_logging
 
-PHASES = ("teachers", "deltas", "fit", "match", "ablate", "compose", "calibrate", "evaluate", "scale", "report")
+PHASES = (
+    "teachers",
+    "deltas",
+    "encoder",
+    "fit",
+    "match",
+    "ablate",
+    "compose",
+    "calibrate",
+    "evaluate",
+    "scale",
+    "report",
+)
 """Commands that a plan may contain, in the order of execution."""
 
 
