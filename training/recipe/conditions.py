@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llgbm.conditioning.encoder_lora import EncoderLoRA
 from llgbm.errors import ConfigError
 from llgbm.prompting import TextEncoder, condition_of, example_lines, noisy
 from llgbm.text_encoder import PretrainedTextEncoder, SqliteEmbeddingCache
@@ -45,10 +46,13 @@ class ConditionConfig:
 
 
 @contextmanager
-def lasting_encoder(name_or_path: str, file: Path) -> Iterator[PretrainedTextEncoder]:
-    """A text encoder that caches its embeddings in `file`, so that no text is encoded twice."""
+def lasting_encoder(name_or_path: str, file: Path, lora: EncoderLoRA | None = None) -> Iterator[PretrainedTextEncoder]:
+    """A text encoder, with a change of its weights or without, that caches its embeddings in `file`.
+
+    So no text is encoded twice. Encoders with different changes may share the file.
+    """
     with closing(SqliteEmbeddingCache(file)) as cache:
-        yield PretrainedTextEncoder(name_or_path, cache=cache)
+        yield PretrainedTextEncoder(name_or_path, cache=cache, lora=lora)
 
 
 class ConditionSampler:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from llgbm.base import load_base
-from llgbm.checkpoint import save_generator
+from llgbm.checkpoint import load_generator, save_generator
 from llgbm.config import default_lora
 from llgbm.errors import CheckpointError, ConfigError
 from llgbm.generator import create_generator
@@ -24,7 +24,8 @@ from training.cli.command_line import find
 from training.cli.commands import COMMANDS
 from training.recipe.conditions import TEXTS_FILE, lasting_encoder
 from training.recipe.fit import Config as FitConfig
-from training.recipe.fit import fingerprint_of, manifest_of, started_from, training_tasks
+from training.recipe.fit import fingerprint_of, manifest_of, training_tasks
+from training.recipe.start import encoder_lora_of
 from training.runs.log import set_up_logging
 
 
@@ -55,18 +56,20 @@ def run(config: Config) -> None:
     base = load_base(settings.base, storage=settings.base_storage)
     tasks = training_tasks(settings).all
     generator = create_generator(base.spec, default_lora(base.spec), settings.generator)
-    start = None if settings.start is None else started_from(settings.start, generator)
+    started_from = load_generator(settings.start) if settings.start else None
+    start = started_from.manifest if started_from else None
+    lora = encoder_lora_of(settings.encoder_lora, started_from)
     names = [task.task_id for task in tasks]
     teachers = load_teachers(settings.teachers, names, base.spec.base_id) if settings.teachers else {}
-    made_with = fingerprint_of(settings, tasks, base, start, teachers)
+    made_with = fingerprint_of(settings, tasks, base, start, teachers, lora)
     made_with.require_same_run(config.state.parent, [config.state.name])
     own = {name.removeprefix("0."): tensor for name, tensor in state["model"].items() if name.startswith("0.")}
     generator.load_state_dict(own)
     made = {"steps": state["step"]}
     # the fit's own embeddings, if they are there: texts encoded in other batches differ in the last bits
-    with lasting_encoder(settings.text_encoder, config.state.parent / TEXTS_FILE) as encoder:
+    with lasting_encoder(settings.text_encoder, config.state.parent / TEXTS_FILE, lora) as encoder:
         manifest, prompts = manifest_of(settings, generator.eval(), base, tasks, encoder, made, start=start)
-    manifest = save_generator(config.out, generator, manifest, prompts)
+    manifest = save_generator(config.out, generator, manifest, prompts, encoder_lora=lora)
     print(f"{config.out}: generator {manifest.digest[:12]} for {manifest.base_id}, {len(manifest.tasks)} tasks")
 
 

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 from torch import Tensor
 
 from llgbm.adapters.peft_io import content_digest
 from llgbm.base import Base, load_base
-from llgbm.checkpoint import GeneratorManifest, TrainingTask, load_generator, save_generator, saved_in
+from llgbm.checkpoint import Checkpoint, GeneratorManifest, TrainingTask, load_generator, save_generator, saved_in
+from llgbm.conditioning.encoder_lora import EncoderLoRA, lora_digest
 from llgbm.config import GeneratorConfig, default_lora
 from llgbm.delta import DeltaMeter
 from llgbm.errors import ConfigError
@@ -36,8 +38,9 @@ from training.recipe.conditions import TEXTS_FILE, lasting_encoder
 from training.recipe.generator_base import shared_adapter_for
 from training.recipe.progress_check import CheckConfig, ProgressCheck
 from training.recipe.sampler import SamplerConfig, TaskSampler
+from training.recipe.start import condition_map, encoder_lora_of, read_through, take_parameters
 from training.runs.fingerprint import RESUMABLE, Fingerprint
-from training.runs.log import RunLog
+from training.runs.log import RunLog, set_up_logging
 from training.runs.parallel import process_group
 from training.runs.results import command_of
 from training.tasks.format import Task, tasks_digest
@@ -76,6 +79,8 @@ class Config:
     """A torch device, cpu or cuda; on cuda set base_storage to bfloat16 or float32."""
     text_encoder: str = TEXT_ENCODER
     """Hub id or folder of the frozen text encoder."""
+    encoder_lora: Path | None = None
+    """File of the command `encoder`, a change of the text encoder; none keeps the one of `start`, if it has one."""
     label_smoothing: float = 0.05
     """Label smoothing of the task loss."""
     distillation: float = 0.0
@@ -129,25 +134,33 @@ def run(config: Config) -> None:
     Raises:
         ConfigError: the working directory has the state of a run with other settings or tasks, or the artefact to
             start from has another base or size.
+        CheckpointError: there is no readable artefact to start from.
+        AdapterFormatError, AdapterMismatchError: `encoder_lora` is another file, or for another text encoder.
     """
     pools = training_tasks(config)
     kept_back = hidden_tasks(config.hidden_families, config.families)
-    with lasting_encoder(config.text_encoder, config.workdir / TEXTS_FILE) as encoder:
-        _fit(config, encoder, pools, kept_back)
+    start = load_generator(config.start) if config.start else None
+    lora = encoder_lora_of(config.encoder_lora, start)
+    with lasting_encoder(config.text_encoder, config.workdir / TEXTS_FILE, lora) as encoder:
+        _fit(config, encoder, lora, pools, kept_back, start)
 
 
 def _fit(
     config: Config,
     encoder: PretrainedTextEncoder,
+    lora: EncoderLoRA | None,
     pools: TrainingSet,
     kept_back: Sequence[Task],
+    started_from: Checkpoint | None,
 ) -> None:
     tasks = pools.own
     base = load_base(config.base, storage=config.base_storage, device=config.device)
     teachers = load_teachers(config.teachers, [t.task_id for t in tasks], base.spec.base_id) if config.teachers else {}
     meter, deltas = _teacher_deltas(config, base, teachers)
     generator = create_generator(base.spec, default_lora(base.spec), config.generator, seed=config.training.seed)
-    start = None if config.start is None else started_from(config.start, generator)
+    start = started_from.manifest if started_from else None
+    if started_from is not None:
+        _begin_with(generator, started_from, encoder, config, pools.all)
     sampler = TaskSampler(
         tasks,
         base,
@@ -179,7 +192,7 @@ def _fit(
         return
     all_tasks = pools.all
     with RunLog(config.workdir, "fit", config) as log:
-        fingerprint_of(config, all_tasks, base, start, teachers).require_same_run(config.workdir, [STATE_FILE])
+        fingerprint_of(config, all_tasks, base, start, teachers, lora).require_same_run(config.workdir, [STATE_FILE])
         check = ProgressCheck(config.check, tasks, base, encoder)
         hidden = ProgressCheck(config.check, kept_back, base, encoder, name="hidden")
         started, steps = time.monotonic(), 0
@@ -201,10 +214,10 @@ def _fit(
         seconds = time.monotonic() - started
         made = {"steps": max(first, steps), "last_run_seconds": round(seconds)}
         manifest, prompts = manifest_of(config, generator, base, all_tasks, encoder, made, start=start)
-        if saved_in(config.artefact, generator, manifest):
+        if saved_in(config.artefact, generator, manifest, encoder_lora=lora):
             log.logger.info("already made", artefact=str(config.artefact))
         else:
-            manifest = save_generator(config.artefact, generator, manifest, prompts)
+            manifest = save_generator(config.artefact, generator, manifest, prompts, encoder_lora=lora)
             log.record_artefact(
                 config.artefact,
                 base_revision=base.revision,
@@ -215,23 +228,41 @@ def _fit(
         group.close()
 
 
+def _begin_with(
+    generator: LoRAGenerator, start: Checkpoint, encoder: PretrainedTextEncoder, config: Config, tasks: Sequence[Task]
+) -> None:
+    """Take the parameters of `start`. If its text encoder is tuned otherwise, the first layer reads through a map."""
+    take_parameters(generator, start)
+    with lasting_encoder(config.text_encoder, config.workdir / TEXTS_FILE, start.encoder_lora) as theirs:
+        if theirs.lora_digest == encoder.lora_digest:
+            return
+        set_up_logging()
+        logger = structlog.get_logger()
+        logger.info("the start has another text encoder: fitting a map to its conditions", tasks=len(tasks))
+        mapping = condition_map(tasks, encoder, theirs)
+    read_through(generator, mapping)
+    logger.info("the first layer reads through the map", r2=round(mapping.r2, 4))
+
+
 def fingerprint_of(
     config: Config,
     tasks: Sequence[Task],
     base: Base,
     start: GeneratorManifest | None,
     teachers: Mapping[str, LoRAWeights],
+    encoder_lora: EncoderLoRA | None,
 ) -> Fingerprint:
     """Everything that the state of a fit depends on."""
     teacher = _context_teacher(config, base)
     places = ("workdir", "device", "tasks", "families", "wordings", "task_ids", "base", "context_teacher_from")
-    without = (*places, "check", "recompute", *RESUMABLE)
+    without = (*places, "encoder_lora", "check", "recompute", *RESUMABLE)
     return Fingerprint.of(
         config,
         without=without,
         tasks_digest=tasks_digest(tasks),
         base_revision=base.revision,
         start_digest=start and start.digest,
+        encoder_lora_digest=lora_digest(encoder_lora),
         teachers_digest=teachers_digest(teachers) if teachers else None,
         context_teacher_digest=content_digest(teacher) if isinstance(teacher, LoRAWeights) else None,
     )
@@ -274,21 +305,6 @@ def batch_seed(seed: int, start: GeneratorManifest | None) -> int:
     more: the same tasks, wordings, rows and noise. Its loss would fall by what it remembers of them.
     """
     return seed if start is None else seed ^ int(start.digest, 16)
-
-
-def started_from(folder: Path, generator: LoRAGenerator) -> GeneratorManifest:
-    """Load the parameters of an artefact into `generator`.
-
-    Raises:
-        CheckpointError: there is no readable artefact.
-        ConfigError: the artefact has another base, LoRASpec or size.
-    """
-    start = load_generator(folder)
-    theirs = (start.generator.model, start.generator.lora, start.generator.config)
-    if theirs != (generator.model, generator.lora, generator.config):
-        raise ConfigError(f"the generator in {folder} has another base, LoRASpec or size than this fit")
-    generator.load_state_dict(start.generator.state_dict())
-    return start.manifest
 
 
 def manifest_of(
