@@ -168,7 +168,7 @@ def delta_cosine(delta: Tensor, teacher: Tensor) -> float:
 
 
 def _wants_gradients(weights: LoRAWeights) -> bool:
-    return any(a.requires_grad or b.requires_grad for _, a, b in weights.pairs())
+    return any(tensor.requires_grad for tensor in weights.tensors)
 
 
 def _packs(input_ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:

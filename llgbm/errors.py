@@ -46,7 +46,7 @@ class ConfigError(LLGBMError):
 
 
 class SchemaError(LLGBMError):
-    """A JSON schema is not valid, or asks for what answers cannot be held to.
+    """A JSON schema is not valid, or has a keyword that cannot be enforced.
 
     Args:
         place: path from the root to the part at fault, with dots; empty for the root.

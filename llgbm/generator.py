@@ -104,17 +104,17 @@ class LoRAGenerator(nn.Module):
         nn.init.zeros_(self.gate.weight)  # gate = 2 sigmoid(0) = 1 for every condition
         nn.init.zeros_(self.gate.bias)
 
-    def cores(self, condition: Tensor | None, count: int = 1) -> tuple[Tensor, Tensor]:
+    def cores(self, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         """Q (n, modules, r, R) and P (n, modules, R, r), float32; P holds the gate.
 
         Args:
-            condition: (n, condition_size) float32, or None for the constant cores alone, repeated `count` times.
+            condition: (n, condition_size) float32, or None for the constant cores alone, n = 1.
 
         Raises:
             ConfigError: `condition` has another shape.
         """
         if condition is None:
-            return self.q0.expand(count, -1, -1, -1), self.p0.expand(count, -1, -1, -1)
+            return self.q0[None], self.p0[None]
         gate, dq, dp = self.changes(condition)
         return self.q0 + dq, gate[:, None, None, None] * (self.p0 + dp)
 

@@ -80,6 +80,11 @@ class LoRAWeights:
             yield name, self.a[name], self.b[name]
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """All A and B, in the order of `pairs`."""
+        return [tensor for _, a, b in self.pairs() for tensor in (a, b)]
+
+    @property
     def dtype(self) -> torch.dtype:
         """Dtype of all A and B."""
         return self.a[self.spec.names[0]].dtype

@@ -184,25 +184,16 @@ class ProbeSet:
         return {**asdict(self), "texts": list(self.texts)}
 
 
-def create_generic_probes(
-    count: int | None = None, *, chat: bool = True, max_length: int = 96, system: str | None = None
-) -> ProbeSet:
+def create_generic_probes(count: int | None = None, *, chat: bool = True, max_length: int = 96) -> ProbeSet:
     """The first `count` probes that belong to no task, or all of them.
 
     Raises:
         ConfigError: `count` is below 1 or above the number of texts.
     """
-    return ProbeSet(_first(_GENERIC, count, "generic"), chat, max_length, system)
+    return ProbeSet(_first(_GENERIC, count, "generic"), chat, max_length)
 
 
-def create_domain_probes(
-    domain: str,
-    count: int | None = None,
-    *,
-    chat: bool = True,
-    max_length: int = 96,
-    system: str | None = None,
-) -> ProbeSet:
+def create_domain_probes(domain: str, count: int | None = None, *, chat: bool = True, max_length: int = 96) -> ProbeSet:
     """The first `count` probes of one of `DOMAINS`, or all of them.
 
     Raises:
@@ -210,7 +201,7 @@ def create_domain_probes(
     """
     if domain not in _DOMAINS:
         raise ConfigError(f"unknown probe domain {domain!r}; known are {', '.join(DOMAINS)}")
-    return ProbeSet(_first(_DOMAINS[domain], count, domain), chat, max_length, system)
+    return ProbeSet(_first(_DOMAINS[domain], count, domain), chat, max_length)
 
 
 def create_mixed_probes(
@@ -221,7 +212,6 @@ def create_mixed_probes(
     seed: int = 0,
     chat: bool = True,
     max_length: int = 96,
-    system: str | None = None,
 ) -> ProbeSet:
     """`count` different probes, drawn in turn from each domain and from the generic texts.
 
@@ -241,7 +231,7 @@ def create_mixed_probes(
         rng.shuffle(pool)
     rng.shuffle(pools)
     turns = [pool[turn] for turn in range(max(map(len, pools))) for pool in pools if turn < len(pool)]
-    return ProbeSet(tuple(turns[:count]), chat, max_length, system)
+    return ProbeSet(tuple(turns[:count]), chat, max_length)
 
 
 def _first(texts: tuple[str, ...], count: int | None, name: str) -> tuple[str, ...]:

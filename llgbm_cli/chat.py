@@ -108,13 +108,13 @@ def open_conversation(
     storage: Storage | Literal["auto"],
     text_encoder: str | None,
 ) -> Conversation:
-    """Fetch and load what is missing, and make the adapter.
+    """Fetch missing weights, load the models, and make the adapter.
 
     Args:
         prompt, examples: the task.
         context: "none", "description", "examples" for both, or "auto" for the best by calibration.
         params: how answers are decoded.
-        checkpoint, base, text_encoder: None for the shipped generator and for what it was trained with.
+        checkpoint, base, text_encoder: None for the shipped generator and the models that it was trained with.
         storage: of the base; "auto" for the fastest.
 
     Raises:

@@ -1,16 +1,13 @@
 """All settings of the service, as environment variables with the prefix LLGBM_ or in a `.env` file.
 
-Lists are JSON or separated by commas. `python -m service.settings` prints the table of docs/OPERATIONS.md, and with
-`--write` updates it there; a test compares the table with this file.
+Lists are JSON or separated by commas. The table of docs/OPERATIONS.md is made from this file, see `service.documents`.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from platformdirs import user_cache_dir, user_data_dir
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
@@ -40,7 +37,6 @@ ROOT = Path(__file__).resolve().parent.parent
 _INSTALLED = Path(__file__).parent / "checkpoints"
 DEFAULT_CHECKPOINT = (_INSTALLED if _INSTALLED.is_dir() else ROOT / "checkpoints") / "qwen2.5-0.5b"
 """The generator of an installed package, or of a checkout."""
-TABLE_DOCUMENT = ROOT / "docs" / "OPERATIONS.md"
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -332,46 +328,6 @@ def refused(error: ValidationError) -> list[str]:
     return [": ".join([*(f"LLGBM_{name}".upper() for name in each["loc"][:1]), each["msg"]]) for each in found]
 
 
-def table() -> str:
-    """All settings as a Markdown table."""
-    lines = ["| variable | default | what it does |", "|---|---|---|"]
-    for name, field in Settings.model_fields.items():
-        description = (field.description or "").replace("|", "\\|")
-        lines.append(f"| `LLGBM_{name.upper()}` | {_default_text(name, field.default)} | {description} |")
-    return "\n".join(lines) + "\n"
-
-
-def _default_text(name: str, default: Any) -> str:
-    if Settings.model_fields[name].default_factory is not None:
-        return "see text"
-    if default is None or default == () or default == "":
-        return "empty"
-    if isinstance(default, Path):
-        return f"`{default.relative_to(ROOT)}`"
-    if isinstance(default, tuple):
-        return f"`{','.join(str(part) for part in default)}`"
-    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
-
-
-def with_section(document: str, name: str, text: str) -> str:
-    """`document` with `text` between the two marks of a generated section.
-
-    Raises:
-        ValueError: the marks are missing.
-    """
-    start, end = f"<!-- {name}: start -->", f"<!-- {name}: end -->"
-    before, found, rest = document.partition(start)
-    _, ended, after = rest.partition(end)
-    if not found or not ended:
-        raise ValueError(f"the document must hold the lines {start} and {end}")
-    return f"{before}{start}\n{text}{end}{after}"
-
-
-def with_table(document: str) -> str:
-    """`document` with the current table of the settings. Raises ValueError as `with_section`."""
-    return with_section(document, "settings", table())
-
-
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     """Variables that look like settings but are not, such as misspelt names.
 
@@ -383,17 +339,3 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     ours = (name for name, value in environment.items() if not is_service_link(name, value))
     found = {name for name in (*ours, *in_file) if name.startswith("LLGBM_")}
     return sorted(name for name in found - known if not name.startswith("LLGBM_TEST_"))
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Print the table, or write it into docs/OPERATIONS.md."""
-    parser = argparse.ArgumentParser(prog="python -m service.settings", description=main.__doc__)
-    parser.add_argument("--write", action="store_true", help=f"update {TABLE_DOCUMENT.relative_to(ROOT)}")
-    if parser.parse_args(arguments).write:
-        TABLE_DOCUMENT.write_text(with_table(TABLE_DOCUMENT.read_text("utf-8")), "utf-8")
-    else:
-        sys.stdout.write(table())
-
-
-if __name__ == "__main__":
-    main()

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import pytest
 import torch
+from torch import nn
 
 from llgbm.base import Base, load_base
 from llgbm.checkpoint import load_generator
@@ -76,6 +77,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def real_base(real_base_path: Path) -> Base:
     """The real 0.5B base, float32, for tests marked `real`."""
     return load_base(real_base_path)
+
+
+def linear(rows: int, columns: int, seed: int, *, bias: bool = True) -> nn.Linear:
+    """A frozen random Linear with a weight (rows, columns)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Linear(columns, rows, bias=bias).requires_grad_(False)
+
+
+def same_weights(one: LoRAWeights, other: LoRAWeights) -> bool:
+    """Whether two adapters are equal, bit by bit."""
+    return one.spec == other.spec and all(map(torch.equal, one.tensors, other.tensors))
 
 
 def in_threads(work: Callable[[_Argument], _Result], arguments: Iterable[_Argument]) -> list[_Result]:

@@ -139,7 +139,7 @@ def _copies(folder: Path) -> Callable[[int], None]:
         identity = _identity(number)
         work = folder.parent / identity
         work.mkdir()
-        for name in (CONFIG_FILE, WEIGHTS_FILE):  # a file system allows only so many links to one file
+        for name in (CONFIG_FILE, WEIGHTS_FILE):  # file systems limit the number of links to one file
             os.link(folder / _identity(number % _WRITTEN) / name, work / name)
         record = content.replace(first, identity.encode()).replace(created, f"{_CREATED + number}".encode())
         (work / RECORD_FILE).write_bytes(record)

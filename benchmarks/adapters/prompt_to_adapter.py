@@ -107,7 +107,7 @@ class _T2LSized(nn.Module):
     def __init__(self, spec: LoRASpec, condition_size: int) -> None:
         super().__init__()
         kinds: dict[str, list[int]] = {}
-        self._kinds, self._spec = kinds, spec
+        self._kinds = kinds
         shapes = {}
         for index, module in enumerate(spec.modules):
             kind = module.name.rpartition(".")[2]

@@ -141,7 +141,7 @@ def _gradient(bench: Workbench, base: Base, rows: list[Row]) -> Tensor:
     """The gradient of the loss with respect to all A and B, one float64 vector."""
     weights = bench.adapters[0].map(lambda t: t.detach().clone().requires_grad_())
     loss = _loss(base, FunctionalLoRA(base.model), rows, weights)
-    found = torch.autograd.grad(loss, [t for _, a, b in weights.pairs() for t in (a, b)])
+    found = torch.autograd.grad(loss, weights.tensors)
     return torch.cat([t.flatten().double() for t in found])
 
 
@@ -152,7 +152,7 @@ def _loss(base: Base, functional: FunctionalLoRA, rows: list[Row], weights: LoRA
 
 def _ours(bench: Workbench, base: Base, rows: list[Row], losses: list[float]) -> Callable[[], None]:
     weights = bench.adapters[0].map(lambda t: t.detach().clone().requires_grad_())
-    optimiser = torch.optim.AdamW([t for _, a, b in weights.pairs() for t in (a, b)], lr=_RATE, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(weights.tensors, lr=_RATE, weight_decay=0.0)
     functional = FunctionalLoRA(base.model)
 
     def step() -> None:

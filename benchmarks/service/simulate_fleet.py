@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.documents import with_section
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULT, DOCUMENT = ROOT / "results" / "fleet_simulation.json", ROOT / "docs" / "SCALING.md"
-START, END = "<!-- simulation: start -->", "<!-- simulation: end -->"
 PROMPTS = (10**3, 10**4, 10**5, 10**6, 10**7)
 EXPONENTS = (0.8, 1.0)
 _MONTH_SECONDS = 30 * 86400
@@ -253,12 +254,8 @@ def run(
 
 
 def with_table(document: str, report: dict[str, Any]) -> str:
-    """`document` with the report's table between the two markers."""
-    before, start, rest = document.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise ValueError(f"the document must contain the lines {START} and {END}")
-    return f"{before}{start}\n{as_markdown(report)}{end}{after}"
+    """`document` with the current table of the report. Raises ValueError as `with_section`."""
+    return with_section(document, "simulation", as_markdown(report))
 
 
 def main(arguments: list[str] | None = None) -> None:

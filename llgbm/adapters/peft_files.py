@@ -1,4 +1,4 @@
-"""The two files of an adapter's folder as people have them: opened safely, and named if they are something else.
+"""The two files of an adapter's folder as people have them: opened safely; other kinds of files are recognised.
 
 A file is opened by its fixed name and not through a link, except one of a model hub's cache, where
 `models--OWNER--NAME/snapshots/REVISION/FILE` is a link to `models--OWNER--NAME/blobs/HASH`.

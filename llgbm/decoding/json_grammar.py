@@ -2,7 +2,7 @@
 
 llguidance keeps a parser for each row and says which tokens of the vocabulary it would take; the decoder forbids all
 others. An answer that is not cut off is then valid, whatever the model's weights are. Keywords of JSON schema that
-cannot be held to are refused, never left out.
+cannot be enforced are refused, never ignored.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _SCHEMAS = ("items", "additionalProperties", "not")
 
 
 class JsonGrammar:
-    """What an answer must be: any JSON object, or what a JSON schema describes.
+    """The required form of an answer: any JSON object, or one that fits a JSON schema.
 
     Args:
         schema: a JSON schema; None for any object.
 
     Raises:
-        SchemaError: it is no valid schema, asks for what cannot be held to, or is too large.
+        SchemaError: it is no valid schema, has a keyword that cannot be enforced, or is too large.
     """
 
     def __init__(self, schema: Mapping[str, Any] | None = None) -> None:

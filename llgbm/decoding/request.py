@@ -22,7 +22,7 @@ class DecodeRequest:
         prompt: token ids, at least one.
         adapter: None for the plain base.
         params: how to decode it.
-        grammar: what the answer must be; None for any text.
+        grammar: the required form of the answer; None for any text.
         output: the tokens so far, without the token that stopped it.
         finish_reason: None while it can go on; "error" if the model's numbers were not finite any more, or if the
             grammar had too many open possibilities: then `problem` has the grammar's words.

@@ -36,7 +36,6 @@ class StepSettings:
         start_decay: decoupled weight decay towards the start in place of zero (L2-SP, Li et al. 2018,
             arXiv 1802.01483). A step moves each parameter by `rate * start_decay` of its distance.
         label_smoothing: label smoothing of the loss.
-        freeze_a: train only B.
     """
 
     learning_rate: float
@@ -44,7 +43,6 @@ class StepSettings:
     max_grad_norm: float = 1.0
     start_decay: float = 0.0
     label_smoothing: float = 0.0
-    freeze_a: bool = False
 
     def rate_at(self, step: int) -> float:
         """Learning rate of `step`, counted from 0."""
@@ -72,7 +70,7 @@ class LoRASteps:
         self._functional.require_fits(start.spec)
         self._start = start.map(lambda t: t.detach().to(base.device, torch.float32))
         self._weights = self._start.map(torch.clone)
-        self._trained = self._chosen(self._weights)
+        self._trained = self._weights.tensors
         for tensor in self._trained:
             tensor.requires_grad_()
         self._optimiser = torch.optim.AdamW(self._trained, lr=settings.learning_rate, weight_decay=0.0)
@@ -107,7 +105,7 @@ class LoRASteps:
         if self._settings.start_decay:
             share = min(1.0, rate * self._settings.start_decay)
             with torch.no_grad():
-                torch._foreach_lerp_(self._trained, self._chosen(self._start), share)
+                torch._foreach_lerp_(self._trained, self._start.tensors, share)
         self._optimiser.step()
         self.done += 1
         return value
@@ -145,10 +143,6 @@ class LoRASteps:
                     moments = {name: parts[name][place].view_as(tensor).clone() for name in _MOMENTS}
                     self._optimiser.state[tensor] = {"step": torch.tensor(float(done)), **moments}
         self.done = done
-
-    def _chosen(self, weights: LoRAWeights) -> list[Tensor]:
-        """The tensors that are trained, in order."""
-        return [t for _, a, b in weights.pairs() for t in ((b,) if self._settings.freeze_a else (a, b))]
 
 
 def initial_lora(spec: LoRASpec, seed: int) -> LoRAWeights:

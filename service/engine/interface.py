@@ -51,7 +51,7 @@ class GrammarError(EngineError):
     """The grammar of a JSON schema became too large to follow within an answer."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(f"the answer cannot be held to its JSON schema any further: {message}", 422)
+        super().__init__(f"the JSON schema cannot be enforced any further: {message}", 422)
 
 
 class StoppedError(EngineError):

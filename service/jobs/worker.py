@@ -276,9 +276,8 @@ def losses_csv(losses: Sequence[float]) -> bytes:
 
 
 def _end_with_the_service() -> None:
-    while os.read(
-        sys.stdin.fileno(), 1 << 16
-    ):  # not with sys.stdin, because the interpreter waits for its lock at the end
+    # not with sys.stdin, because the interpreter waits for its lock at the end
+    while os.read(sys.stdin.fileno(), 1 << 16):
         pass
     os._exit(0)
 

@@ -32,10 +32,9 @@ from service.observability.metrics import Metrics
 
 _T = TypeVar("_T")
 _MAGIC = b"LGE1"
-_PROBE_KEY, _PROBE_SECONDS = (
-    "llgbm:embedding:probe",
-    60,
-)  # has the prefix of the embeddings, for Redis users that may write no other keys
+_PROBE_KEY = "llgbm:embedding:probe"
+"""Has the prefix of the embeddings, for Redis users that may write no other keys."""
+_PROBE_SECONDS = 60
 _ERROR_WORD = re.compile(r"(?:.* caused error: \(['\"])?([A-Z]{3,}) ", re.DOTALL)  # in a pipeline, after the command
 _log = structlog.get_logger("service.embedding_cache")
 

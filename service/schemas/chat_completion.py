@@ -1,7 +1,7 @@
 """The request of /v1/chat/completions, and the treatment of each field that clients are known to send.
 
 A field is supported, ignored because it cannot change the answer, or refused with 400 and `error.param`. The table of
-all fields in docs/OPERATIONS.md is made from this file by `python -m service.openapi --write`.
+all fields in docs/OPERATIONS.md is made from this file by `python -m service.documents`.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from llgbm.matching.weight_tokens import TokenLayout, TokenNormalizer, detokeniz
 from llgbm.probes import ProbeSet
 from llgbm.prompting import condition_of
 from llgbm.text_encoder import PretrainedTextEncoder
-from tests.fixtures import random_lora
+from tests.fixtures import random_lora, same_weights
 
 TINY = model_spec("tiny")
 PROBES = ProbeSet(("one", "two words", "3"), chat=False)
@@ -75,7 +75,7 @@ def test_items_hold_the_adapter_its_prompt_and_its_delta(
         layout = TokenLayout(weights.spec, 48)
         assert tokens.values.shape == tokens.mask.shape == (layout.num_tokens, 48)
         back = detokenize(tokens.values[None], layout, dataset.normalizer)[0]
-        assert all(torch.equal(back.b[n], weights.b[n]) for n in weights.spec.names)
+        assert same_weights(back, weights)
         assert condition.shape == (384,)
         assert float(condition.norm()) == pytest.approx(1.0, abs=1e-5)
         torch.testing.assert_close(delta, meter.deltas([weights])[0].detach())  # without gradients and with them

@@ -56,10 +56,6 @@ def merged(path: Path, weights: LoRAWeights) -> nn.Module:
     return model
 
 
-def leaves(weights: LoRAWeights) -> list[Tensor]:
-    return [t for _, a, b in weights.pairs() for t in (a, b)]
-
-
 def trainable(weights: LoRAWeights) -> LoRAWeights:
     return weights.map(lambda t: t.detach().clone().requires_grad_())
 
@@ -278,13 +274,13 @@ def test_every_factor_gets_the_gradient_of_the_merged_computation(tiny_base: Bas
         return output.log_softmax(-1)[:, :, 3].mean()
 
     weights = trainable(start)
-    actual = torch.autograd.grad(loss_of(hooked(tiny_base, weights)), leaves(weights))
+    actual = torch.autograd.grad(loss_of(hooked(tiny_base, weights)), weights.tensors)
 
     dense = trainable(start)
     model = load_base(tiny_base_path).model
     changed = {f"{n}.weight": model.get_parameter(f"{n}.weight") + dense.delta_weight(n) for n in SPEC.names}
     output = torch.func.functional_call(model, changed, (IDS,)).logits
-    expected = torch.autograd.grad(loss_of(output), leaves(dense))
+    expected = torch.autograd.grad(loss_of(output), dense.tensors)
     for a, e in zip(actual, expected, strict=True):
         assert a.isfinite().all()
         assert a.norm() > 0
@@ -298,7 +294,7 @@ def test_gradients_of_mixed_batches_are_those_of_each_row(tiny_base: Base, chose
     rows = [list(range(7 * i, 7 * i + 7)) for i in range(len(chosen))]
     functional = FunctionalLoRA(tiny_base.model)
     adapters = [pool[i] for i in chosen]
-    wanted = list(dict.fromkeys(t for a in adapters if a is not None for t in leaves(a)))
+    wanted = list(dict.fromkeys(t for a in adapters if a is not None for t in a.tensors))
     if not wanted:
         return
     model: Any = tiny_base.model
@@ -337,7 +333,7 @@ def test_adapters_of_a_stack_compute_as_copies_of_them(tiny_base: Base, places: 
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_gradient_is_the_one_that_numbers_give(tiny_base: Base) -> None:
+def test_gradient_is_the_one_that_numbers_give() -> None:
     """Against finite differences in float64, on one module, independently of autograd."""
 
     model = nn.Sequential(nn.Linear(5, 4)).double().requires_grad_(False)
@@ -363,7 +359,7 @@ def test_frozen_base_gets_no_gradient(tiny_base: Base) -> None:
     weights = trainable(random_lora(SPEC, 0))
     hooked(tiny_base, weights).sum().backward()
     assert all(p.grad is None for p in tiny_base.model.parameters())
-    assert all(t.grad is not None for t in leaves(weights))
+    assert all(t.grad is not None for t in weights.tensors)
 
 
 def test_adapters_that_need_no_gradient_make_no_graph(tiny_base: Base) -> None:
@@ -385,8 +381,8 @@ def test_bfloat16_activations(stored: torch.dtype, tiny_base: Base, tiny_base_pa
     assert output.dtype == torch.bfloat16
     expected = hooked(tiny_base, adapters)
     assert (output.float() - expected).norm() < 0.05 * expected.norm()
-    gradients = torch.autograd.grad(output.float().log_softmax(-1)[..., 0].mean(), leaves(weights))
-    for tensor, gradient in zip(leaves(weights), gradients, strict=True):
+    gradients = torch.autograd.grad(output.float().log_softmax(-1)[..., 0].mean(), weights.tensors)
+    for tensor, gradient in zip(weights.tensors, gradients, strict=True):
         assert gradient.dtype == tensor.dtype
         assert gradient.isfinite().all()
         assert gradient.norm() > 0

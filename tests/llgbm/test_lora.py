@@ -68,7 +68,7 @@ def test_bytes_and_dtype(dtype: torch.dtype) -> None:
     weights = random_lora(SPEC, 0)
     other = weights.to(dtype)
     assert other.dtype == dtype
-    assert other.num_bytes == sum(t.numel() * t.element_size() for _, a, b in other.pairs() for t in (a, b))
+    assert other.num_bytes == sum(t.numel() * t.element_size() for t in other.tensors)
     assert (other is weights) == (dtype == torch.float32)
 
 

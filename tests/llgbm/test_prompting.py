@@ -51,8 +51,7 @@ def id_of(request: AdapterRequest, **changes: Any) -> str:
 
 
 def difference(left: LoRAWeights, right: LoRAWeights) -> float:
-    pairs = zip(left.pairs(), right.pairs(), strict=True)
-    return max(float((x - y).abs().max()) for (_, *xs), (_, *ys) in pairs for x, y in zip(xs, ys, strict=True))
+    return max(float((x - y).abs().max()) for x, y in zip(left.tensors, right.tensors, strict=True))
 
 
 # requests and their ids

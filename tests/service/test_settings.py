@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from service.settings import TABLE_DOCUMENT, Settings, main, table, unknown_variables, with_table
+from service.settings import Settings, unknown_variables
 
 HASH = hashlib.sha256(b"key").hexdigest()
 
@@ -19,24 +18,6 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     for name in [name for name in os.environ if name.startswith("LLGBM_")]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
-
-
-def test_every_knob_is_described_and_in_the_table() -> None:
-    rows = re.findall(r"^\| `LLGBM_(\w+)` \| (.+?) \| (.+) \|$", table(), re.MULTILINE)
-    assert [name.lower() for name, _, _ in rows] == list(Settings.model_fields)
-    assert all(default and len(text) > 15 for _, default, text in rows)
-
-
-def test_the_table_in_the_document_is_current() -> None:
-    document = TABLE_DOCUMENT.read_text("utf-8")
-    assert with_table(document) == document, "run: python -m service.settings --write"
-
-
-def test_the_table_can_be_printed_and_replaced(capsys: pytest.CaptureFixture[str]) -> None:
-    main([])
-    assert capsys.readouterr().out == table()
-    with pytest.raises(ValueError, match="must hold the lines"):
-        with_table("no marks")
 
 
 def test_lists_come_with_commas_or_as_json(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ def build(cls: type, tree: Tree, path: str, default: object = None) -> object:
             raise ConfigError(f"{node.where}{_dotted(path, key)}: unknown key{_suggest(key, cls)}")
     values: dict[str, Any] = {}
     for name, field in known.items():
-        start = _default_of(field) if default is None else getattr(default, name)
+        start = default_of(field) if default is None else getattr(default, name)
         if name in tree:
             values[name] = convert(tree[name], hints[name], _dotted(path, name), start, build)
         elif start is MISSING:
@@ -167,7 +167,8 @@ def _suggest(key: str, cls: type) -> str:
     return f"; {cls.__name__} has {', '.join(config_fields(cls)) or 'no values to set'}"
 
 
-def _default_of(field: Field[Any]) -> Any:
+def default_of(field: Field[Any]) -> Any:
+    """The default of a field; MISSING without one."""
     if field.default is not MISSING:
         return field.default
     return MISSING if field.default_factory is MISSING else field.default_factory()

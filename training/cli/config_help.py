@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 import docstring_parser
 
-from training.cli.config import config_fields
+from training.cli.config import config_fields, default_of
 from training.cli.config_values import is_config, type_name
 
 _TEXT_WIDTH = 94
@@ -34,12 +34,7 @@ def config_help(cls: type) -> str:
 def _lines(cls: type, prefix: str, instance: object) -> list[str]:
     docs, hints, lines = field_docs(cls), get_type_hints(cls), list[str]()
     for name, field in config_fields(cls).items():
-        if instance is not MISSING:
-            default = getattr(instance, name)
-        elif field.default is not MISSING or field.default_factory is MISSING:
-            default = field.default
-        else:
-            default = field.default_factory()
+        default = default_of(field) if instance is MISSING else getattr(instance, name)
         path = f"{prefix}{name}"
         text = textwrap.indent(textwrap.fill(docs.get(name, ""), _TEXT_WIDTH), "      ")
         if is_config(hints[name]):

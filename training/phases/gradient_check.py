@@ -73,7 +73,7 @@ def check_gradients(base: Base, spec: LoRASpec, batch: PackedBatch, *, recompute
     sft_loss(logits, batch).backward()
     seconds = time.monotonic() - began
     peak = _resident(peak=True)
-    gradients = [t.grad for _, a, b in adapter.pairs() for t in (a, b)]
+    gradients = [t.grad for t in adapter.tensors]
     good = [g for g in gradients if g is not None and bool(torch.isfinite(g).all()) and bool(g.abs().max() > 0)]
     rise = None if before is None or peak is None else max(0, peak - before)
     return GradientCheck(len(gradients), len(good), batch.num_tokens, seconds, rise)

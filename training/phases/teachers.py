@@ -72,8 +72,6 @@ class Config:
     """LoRA rank; the 0.5B preset has 8, the 1.5B preset 16. A start adapter must have the same rank."""
     lora_alpha: float = 16.0
     """LoRA alpha; the 0.5B preset has 16, the 1.5B preset 32. A start adapter must have the same alpha."""
-    freeze_a: bool = False
-    """Train only B. All teachers then share A, BA is linear in B, and averages of teachers are exact."""
     steps: int = 60
     """Optimiser steps for each teacher."""
     rows_per_step: int = 8
@@ -244,9 +242,7 @@ def train_teacher(base: Base, task: Task, config: Config, start: LoRAWeights | N
     order = np.concatenate(
         [rng.permutation(len(rows)) for _ in range(1 + config.steps * config.rows_per_step // len(rows))]
     )
-    settings = StepSettings(
-        config.learning_rate, config.steps, label_smoothing=config.label_smoothing, freeze_a=config.freeze_a
-    )
+    settings = StepSettings(config.learning_rate, config.steps, label_smoothing=config.label_smoothing)
     steps = LoRASteps(base, _initial(base, config, start), settings)
     losses = []
     for step in range(config.steps):

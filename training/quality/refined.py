@@ -64,7 +64,7 @@ class Config:
     starts: tuple[Start, ...] = ("nothing", "shared", "generated")
     """What an adapter is refined from."""
     context_tokens: int = 1024
-    """As many examples stand in the context as fit into so many tokens of a row."""
+    """Maximum number of tokens of a row in which examples stand in the context; fewer examples if they are long."""
     settings: RefineConfig = field(default_factory=lambda: RefineConfig(hold_out=False))
     """Settings of the training; the description is the task's."""
     checkpoint: Path = Path("checkpoints/qwen2.5-0.5b")

@@ -114,7 +114,7 @@ def run(config: Config) -> None:
     wordings = never_seen([*near, *far], checkpoint.manifest)
     tasks = [task for task in exact_match([*near, *far]) if _rows(task, config) and wordings[task.task_id]]
     sides = [[task for task in tasks if (task.task_id in trained) == known] for known in (True, False)]
-    beside = [task for side in sides for task in evenly(side, config.context_tasks)]
+    measured_on = [task for side in sides for task in evenly(side, config.context_tasks)]
     with RunLog(config.workdir, "calibrate", config) as log:
         points: list[Point] = []
         with log.progress("calibrate", total=len(tasks)) as progress:
@@ -124,8 +124,8 @@ def run(config: Config) -> None:
         curve, found = confidence_curve(points, config.threshold), reliability(points)
         expected = np.interp([p.similarity for p in points], curve["similarity"], curve["confidence"])
         kinds: dict[str, list[ContextPoint]] = {"without_examples": [], "with_examples": []}
-        with log.progress("choice of context", total=len(beside)) as progress:
-            for done, task in enumerate(beside, 1):
+        with log.progress("choice of context", total=len(measured_on)) as progress:
+            for done, task in enumerate(measured_on, 1):
                 for name, shots in (("without_examples", 0), ("with_examples", config.num_examples)):
                     examples = short_examples(task, shots, seed=0)
                     if len(examples) == shots:

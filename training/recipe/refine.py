@@ -36,9 +36,8 @@ class Config:
     prompt: str = ""
     """Description of the task. It makes the start, and stands in the context of a part of the examples."""
     start: Path | None = None
-    """A PEFT folder to start from; none starts from the prompt's adapter, or from nothing without a prompt."""
-    from_nothing: bool = False
-    """Start from PEFT's initialisation though there is a prompt."""
+    """A PEFT folder to start from; none starts from the prompt's adapter, or from PEFT's initialisation without a
+    prompt (`settings.description` then has the task)."""
     checkpoint: Path = Path("checkpoints/qwen2.5-0.5b")
     """The generator that makes the start."""
     text_encoder: str = ""
@@ -57,10 +56,6 @@ class Config:
     """PEFT folder to write."""
     workdir: Path = Path("runs/refine")
     """Folder of the log and the metrics."""
-
-    def __post_init__(self) -> None:
-        if self.start is not None and self.from_nothing:
-            raise ConfigError("give either start, a PEFT folder, or from_nothing")
 
 
 def run(config: Config) -> None:
@@ -95,7 +90,7 @@ def run(config: Config) -> None:
 
 def _base_and_start(config: Config) -> tuple[Base, LoRAWeights | None]:
     storage = config.base_storage or fastest_training_storage(config.device)
-    if config.start is None and config.prompt and not config.from_nothing:
+    if config.start is None and config.prompt:
         checkpoint = load_generator(config.checkpoint)
         (made,) = maker_of(checkpoint, config.text_encoder).make([AdapterRequest((config.prompt,))])
         return base_of(checkpoint, config.base, storage, config.device), made.weights

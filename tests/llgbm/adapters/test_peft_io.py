@@ -29,7 +29,7 @@ from llgbm.adapters.peft_io import (
 from llgbm.config import TARGET_MODULES, LoRASpec, lora_spec, model_spec
 from llgbm.errors import AdapterFormatError
 from llgbm.lora import LoRAWeights
-from tests.fixtures import random_lora
+from tests.fixtures import random_lora, same_weights
 
 TINY = model_spec("tiny")
 SPEC = lora_spec("tiny")
@@ -37,12 +37,6 @@ SMALL = LoRASpec.for_model(TINY, rank=1, alpha=2.0, targets=("k_proj", "v_proj")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SMALL_BYTES = to_bytes(random_lora(SMALL, 0))
 SMALL_CONFIG = adapter_config(SMALL, TINY.base_id)
-
-
-def same(one: LoRAWeights, other: LoRAWeights) -> bool:
-    return one.spec == other.spec and all(
-        torch.equal(one.a[n], other.a[n]) and torch.equal(one.b[n], other.b[n]) for n in one.spec.names
-    )
 
 
 def rewritten(change: Callable[[dict[str, Tensor]], None]) -> bytes:
@@ -86,7 +80,7 @@ def test_bytes_round_trip_is_the_identity(
     weights = random_lora(LoRASpec(rank, 1.0, grid.modules), seed).to(dtype)
     weights = LoRAWeights(LoRASpec(rank, alpha, grid.modules, rslora), weights.a, weights.b)
     back = from_bytes(to_bytes(weights), adapter_config(weights.spec, "b"))
-    assert same(weights, back)
+    assert same_weights(weights, back)
     assert back.dtype == dtype
     assert content_digest(back) == content_digest(weights)
 
@@ -96,7 +90,7 @@ def test_folder_round_trip_is_the_identity(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "store" / "lora-1"
     save_peft(weights, folder, base_id=TINY.base_id)
     back, base_id = load_peft(folder)
-    assert same(weights, back)
+    assert same_weights(weights, back)
     assert base_id == TINY.base_id
     assert sorted(p.name for p in folder.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
     assert [p.name for p in folder.parent.iterdir()] == ["lora-1"]

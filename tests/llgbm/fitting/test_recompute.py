@@ -28,7 +28,7 @@ def gradients(base: Base, *, recompute: bool, spec: LoRASpec = SPEC) -> tuple[fl
     functional, packed = FunctionalLoRA(base.model), batch(base)
     loss = sft_loss(label_logits(base, functional, packed, weights, recompute=recompute), packed)
     loss.backward()
-    found = [t.grad for w in leaves for _, a, b in w.pairs() for t in (a, b)]
+    found = [t.grad for w in leaves for t in w.tensors]
     return float(loss.detach()), [g for g in found if g is not None]
 
 

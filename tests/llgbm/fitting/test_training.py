@@ -106,9 +106,8 @@ def test_the_shared_part_learns_at_a_rate_of_its_own(rate: float) -> None:
     config = TrainingConfig(steps=1, learning_rate=1e-3, warmup_steps=0, decay_fraction=0.0, shared_rate=rate)
     train(generator, Pull(), batch_of, config)
     for name, after in parameters(generator).items():
-        moved = float(
-            (after - before[name]).abs().max()
-        )  # the first step of AdamW has the size of the learning rate, for any gradient
+        # the first step of AdamW has the size of the learning rate, for any gradient
+        moved = float((after - before[name]).abs().max())
         shared = name.startswith(("a0", "b0", "q0", "p0"))
         assert moved == pytest.approx(1e-3 * (rate if shared else 1.0), rel=0.02), name
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from llgbm.config import GeneratorConfig
 from llgbm.errors import CheckpointError, ConfigError
 from llgbm.training import train
+from tests.fixtures import same_weights
 from tests.llgbm.fitting.training_runs import CONFIG, Pull, StoppedError, batch_of, require_equal, stop_at
 from tests.small_generator import active_generator, conditions
 
@@ -76,9 +77,7 @@ def test_a_run_may_go_on_in_another_precision_that_ends_with_it(tmp_path: Path) 
     made, exact = generator(conditions(2)), active_generator()
     assert train(exact, Pull(), batch_of, replace(low, trunk_dtype="float32"), state_path=state) == 12
     for mine, theirs in zip(made, exact(conditions(2)), strict=True):
-        for (_, a, b), (_, other_a, other_b) in zip(mine.pairs(), theirs.pairs(), strict=True):
-            assert torch.equal(a, other_a)
-            assert torch.equal(b, other_b)
+        assert same_weights(mine, theirs)
 
 
 def test_a_run_may_be_made_longer_and_saved_more_often_but_not_shorter(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ class Pull:
 
     def __call__(self, generator: LoRAGenerator, batch: TrainingBatch, step: int) -> tuple[Tensor, dict[str, float]]:
         adapters = generator(torch.stack([group.condition for group in batch if group.condition is not None]))
-        terms = [(t - 1).square().mean() for adapter in adapters for _, a, b in adapter.pairs() for t in (a, b)]
+        terms = [(t - 1).square().mean() for adapter in adapters for t in adapter.tensors]
         loss = self._change(step, torch.stack(terms).mean() + self.extra(torch.ones(3)).square().mean())
         return loss, {"pull": float(loss.detach())}
 

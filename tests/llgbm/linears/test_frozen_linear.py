@@ -19,18 +19,12 @@ from llgbm.linears.frozen_linear import (
     store_linears,
 )
 from llgbm.linears.int8 import Int8TrainingLinear
-from tests.fixtures import random_lora
+from tests.fixtures import linear, random_lora
 
 STORED: list[Storage] = ["bfloat16", "int8", "int8_training"]
 TRAINABLE: list[Storage] = ["bfloat16", "int8_training"]
 ERROR = {"bfloat16": 0.01, "int8": 0.03, "int8_training": 0.03}
 """Largest relative error of an output by the storage."""
-
-
-def linear(rows: int, columns: int, seed: int, *, bias: bool = True) -> nn.Linear:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Linear(columns, rows, bias=bias).requires_grad_(False)
 
 
 def stored(module: nn.Linear, storage: Storage) -> nn.Module:
@@ -219,8 +213,7 @@ def test_gradients_through_storage_are_near_those_of_float32(storage: Storage, t
         weights = random_lora(lora_spec("tiny"), 0, size=0.3).map(lambda t: t.requires_grad_())
         with FunctionalLoRA(base.model).applied(weights):
             loss = base.model(ids).logits.float().log_softmax(-1)[..., 0].mean()
-        leaves = [t for _, a, b in weights.pairs() for t in (a, b)]
-        return list(torch.autograd.grad(loss, leaves))
+        return list(torch.autograd.grad(loss, weights.tensors))
 
     for actual, expected in zip(gradients(storage), gradients("float32"), strict=True):
         assert torch.nn.functional.cosine_similarity(actual.flatten(), expected.flatten(), dim=0) > 0.95

@@ -6,16 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 
 from llgbm.linears.int8 import FbgemmProduct, Int8TrainingLinear, Int8Weight, IntMmProduct, int8_product, quantised_rows
-from tests.fixtures import in_threads
-
-
-def linear(rows: int, columns: int, seed: int, *, bias: bool = True) -> nn.Linear:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Linear(columns, rows, bias=bias).requires_grad_(False)
+from tests.fixtures import in_threads, linear
 
 
 @given(rows=st.integers(1, 9), columns=st.integers(1, 40), exponent=st.integers(-9, 9), seed=st.integers(0, 99))

@@ -25,7 +25,7 @@ def leaf(adapter: LoRAWeights) -> LoRAWeights:
 
 
 def has_gradient(adapters: Sequence[LoRAWeights]) -> bool:
-    grads = [t.grad for w in adapters for _, a, b in w.pairs() for t in (a, b)]
+    grads = [t.grad for w in adapters for t in w.tensors]
     return any(g is not None and bool(g.abs().sum() > 0) for g in grads)
 
 
@@ -256,7 +256,7 @@ def test_guided_loss_survives_the_first_step_of_a_fresh_generator() -> None:
     total, _ = DeltaGuidedLoss()(head(), [fresh], deltas(6, 1, 4, 2, 64), torch.zeros(1, 4, 2, 64))
     total.backward()
     assert bool(torch.isfinite(total))
-    assert all(bool(torch.isfinite(t.grad).all()) for _, a, b in fresh.pairs() for t in (a, b) if t.grad is not None)
+    assert all(bool(torch.isfinite(t.grad).all()) for t in fresh.tensors if t.grad is not None)
 
 
 def test_guided_loss_raises_where_shapes_do_not_fit() -> None:

@@ -11,7 +11,7 @@ from llgbm.config import TARGET_MODULES, LoRASpec, lora_spec, model_spec
 from llgbm.errors import AdapterMismatchError, ConfigError
 from llgbm.lora import LoRAWeights
 from llgbm.matching.weight_tokens import TokenLayout, TokenNormalizer, detokenize, tokenize
-from tests.fixtures import random_lora
+from tests.fixtures import random_lora, same_weights
 
 TINY = model_spec("tiny")
 
@@ -43,11 +43,7 @@ def test_round_trip_is_the_identity(spec: LoRASpec, size: int, a: float, b: floa
     assert tokens.shape == (2, layout.num_tokens, size)
     assert tokens.dtype == torch.float32
     for before, after in zip(adapters, detokenize(tokens, layout, normalizer), strict=True):
-        assert after.spec == spec
-        for name in spec.names:
-            # exact, so the relative error is 0, not only below 1e-6
-            assert torch.equal(before.a[name], after.a[name])
-            assert torch.equal(before.b[name], after.b[name])
+        assert same_weights(before, after)  # exact, so the relative error is 0, not only below 1e-6
 
 
 def test_round_trip_is_the_identity_for_an_adapter_of_the_small_base() -> None:
@@ -56,9 +52,7 @@ def test_round_trip_is_the_identity_for_an_adapter_of_the_small_base() -> None:
     layout, normalizer = TokenLayout(spec), TokenNormalizer.fit([adapter])
     (after,) = detokenize(tokenize([adapter], layout, normalizer), layout, normalizer)
     assert len(spec.names) == 168
-    for name in spec.names:
-        assert torch.equal(adapter.a[name], after.a[name])
-        assert torch.equal(adapter.b[name], after.b[name])
+    assert same_weights(adapter, after)
 
 
 @settings(max_examples=30, deadline=None)
@@ -112,7 +106,7 @@ def test_half_precision_adapters_come_back_exactly() -> None:
     adapter = random_lora(spec, 1).to(torch.float16)
     layout, normalizer = TokenLayout(spec, 48), TokenNormalizer.fit([adapter])
     back = detokenize(tokenize([adapter], layout, normalizer), layout, normalizer)[0].to(torch.float16)
-    assert all(torch.equal(adapter.b[n], back.b[n]) for n in spec.names)
+    assert same_weights(adapter, back)
 
 
 def test_gradients_pass_both_ways() -> None:
@@ -120,10 +114,10 @@ def test_gradients_pass_both_ways() -> None:
     layout, normalizer = TokenLayout(spec, 48), TokenNormalizer.fit([random_lora(spec, 1)])
     adapter = random_lora(spec, 2).map(lambda t: t.requires_grad_())
     tokenize([adapter], layout, normalizer).square().sum().backward()
-    assert all(t.grad is not None and bool(t.grad.abs().sum() > 0) for _, a, b in adapter.pairs() for t in (a, b))
+    assert all(t.grad is not None and bool(t.grad.abs().sum() > 0) for t in adapter.tensors)
     tokens = torch.randn(1, layout.num_tokens, 48, requires_grad=True)
     made = detokenize(tokens, layout, normalizer)[0]
-    torch.stack([t.square().sum() for _, a, b in made.pairs() for t in (a, b)]).sum().backward()
+    torch.stack([t.square().sum() for t in made.tensors]).sum().backward()
     assert tokens.grad is not None
     assert torch.equal(tokens.grad[0] != 0, layout.mask)
 

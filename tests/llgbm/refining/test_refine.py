@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 import llgbm
 from llgbm.base import Base, load_base
@@ -15,7 +14,7 @@ from llgbm.linears.frozen_linear import fastest_training_storage
 from llgbm.lora import LoRAWeights
 from llgbm.refining.refine import most_steps, refine
 from llgbm.refining.settings import RefineConfig, Refined, RefineRow, RefineStep
-from tests.fixtures import random_lora
+from tests.fixtures import random_lora, same_weights
 from tests.small_generator import SPEC
 
 WORDS = ("cat", "dog", "sun", "sea", "tree", "bird", "rain", "hill", "road", "lamp", "door", "fish")
@@ -23,16 +22,8 @@ ROWS = [RefineRow.of(word, "yes") for word in WORDS]
 CONFIG = RefineConfig(description="Say yes.", max_steps=16, check_every=8, learning_rate=2e-2, start_decay=0.0)
 
 
-def tensors(weights: LoRAWeights) -> list[Tensor]:
-    return [t for _, a, b in weights.pairs() for t in (a, b)]
-
-
-def same(one: LoRAWeights, other: LoRAWeights) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(tensors(one), tensors(other), strict=True))
-
-
 def distance(one: LoRAWeights, other: LoRAWeights) -> float:
-    mine, others = (torch.cat([t.flatten() for t in tensors(weights)]) for weights in (one, other))
+    mine, others = (torch.cat([t.flatten() for t in weights.tensors]) for weights in (one, other))
     return float(torch.dist(mine, others))
 
 
@@ -78,7 +69,7 @@ def test_the_last_steps_go_on_from_the_chosen_one_with_the_held_out_examples_too
     surprised, others = steps_of(lambda on_step: refine(tiny_base, start, other, config, on_step=on_step))
     assert [step.loss for step in others[:8]] == [step.loss for step in steps[:8]]
     assert others[8].loss > steps[8].loss
-    assert not same(surprised.weights, whole.weights)
+    assert not same_weights(surprised.weights, whole.weights)
 
 
 def test_the_same_call_gives_the_same_adapter_and_another_seed_another(tiny_base: Base) -> None:
@@ -87,9 +78,9 @@ def test_the_same_call_gives_the_same_adapter_and_another_seed_another(tiny_base
     config = replace(CONFIG, max_steps=4, check_every=2)
     first = refine(tiny_base, start, ROWS, config)
 
-    assert same(refine(tiny_base, start, ROWS, config).weights, first.weights)
-    assert not same(refine(tiny_base, start, ROWS, replace(config, seed=1)).weights, first.weights)
-    assert same(start, before)
+    assert same_weights(refine(tiny_base, start, ROWS, config).weights, first.weights)
+    assert not same_weights(refine(tiny_base, start, ROWS, replace(config, seed=1)).weights, first.weights)
+    assert same_weights(start, before)
 
 
 @pytest.mark.parametrize("stop", [3, 8, 9])
@@ -110,7 +101,7 @@ def test_a_call_that_was_interrupted_goes_on_from_its_state_to_the_same_result(
     rest, steps = steps_of(lambda on_step: refine(tiny_base, None, ROWS, config, on_step=on_step, resume=state))
 
     assert [step.step for step in steps] == [step.step for step in all_steps[stop:]]
-    assert same(rest.weights, whole.weights)
+    assert same_weights(rest.weights, whole.weights)
     assert rest.losses == whole.losses
     assert (rest.start_held_out, rest.held_out) == (whole.start_held_out, whole.held_out)
     assert not any(p.requires_grad for p in tiny_base.model.parameters())
@@ -165,7 +156,7 @@ def test_validation_examples_take_the_place_of_held_out_ones(tiny_base: Base) ->
     assert most_steps(4, CONFIG, validation=2) == 16
     # the adapter of the chosen step, not of the last one
     short = refine(tiny_base, None, ROWS[:4], replace(CONFIG, hold_out=False, max_steps=16), validation=ROWS[4:6])
-    assert same(short.weights, refined.weights)
+    assert same_weights(short.weights, refined.weights)
 
 
 def test_decay_towards_the_start_keeps_the_adapter_near_it(tiny_base: Base) -> None:

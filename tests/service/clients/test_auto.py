@@ -100,9 +100,8 @@ def test_a_system_message_that_changes_in_the_middle_changes_the_adapter(openai:
     by_hand = complete(openai, [ASKED, said, {**again, "content": f"{POEM}\n\n{again['content']}"}], BASE)
     assert changed.usage is not None
     assert by_hand.usage is not None
-    assert (
-        changed.usage.prompt_tokens == by_hand.usage.prompt_tokens
-    )  # DESK is left out; POEM is the description from its place on
+    # DESK is left out; POEM is the description from its place on
+    assert changed.usage.prompt_tokens == by_hand.usage.prompt_tokens
 
 
 def test_system_messages_that_follow_each_other_are_one(openai: OpenAI) -> None:

@@ -184,9 +184,8 @@ def test_the_answer_goes_on_from_the_assistants_last_message(client: httpx.Clien
 
 def test_without_a_generation_prompt_there_is_no_head_of_a_turn(client: httpx.Client) -> None:
     count = [ask(client, add_generation_prompt=value).json()["usage"]["prompt_tokens"] for value in (True, None, False)]
-    assert (
-        count[0] == count[1] == count[2] + len("<assistant\n")
-    )  # one token for the marker, and one for each other character
+    # one token for the marker, and one for each other character
+    assert count[0] == count[1] == count[2] + len("<assistant\n")
 
 
 CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"town": "Zürich"}'}}

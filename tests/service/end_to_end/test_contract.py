@@ -16,14 +16,14 @@ from schemathesis.generation import GenerationMode
 from llgbm.base import Base
 from llgbm.decoding.decoder import DecodeRequest
 from llgbm.prompting import AdapterMaker
+from service.documents import OPENAPI
 from service.models.loading import Models, Progress, embedding_cache
 from service.observability.metrics import Metrics
-from service.openapi import DOCUMENT
 from service.settings import Settings
 from tests.service.support.dummy_decoder import DummyDecoder
 from tests.service.support.harness import LiveServer, live, make_settings, services_of
 
-PATHS = json.loads(DOCUMENT.read_text("utf-8"))["paths"]
+PATHS = json.loads(OPENAPI.read_text("utf-8"))["paths"]
 OPERATIONS = [(path, method) for path, methods in PATHS.items() for method in methods]
 WITH_INPUT = [
     (path, method)

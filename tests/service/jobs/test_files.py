@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from pathlib import Path
 
 import httpx
 import openai
@@ -105,7 +104,7 @@ def test_only_pages_that_may_upload_files(server: LiveServer) -> None:
     assert post(Origin="https://elsewhere.example", Authorization="Bearer x") == 200  # a browser requests this first
 
 
-def test_a_database_of_another_version_is_left_alone(tmp_path: Path, job_settings: Settings) -> None:
+def test_a_database_of_another_version_is_left_alone(job_settings: Settings) -> None:
     from service.jobs.database import Database
     from service.jobs.files import Files
 

@@ -60,9 +60,8 @@ def test_a_job_runs_once_and_survives_the_replica_that_ran_it(start: Callable[[]
         file = upload(first, many(7))
         jobs = [c.fine_tuning.jobs.create(model=BASE, training_file=file, method=METHOD).id for c in (first, second)]
         at_step(second, jobs[0], 20)
-        assert (
-            second.fine_tuning.jobs.retrieve(jobs[1]).status == "queued"
-        )  # one job at a time, regardless of the service that got the request
+        # one job at a time, regardless of the service that got the request
+        assert second.fine_tuning.jobs.retrieve(jobs[1]).status == "queued"
         ran = owner(services)
         other = services[1 - services.index(ran)]
         os.kill(ran.pid, signal.SIGKILL)

@@ -198,9 +198,8 @@ def test_a_client_that_hangs_up_frees_its_row_and_its_adapter_within_a_token(
     with httpx.Client(timeout=3.0) as client:
         if stream:
             with client.stream("POST", f"{server.url}/v1/chat/completions", json=body) as answer:
-                lines = (
-                    answer.iter_lines()
-                )  # kept, because httpx closes the connection when a started iterator is garbage-collected
+                # kept, because httpx closes the connection when a started iterator is garbage-collected
+                lines = answer.iter_lines()
                 next(lines)
                 wait_until(lambda: len(dummy.rows) == 1, seconds=5)  # the first line arrives before the row has joined
         else:

@@ -27,7 +27,7 @@ def dataset(folder: Path, adapters: list[LoRAWeights]) -> RealAdapterDataset:
 
 def test_inner_products_are_those_of_the_dense_weights(tmp_path: Path) -> None:
     adapters = [random_lora(SPEC, seed) for seed in range(11)]  # more than one block
-    flat = torch.stack([torch.cat([t.flatten() for _, a, b in w.pairs() for t in (a, b)]) for w in adapters]).double()
+    flat = torch.stack([torch.cat([t.flatten() for t in w.tensors]) for w in adapters]).double()
     dense = torch.stack([torch.cat([w.delta_weight(n).flatten() for n in SPEC.names]) for w in adapters]).double()
     grams = weight_grams(dataset(tmp_path, adapters))
     assert_close(grams.flat, flat @ flat.t(), rtol=1e-4, atol=1e-3)

@@ -92,7 +92,7 @@ def test_the_base_is_as_before_after_training(
     assert not any(p.requires_grad for p in base.model.parameters())
 
 
-def test_a_stopped_run_goes_on_to_the_same_teachers(config: teachers.Config, tasks_folder: Path) -> None:
+def test_a_stopped_run_goes_on_to_the_same_teachers(config: teachers.Config) -> None:
     teachers.run(config)
     whole = contents(config.workdir)
     other = replace(config, workdir=config.workdir.with_name("other"))
@@ -168,14 +168,6 @@ def test_a_second_teacher_of_a_task_gets_its_own_folder_and_other_rows(config: t
     assert [e.adapter_id for e in load_index(config.workdir)] == ["upper_000", "upper_001"]
     first, second = contents(config.workdir).values()
     assert first != second
-
-
-def test_with_a_frozen_a_all_teachers_share_it(config: teachers.Config, tiny_base: Base) -> None:
-    teachers.run(replace(config, tasks=("upper", "next"), freeze_a=True))
-    upper, nxt = load_teachers(config.workdir, ["upper", "next"], tiny_base.spec.base_id).values()
-    for name in upper.spec.names:
-        assert torch.equal(upper.a[name], nxt.a[name])
-        assert not torch.equal(upper.b[name], nxt.b[name])
 
 
 @pytest.mark.parametrize("storage", TRAINABLE)

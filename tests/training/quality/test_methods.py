@@ -11,7 +11,7 @@ from llgbm.config import GeneratorConfig, lora_spec, model_spec
 from llgbm.generator import create_generator
 from llgbm.lora import LoRAWeights
 from llgbm.text_encoder import PretrainedTextEncoder
-from tests.fixtures import random_lora
+from tests.fixtures import random_lora, same_weights
 from tests.training.conftest import small_tasks
 from training.quality.methods import FIXED_CONTEXTS, METHODS, MethodSources, mean_adapter
 
@@ -48,7 +48,7 @@ def sources(tiny_encoder_path: Path) -> MethodSources:
 def same(x: LoRAWeights | None, y: LoRAWeights | None) -> bool:
     if x is None or y is None:
         return x is y
-    return all(torch.equal(x.a[n], y.a[n]) and torch.equal(x.b[n], y.b[n]) for n in SPEC.names)
+    return same_weights(x, y)
 
 
 def adapter_of(sources: MethodSources, method: str, task: str = "upper") -> LoRAWeights | None:

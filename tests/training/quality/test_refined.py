@@ -76,16 +76,14 @@ def test_every_start_is_measured_once_and_the_result_has_the_rows(
     assert gained[refined[-1], "base + description + 3 examples"] == 1
 
     assert columns["heldout_kinds"]["methods"].keys() == column["methods"].keys()
-    assert (
-        columns["heldout_kinds"]["methods"][refined[-1]]["accuracy"] == 1
-    )  # only of the rows that are answered by yes
+    # only of the rows that are answered by yes
+    assert columns["heldout_kinds"]["methods"][refined[-1]]["accuracy"] == 1
 
     def fails(*_: object) -> None:
         raise RuntimeError("a finished cell needs no adapter")
 
-    monkeypatch.setattr(
-        AdapterMaker, "make", fails
-    )  # the bits of an adapter differ with the threads, so no key has them
+    # the bits of an adapter differ with the threads, so no key has them
+    monkeypatch.setattr(AdapterMaker, "make", fails)
     cells = (tmp_path / "run" / "cells.jsonl").read_text()
     assert main(COMMANDS, words, program="training") == 0
     assert (tmp_path / "run" / "cells.jsonl").read_text() == cells

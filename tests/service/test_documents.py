@@ -1,17 +1,20 @@
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
 
+from service import documents
 from service.app import create_app
-from service.openapi import DOCUMENT, main, with_fields
+from service.documents import OPENAPI, OPERATIONS, settings_table, with_tables
 from service.routes.openapi_document import MODULES, text
-from service.settings import TABLE_DOCUMENT
+from service.settings import Settings
 from tests.service.support.harness import make_settings
+
+COMMAND = "python -m service.documents"
 
 
 @pytest.fixture
@@ -20,17 +23,32 @@ def document(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_the_committed_document_is_current(document: dict[str, Any]) -> None:
-    assert DOCUMENT.read_text("utf-8") == text(document), "run: python -m service.openapi --write"
+    assert OPENAPI.read_text("utf-8") == text(document), f"run: {COMMAND}"
 
 
-def test_the_committed_table_of_fields_is_current() -> None:
-    document = TABLE_DOCUMENT.read_text("utf-8")
-    assert with_fields(document) == document, "run: python -m service.openapi --write"
+def test_the_committed_tables_are_current() -> None:
+    document = OPERATIONS.read_text("utf-8")
+    assert with_tables(document) == document, f"run: {COMMAND}"
+    with pytest.raises(ValueError, match="must hold the lines"):
+        with_tables("no marks")
 
 
-def test_the_document_can_be_printed(document: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    main([])
-    assert json.loads(capsys.readouterr().out) == document
+def test_the_command_writes_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, path in (("OPENAPI", OPENAPI), ("OPERATIONS", OPERATIONS)):
+        monkeypatch.setattr(documents, name, tmp_path / path.name)
+    emptied = re.sub(
+        r"(: start -->\n).*?(<!-- [\w ]+: end -->)", r"\1\2", OPERATIONS.read_text("utf-8"), flags=re.DOTALL
+    )
+    (tmp_path / "OPERATIONS.md").write_text(emptied, "utf-8")
+    documents.main()
+    for path in (OPENAPI, OPERATIONS):
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+
+
+def test_every_setting_is_described_and_in_the_table() -> None:
+    rows = re.findall(r"^\| `LLGBM_(\w+)` \| (.+?) \| (.+) \|$", settings_table(), re.MULTILINE)
+    assert [name.lower() for name, _, _ in rows] == list(Settings.model_fields)
+    assert all(default and len(text) > 15 for _, default, text in rows)
 
 
 def references(node: Any) -> set[str]:
