@@ -93,7 +93,7 @@ def backward_in_pieces(
         for name, value in parts.items():
             share = value if isinstance(value, int) else value * (weight / total)
             sums[name] = sums.get(name, 0) + share
-    # every process must sum the same parameters, also those without a gradient of its own
+    # every process must sum the same parameters, even those for which it has no gradient
     trained = [p for p in parameters if p.requires_grad]
     has = group.sum(torch.tensor([float(p.grad is not None) for p in trained]))
     reached = [p for p, count in zip(trained, has.tolist(), strict=True) if count]

@@ -143,7 +143,7 @@ class FbgemmProduct:
     product is multiplied by it again. No gradient.
 
     Args:
-        weight: W (out, in) in float32, or quantised before. The kernel keeps a copy in an order of its own.
+        weight: W (out, in) in float32, or quantised before. The kernel keeps a copy in its own order.
         bias: b (out,), float32.
 
     Raises:

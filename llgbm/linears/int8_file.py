@@ -2,7 +2,7 @@
 
 The file has the stacked rows, scales and biases of the Linears (`Int8Weight`) and all other parameters in float32. It
 is written to a temporary name, synced and renamed, so a reader finds a whole file or none. For decoding, the int8 rows
-are mapped only while the kernel copies them into an order of its own. The other parameters stay mapped: of the
+are mapped only while the kernel copies them into its own order. The other parameters stay mapped: of the
 embeddings, pages that no token asks for take no memory, and processes share the others. A base for training keeps the
 rows mapped too.
 """
@@ -66,7 +66,7 @@ def write_int8(model: nn.Module, path: Path) -> None:
 def pack_int8(path: Path) -> dict[str, FbgemmProduct]:
     """The products of the Linears in `path`, by the names of the groups in the file.
 
-    This takes seconds of two threads of its own, in which other Python threads run.
+    It works in two threads for some seconds; other Python threads run meanwhile.
 
     Raises:
         FileNotFoundError: there is no file.

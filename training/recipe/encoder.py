@@ -31,7 +31,7 @@ from training.runs.log import RunLog
 from training.runs.results import write_result
 from training.tasks.families import load_families
 from training.tasks.format import Task, tasks_digest
-from training.tasks.training_set import load_training_set
+from training.tasks.training_set import TrainingTasks
 
 LORA_FILE = "text_encoder.safetensors"
 _MAX_GRAD_NORM = 1.0
@@ -40,23 +40,11 @@ _KNOWN_WORDINGS, _ASKED_WORDINGS, _EXAMPLES = 4, 2, 3
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(TrainingTasks):
     """Settings of tuning the text encoder."""
 
     workdir: Path = Path("runs/encoder")
     """Folder of the log and of the LoRA, `text_encoder.safetensors`."""
-    tasks: Path | None = Path("tasks/train")
-    """Folder of task files; none tunes only on families and procedural tasks."""
-    wordings: Path | None = None
-    """File of additional wordings to train on, see `training.tasks.format.with_more_wordings`."""
-    task_ids: tuple[str, ...] = ()
-    """Only these tasks; empty uses all in the folder."""
-    families: Path | None = None
-    """Folder of family files, see `training.tasks.families`."""
-    synthetic_tasks: int = 0
-    """Number of additional procedural tasks."""
-    hidden_families: tuple[str, ...] = ()
-    """Families excluded from training."""
     heldout_families: Path | None = None
     """Folder of family files to measure on before and after; none measures nothing."""
     text_encoder: str = TEXT_ENCODER
@@ -124,14 +112,7 @@ def run(config: Config) -> None:
         ConfigError: there are too few tasks, or the loss is not finite.
         TaskFormatError: a folder, a task, a family or the file of wordings is invalid.
     """
-    pools = load_training_set(
-        config.tasks,
-        config.task_ids,
-        wordings=config.wordings,
-        num_synthetic=config.synthetic_tasks,
-        hidden_families=config.hidden_families,
-        families=config.families,
-    )
+    pools = config.training_set()
     heldout = load_families(config.heldout_families) if config.heldout_families else []
     sampler = PairSampler(pools, config.pairs, config.seed)
     with RunLog(config.workdir, "encoder", config) as log:

@@ -24,7 +24,7 @@ from training.cli.command_line import find
 from training.cli.commands import COMMANDS
 from training.recipe.conditions import TEXTS_FILE, lasting_encoder
 from training.recipe.fit import Config as FitConfig
-from training.recipe.fit import fingerprint_of, manifest_of, training_tasks
+from training.recipe.fit import fingerprint_of, manifest_of
 from training.recipe.start import encoder_lora_of
 from training.runs.log import set_up_logging
 
@@ -54,7 +54,7 @@ def run(config: Config) -> None:
     settings: FitConfig = find(COMMANDS, "fit").load(COMMANDS, config.fit)
     state = _read_state(config.state)
     base = load_base(settings.base, storage=settings.base_storage)
-    tasks = training_tasks(settings).all
+    tasks = settings.training_set().all
     generator = create_generator(base.spec, default_lora(base.spec), settings.generator)
     started_from = load_generator(settings.start) if settings.start else None
     start = started_from.manifest if started_from else None

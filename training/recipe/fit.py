@@ -45,30 +45,18 @@ from training.runs.parallel import process_group
 from training.runs.results import command_of
 from training.tasks.format import Task, tasks_digest
 from training.tasks.procedural_tasks import SYNTHETIC_CATEGORY
-from training.tasks.training_set import TrainingSet, hidden_tasks, load_training_set
+from training.tasks.training_set import TrainingSet, TrainingTasks, hidden_tasks
 
 STATE_FILE = "state.pt"
 _INDEXED_WORDINGS = 2
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(TrainingTasks):
     """Settings of a fit."""
 
     workdir: Path = Path("runs/fit")
     """Folder of the state, the log and the artefact."""
-    tasks: Path | None = Path("tasks/train")
-    """Folder of task files; none trains only on families and procedural tasks."""
-    wordings: Path | None = None
-    """File of additional wordings to train on, see `training.tasks.format.with_more_wordings`."""
-    task_ids: tuple[str, ...] = ()
-    """Only these tasks; empty uses all in the folder."""
-    families: Path | None = None
-    """Folder of family files, see `training.tasks.families`; `sampler.family_groups` is their number per step."""
-    synthetic_tasks: int = 0
-    """Number of additional procedural tasks; `sampler.synthetic_groups` is their number per step."""
-    hidden_families: tuple[str, ...] = ()
-    """Families excluded from training; the check reports them separately, as unseen kinds."""
     start: Path | None = None
     """A generator artefact to start from, with a new schedule and possibly other tasks; none starts from scratch."""
     base: str = BASE_0_5B
@@ -137,7 +125,7 @@ def run(config: Config) -> None:
         CheckpointError: there is no readable artefact to start from.
         AdapterFormatError, AdapterMismatchError: `encoder_lora` is another file, or for another text encoder.
     """
-    pools = training_tasks(config)
+    pools = config.training_set()
     kept_back = hidden_tasks(config.hidden_families, config.families)
     start = load_generator(config.start) if config.start else None
     lora = encoder_lora_of(config.encoder_lora, start)
@@ -284,18 +272,6 @@ def _teacher_deltas(
     meter, cache = open_deltas(config.teachers / config.deltas, base, config.probes)
     names = {task: adapter_folder(config.teachers, task, 0).name for task in teachers}
     return meter, {task: cached_delta(cache, names[task], weights).values for task, weights in teachers.items()}
-
-
-def training_tasks(config: Config) -> TrainingSet:
-    """The configured training tasks."""
-    return load_training_set(
-        config.tasks,
-        config.task_ids,
-        wordings=config.wordings,
-        num_synthetic=config.synthetic_tasks,
-        hidden_families=config.hidden_families,
-        families=config.families,
-    )
 
 
 def batch_seed(seed: int, start: GeneratorManifest | None) -> int:

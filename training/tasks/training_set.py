@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -28,38 +29,40 @@ class TrainingSet(NamedTuple):
         return [*self.own, *self.synthetic, *self.relatives]
 
 
-def load_training_set(
-    folder: Path | None,
-    task_ids: Sequence[str],
-    *,
-    wordings: Path | None,
-    num_synthetic: int,
-    hidden_families: Collection[str],
-    families: Path | None = None,
-) -> TrainingSet:
-    """Load the tasks to train on. No task is trained on a wording that another one holds back.
+@dataclass(frozen=True)
+class TrainingTasks:
+    """The choice of the tasks to train on, a part of the settings of a command."""
 
-    Args:
-        folder: folder of task files; None for no task files.
-        task_ids: only these tasks of the folder; empty for all.
-        wordings: file of additional wordings for them, see `training.tasks.format.with_more_wordings`.
-        num_synthetic: maximum number of procedural tasks; 0 for none.
-        hidden_families: families to exclude, of files or of procedural tasks.
-        families: folder of family files; None for no families.
+    tasks: Path | None = Path("tasks/train")
+    """Folder of task files; none trains only on families and procedural tasks."""
+    wordings: Path | None = None
+    """File of additional wordings to train on, see `training.tasks.format.with_more_wordings`."""
+    task_ids: tuple[str, ...] = ()
+    """Only these tasks; empty uses all in the folder."""
+    families: Path | None = None
+    """Folder of family files, see `training.tasks.families`."""
+    synthetic_tasks: int = 0
+    """Maximum number of procedural tasks; 0 for none."""
+    hidden_families: tuple[str, ...] = ()
+    """Families excluded from training, of files or of procedural tasks; a fit's check reports them as unseen kinds."""
 
-    Raises:
-        ConfigError: the number of procedural tasks is below 0.
-        TaskFormatError: a folder, a task, a family or the file of wordings is invalid.
-    """
-    own = load_tasks(folder, task_ids or None) if folder else []
-    if wordings:
-        own = with_more_wordings(own, wordings)
-    shown = [family for family in FAMILIES if family not in hidden_families]
-    synthetic = synthetic_tasks(families=shown, limit=num_synthetic) if num_synthetic else []
-    pools = [own, synthetic, load_families(families, without=hidden_families) if families else []]
-    everything = without_held_back([task for pool in pools for task in pool])
-    ends = accumulate((len(pool) for pool in pools), initial=0)
-    return TrainingSet(*(everything[start:end] for start, end in pairwise(ends)))
+    def training_set(self) -> TrainingSet:
+        """Load the tasks to train on. No task is trained on a wording that another one holds back.
+
+        Raises:
+            ConfigError: the number of procedural tasks is below 0.
+            TaskFormatError: a folder, a task, a family or the file of wordings is invalid.
+        """
+        own = load_tasks(self.tasks, self.task_ids or None) if self.tasks else []
+        if self.wordings:
+            own = with_more_wordings(own, self.wordings)
+        shown = [family for family in FAMILIES if family not in self.hidden_families]
+        synthetic = synthetic_tasks(families=shown, limit=self.synthetic_tasks) if self.synthetic_tasks else []
+        relatives = load_families(self.families, without=self.hidden_families) if self.families else []
+        pools = [own, synthetic, relatives]
+        everything = without_held_back([task for pool in pools for task in pool])
+        ends = accumulate((len(pool) for pool in pools), initial=0)
+        return TrainingSet(*(everything[start:end] for start, end in pairwise(ends)))
 
 
 def hidden_tasks(hidden_families: Sequence[str], families: Path | None, limit: int | None = None) -> list[Task]:

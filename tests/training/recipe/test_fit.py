@@ -260,7 +260,7 @@ def test_the_warm_start_leaves_the_prompted_part_alone(config: fit.Config, tiny_
 def test_more_wordings_are_trained_on_and_listed_but_not_indexed(config: fit.Config, tmp_path: Path) -> None:
     wordings = tmp_path / "wordings.json"
     wordings.write_text(json.dumps({IDS[0]: ["said in another way"]}), encoding="utf-8")
-    plain = fit.training_tasks(config).own
+    plain = config.training_set().own
     config = replace(config, wordings=wordings, training=replace(config.training, steps=2))
     fit.run(config)
     made = load_generator(config.workdir / "generator")

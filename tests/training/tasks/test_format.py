@@ -19,7 +19,7 @@ from training.tasks.format import (
     with_more_wordings,
     without_held_back,
 )
-from training.tasks.training_set import load_training_set
+from training.tasks.training_set import TrainingTasks
 
 
 def record(**changes: Any) -> dict[str, Any]:
@@ -230,7 +230,7 @@ def test_pools_keep_from_training_what_a_task_of_the_folder_holds_back(tmp_path:
         one, task_id="other", descriptions=(*(f"wording {i}" for i in range(3)), one.unseen_descriptions[0], "last")
     )
     save_task(tmp_path, other)
-    tasks, *_ = load_training_set(tmp_path, (), wordings=None, num_synthetic=0, hidden_families=())
+    tasks, *_ = TrainingTasks(tmp_path).training_set()
     found = {task.task_id: task for task in tasks}
     assert found["other"].seen_descriptions == ("wording 0", "wording 1", "wording 2")
     assert found[one.task_id].seen_descriptions == one.seen_descriptions

@@ -4,7 +4,7 @@ import pytest
 
 from llgbm.errors import ConfigError, TaskFormatError
 from tests.training.tasks.test_families import HEAD, write
-from training.tasks.training_set import hidden_tasks, load_training_set
+from training.tasks.training_set import TrainingTasks, hidden_tasks
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def families(tmp_path: Path) -> Path:
 
 
 def test_a_newcomer_trains_on_families_and_procedural_tasks_alone(families: Path) -> None:
-    found = load_training_set(None, (), wordings=None, num_synthetic=3, hidden_families=(), families=families)
+    found = TrainingTasks(None, families=families, synthetic_tasks=3).training_set()
     assert found.own == []
     assert len(found.synthetic) == 3
     assert [task.task_id for task in found.relatives] == [
@@ -26,7 +26,7 @@ def test_a_newcomer_trains_on_families_and_procedural_tasks_alone(families: Path
 
 def test_hidden_families_of_both_kinds_are_kept_from_training(families: Path) -> None:
     hidden = ("votes", "parcels")
-    found = load_training_set(None, (), wordings=None, num_synthetic=1000, hidden_families=hidden, families=families)
+    found = TrainingTasks(None, families=families, synthetic_tasks=1000, hidden_families=hidden).training_set()
     kept = hidden_tasks(hidden, families, 2)
     assert [task.task_id for task in kept][2:] == ["parcels.status", "parcels.reply"]
     assert all(task.category.endswith("votes") for task in kept[:2])
@@ -34,7 +34,7 @@ def test_hidden_families_of_both_kinds_are_kept_from_training(families: Path) ->
 
 
 def test_a_wording_that_a_task_holds_back_is_not_trained_on_for_another(families: Path) -> None:
-    found = load_training_set(None, (), wordings=None, num_synthetic=0, hidden_families=(), families=families)
+    found = TrainingTasks(None, families=families).training_set()
     status = found.relatives[0]
     assert status.unseen_descriptions == ("status, one word",)
     assert all("status, one word" not in task.seen_descriptions for task in found.all)
