@@ -60,7 +60,7 @@ def tiny_checkpoint_path(
 
 @pytest.fixture(scope="session")
 def tiny_maker(tiny_checkpoint_path: Path, tiny_encoder_path: Path) -> AdapterMaker:
-    return AdapterMaker(load_generator(tiny_checkpoint_path), PretrainedTextEncoder(tiny_encoder_path))
+    return AdapterMaker(checkpoint := load_generator(tiny_checkpoint_path), checkpoint.text_encoder(tiny_encoder_path))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ from llgbm.base import Base
 from llgbm.checkpoint import load_generator
 from llgbm.decoding.decoder import Decoder, DecodeRequest
 from llgbm.prompting import AdapterMaker, AdapterRequest
-from llgbm.text_encoder import PretrainedTextEncoder
 from service.models.loading import LoadModels, Models, Progress, embedding_cache
 from service.observability.metrics import Metrics
 from service.settings import DEFAULT_CHECKPOINT, Settings
@@ -41,7 +40,7 @@ def real_vllm(
     """A real vLLM server with two adapters of the shipped generator, for tests marked `real` and `vllm`."""
     python = find_vllm()
     assert python is not None
-    maker = AdapterMaker(load_generator(DEFAULT_CHECKPOINT), PretrainedTextEncoder(real_encoder_path))
+    maker = AdapterMaker(shipped := load_generator(DEFAULT_CHECKPOINT), shipped.text_encoder(real_encoder_path))
     requests = [AdapterRequest((text,)) for text in ("Translate the English word to French.", "Write the plural.")]
     adapters = {name: made.weights for name, made in zip((FRENCH, PLURAL), maker.make(requests), strict=True)}
     log = tmp_path_factory.mktemp("vllm") / "log"

@@ -10,7 +10,6 @@ from fastapi import FastAPI
 
 from llgbm.conditioning.context_choice import ContextChoice
 from llgbm.prompting import AdapterMaker
-from llgbm.text_encoder import PretrainedTextEncoder
 from service.models.loading import LoadModels, Models, Progress
 from service.observability.metrics import Metrics
 from service.settings import Settings
@@ -116,8 +115,8 @@ async def test_at_scale_0_the_base_answers_and_it_is_said(
             context_choice=ContextChoice.of_scales(0.9, far=0.0, near=1.0),
             confidence={"similarity": [0.0, 1.0], "confidence": [0.0, 1.0], "threshold": 1.0},
         )
-        encoder = PretrainedTextEncoder(manifest.encoder_id)
-        return replace(models, maker=AdapterMaker(replace(checkpoint, manifest=manifest), encoder))
+        maker = AdapterMaker(replace(checkpoint, manifest=manifest), checkpoint.text_encoder())
+        return replace(models, maker=maker)
 
     async with running(settings, load) as (app, client):
         answer = (await client.post("/chat", json={"prompt": FAR, "query": "cheese"})).json()

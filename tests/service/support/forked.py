@@ -13,7 +13,6 @@ from llgbm.base import load_base
 from llgbm.checkpoint import load_generator
 from llgbm.decoding.decoder import Decoder
 from llgbm.prompting import AdapterMaker
-from llgbm.text_encoder import PretrainedTextEncoder
 from service.app import create_app
 from service.models.loading import LoadModels, Models, Progress, embedding_cache
 from service.observability.metrics import Metrics
@@ -27,7 +26,7 @@ def tiny_loader(base: Path, encoder: Path, checkpoint: Path) -> LoadModels:
 
     def load(settings: Settings, metrics: Metrics, progress: Progress) -> Models:
         cache = embedding_cache(settings, metrics)
-        maker = AdapterMaker(load_generator(checkpoint), PretrainedTextEncoder(encoder, cache=cache))
+        maker = AdapterMaker(generator := load_generator(checkpoint), generator.text_encoder(encoder, cache=cache))
         tiny = load_base(base)
         return Models(tiny, maker, lambda: Decoder(tiny), 4096, cache)
 

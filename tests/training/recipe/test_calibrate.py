@@ -9,7 +9,6 @@ from llgbm.conditioning.context_choice import ContextChoice
 from llgbm.config import GeneratorConfig
 from llgbm.errors import ConfigError
 from llgbm.prompting import AdapterMaker, AdapterRequest
-from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig
 from training.recipe import calibrate, fit
 from training.recipe.progress_check import CheckConfig
@@ -60,7 +59,7 @@ def test_a_calibrated_generator_tells_its_confidence(config: calibrate.Config) -
             }
     categories = {category for category, _, _ in result["points"]}
     assert {"case", "synthetic_votes"} <= categories
-    maker = AdapterMaker(checkpoint, PretrainedTextEncoder(checkpoint.manifest.encoder_id))
+    maker = AdapterMaker(checkpoint, checkpoint.text_encoder())
     (made,) = maker.make([AdapterRequest(("Say it in capitals.",))])
     assert made.confidence is not None
     assert made.scale_in_context in (0.0, 0.5, 1.0)

@@ -16,7 +16,6 @@ from llgbm.errors import CacheMismatchError, CheckpointError, ConfigError, TaskF
 from llgbm.generator import create_generator
 from llgbm.packed.batch import TrainingBatch
 from llgbm.prompting import AdapterMaker, AdapterRequest
-from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig
 from tests.small_generator import calibrate_artefact
 from training.adapters.delta_store import ProbeConfig
@@ -85,7 +84,7 @@ def test_a_fit_writes_an_artefact_that_makes_adapters(config: fit.Config, tiny_b
     assert (manifest.base_id, manifest.base_revision) == (tiny_base.spec.base_id, tiny_base.revision)
     assert (manifest.encoder_id, manifest.lora) == (config.text_encoder, lora_spec("tiny"))
     assert set(manifest.made_by) == {"command", "seed", "steps", "last_run_seconds"}
-    maker = AdapterMaker(checkpoint, PretrainedTextEncoder(config.text_encoder))
+    maker = AdapterMaker(checkpoint, checkpoint.text_encoder())
     (made,) = maker.make([AdapterRequest(tasks[2].seen_descriptions[:1])])
     assert made.nearest[0][0] == "upper"
     assert max(made.weights.product_norms().values()) > 0
