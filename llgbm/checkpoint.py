@@ -193,8 +193,8 @@ def save_generator(
     """Write the artefact. Existing files are replaced only when both new files are complete on disk.
 
     Args:
-        prompt_embeddings: for each task of the manifest, the embeddings of some or all of its descriptions for the
-            prompt index, (n, condition_size) float32; (0, condition_size) keeps a task out of the index.
+        prompt_embeddings: for each task of the manifest, the embeddings of its first n descriptions for the prompt
+            index, (n, condition_size) float32; (0, condition_size) keeps a task out of the index.
         encoder_lora: the change of the text encoder that the generator was trained with; None for the plain one.
 
     Returns:

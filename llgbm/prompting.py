@@ -23,9 +23,12 @@ from llgbm.checkpoint import Checkpoint, TrainingTask
 from llgbm.conditioning.context_choice import UNCALIBRATED, ContextSetting, ContextWanted, pick
 from llgbm.conditioning.prompt_index import confidence_at
 from llgbm.config import LoRASpec
-from llgbm.errors import ConfigError
+from llgbm.errors import CheckpointError, ConfigError
 from llgbm.lora import LoRAWeights
 from llgbm.text_encoder import PretrainedTextEncoder
+
+_SAME_VECTOR = 0.999
+"""Least cosine of two computations of a text's vector; float16 in the prompt index takes less than 1e-5 from 1."""
 
 
 class TextEncoder(Protocol):
@@ -148,6 +151,27 @@ class AdapterMaker:
         if isinstance(encoder, PretrainedTextEncoder):
             checkpoint.require_encoder(encoder)
         self.checkpoint, self._encoder = checkpoint, encoder
+
+    def require_training_vectors(self) -> None:
+        """Encode a training description and compare it with the prompt index. An empty index passes.
+
+        Another encoder with vectors of the same length raises no other error, and its adapters would be meaningless.
+
+        Raises:
+            CheckpointError: the vector is not that of the generator's training.
+        """
+        manifest, index = self.checkpoint.manifest, self.checkpoint.prompt_index
+        if not len(index.task):
+            return
+        task = int(index.task[0])
+        (vector,) = self._encoder.encode(manifest.tasks[task].descriptions[:1])
+        trained = index.embeddings[index.task == task]  # (descriptions, condition_size)
+        # not `<`, since a NaN must not pass
+        if len(vector) != trained.shape[1] or not float((trained @ vector).max()) >= _SAME_VECTOR:
+            raise CheckpointError(
+                "the text encoder is not the one that the generator was trained with: it has another vector for a "
+                f"training description; use {manifest.encoder_id}"
+            )
 
     def id_of(self, request: AdapterRequest) -> str:
         """The id of the adapter for `request`, without making it."""

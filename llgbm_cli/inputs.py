@@ -21,13 +21,16 @@ def load_maker(checkpoint: Path | None, text_encoder: str | None) -> AdapterMake
         text_encoder: hub id or folder; None for the one that the generator was trained with.
 
     Raises:
-        CheckpointError: there is no generator.
+        CheckpointError: there is no generator, or it was trained with another text encoder.
+        AdapterMismatchError: its LoRA is for another text encoder.
         PretrainedNotFoundError: no source has the encoder.
     """
     generator = load_generator(checkpoint or DEFAULT_CHECKPOINT)
     encoder = generator.text_encoder(text_encoder)
     fetch(encoder.encoder_id)
-    return AdapterMaker(generator, encoder)
+    maker = AdapterMaker(generator, encoder)
+    maker.require_training_vectors()
+    return maker
 
 
 def fetch(name_or_path: str) -> Path:

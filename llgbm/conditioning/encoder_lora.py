@@ -104,7 +104,7 @@ class EncoderLoRA:
             linears: all Linears of the encoder, by name.
 
         Raises:
-            AdapterMismatchError: the encoder lacks a module, or has one of another shape; nothing was changed.
+            AdapterMismatchError: the encoder has other Linears, or one of another shape; nothing was changed.
         """
         for name, a in self.a.items():
             shape = (self.b[name].shape[0], a.shape[1])
@@ -114,6 +114,12 @@ class EncoderLoRA:
                     f"a text encoder's LoRA changes the Linear {name} of shape {shape}, which is {found} in this "
                     "encoder; use the encoder that was tuned"
                 )
+        # all Linears are tuned, so one without factors means a larger encoder, such as MiniLM with 12 layers
+        if more := sorted(linears.keys() - self.a.keys()):
+            raise AdapterMismatchError(
+                f"a text encoder's LoRA has no factors for the Linear {more[0]} of this encoder; use the encoder that "
+                "was tuned"
+            )
         with torch.no_grad():
             for name, a in self.a.items():
                 linears[name].weight += self.b[name].float() @ a.float()

@@ -111,7 +111,7 @@ def load_models(settings: Settings, metrics: Metrics, progress: Progress) -> Mod
     encoder = checkpoint.text_encoder(settings.text_encoder, cache=cache)
     encoder_name = encoder.encoder_id
     _fetch(encoder_name, progress)
-    say(f"loading {encoder_name}" + (" with the generator's change" if checkpoint.encoder_lora else ""))
+    say(f"loading {encoder_name}" + (" with the generator's LoRA" if checkpoint.encoder_lora else ""))
     if encoder.dim != manifest.generator.condition_size:
         raise CheckpointError(
             f"the generator wants embeddings of {manifest.generator.condition_size} numbers, and {encoder_name} gives "
@@ -119,6 +119,10 @@ def load_models(settings: Settings, metrics: Metrics, progress: Progress) -> Mod
         )
 
     maker = AdapterMaker(checkpoint, encoder.load())
+    try:
+        maker.require_training_vectors()
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}, or leave LLGBM_TEXT_ENCODER unset") from error
     limit = min(settings.max_context, base.max_positions)
     if isinstance(base, BareBase):
         return Models(base, maker, None, limit, cache)

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load, save
+from torch import Tensor
 
 from llgbm.checkpoint import MANIFEST_FILE, load_generator, save_generator, saved_in
 from llgbm.errors import CheckpointError, ConfigError
@@ -108,3 +110,28 @@ def test_half_a_change_is_refused(tuned: Path) -> None:
     (tuned / MANIFEST_FILE).write_text(json.dumps(manifest | {"digest": hashlib.sha256(data).hexdigest()}))
     with pytest.raises(CheckpointError, match=r"do not fit its manifest: .*needs both factors"):
         load_generator(tuned)
+
+
+class Changed:
+    """An encoder whose vectors are those of another one, changed."""
+
+    def __init__(self, encoder: PretrainedTextEncoder, change: Callable[[Tensor], Tensor]) -> None:
+        self._encoder, self._change = encoder, change
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        return self._change(self._encoder.encode(texts))
+
+
+def test_vectors_of_the_training_are_required(tiny_checkpoint_path: Path, encoder: PretrainedTextEncoder) -> None:
+    checkpoint = load_generator(tiny_checkpoint_path)
+    for change in (lambda v: v, lambda v: v + 1e-4):
+        AdapterMaker(checkpoint, Changed(encoder, change)).require_training_vectors()
+    for change in (lambda v: v.roll(1, -1), lambda v: v[:, :100], lambda v: v * torch.nan):
+        with pytest.raises(CheckpointError, match="another vector for a training description; use "):
+            AdapterMaker(checkpoint, Changed(encoder, change)).require_training_vectors()
+
+
+def test_without_indexed_prompts_there_is_nothing_to_compare(tuned: Path) -> None:
+    checkpoint = load_generator(tuned)
+    encoder = Changed(checkpoint.text_encoder(), lambda v: v * torch.nan)
+    AdapterMaker(checkpoint, encoder).require_training_vectors()

@@ -15,6 +15,7 @@ from llgbm.base import load_base
 from llgbm.chat import prompt_ids, task_messages
 from llgbm.decoding.decoder import generate
 from llgbm.decoding.sampling import SamplingParams
+from llgbm.pretrained.tiny import build_tiny_encoder
 from llgbm.prompting import AdapterMaker, AdapterRequest
 from llgbm_cli import main as cli
 from tests.small_generator import calibrate_artefact
@@ -70,6 +71,14 @@ def test_generate_writes_the_adapter_of_prompt_and_examples(run: Run, tiny_maker
         0,
         f"{tmp_path / 'plain'}: adapter {tiny_maker.id_of(AdapterRequest((PROMPT,)))}",
     )
+
+
+def test_generate_refuses_another_text_encoder(run: Run, tmp_path: Path) -> None:
+    other = build_tiny_encoder(tmp_path / "other", seed=1)
+    code, _, error = run("generate", PROMPT, "--out", str(tmp_path / "out"), "--text-encoder", str(other))
+    assert code == cli.EXIT_REFUSED
+    assert "the text encoder is not the one that the generator was trained with" in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_generate_replaces_an_adapter_and_nothing_else(run: Run, tmp_path: Path) -> None:

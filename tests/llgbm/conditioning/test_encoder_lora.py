@@ -150,3 +150,13 @@ def test_a_change_of_another_encoder_is_refused(
     assert torch.equal(model(TEXTS), before)
     with pytest.raises(AdapterMismatchError, match=message):
         PretrainedTextEncoder(tiny_encoder_path, lora=other).load()
+
+
+def test_an_encoder_with_more_layers_is_refused(tiny_encoder_path: Path) -> None:
+    """Such as MiniLM with 12 layers for a LoRA of 6: the change of a part would be silently wrong."""
+    lora, model = encoder_lora(tiny_encoder_path), SentenceModel(tiny_encoder_path)
+    before = model(TEXTS)
+    larger = {**model.linears, "encoder.layer.1.output.dense": torch.nn.Linear(384, 384)}
+    with pytest.raises(AdapterMismatchError, match=r"no factors for the Linear encoder.layer.1.output.dense"):
+        lora.merge_into(larger)
+    assert torch.equal(model(TEXTS), before)

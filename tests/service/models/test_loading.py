@@ -12,15 +12,18 @@ from pydantic import SecretStr
 from structlog.testing import CapturingLogger
 
 from llgbm.base import Base, load_base
-from llgbm.checkpoint import GeneratorManifest
+from llgbm.checkpoint import GeneratorManifest, load_generator
 from llgbm.errors import CheckpointError, ConfigError, PretrainedNotFoundError
 from llgbm.linears.frozen_linear import Storage
-from llgbm.prompting import AdapterRequest
+from llgbm.pretrained.tiny import build_tiny_encoder
+from llgbm.prompting import AdapterMaker, AdapterRequest
 from service.models import loading as models_module
 from service.models.loading import embedding_cache, load_models
 from service.observability.metrics import Metrics
 from service.settings import Settings
 from tests.service.support.harness import make_settings
+from tests.service.support.tiny_checkpoint import build_tiny_checkpoint
+from tests.small_generator import encoder_lora
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def test_everything_is_found_loaded_and_fits(tiny_settings: Settings, tiny_base:
     assert sum(text.startswith("loading") for text in told) == 2
     (made,) = models.maker.make([AdapterRequest(("a task",))])
     models.maker.make([AdapterRequest(("a task",))])
-    for outcome, count in (("miss", 1), ("memory", 1)):
+    for outcome, count in (("miss", 2), ("memory", 1)):  # one text is encoded to check the encoder
         assert metrics.registry.get_sample_value("llgbm_embedding_cache_total", {"outcome": outcome}) == count
     assert made.weights.spec.modules == models.maker.checkpoint.generator.lora.modules
     models.cache.close()
@@ -130,6 +133,45 @@ def test_other_weights_than_the_generator_was_trained_on_are_told(
     ).cache.close()
     told = [call.kwargs["trained_on"] for call in log.calls if call.args == ("other_base_weights",)]
     assert told == ([] if revision is None else [revision])
+
+
+@pytest.fixture(scope="module")
+def tuned_checkpoint_path(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base_path: Path, tiny_encoder_path: Path
+) -> Path:
+    """The tiny generator, trained with a tuned text encoder."""
+    lora = encoder_lora(tiny_encoder_path)
+    return build_tiny_checkpoint(tmp_path_factory.mktemp("tuned"), tiny_base_path, tiny_encoder_path, lora)
+
+
+def test_services_with_plain_and_tuned_text_encoders_share_a_cache_without_mixing(
+    tiny_settings: Settings, tuned_checkpoint_path: Path
+) -> None:
+    tuned_settings = tiny_settings.model_copy(update={"checkpoint": tuned_checkpoint_path})
+    request = AdapterRequest(("Count the vowels.",), (("tree", "2"),))
+    for _ in range(2):  # first computed, then read from the file
+        for settings in (tiny_settings, tuned_settings):
+            checkpoint = load_generator(settings.checkpoint)
+            (expected,) = AdapterMaker(checkpoint, checkpoint.text_encoder()).make([request])
+            models = load_models(settings, Metrics(), lambda text: None)
+            (made,) = models.maker.make([request])
+            models.cache.close()
+            assert made.id == expected.id
+            for name, a in expected.weights.a.items():
+                torch.testing.assert_close(made.weights.a[name], a)
+
+
+def test_another_text_encoder_of_the_same_size_is_refused(
+    tiny_settings: Settings, tuned_checkpoint_path: Path, tiny_encoder_path: Path, tmp_path: Path
+) -> None:
+    other, copy = build_tiny_encoder(tmp_path / "other", seed=1), tmp_path / "copy"
+    shutil.copytree(tiny_encoder_path, copy)
+    for checkpoint in (tiny_settings.checkpoint, tuned_checkpoint_path):
+        settings = tiny_settings.model_copy(update={"checkpoint": checkpoint, "text_encoder": str(other)})
+        with pytest.raises(CheckpointError, match=r"is not the one .* or leave LLGBM_TEXT_ENCODER unset"):
+            load_models(settings, Metrics(), lambda text: None)
+        same = settings.model_copy(update={"text_encoder": str(copy)})
+        load_models(same, Metrics(), lambda text: None).cache.close()
 
 
 def test_what_is_not_there_is_named(tiny_settings: Settings, tmp_path: Path) -> None:

@@ -9,12 +9,15 @@ import torch
 from llgbm.base import load_base
 from llgbm.checkpoint import GeneratorManifest, TrainingTask, save_generator
 from llgbm.conditioning.context_choice import ContextChoice
+from llgbm.conditioning.encoder_lora import EncoderLoRA
 from llgbm.config import GeneratorConfig, lora_spec
 from llgbm.generator import create_generator
 from llgbm.text_encoder import PretrainedTextEncoder
 
 
-def build_tiny_checkpoint(folder: Path, base_folder: Path, encoder_folder: Path) -> Path:
+def build_tiny_checkpoint(
+    folder: Path, base_folder: Path, encoder_folder: Path, encoder_lora: EncoderLoRA | None = None
+) -> Path:
     """Write the generator to `folder`, for the tiny base and encoder in the other folders; returns `folder`."""
     base = load_base(base_folder)
     config = GeneratorConfig(basis_rank=4, hidden_size=32, num_blocks=1)
@@ -36,7 +39,8 @@ def build_tiny_checkpoint(folder: Path, base_folder: Path, encoder_folder: Path)
         confidence={"similarity": [0.0, 1.0], "confidence": [0.0, 1.0], "threshold": 0.5},
         context_choice=ContextChoice.of_scales(similarity=0.9, far=0.5, near=1.0),
     )
-    encoder = PretrainedTextEncoder(encoder_folder)
+    encoder = PretrainedTextEncoder(encoder_folder, lora=encoder_lora)
     folder.mkdir(exist_ok=True)
-    save_generator(folder, generator, manifest, [encoder.encode([d]) for d in descriptions])
+    blocks = [encoder.encode([d]) for d in descriptions]
+    save_generator(folder, generator, manifest, blocks, encoder_lora=encoder_lora)
     return folder
