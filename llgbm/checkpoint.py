@@ -150,7 +150,7 @@ class Checkpoint:
     """A loaded generator with its manifest, its prompt index and, once calibrated, its task detector.
 
     Attributes:
-        encoder_lora: the change of the text encoder; None if it was not tuned.
+        encoder_lora: of the text encoder; None if it was not tuned.
     """
 
     generator: LoRAGenerator
@@ -162,7 +162,7 @@ class Checkpoint:
     def text_encoder(
         self, name_or_path: str | Path | None = None, *, cache: EmbeddingCache | None = None
     ) -> PretrainedTextEncoder:
-        """The encoder of the generator's conditions, with its change.
+        """The text encoder that the generator was trained with, its LoRA merged.
 
         Args:
             name_or_path: another source of the same encoder, a hub id or a folder; None or empty for the manifest's.
@@ -171,14 +171,15 @@ class Checkpoint:
         return PretrainedTextEncoder(name_or_path or self.manifest.encoder_id, cache=cache, lora=self.encoder_lora)
 
     def require_encoder(self, encoder: PretrainedTextEncoder) -> None:
-        """Refuse an encoder without the generator's change, or with another one.
+        """Refuse an encoder with another LoRA than the generator's, or with none instead of it.
 
         Raises:
             ConfigError: the conditions would be others than in training.
         """
         if encoder.lora_digest != lora_digest(self.encoder_lora):
             raise ConfigError(
-                "the text encoder is tuned otherwise than in the generator's training; take checkpoint.text_encoder()"
+                "the text encoder has another LoRA than in the generator's training, or none; take "
+                "checkpoint.text_encoder()"
             )
 
 
@@ -195,7 +196,7 @@ def save_generator(
     Args:
         prompt_embeddings: for each task of the manifest, the embeddings of its first n descriptions for the prompt
             index, (n, condition_size) float32; (0, condition_size) keeps a task out of the index.
-        encoder_lora: the change of the text encoder that the generator was trained with; None for the plain one.
+        encoder_lora: of the text encoder that the generator was trained with; None for the plain one.
 
     Returns:
         The manifest with its digest.

@@ -144,7 +144,7 @@ class AdapterMaker:
         encoder: mostly `checkpoint.text_encoder()`.
 
     Raises:
-        ConfigError: the encoder is tuned otherwise than in the generator's training.
+        ConfigError: the encoder has another LoRA than in the generator's training, or none.
     """
 
     def __init__(self, checkpoint: Checkpoint, encoder: TextEncoder) -> None:

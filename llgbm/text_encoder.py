@@ -43,7 +43,7 @@ class PretrainedTextEncoder:
     Args:
         name_or_path: a hub id, or a sentence-transformers folder.
         cache: keeps vectors between calls; None computes every text.
-        lora: a change of the model's weights; None for the plain model. `Checkpoint.text_encoder` has a generator's.
+        lora: is merged into the model's weights; None for the plain model. `Checkpoint.text_encoder` has a generator's.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class PretrainedTextEncoder:
 
     @property
     def lora_digest(self) -> str | None:
-        """Digest of the change of the weights; None for the plain model."""
+        """Digest of the LoRA; None for the plain model."""
         return lora_digest(self._lora)
 
     @cached_property
@@ -84,7 +84,7 @@ class PretrainedTextEncoder:
 
         Raises:
             PretrainedNotFoundError: no source has the weights, or they are not a sentence-transformers model.
-            AdapterMismatchError: the change of the weights is for another model.
+            AdapterMismatchError: the LoRA is for another model.
         """
         with self._lock:
             self._loaded_model()

@@ -1,8 +1,8 @@
 """EncoderLoRA: a low-rank change of a text encoder's Linears, part of a generator's artefact.
 
-`python -m training encoder` tunes the encoder on the wordings of tasks. The change of the whole encoder is large, so
-only its best approximation of a low rank is kept. It is merged into the weights when the encoder is loaded, and then
-costs nothing.
+`python -m training encoder` tunes the encoder on the wordings of tasks. The full change is as large as the encoder, so
+only its best low-rank approximation is kept. It is merged into the weights when the encoder is loaded, and then costs
+nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def require_rank(rank: int, weights: Mapping[str, Tensor]) -> None:
 
 
 def lora_digest(lora: EncoderLoRA | None) -> str | None:
-    """The digest of a change; None for no change."""
+    """The digest of a LoRA; None for none."""
     return None if lora is None else lora.digest
 
 

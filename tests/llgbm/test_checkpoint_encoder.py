@@ -1,4 +1,4 @@
-"""The change of the text encoder in a generator's artefact."""
+"""The LoRA of the text encoder in a generator's artefact."""
 
 import hashlib
 import json
@@ -73,7 +73,7 @@ def test_an_encoder_that_is_tuned_otherwise_is_refused(
     plain = PretrainedTextEncoder(tiny_encoder_path)
     other = PretrainedTextEncoder(tiny_encoder_path, lora=encoder_lora(tiny_encoder_path, seed=1))
     for folder, encoder in ((tuned, plain), (tuned, other), (tiny_checkpoint_path, other)):
-        with pytest.raises(ConfigError, match=r"tuned otherwise .* take checkpoint.text_encoder\(\)"):
+        with pytest.raises(ConfigError, match=r"another LoRA .* take checkpoint.text_encoder\(\)"):
             AdapterMaker(load_generator(folder), encoder)
 
 

@@ -47,9 +47,9 @@ class ConditionConfig:
 
 @contextmanager
 def lasting_encoder(name_or_path: str, file: Path, lora: EncoderLoRA | None = None) -> Iterator[PretrainedTextEncoder]:
-    """A text encoder, with a change of its weights or without, that caches its embeddings in `file`.
+    """A text encoder, with a LoRA or without, that caches its embeddings in `file`, so that none is computed twice.
 
-    So no text is encoded twice. Encoders with different changes may share the file.
+    Encoders with different LoRAs may share the file.
     """
     with closing(SqliteEmbeddingCache(file)) as cache:
         yield PretrainedTextEncoder(name_or_path, cache=cache, lora=lora)

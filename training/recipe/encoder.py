@@ -141,7 +141,7 @@ def tune(
     config: Config,
     on_step: Callable[[TuningStep], None],
 ) -> EncoderLoRA:
-    """Train the model's Linears in place; returns the change as a LoRA, which is near to the trained weights.
+    """Train the model's Linears in place; returns the nearest LoRA to their change.
 
     Raises:
         ConfigError: the rank is too large for the model, or the loss became NaN or infinite.

@@ -29,7 +29,7 @@ from llgbm.linears.frozen_linear import Storage
 from llgbm.lora import LoRAWeights
 from llgbm.measuring.probe_encoding import spread_layers
 from llgbm.pretrained.find import BASE_0_5B, TEXT_ENCODER
-from llgbm.prompting import TextEncoder
+from llgbm.prompting import AdapterMaker, TextEncoder
 from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig, TrainingState, train
 from training.adapters.delta_store import ProbeConfig, cached_delta, open_deltas
@@ -68,7 +68,7 @@ class Config(TrainingTasks):
     text_encoder: str = TEXT_ENCODER
     """Hub id or folder of the frozen text encoder."""
     encoder_lora: Path | None = None
-    """File of the command `encoder`, a change of the text encoder; none keeps the one of `start`, if it has one."""
+    """LoRA of the text encoder, a file of the command `encoder`; none keeps that of `start`, if it has one."""
     label_smoothing: float = 0.05
     """Label smoothing of the task loss."""
     distillation: float = 0.0
@@ -122,7 +122,7 @@ def run(config: Config) -> None:
     Raises:
         ConfigError: the working directory has the state of a run with other settings or tasks, or the artefact to
             start from has another base or size.
-        CheckpointError: there is no readable artefact to start from.
+        CheckpointError: there is no readable artefact to start from, or its text encoder is another model.
         AdapterFormatError, AdapterMismatchError: `encoder_lora` is another file, or for another text encoder.
     """
     pools = config.training_set()
@@ -219,9 +219,10 @@ def _fit(
 def _begin_with(
     generator: LoRAGenerator, start: Checkpoint, encoder: PretrainedTextEncoder, config: Config, tasks: Sequence[Task]
 ) -> None:
-    """Take the parameters of `start`. If its text encoder is tuned otherwise, the first layer reads through a map."""
+    """Take the parameters of `start`. If its text encoder has another LoRA, the first layer reads through a map."""
     take_parameters(generator, start)
     with lasting_encoder(config.text_encoder, config.workdir / TEXTS_FILE, start.encoder_lora) as theirs:
+        AdapterMaker(start, theirs).require_training_vectors()
         if theirs.lora_digest == encoder.lora_digest:
             return
         set_up_logging()

@@ -1,4 +1,4 @@
-"""The start of a fit: the generator of another artefact, also one that was trained with another text encoder."""
+"""The start of a fit: the generator of another artefact, also one whose text encoder has another LoRA."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ConditionMap:
 
 
 def encoder_lora_of(file: Path | None, start: Checkpoint | None) -> EncoderLoRA | None:
-    """The change of a fit's text encoder: that of the file, else that of the start, else none.
+    """The LoRA of a fit's text encoder: that of the file, else that of the start, else none.
 
     Raises:
         AdapterFormatError: the file is not the LoRA of a text encoder.

@@ -1,4 +1,4 @@
-"""Fits that start from a generator whose text encoder is tuned otherwise."""
+"""Fits that start from a generator whose text encoder has another LoRA."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,8 @@ from structlog.testing import capture_logs
 from llgbm.checkpoint import GeneratorManifest, load_generator, save_generator
 from llgbm.conditioning.encoder_lora import EncoderLoRA, lora_digest
 from llgbm.config import GeneratorConfig
-from llgbm.errors import AdapterFormatError, AdapterMismatchError, ConfigError
+from llgbm.errors import AdapterFormatError, AdapterMismatchError, CheckpointError, ConfigError
+from llgbm.pretrained.tiny import build_tiny_encoder
 from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig
 from tests.small_generator import SMALL, active_generator, calibrate_artefact, encoder_lora
@@ -118,6 +119,15 @@ def test_a_fit_that_changes_the_encoder_of_its_start_says_how_well_it_maps(
     old, new = load_generator(config.artefact).generator, load_generator(tuned.artefact).generator
     assert not torch.allclose(old.read.weight, new.read.weight, atol=1e-3)
     torch.testing.assert_close(old.layer_embedding.weight, new.layer_embedding.weight, atol=1e-3, rtol=0)
+
+
+def test_a_start_that_read_another_model_is_refused(config: fit.Config, tmp_path: Path) -> None:
+    fit.run(config)
+    other = build_tiny_encoder(tmp_path / "other", seed=1)
+    further = replace(config, workdir=tmp_path / "further", start=config.artefact, text_encoder=str(other))
+    with pytest.raises(CheckpointError, match=f"not the one .*; use {config.text_encoder}"):
+        fit.run(further)
+    assert not further.artefact.exists()
 
 
 def test_a_state_belongs_to_its_change(config: fit.Config, lora_file: Path, tiny_encoder_path: Path) -> None:
