@@ -35,7 +35,7 @@ from benchmarks.decoding import (
 from benchmarks.measuring.measure import Result, pin
 from benchmarks.measuring.report import Results, read_results, write_results
 from benchmarks.measuring.workbench import CHECKPOINT, Workbench
-from benchmarks.service import service_llama_cpp, service_overhead, service_vllm, stream_beside_job
+from benchmarks.service import service_llama_cpp, service_load, service_overhead, service_vllm, stream_beside_job
 
 BENCHMARKS: dict[str, Callable[[Workbench], list[Result]]] = {
     "decode_bandwidth": decode_bandwidth.run,
@@ -52,6 +52,7 @@ BENCHMARKS: dict[str, Callable[[Workbench], list[Result]]] = {
     "int8_accuracy": int8_accuracy.run,
     "many_adapters": many_adapters.run,
     "service_overhead": service_overhead.run,
+    "service_load": service_load.run,
     "stream_beside_job": stream_beside_job.run,
     "service_vllm": service_vllm.run,
     "service_llama_cpp": service_llama_cpp.run,

@@ -8,7 +8,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -52,6 +53,20 @@ def pin(threads: int) -> None:
     torch.set_num_threads(threads)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+class Memory(NamedTuple):
+    """Resident memory of a process in GB, 10^9 bytes: now, and the most that it had so far."""
+
+    resident_gb: float
+    highest_gb: float
+
+
+def memory_of(process_id: int) -> Memory:
+    """Memory of a process, from /proc, so on Linux only."""
+    lines = Path(f"/proc/{process_id}/status").read_text("ascii").splitlines()
+    fields = dict(line.split(":", 1) for line in lines)
+    return Memory(*(int(fields[name].split()[0]) * 1024 / 1e9 for name in ("VmRSS", "VmHWM")))
 
 
 def interleaved(arms: Mapping[str, Callable[[], object]], *, n: int, warm_up: int = 1) -> Seconds:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import httpx
 
+from benchmarks.measuring.measure import memory_of
 from benchmarks.measuring.workbench import STORY, Workbench
 from benchmarks.service.peers import VLLM, PeerError, environment, interpreter, last_line
 from llgbm.pretrained.find import resolve_pretrained
@@ -33,11 +34,13 @@ class Answer:
     Attributes:
         tokens: number of tokens in the answer.
         seconds: time from the request to its end.
+        first: seconds from the request to the first piece of text; those to the end if there is no text.
         streaming: seconds from the first piece of text to the last.
     """
 
     tokens: int
     seconds: float
+    first: float
     streaming: float
 
 
@@ -46,11 +49,16 @@ class Server:
 
     Args:
         url: its address, without a path.
+        process_id: of the server.
         failure: the exception type of the server's failures. Only a peer's failures are `PeerError`.
     """
 
-    def __init__(self, url: str, failure: type[Exception] = PeerError) -> None:
-        self.url, self._failure = url, failure
+    def __init__(self, url: str, process_id: int, failure: type[Exception] = PeerError) -> None:
+        self.url, self._process_id, self._failure = url, process_id, failure
+
+    def highest_gigabytes(self) -> float:
+        """The largest resident memory that the server had so far; Linux only."""
+        return memory_of(self._process_id).highest_gb
 
     def answers(self, models: Sequence[str], *, tokens: int) -> list[Answer]:
         """One client for each of `models`, all at the same time."""
@@ -85,8 +93,9 @@ class Server:
                     made = int(chunk["usage"]["completion_tokens"])
                 if any(choice["delta"].get("content") for choice in chunk["choices"]):
                     pieces.append(time.perf_counter())
-        streaming = pieces[-1] - pieces[0] if pieces else 0.0
-        return Answer(made, time.perf_counter() - start, streaming)
+        end = time.perf_counter()
+        begin, last = (pieces[0], pieces[-1]) if pieces else (end, end)
+        return Answer(made, end - start, begin - start, last - begin)
 
     def load(self, folders: Sequence[Path]) -> None:
         """Load adapters with vLLM's API."""
@@ -177,7 +186,7 @@ def _when_ready(
             raise failure(f"the server ended with status {process.returncode}: {last_line(log)}")
         try:
             if httpx.get(url + path, timeout=2).status_code == 200:
-                return Server(url, failure)
+                return Server(url, process.pid, failure)
         except httpx.HTTPError:
             pass
         time.sleep(0.5)

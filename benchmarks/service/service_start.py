@@ -19,10 +19,10 @@ from pathlib import Path
 
 import httpx
 
+from benchmarks.measuring.measure import memory_of
 from benchmarks.service.servers import free_port
 
 _POLL_SECONDS = 0.1
-_MEMORY = {"resident_gb": "VmRSS", "highest_gb": "VmHWM"}
 
 
 def start_once(store: Path) -> dict[str, float]:
@@ -61,13 +61,11 @@ def start_once(store: Path) -> dict[str, float]:
 
 def _used(process: subprocess.Popen[bytes]) -> dict[str, float]:
     """Processor seconds and GB of a process, from /proc."""
-    folder = Path(f"/proc/{process.pid}")
     # of the fields after the name in brackets, the 12th and 13th are user and system time
-    fields = (folder / "stat").read_text("ascii").rpartition(")")[2].split()
-    status = dict(line.split(":", 1) for line in (folder / "status").read_text("ascii").splitlines())
-    gigabytes = {name: int(status[field].split()[0]) * 1024 / 1e9 for name, field in _MEMORY.items()}
+    fields = Path(f"/proc/{process.pid}/stat").read_text("ascii").rpartition(")")[2].split()
     seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return {"processor_s": round(seconds, 1)} | {name: round(value, 2) for name, value in gigabytes.items()}
+    memory = {name: round(gigabytes, 2) for name, gigabytes in memory_of(process.pid)._asdict().items()}
+    return {"processor_s": round(seconds, 1)} | memory
 
 
 def main() -> None:

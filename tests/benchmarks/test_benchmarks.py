@@ -9,7 +9,7 @@ from benchmarks.measuring.workbench import Workbench
 from benchmarks.run import BENCHMARKS
 
 PEERS = {"service_vllm": "vLLM", "service_llama_cpp": "llama.cpp"}
-SERVICES = {"service_overhead", "stream_beside_job", *PEERS}
+SERVICES = {"service_overhead", "service_load", "stream_beside_job", *PEERS}
 
 
 @pytest.mark.parametrize("name", [name for name in BENCHMARKS if name not in SERVICES])
@@ -52,3 +52,13 @@ def test_a_stream_and_a_job_are_measured_alone_and_beside_each_other(bench: Work
         assert set(one.arms) == {"alone", "beside"}
         assert one.value is not None
         assert all(number > 0 for number in one.arms.values())
+
+
+@pytest.mark.timeout(600)
+def test_many_clients_wait_for_their_first_text_and_memory_is_measured(bench: Workbench) -> None:
+    first, rate, memory = BENCHMARKS["service_load"](bench)
+    for one in (first, rate, memory):
+        assert one.value is not None
+        assert all(number > 0 for number in one.arms.values())
+    assert first.arms["64 clients, median"] <= first.arms["64 clients, 95th percentile"]
+    assert memory.arms["ready"] <= memory.arms["after 64 clients"]
