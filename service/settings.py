@@ -113,7 +113,9 @@ class Settings(BaseSettings):
         None, description="Frozen base: a hub id or a folder. Default: the base that the generator was made for."
     )
     text_encoder: str | None = Field(
-        None, description="Text encoder: a hub id or a folder. Default: the one that the generator was trained with."
+        None,
+        description="Source of the generator's text encoder: a hub id or a folder. Default: the one that the generator"
+        " was trained with; another model is refused.",
     )
     base_storage: Literal["auto", "float32", "bfloat16", "int8"] = Field(
         "auto",

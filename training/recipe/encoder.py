@@ -1,11 +1,12 @@
 """`python -m training encoder`: tunes the text encoder to tell tasks apart, and writes the change as a LoRA.
 
-    python -m training encoder tasks=none families=families/train heldout_families=families/heldout seconds=300
+    python -m training encoder tasks=none families=families/train 'hidden_families=[markup, votes]' seconds=300
     python -m training fit --config training/configs/recipe.yaml encoder_lora=runs/encoder/text_encoder.safetensors
 
 A sentence encoder puts "the first letter" next to "the last letter". Here two wordings of a task are drawn together and
 those of other tasks apart (contrastive learning with negatives from the batch, as SimCSE, arXiv 2104.08821). Only the
-weights of the Linears are trained. The run takes minutes and does not resume.
+weights of the Linears are trained. The run takes minutes and does not resume. Set `hidden_families` as for the fit:
+calibration needs families that neither the generator nor its text encoder has seen.
 """
 
 from __future__ import annotations

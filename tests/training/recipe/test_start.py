@@ -16,6 +16,7 @@ from llgbm.text_encoder import PretrainedTextEncoder
 from llgbm.training import TrainingConfig
 from tests.small_generator import SMALL, active_generator, calibrate_artefact, encoder_lora
 from tests.training.recipe.sampler_runs import TASKS
+from tests.training.recipe.test_fit import killed_run
 from training.cli.config import to_yaml
 from training.recipe import export, fit
 from training.recipe.progress_check import CheckConfig
@@ -119,6 +120,21 @@ def test_a_fit_that_changes_the_encoder_of_its_start_says_how_well_it_maps(
     old, new = load_generator(config.artefact).generator, load_generator(tuned.artefact).generator
     assert not torch.allclose(old.read.weight, new.read.weight, atol=1e-3)
     torch.testing.assert_close(old.layer_embedding.weight, new.layer_embedding.weight, atol=1e-3, rtol=0)
+
+
+def test_a_killed_fit_that_reads_through_a_map_goes_on_to_the_same_artefact(
+    config: fit.Config, lora_file: Path
+) -> None:
+    fit.run(config)
+    longer = replace(config.training, steps=4, checkpoint_seconds=-1.0)
+    whole = replace(config, workdir=config.workdir.with_name("whole"), start=config.artefact, encoder_lora=lora_file,
+                    training=longer)  # fmt: skip
+    fit.run(whole)
+    killed = replace(whole, workdir=config.workdir.with_name("killed"))
+    killed_run(killed, 1)
+    killed_run(killed, 3)
+    fit.run(killed)
+    assert load_generator(killed.artefact).manifest.digest == load_generator(whole.artefact).manifest.digest
 
 
 def test_a_start_that_read_another_model_is_refused(config: fit.Config, tmp_path: Path) -> None:
