@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
@@ -49,6 +49,8 @@ class EncoderLoRA:
     Attributes:
         a: (rank, in), floating point.
         b: (out, rank), floating point.
+        tuned_on: `encoder`, the name of the tuned encoder, and `revision`, its `pretrained_revision`; empty if unknown.
+            A part of the file, not of the digest.
 
     Raises:
         AdapterFormatError: a module lacks a factor, the shapes of a pair do not match, or a value is not finite.
@@ -56,6 +58,7 @@ class EncoderLoRA:
 
     a: Mapping[str, Tensor]
     b: Mapping[str, Tensor]
+    tuned_on: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.a or self.a.keys() != self.b.keys():
@@ -97,6 +100,22 @@ class EncoderLoRA:
             content.update(tensor.float().numpy().astype("<f4").tobytes())
         return content.hexdigest()
 
+    def require_revision(self, revision: str) -> None:
+        """Refuse a text encoder whose weights are not the tuned ones, if those are known.
+
+        Args:
+            revision: `pretrained_revision` of the encoder.
+
+        Raises:
+            AdapterMismatchError: the tuned encoder has another revision.
+        """
+        if self.tuned_on.get("revision", revision) != revision:
+            raise AdapterMismatchError(
+                f"a text encoder's LoRA was tuned on {self.tuned_on.get('encoder', 'an encoder')} of revision "
+                f"{self.tuned_on['revision']}, but this encoder has revision {revision}; use that encoder, or tune "
+                "this one with `python -m training encoder`"
+            )
+
     def merge_into(self, linears: Mapping[str, nn.Linear]) -> None:
         """Add B A to the weights, in place.
 
@@ -129,7 +148,7 @@ class EncoderLoRA:
         return {name + _A: a for name, a in self.a.items()} | {name + _B: b for name, b in self.b.items()}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> EncoderLoRA:
+    def from_tensors(cls, tensors: Mapping[str, Tensor], tuned_on: Mapping[str, str] | None = None) -> EncoderLoRA:
         """Inverse of `tensors`.
 
         Raises:
@@ -138,11 +157,11 @@ class EncoderLoRA:
         if unknown := [name for name in tensors if not name.endswith((_A, _B))]:
             raise AdapterFormatError(f"{unknown[0]} is no factor of an encoder's LoRA: names end in {_A} or {_B}")
         a, b = ({n.removesuffix(end): t for n, t in tensors.items() if n.endswith(end)} for end in (_A, _B))
-        return cls(a, b)
+        return cls(a, b, tuned_on or {})
 
     def save(self, path: Path) -> None:
         """Write a safetensors file, atomically."""
-        replace_file(path, save_tensors(self.tensors()))
+        replace_file(path, save_tensors(self.tensors(), metadata=dict(self.tuned_on)))
 
     @classmethod
     def load(cls, path: Path) -> EncoderLoRA:
@@ -152,7 +171,9 @@ class EncoderLoRA:
             AdapterFormatError: the file cannot be read, or is another one.
         """
         try:
-            return cls.from_tensors(load_tensors(path.read_bytes()))
+            tensors = load_tensors(path.read_bytes())
+            with safe_open(path, "pt") as file:
+                return cls.from_tensors(tensors, file.metadata())
         except OSError as error:
             raise AdapterFormatError(
                 f"{path}: cannot be read: {error.strerror}; name the file of `python -m training encoder`"

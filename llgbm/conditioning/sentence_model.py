@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from llgbm.conditioning.encoder_lora import EncoderLoRA
 from llgbm.errors import PretrainedNotFoundError
 from llgbm.linears.frozen_linear import linears_of
-from llgbm.pretrained.find import TEXT_ENCODER, no_progress_bars
+from llgbm.pretrained.find import TEXT_ENCODER, no_progress_bars, pretrained_revision
 
 POOLING_FILE = "1_Pooling/config.json"
 """Where sentence-transformers keeps the kind of pooling."""
@@ -51,6 +51,7 @@ class SentenceModel(nn.Module):
         limits = (_json(folder / "sentence_bert_config.json").get("max_seq_length"), self._tokenizer.model_max_length)
         self.max_tokens = min(self._transformer.config.max_position_embeddings, *(n for n in limits if n is not None))
         if lora is not None:
+            lora.require_revision(pretrained_revision(folder))
             lora.merge_into(self.linears)
         self.eval().requires_grad_(False)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,10 +24,10 @@ from torch.nn import functional as F
 from llgbm.conditioning.encoder_lora import EncoderLoRA, require_rank
 from llgbm.conditioning.sentence_model import SentenceModel
 from llgbm.errors import ConfigError
-from llgbm.pretrained.find import TEXT_ENCODER, resolve_pretrained
+from llgbm.pretrained.find import TEXT_ENCODER, pretrained_revision, resolve_pretrained
 from llgbm.prompting import TextEncoder, condition_of, example_lines
 from llgbm.text_encoder import PretrainedTextEncoder
-from training.recipe.wording_pairs import Pair, PairConfig, PairSampler
+from training.recipe.wording_pairs import Pair, PairSampler
 from training.runs.log import RunLog
 from training.runs.results import write_result
 from training.tasks.families import load_families
@@ -36,6 +36,10 @@ from training.tasks.training_set import TrainingTasks
 
 LORA_FILE = "text_encoder.safetensors"
 _MAX_GRAD_NORM = 1.0
+_WARMUP_STEPS = 20
+"""Linear warm-up: Adam's averages come from few batches in its first steps."""
+_TEMPERATURE = 0.05
+"""Of the softmax over the cosines of a batch, as SimCSE."""
 _KNOWN_WORDINGS, _ASKED_WORDINGS, _EXAMPLES = 4, 2, 3
 """Per measured task: seen wordings to find, unseen ones to find them with, and examples to find them with."""
 
@@ -59,21 +63,14 @@ class Config(TrainingTasks):
     learning rate falls to 0 there. A run with a time budget does not repeat exactly."""
     learning_rate: float = 1e-4
     """Peak learning rate of AdamW."""
-    warmup_steps: int = 20
-    """Steps of linear warm-up."""
-    temperature: float = 0.05
-    """Temperature of the softmax over the cosines of a batch."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the matrix products (autocast). bfloat16 is faster on a CPU with instructions for it."""
-    pairs: PairConfig = field(default_factory=PairConfig)
     seed: int = 0
     """Seed of the batches and of dropout."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.rank < 1 or self.warmup_steps < 0 or self.seconds < 0:
-            raise ConfigError("steps and rank must be at least 1, warmup_steps and seconds not negative")
-        if self.learning_rate <= 0 or self.temperature <= 0:
-            raise ConfigError("learning_rate and temperature must be positive")
+        if self.steps < 1 or self.rank < 1 or self.seconds < 0 or self.learning_rate <= 0:
+            raise ConfigError("steps and rank must be at least 1, seconds not negative, and learning_rate positive")
 
     @property
     def lora_file(self) -> Path:
@@ -86,7 +83,7 @@ class Config(TrainingTasks):
 
     def learning_rate_at(self, step: int, spent: float) -> float:
         """Learning rate of `step`, counted from 0, with a fraction `spent` of the budget: warm-up and linear decay."""
-        return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps)) * (1 - spent)
+        return self.learning_rate * min(1.0, (step + 1) / _WARMUP_STEPS) * (1 - spent)
 
 
 @dataclass(frozen=True)
@@ -115,16 +112,18 @@ def run(config: Config) -> None:
     """
     pools = config.training_set()
     heldout = load_families(config.heldout_families) if config.heldout_families else []
-    sampler = PairSampler(pools, config.pairs, config.seed)
+    sampler = PairSampler(pools, config.seed)
     with RunLog(config.workdir, "encoder", config) as log:
-        model = SentenceModel(resolve_pretrained(config.text_encoder))
+        folder = resolve_pretrained(config.text_encoder)
+        model = SentenceModel(folder)
+        tuned_on = {"encoder": config.text_encoder, "revision": pretrained_revision(folder)}
         with log.progress("encoder", total=config.steps) as progress:
 
             def on_step(state: TuningStep) -> None:
                 log.metrics(series="", **asdict(state))
                 progress.update(state.step + 1, f"loss {state.loss:.3f}")
 
-            lora = tune(model, sampler, config, on_step)
+            lora = replace(tune(model, sampler, config, on_step), tuned_on=tuned_on)
         lora.save(config.lora_file)
         digest = tasks_digest(pools.all)
         log.record_artefact(config.lora_file, kind="encoder_lora", data_digest=digest, digest=lora.digest)
@@ -163,7 +162,7 @@ def tune(
                 group["lr"] = rate
             with torch.autocast("cpu", torch.bfloat16, enabled=low):
                 left, right = vectors_of(model, pairs(step))
-            loss, accuracy = contrastive_loss(left, right, config.temperature)
+            loss, accuracy = contrastive_loss(left, right, _TEMPERATURE)
             if not torch.isfinite(loss):
                 raise ConfigError(f"loss {float(loss.detach())} at step {step}; lower learning_rate")
             optimiser.zero_grad(set_to_none=True)

@@ -19,33 +19,16 @@ from training.tasks.training_set import TrainingSet
 
 _T = TypeVar("_T")
 
-
-@dataclass(frozen=True)
-class PairConfig:
-    """Composition of a batch."""
-
-    families: int = 7
-    """Families of family files in a batch."""
-    sisters: int = 6
-    """Maximum number of tasks of each of these families."""
-    synthetic_families: int = 2
-    """Families of procedural tasks in a batch."""
-    synthetic_sisters: int = 4
-    """Maximum number of tasks of each of these families."""
-    own_tasks: int = 8
-    """Tasks of the folder of task files in a batch."""
-    example_fraction: float = 0.2
-    """Fraction of the pairs that are a wording and examples instead of two wordings."""
-    num_examples: int = 3
-    """Number of these examples."""
-
-    def __post_init__(self) -> None:
-        counts = (self.families, self.sisters, self.synthetic_families, self.synthetic_sisters, self.own_tasks)
-        if min(counts) < 0 or self.num_examples < 1 or not 0 <= self.example_fraction <= 1:
-            raise ConfigError(
-                "counts of a batch must not be negative, num_examples must be at least 1, and example_fraction from "
-                "0 to 1"
-            )
+_FAMILIES, _SISTERS = 7, 6
+"""Families of family files in a batch, and the maximum number of tasks of each: most of a batch, and all sisters."""
+_SYNTHETIC_FAMILIES, _SYNTHETIC_SISTERS = 2, 4
+"""The same of procedural tasks. They are fewer, because their wordings are of few patterns."""
+_OWN_TASKS = 8
+"""Tasks of the folder of task files in a batch. They are hardly related, so they are the easy negatives."""
+_EXAMPLE_FRACTION = 0.2
+"""Fraction of the pairs that are a wording and examples; most adapters are made from a wording."""
+_EXAMPLES = 3
+"""Number of these examples."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +49,16 @@ class PairSampler:
         ConfigError: a task has no description to train on, or batches would have fewer than two tasks.
     """
 
-    def __init__(self, tasks: TrainingSet, config: PairConfig, seed: int) -> None:
+    def __init__(self, tasks: TrainingSet, seed: int) -> None:
         for task in tasks.all:
             if not task.seen_descriptions:
                 raise ConfigError(f"{task.task_id} has no description to train on; leave it out or write more wordings")
-        self._config, self._seed = config, seed
+        self._seed = seed
         self._own = tasks.own
         self._families = _grouped(tasks.relatives, lambda task: str(task.family))
         self._synthetic = _grouped(tasks.synthetic, lambda task: task.category)
         if len(self._tasks(np.random.default_rng(seed))) < 2:
-            raise ConfigError("a batch needs at least two tasks to tell apart; give more tasks or raise the counts")
+            raise ConfigError("a batch needs at least two tasks to tell apart; give more tasks")
 
     def __call__(self, step: int) -> list[Pair]:
         """The pairs of a step, each of another task."""
@@ -83,18 +66,17 @@ class PairSampler:
         return [self._pair(task, rng) for task in self._tasks(rng)]
 
     def _tasks(self, rng: np.random.Generator) -> list[Task]:
-        config = self._config
         groups = [
-            *((family, config.sisters) for family in _some(self._families, config.families, rng)),
-            *((family, config.synthetic_sisters) for family in _some(self._synthetic, config.synthetic_families, rng)),
-            (self._own, config.own_tasks),
+            *((family, _SISTERS) for family in _some(self._families, _FAMILIES, rng)),
+            *((family, _SYNTHETIC_SISTERS) for family in _some(self._synthetic, _SYNTHETIC_FAMILIES, rng)),
+            (self._own, _OWN_TASKS),
         ]
         return [task for group, count in groups for task in _some(group, count, rng)]
 
     def _pair(self, task: Task, rng: np.random.Generator) -> Pair:
         wordings = _some(task.seen_descriptions, 2, rng)
-        if rng.random() < self._config.example_fraction:
-            rows = _some(task.train, self._config.num_examples, rng)
+        if rng.random() < _EXAMPLE_FRACTION:
+            rows = _some(task.train, _EXAMPLES, rng)
             return Pair(wordings[0], example_lines([(row.input, row.output) for row in rows]))
         return Pair(wordings[0], (wordings[-1],))  # a task with one wording is paired with itself
 

@@ -12,6 +12,7 @@ from llgbm.conditioning.encoder_lora import EncoderLoRA
 from llgbm.conditioning.sentence_model import SentenceModel
 from llgbm.errors import AdapterFormatError, AdapterMismatchError, ConfigError
 from llgbm.pretrained.find import pretrained_revision
+from llgbm.pretrained.tiny import build_tiny_encoder
 from llgbm.text_encoder import PretrainedTextEncoder
 from tests.small_generator import encoder_lora
 
@@ -85,9 +86,11 @@ def test_the_difference_of_two_weights_is_kept_up_to_its_rank() -> None:
 
 
 def test_a_file_reads_back_to_the_same_change(tiny_encoder_path: Path, tmp_path: Path) -> None:
-    lora = encoder_lora(tiny_encoder_path)
+    note = {"encoder": "tiny", "revision": "0" * 16}
+    lora = replace(encoder_lora(tiny_encoder_path), tuned_on=note)
     lora.save(tmp_path / "lora.safetensors")
     read = EncoderLoRA.load(tmp_path / "lora.safetensors")
+    assert read.tuned_on == note
     assert read.digest == lora.digest
     assert read.tensors().keys() == lora.tensors().keys()
     assert all(torch.equal(tensor, read.tensors()[name]) for name, tensor in lora.tensors().items())
@@ -150,6 +153,20 @@ def test_a_change_of_another_encoder_is_refused(
     assert torch.equal(model(TEXTS), before)
     with pytest.raises(AdapterMismatchError, match=message):
         PretrainedTextEncoder(tiny_encoder_path, lora=other).load()
+
+
+def test_a_change_of_an_encoder_with_other_weights_is_refused(tiny_encoder_path: Path, tmp_path: Path) -> None:
+    """Their shapes are equal, so only the note tells them apart; a file without it cannot be checked."""
+    other, file = build_tiny_encoder(tmp_path / "other", seed=1), tmp_path / "lora.safetensors"
+    plain = encoder_lora(tiny_encoder_path)
+    note = {"encoder": str(tiny_encoder_path), "revision": pretrained_revision(tiny_encoder_path)}
+    replace(plain, tuned_on=note).save(file)
+    PretrainedTextEncoder(tiny_encoder_path, lora=EncoderLoRA.load(file)).load()
+    message = f"tuned on {tiny_encoder_path} of revision {note['revision']}, but .* {pretrained_revision(other)};"
+    with pytest.raises(AdapterMismatchError, match=message):
+        PretrainedTextEncoder(other, lora=EncoderLoRA.load(file)).load()
+    plain.save(file)
+    PretrainedTextEncoder(other, lora=EncoderLoRA.load(file)).load()
 
 
 def test_an_encoder_with_more_layers_is_refused(tiny_encoder_path: Path) -> None:

@@ -192,3 +192,7 @@ def test_a_fit_refuses_another_file(config: fit.Config, tmp_path: Path) -> None:
     EncoderLoRA({"encoder.layer.7.x": torch.ones(1, 2)}, {"encoder.layer.7.x": torch.ones(2, 1)}).save(file)
     with pytest.raises(AdapterMismatchError, match=r"encoder.layer.7.x of shape \(2, 2\), which is not there"):
         fit.run(replace(config, encoder_lora=file))
+    other = {"encoder": "another", "revision": "0" * 16}
+    replace(encoder_lora(Path(config.text_encoder)), tuned_on=other).save(file)
+    with pytest.raises(AdapterMismatchError, match="tuned on another of revision 0000"):
+        fit.run(replace(config, encoder_lora=file))
