@@ -1,10 +1,11 @@
 """Ranks the contexts of an adapter by accuracy, for requests near to the training prompts and far from them.
 
 The measured prompts are sorted by their similarity to the nearest training prompt and cut into bins of equal number.
-In each bin every context gets the scale with the highest mean accuracy, and the contexts are ranked by it. Training
-tasks and other tasks have equal total weight, whatever their numbers. Among equals the scale nearest to 1 and the
-context with fewer tokens win. More bins follow the distance better, but the choice in a small bin is mostly noise. So
-the number of bins is the one whose choices have the highest accuracy on prompts that they were not made from.
+In each bin every context gets a scale: 1, the whole adapter, unless the best scale is better by more than one standard
+error (as the rule of Breiman and others, Classification and Regression Trees, 1984). The contexts are ranked by mean
+accuracy; among equals the one with fewer tokens wins. Training tasks and other tasks have equal total weight, whatever
+their numbers. More bins follow the distance better, but the choice in a small bin is mostly noise. So the number of
+bins is the one whose choices have the highest accuracy on prompts that they were not made from.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ GROUPS = (("training tasks, unseen wordings", True), ("kinds kept back", False))
 """Groups of tasks in the result, and whether the generator was trained on them."""
 _SMALLEST_STEP = 1e-4
 """Similarities are written with four digits; nearer bins would coincide."""
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -101,16 +103,34 @@ def accuracy_table(points: Sequence[ContextPoint], bins: Sequence[ContextBin]) -
 
 
 def _ranking(points: Sequence[ContextPoint], weights: NDArray[np.float64]) -> tuple[ContextSetting, ...]:
-    def mean(context: Context, scale: float) -> float:
-        return round(float(np.average([p.accuracy[context, scale] for p in points], weights=weights)), 4)
-
-    best = []
+    shares = weights / weights.sum()
+    found = []
     for context in CONTEXTS:
-        scales = [scale for name, scale in points[0].accuracy if name == context]
-        if scales:
-            scale = max(scales, key=lambda s: (mean(context, s), -abs(1 - s)))
-            best.append(ContextSetting(context, scale, mean(context, scale)))
-    return tuple(sorted(best, key=lambda setting: -(setting.accuracy or 0.0)))  # stable: fewer tokens first
+        by_scale = {
+            scale: np.array([p.accuracy[context, scale] for p in points])
+            for name, scale in points[0].accuracy
+            if name == context
+        }
+        if by_scale:
+            scale = _scale(by_scale, shares)
+            found.append(ContextSetting(context, scale, round(float(shares @ by_scale[scale]), 4)))
+    return tuple(sorted(found, key=lambda setting: -(setting.accuracy or 0.0)))  # stable: fewer tokens first
+
+
+def _scale(by_scale: Mapping[float, NDArray[np.float64]], shares: NDArray[np.float64]) -> float:
+    """The best scale, or 1 if that is at most one standard error behind it.
+
+    Args:
+        by_scale: accuracies (n,) of the same prompts at each scale.
+        shares: weights (n,) of the prompts, with sum 1.
+    """
+    best = max(by_scale, key=lambda scale: (round(float(shares @ by_scale[scale]), 4), -abs(1 - scale)))
+    if 1.0 not in by_scale:
+        return best
+    behind = by_scale[best] - by_scale[1.0]
+    mean = float(shares @ behind)
+    error = float(np.sqrt(np.square(shares * (behind - mean)).sum()))
+    return 1.0 if mean <= error + _ROUNDING else best
 
 
 def _weights(points: Sequence[ContextPoint]) -> NDArray[np.float64]:
