@@ -141,7 +141,9 @@ def bar_chart(
         if limits is not None:
             axes.set_xlim(*limits)
         if len(kinds) > 1:
-            axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(3, len(kinds)))
+            # a legend of the axes would squeeze them if it is wider than they are
+            figure.legend(fontsize=8, loc="outside upper center", ncols=min(3, len(kinds)))
+        axes.margins(y=0.01)
         return _drawn(figure, "bars" + "".join(names))
 
 
