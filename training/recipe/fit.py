@@ -147,7 +147,9 @@ def _fit(
     meter, deltas = _teacher_deltas(config, base, teachers)
     generator = create_generator(base.spec, default_lora(base.spec), config.generator, seed=config.training.seed)
     start = started_from.manifest if started_from else None
-    if started_from is not None:
+    state_path = config.workdir / STATE_FILE
+    # a state has parameters of its own, and its fingerprint has the start and the LoRA
+    if started_from is not None and not state_path.exists():
         _begin_with(generator, started_from, encoder, config, pools.all)
     sampler = TaskSampler(
         tasks,
@@ -173,7 +175,7 @@ def _fit(
         recompute=config.recompute,
     )
     generator.to(base.device)
-    state_path, group = config.workdir / STATE_FILE, process_group()
+    group = process_group()
     if group is not None and group.rank > 0:  # only the first process writes and checks
         train(generator, objective, sampler, config.training, state_path=state_path, group=group)
         group.close()
