@@ -2,14 +2,14 @@
 
 The shared bases are stored in int8 with one scale per row, everything else in float16. The generator of the 0.5B base
 has 23 million parameters and takes 31 MB. The manifest names the base, the LoRASpec, the text encoder and the training
-tasks, and holds the sha256 of the tensors. If the text encoder was tuned, its LoRA is among them.
+tasks, and holds the sha256 of the tensors. They include the LoRA of a tuned text encoder and the words' scorer.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from llgbm.conditioning.answer_words import AnswerWords, Vocabulary, WordScorer, answer_words, scorer_digest
 from llgbm.conditioning.context_choice import ContextChoice
 from llgbm.conditioning.embedding_cache import EmbeddingCache
 from llgbm.conditioning.encoder_lora import EncoderLoRA, lora_digest
@@ -27,6 +28,7 @@ from llgbm.conditioning.prompt_index import PromptIndex, require_curve
 from llgbm.conditioning.task_detector import TaskDetector
 from llgbm.config import GeneratorConfig, LoRASpec, ModelSpec
 from llgbm.errors import AdapterFormatError, AdapterMismatchError, CheckpointError, ConfigError
+from llgbm.files.parameters import read_back, stored, taken
 from llgbm.files.synced import write_synced
 from llgbm.generator import LoRAGenerator, uninitialised_generator
 from llgbm.text_encoder import PretrainedTextEncoder
@@ -34,8 +36,8 @@ from llgbm.text_encoder import PretrainedTextEncoder
 FORMAT_VERSION = 3
 MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "generator.safetensors"
-_INT8_PREFIXES = ("a0.", "b0.")
 _ENCODER_PREFIX = "text_encoder."
+_WORDS_PREFIX = "answer_words."
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ class Checkpoint:
 
     Attributes:
         encoder_lora: of the text encoder; None if it was not tuned.
+        word_scorer: of the answer words; None if the generator does not read them.
     """
 
     generator: LoRAGenerator
@@ -158,6 +161,21 @@ class Checkpoint:
     prompt_index: PromptIndex
     detector: TaskDetector | None = None
     encoder_lora: EncoderLoRA | None = None
+    word_scorer: WordScorer | None = None
+
+    def answer_words(
+        self, encoder: PretrainedTextEncoder, base: str | Path | Vocabulary | None = None
+    ) -> AnswerWords | None:
+        """The reader of answer words that the generator was trained with; None if it reads none.
+
+        Args:
+            encoder: of `text_encoder`; its cache also keeps the answer words.
+            base: another source of the base, whose vocabulary is read, or the vocabulary; None for the manifest's.
+
+        Raises:
+            PretrainedNotFoundError: no source has the base.
+        """
+        return answer_words(self.word_scorer, encoder, base or self.manifest.base_id)
 
     def text_encoder(
         self, name_or_path: str | Path | None = None, *, cache: EmbeddingCache | None = None
@@ -190,6 +208,7 @@ def save_generator(
     prompt_embeddings: Sequence[Tensor],
     *,
     encoder_lora: EncoderLoRA | None = None,
+    word_scorer: WordScorer | None = None,
 ) -> GeneratorManifest:
     """Write the artefact. Existing files are replaced only when both new files are complete on disk.
 
@@ -197,6 +216,7 @@ def save_generator(
         prompt_embeddings: for each task of the manifest, the embeddings of its first n descriptions for the prompt
             index, (n, condition_size) float32; (0, condition_size) keeps a task out of the index.
         encoder_lora: of the text encoder that the generator was trained with; None for the plain one.
+        word_scorer: of the answer words that the generator was trained with; None if it reads none.
 
     Returns:
         The manifest with its digest.
@@ -210,6 +230,8 @@ def save_generator(
         raise CheckpointError(
             "the manifest describes another generator; take model, lora and config from the generator"
         )
+    if generator.config.answer_words != (word_scorer is not None):
+        raise CheckpointError("a generator that reads answer words is saved with their scorer, any other without")
     size = generator.config.condition_size
     most = [len(task.descriptions) for task in manifest.tasks]
     found = [tuple(block.shape) for block in prompt_embeddings]
@@ -219,13 +241,15 @@ def save_generator(
             "every task of the manifest needs a block of embeddings, at most one for each of its descriptions; "
             f"expected blocks of (n, {size}) with n up to {most}, got {found}"
         )
-    tensors = _stored(generator)
+    tensors = stored(generator.state_dict())
     blocks = [block.half() for block in prompt_embeddings] or [torch.zeros(0, size).half()]
     tensors["prompt_index.embeddings"] = torch.cat(blocks)
     task_of_embedding = [i for i, block in enumerate(prompt_embeddings) for _ in block]
     tensors["prompt_index.task"] = torch.tensor(task_of_embedding, dtype=torch.int16)
     if encoder_lora is not None:
         tensors |= {_ENCODER_PREFIX + name: tensor for name, tensor in encoder_lora.tensors().items()}
+    if word_scorer is not None:
+        tensors |= {_WORDS_PREFIX + name: tensor.half() for name, tensor in word_scorer.tensors().items()}
     return _write_both(folder, tensors, manifest)
 
 
@@ -260,11 +284,11 @@ def load_generator(folder: Path) -> Checkpoint:
         detector = None
         if "detector.weight" in tensors:
             detector = TaskDetector(tensors.pop("detector.weight"), tensors.pop("detector.bias"))
-        of_encoder = [name for name in tensors if name.startswith(_ENCODER_PREFIX)]
-        factors = {name.removeprefix(_ENCODER_PREFIX): tensors.pop(name) for name in of_encoder}
+        factors, words = taken(tensors, _ENCODER_PREFIX), taken(tensors, _WORDS_PREFIX)
         encoder_lora = EncoderLoRA.from_tensors(factors) if factors else None
+        word_scorer = WordScorer.from_tensors(words) if words else None
         generator = uninitialised_generator(manifest.model, manifest.lora, manifest.generator)
-        generator.load_state_dict(_read_back(tensors), assign=True)
+        generator.load_state_dict(read_back(tensors), assign=True)
     except SafetensorError as error:
         raise CheckpointError(f"{folder / WEIGHTS_FILE} is not a safetensors file: {error}") from error
     except (KeyError, RuntimeError, AdapterFormatError, AdapterMismatchError, ConfigError) as error:
@@ -273,7 +297,9 @@ def load_generator(folder: Path) -> Checkpoint:
         raise CheckpointError(
             f"the prompt index in {folder} does not fit the {len(manifest.tasks)} tasks of its manifest"
         )
-    return Checkpoint(generator.eval().requires_grad_(False), manifest, index, detector, encoder_lora)
+    if manifest.generator.answer_words != (word_scorer is not None):
+        raise CheckpointError(f"{folder} has a scorer of answer words, or lacks one, against its manifest")
+    return Checkpoint(generator.eval().requires_grad_(False), manifest, index, detector, encoder_lora, word_scorer)
 
 
 def saved_in(
@@ -282,12 +308,13 @@ def saved_in(
     manifest: GeneratorManifest,
     *,
     encoder_lora: EncoderLoRA | None = None,
+    word_scorer: WordScorer | None = None,
 ) -> GeneratorManifest | None:
     """The manifest of the artefact in `folder` if it holds this generator, calibrated or not; else None.
 
     Args:
         manifest: as for `save_generator`; `made_by` and the calibration may differ.
-        encoder_lora: as for `save_generator`.
+        encoder_lora, word_scorer: as for `save_generator`.
 
     Raises:
         CheckpointError: a parameter is not finite.
@@ -301,7 +328,9 @@ def saved_in(
         return None
     if lora_digest(there.encoder_lora) != lora_digest(encoder_lora):
         return None
-    mine, theirs = _read_back(_stored(generator)), there.generator.state_dict()
+    if scorer_digest(there.word_scorer) != scorer_digest(word_scorer):
+        return None
+    mine, theirs = read_back(stored(generator.state_dict())), there.generator.state_dict()
     same = mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
     return there.manifest if same else None
 
@@ -341,30 +370,6 @@ def _lora_from_json(data: dict[str, Any], model: ModelSpec) -> LoRASpec:
         model, rank=data["rank"], alpha=data["alpha"], targets=data["target_modules"], layers=data["layers"]
     )
     return replace(spec, use_rslora=data.get("use_rslora", False))
-
-
-def _stored(generator: LoRAGenerator) -> dict[str, Tensor]:
-    """The parameters in storage form: the shared bases in int8 with one scale per row, the others in float16."""
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in generator.state_dict().items():
-        if not bool(torch.isfinite(tensor.half()).all()):
-            raise CheckpointError(f"{name} has values that float16 cannot hold, such as NaN; the training went wrong")
-        if name.startswith(_INT8_PREFIXES):
-            # (modules, R, size) -> scales (modules, R, 1); 1e-12 keeps an all-zero row, as in a fresh B0, from 0 / 0
-            scale = (tensor.abs().amax(dim=-1, keepdim=True) / 127).clamp_min(1e-12)
-            tensors[name + ":int8"] = (tensor / scale).round().clamp(-127, 127).to(torch.int8)
-            tensors[name + ":scale"] = scale.float()
-        else:
-            tensors[name] = tensor.half()
-    return tensors
-
-
-def _read_back(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Inverse of `_stored`: the parameters in float32."""
-    state = {n: t.float() for n, t in tensors.items() if ":" not in n}
-    for name in [n.removesuffix(":int8") for n in tensors if n.endswith(":int8")]:
-        state[name] = tensors[name + ":int8"].float() * tensors[name + ":scale"]
-    return state
 
 
 def _write_both(folder: Path, tensors: dict[str, Tensor], manifest: GeneratorManifest) -> GeneratorManifest:

@@ -197,10 +197,14 @@ class GeneratorConfig:
     """Width of the trunk."""
     num_blocks: int = 2
     """Residual MLP blocks on the condition, before the layer and target embeddings are added."""
+    answer_words: bool = False
+    """Whether the condition goes on with the `AnswerWords` of its texts."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.answer_words, bool):
+            raise ConfigError(f"GeneratorConfig.answer_words must be true or false, not {self.answer_words}")
         for field, value in asdict(self).items():
-            if value < 1:
+            if value < 1 and field != "answer_words":
                 raise ConfigError(f"GeneratorConfig.{field} must be at least 1, not {value}")
 
     def to_dict(self) -> dict[str, Any]:

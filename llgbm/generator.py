@@ -4,6 +4,9 @@ Every adapted module has two bases that all adapters share, A0 (R, in) and B0 (o
 emits two small cores per module, Q (r, R) and P (R, r), and one gate g for the whole adapter: A = Q A0, B = g B0 P.
 The result is plain LoRA, and every LoRA of rank r in the span of the bases can be generated. Bases and constant cores
 alone are a multi-task adapter. The gate scales the whole adapter.
+A condition may also bring the words that answers are likely to have, as directions of the last hidden state
+(`llgbm.conditioning.answer_words`). They are columns of B in the last layer, outside of the bases: words that no
+training task had could not be written otherwise.
 Shared bases with generated cores follow Zhyper; layer and module embeddings follow Text-to-LoRA (2506.06105).
 """
 
@@ -11,21 +14,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from llgbm.config import GeneratorConfig, LoRASpec, ModelSpec
+from llgbm.config import GeneratorConfig, LoRASpec, ModelSpec, ModuleShape
 from llgbm.errors import ConfigError
 from llgbm.lora import LoRAWeights, Stack
 
 _K = TypeVar("_K")
 
 
+WORD_SLOTS = 2
+"""Directions that `AnswerWords` gives: of the tokens that answers begin with, and of those they go on with."""
+_WORD_TARGET = "down_proj"
+"""The last Linear that writes to the residual stream."""
 _CORE_STEP = 0.25
 """Change of a core's element per unit of head output, relative to the element's size. An Adam step moves every weight
 of a head by the learning rate, hence an output by about that times the trunk's width: at full size cores would jump."""
+
+
+class Cores(NamedTuple):
+    """The generated part of n adapters.
+
+    Attributes:
+        q: (n, modules, r, R).
+        p: (n, modules, R, r).
+        words: (n, slots, hidden), columns of B in the last layer; None for a generator without answer words.
+    """
+
+    q: Tensor
+    p: Tensor
+    words: Tensor | None = None
 
 
 class _ResidualBlock(nn.Module):
@@ -86,6 +107,18 @@ class LoRAGenerator(nn.Module):
         self.gate = nn.Linear(hidden, 1)
         # one head per target, shared by all layers: hidden -> Q and P of one module, flattened and joined
         self.heads = nn.Parameter(torch.empty(len(targets), hidden, 2 * rank * basis))
+        self._word_module: str | None = None
+        if self.config.answer_words:
+            module = _word_module(model, lora)
+            self._word_module = module.name
+            self.word_rows = nn.Parameter(torch.empty(WORD_SLOTS, module.in_features))
+            self.word_gain = nn.Linear(hidden, WORD_SLOTS)
+
+    @property
+    def input_size(self) -> int:
+        """Length of a condition: the vector of the text encoder, and the answer words if the generator reads them."""
+        words = WORD_SLOTS * self.model.hidden_size if self.config.answer_words else 0
+        return self.config.condition_size + words
 
     def reset_parameters(self) -> None:
         """A0 as PEFT initialises A (Kaiming uniform), B0 zero, constant cores orthonormal, heads small, gate 1."""
@@ -103,38 +136,48 @@ class LoRAGenerator(nn.Module):
         nn.init.normal_(self.heads, std=0.4 / math.sqrt(self.config.hidden_size))
         nn.init.zeros_(self.gate.weight)  # gate = 2 sigmoid(0) = 1 for every condition
         nn.init.zeros_(self.gate.bias)
+        if self.config.answer_words:
+            nn.init.zeros_(self.word_rows)
+            nn.init.zeros_(self.word_gain.weight)  # as the gate
+            nn.init.zeros_(self.word_gain.bias)
 
-    def cores(self, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Q (n, modules, r, R) and P (n, modules, R, r), float32; P holds the gate.
+    def cores(self, condition: Tensor | None) -> Cores:
+        """The cores of adapters, float32; P and the words hold the gate.
 
         Args:
-            condition: (n, condition_size) float32, or None for the constant cores alone, n = 1.
+            condition: (n, input_size) float32, or None for the constant cores alone, n = 1.
 
         Raises:
             ConfigError: `condition` has another shape.
         """
         if condition is None:
-            return self.q0[None], self.p0[None]
-        gate, dq, dp = self.changes(condition)
-        return self.q0 + dq, gate[:, None, None, None] * (self.p0 + dp)
+            words = self.q0.new_zeros(1, WORD_SLOTS, self.model.hidden_size) if self._word_module else None
+            return Cores(self.q0[None], self.p0[None], words)
+        gate, dq, dp, gain = self.changes(condition)
+        words = None
+        if gain is not None:
+            words = condition[:, self.config.condition_size :].to(gain).unflatten(1, (WORD_SLOTS, -1))
+            words = (gate[:, None] * gain)[..., None] * words
+        return Cores(self.q0 + dq, gate[:, None, None, None] * (self.p0 + dp), words)
 
-    def changes(self, condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Changes to the constant cores for conditions (n, condition_size) float32.
+    def changes(self, condition: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Changes to the constant cores for conditions (n, input_size) float32.
 
         Returns:
             gate: (n,) between 0 and 2, the scale of the adapter.
             dq: (n, modules, r, R), added to the constant Q.
             dp: (n, modules, R, r), added to the constant P before the gate.
+            gain: (n, slots) between 0 and 2, the scale of the answer words; None for a generator without them.
 
         Raises:
             ConfigError: `condition` has another shape.
         """
-        if condition.dim() != 2 or condition.shape[1] != self.config.condition_size:
+        if condition.dim() != 2 or condition.shape[1] != self.input_size:
             raise ConfigError(
-                f"the condition has shape {tuple(condition.shape)}, this generator reads (n, "
-                f"{self.config.condition_size}); use the text encoder that it was trained with"
+                f"the condition has shape {tuple(condition.shape)}, this generator reads (n, {self.input_size}); use "
+                "the text encoder that it was trained with"
             )
-        condition = condition.to(self.q0.device)
+        condition = condition[:, : self.config.condition_size].to(self.q0.device)
         n, (count, rank, basis) = condition.shape[0], self.q0.shape
         low = self.trunk_dtype != torch.float32
         with torch.autocast(condition.device.type, self.trunk_dtype if low else None, enabled=low):
@@ -142,8 +185,10 @@ class LoRAGenerator(nn.Module):
             x = self.read(condition * math.sqrt(self.config.condition_size))  # (n, hidden)
             for block in self.blocks:
                 x = block(x)
-            # normalised first, so that the gate depends on the direction of x, not on its size
-            gate = 2 * self.gate(nn.functional.layer_norm(x, x.shape[-1:]))[:, 0].sigmoid()
+            # normalised first, so that the gates depend on the direction of x, not on its size
+            direction = nn.functional.layer_norm(x, x.shape[-1:])
+            gate = 2 * self.gate(direction)[:, 0].sigmoid()
+            gain = 2 * self.word_gain(direction).sigmoid() if self._word_module else None
             # (modules, hidden)
             place = self.layer_embedding.weight[self._layer_of] + self.target_embedding.weight[self._target_of]
             y = self.norm(self.module_block(x[:, None] + place[None]))  # (n, modules, hidden)
@@ -152,14 +197,13 @@ class LoRAGenerator(nn.Module):
                 out[:, members] = y[:, members] @ head  # (n, layers, hidden) @ (hidden, 2 r R)
         # rows of an orthonormal Q have R entries of size 1 / sqrt(R): _CORE_STEP is relative to that
         dq, dp = (out.float() * (_CORE_STEP / math.sqrt(basis))).split(rank * basis, dim=-1)
-        return gate.float(), dq.view(n, count, rank, basis), dp.view(n, count, basis, rank)
+        gain = None if gain is None else gain.float()
+        return gate.float(), dq.view(n, count, rank, basis), dp.view(n, count, basis, rank), gain
 
-    def materialise(self, q: Tensor, p: Tensor, dtype: torch.dtype = torch.float32) -> list[LoRAWeights]:
-        """Adapters from cores: A = Q A0 and B = B0 P for every module.
+    def materialise(self, cores: Cores, dtype: torch.dtype = torch.float32) -> list[LoRAWeights]:
+        """Adapters from cores: A = Q A0 and B = B0 P for every module, and the answer words in the last one.
 
         Args:
-            q: (n, modules, r, R).
-            p: (n, modules, R, r).
             dtype: of the products, and so of the adapters.
 
         Returns:
@@ -167,8 +211,13 @@ class LoRAGenerator(nn.Module):
             of all.
         """
         # P is transposed, since B^T = P^T B0^T: (n, m, R, r) -> (n, m, r, R)
-        a = self._products(q, self.a0, self._by_input, dtype)
-        b = self._products(p.mT, self.b0, self._by_output, dtype)
+        a = self._products(cores.q, self.a0, self._by_input, dtype)
+        b = self._products(cores.p.mT, self.b0, self._by_output, dtype)
+        if self._word_module is not None and cores.words is not None:
+            name, n = self._word_module, len(cores.q)
+            rows = self.word_rows.to(dtype).expand(n, -1, -1)  # (n, slots, in)
+            a[name] = torch.cat([a[name][:, :-WORD_SLOTS], rows], 1)
+            b[name] = torch.cat([b[name][:, :-WORD_SLOTS], cores.words.to(dtype)], 1)
         stack, names = Stack(a, b), self.lora.names
         # unbind, not indexing: its backward pass is one stack, not a zero tensor for every index
         rows_a = {name: a[name].unbind() for name in names}
@@ -177,7 +226,7 @@ class LoRAGenerator(nn.Module):
             LoRAWeights(
                 self.lora, {n: rows_a[n][i] for n in names}, {n: rows_b[n][i] for n in names}, stack=stack, place=i
             )
-            for i in range(q.shape[0])
+            for i in range(len(cores.q))
         ]
 
     def _products(
@@ -197,16 +246,17 @@ class LoRAGenerator(nn.Module):
         return found
 
     def forward(self, condition: Tensor) -> list[LoRAWeights]:
-        """One adapter for each row of `condition` (n, condition_size), float32, with gradients to every parameter.
+        """One adapter for each row of `condition` (n, input_size), float32, with gradients to every parameter.
 
         Raises:
             ConfigError: `condition` has another shape.
         """
-        return self.materialise(*self.cores(condition))
+        return self.materialise(self.cores(condition))
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """The bases and the constant cores: the parameters of the shared adapter."""
-        return [*self.a0.values(), *self.b0.values(), self.q0, self.p0]
+        """The bases and the constant cores, which are the shared adapter, and the rows of A for the answer words."""
+        words = [self.word_rows] if self._word_module else []
+        return [*self.a0.values(), *self.b0.values(), self.q0, self.p0, *words]
 
     def trunk_matrices(self) -> list[nn.Parameter]:
         """The matrices between a condition and its cores; the heads are a stack with one matrix per target."""
@@ -215,7 +265,7 @@ class LoRAGenerator(nn.Module):
 
     def shared_adapter(self) -> LoRAWeights:
         """The adapter of the constant cores, without a condition."""
-        return self.materialise(*self.cores(None))[0]
+        return self.materialise(self.cores(None))[0]
 
 
 def create_generator(
@@ -241,3 +291,14 @@ def _group(keys: Iterable[_K]) -> dict[_K, list[int]]:
     for place, key in enumerate(keys):
         places.setdefault(key, []).append(place)
     return places
+
+
+def _word_module(model: ModelSpec, lora: LoRASpec) -> ModuleShape:
+    """The module that the answer words go to."""
+    last = [m for m in lora.modules if m.layer == model.num_layers - 1 and m.target == _WORD_TARGET]
+    if not last or lora.rank <= WORD_SLOTS:
+        raise ConfigError(
+            f"a generator with answer words needs adapters that change {_WORD_TARGET} of the last layer, of a rank "
+            f"above {WORD_SLOTS}"
+        )
+    return last[0]

@@ -14,12 +14,14 @@ import time
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from llgbm.checkpoint import Checkpoint, TrainingTask
+from llgbm.conditioning.answer_words import Vocabulary
 from llgbm.conditioning.context_choice import UNCALIBRATED, ContextSetting, ContextWanted, pick
 from llgbm.conditioning.prompt_index import confidence_at
 from llgbm.config import LoRASpec
@@ -93,6 +95,24 @@ def condition_of(descriptions: Tensor, examples: Tensor) -> Tensor:
     return torch.nn.functional.normalize(torch.stack(sides).mean(0), dim=-1)
 
 
+def joined_condition(vectors: Tensor, words: Tensor | None, descriptions: int) -> Tensor:
+    """The vector that a generator reads, (input_size,): the condition of some texts, and their answer words.
+
+    Args:
+        vectors: (n, d) of the text encoder; the first `descriptions` are of descriptions, the others of examples.
+        words: (n, w), the `AnswerWords` of the same texts; None for a generator that does not read them.
+        descriptions: number of descriptions.
+
+    Raises:
+        ConfigError: there is no text.
+    """
+    condition = condition_of(vectors[:descriptions], vectors[descriptions:])
+    if words is None:
+        return condition
+    sides = [side.mean(0) for side in (words[:descriptions], words[descriptions:]) if len(side)]
+    return torch.cat([condition, torch.stack(sides).mean(0)])
+
+
 def noisy(conditions: Tensor, normal: Tensor, length: float) -> Tensor:
     """Conditions (..., d) with a random vector of about `length` added to each, normalised again.
 
@@ -142,14 +162,23 @@ class AdapterMaker:
 
     Args:
         encoder: mostly `checkpoint.text_encoder()`.
+        base: another source of the generator's base than its manifest names, or its vocabulary.
 
     Raises:
-        ConfigError: the encoder has another LoRA than in the generator's training, or none.
+        ConfigError: the encoder has another LoRA than in the generator's training, or none, or cannot give the answer
+            words that the generator reads.
+        PretrainedNotFoundError: the generator reads answer words, and no source has the base.
     """
 
-    def __init__(self, checkpoint: Checkpoint, encoder: TextEncoder) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, encoder: TextEncoder, *, base: str | Path | Vocabulary | None = None
+    ) -> None:
+        self._words: TextEncoder | None = None
         if isinstance(encoder, PretrainedTextEncoder):
             checkpoint.require_encoder(encoder)
+            self._words = checkpoint.answer_words(encoder, base)
+        elif checkpoint.word_scorer is not None:
+            raise ConfigError("this generator reads answer words; take the encoder of checkpoint.text_encoder()")
         self.checkpoint, self._encoder = checkpoint, encoder
 
     def require_training_vectors(self) -> None:
@@ -207,7 +236,7 @@ class AdapterMaker:
             ConfigError: the request lacks the text for the context `wanted`.
         """
         (condition,) = self._conditions([request])
-        return self._setting(request, self.checkpoint.prompt_index.nearest(condition, 1), wanted)
+        return self._setting(request, self.checkpoint.prompt_index.nearest(self._sentence(condition), 1), wanted)
 
     def _setting(
         self, request: AdapterRequest, nearest: Sequence[tuple[int, float]], wanted: ContextWanted
@@ -224,19 +253,26 @@ class AdapterMaker:
         return self._setting(request, nearest, "description").scale
 
     def _conditions(self, requests: Sequence[AdapterRequest]) -> list[Tensor]:
-        embeddings = self._encoder.encode([text for request in requests for text in request.texts])
+        """The inputs of the generator (input_size,), from one pass over all texts."""
+        texts = [text for request in requests for text in request.texts]
+        vectors = self._encoder.encode(texts)
+        words = self._words.encode(texts) if self._words is not None else None
         conditions, place = [], 0
         for request in requests:
-            split, end = place + len(request.descriptions), place + len(request.texts)
-            conditions.append(condition_of(embeddings[place:split], embeddings[split:end]))
-            place = end
+            own = slice(place, place := place + len(request.texts))
+            found = None if words is None else words[own]
+            conditions.append(joined_condition(vectors[own], found, len(request.descriptions)))
         return conditions
+
+    def _sentence(self, condition: Tensor) -> Tensor:
+        """The part of a generator's input (..., input_size) that is of the text encoder."""
+        return condition[..., : self.checkpoint.generator.config.condition_size]
 
     def _task_probabilities(self, requests: Sequence[AdapterRequest], conditions: Sequence[Tensor]) -> list[float]:
         detector = self.checkpoint.detector
         if detector is None or not requests:
             return [1.0] * len(requests)
-        found = detector(torch.stack(list(conditions))).tolist()
+        found = detector(self._sentence(torch.stack(list(conditions)))).tolist()
         return [1.0 if request.examples else p for request, p in zip(requests, found, strict=True)]
 
     def _describe(
@@ -248,7 +284,7 @@ class AdapterMaker:
         seconds: dict[str, float],
     ) -> MadeAdapter:
         tasks = self.checkpoint.manifest.tasks
-        found = self.checkpoint.prompt_index.nearest(condition)
+        found = self.checkpoint.prompt_index.nearest(self._sentence(condition))
         nearest = tuple((tasks[i].task_id, cos) for i, cos in found)
         auto = self._setting(request, found, "auto")
         confidence = warning = None

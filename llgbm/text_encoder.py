@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from llgbm.conditioning.embedding_cache import EmbeddingCache, MemoryEmbeddingCache, SqliteEmbeddingCache
 from llgbm.conditioning.encoder_lora import EncoderLoRA, lora_digest
-from llgbm.conditioning.sentence_model import POOLING_FILE, SentenceModel
+from llgbm.conditioning.sentence_model import POOLING_FILE, SentenceModel, TokenStates
 from llgbm.pretrained.find import TEXT_ENCODER, pretrained_revision, resolve_pretrained
 
 __all__ = [
@@ -33,6 +33,10 @@ _RECIPE_FILES = ("modules.json", POOLING_FILE, "sentence_bert_config.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 _NUMBER_BYTES = 4
 _UNIT_TOLERANCE = 1e-3
+
+
+_MOST_KEPT = 64
+"""Texts of one call whose states are kept until the next: those of tens of thousands would take a gigabyte."""
 
 
 class PretrainedTextEncoder:
@@ -58,6 +62,7 @@ class PretrainedTextEncoder:
         self._lora = lora
         self._model: SentenceModel | None = None
         self._lock = threading.Lock()
+        self._last: dict[str, TokenStates] = {}
 
     @property
     def encoder_id(self) -> str:
@@ -116,13 +121,30 @@ class PretrainedTextEncoder:
         rows = [vector for text in texts if (vector := vectors[text]) is not None]
         return torch.stack(rows) if rows else torch.zeros(0, self.dim)
 
+    def states(self, texts: Sequence[str]) -> list[TokenStates]:
+        """The states of each text's tokens. They are not cached, but those of the last short `encode` are still there.
+
+        Raises:
+            PretrainedNotFoundError, AdapterMismatchError: as `load`.
+        """
+        with self._lock:
+            known = self._last
+            missing = [text for text in dict.fromkeys(texts) if text not in known]
+            fresh = dict(zip(missing, self._loaded_model().read(missing)[1], strict=True)) if missing else {}
+        return [known[text] if text in known else fresh[text] for text in texts]
+
+    @property
+    def cache(self) -> EmbeddingCache | None:
+        """The cache of this encoder, for others who read texts with it."""
+        return self._cache
+
     @cached_property
     def _folder(self) -> Path:
         return resolve_pretrained(self._name_or_path)
 
     @cached_property
-    def _key_prefix(self) -> str:
-        """Identifies everything that a vector depends on, except the text."""
+    def key_prefix(self) -> str:
+        """Identifies everything that a vector depends on, except the text; begins a cache's keys."""
         digest = hashlib.sha256(f"{self.encoder_id}\0{pretrained_revision(self._folder)}\0l2\0".encode())
         for name in (*_RECIPE_FILES, *_TOKENIZER_FILES):
             if (self._folder / name).is_file():
@@ -133,7 +155,7 @@ class PretrainedTextEncoder:
         return f"llgbm:embedding:{digest.hexdigest()[:32]}:"
 
     def _key(self, text: str) -> str:
-        return self._key_prefix + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        return self.key_prefix + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def _vector(self, value: bytes | None) -> Tensor | None:
         """A cached vector; None for an invalid value, which is then computed and stored again."""
@@ -146,7 +168,11 @@ class PretrainedTextEncoder:
     def _compute(self, texts: list[str]) -> Tensor:
         # one thread at a time: the tokenizer's padding settings are its state
         with self._lock:
-            pooled = self._loaded_model()(texts)
+            if len(texts) > _MOST_KEPT:
+                pooled, self._last = self._loaded_model()(texts), {}
+            else:
+                pooled, states = self._loaded_model().read(texts)
+                self._last = dict(zip(texts, states, strict=True))
         return F.normalize(pooled, dim=-1)
 
     def _loaded_model(self) -> SentenceModel:

@@ -125,7 +125,7 @@ def open_conversation(
     if context == "examples" and not examples:  # said before anything is fetched
         raise ConfigError("--context examples needs examples; name a file with --examples")
     request = AdapterRequest((prompt,), tuple(examples))
-    maker = load_maker(checkpoint, text_encoder)
+    maker = load_maker(checkpoint, text_encoder, base)
     manifest = maker.checkpoint.manifest
     base_name = base or manifest.base_id
     fetch(base_name)

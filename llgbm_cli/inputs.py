@@ -13,12 +13,13 @@ from llgbm.prompting import AdapterMaker
 from service.settings import DEFAULT_CHECKPOINT
 
 
-def load_maker(checkpoint: Path | None, text_encoder: str | None) -> AdapterMaker:
-    """The generator and its text encoder, which is fetched if need be.
+def load_maker(checkpoint: Path | None, text_encoder: str | None, base: str | Path | None = None) -> AdapterMaker:
+    """The generator and its text encoder, which is fetched if need be, as is the base if its vocabulary is read.
 
     Args:
         checkpoint: folder of the generator; None for the one that comes with LLGBM.
         text_encoder: hub id or folder; None for the one that the generator was trained with.
+        base: hub id or folder; None for the generator's.
 
     Raises:
         CheckpointError: there is no generator, or it was trained with another text encoder.
@@ -28,7 +29,9 @@ def load_maker(checkpoint: Path | None, text_encoder: str | None) -> AdapterMake
     generator = load_generator(checkpoint or DEFAULT_CHECKPOINT)
     encoder = generator.text_encoder(text_encoder)
     fetch(encoder.encoder_id)
-    maker = AdapterMaker(generator, encoder)
+    if generator.word_scorer is not None:
+        fetch(str(base or generator.manifest.base_id))
+    maker = AdapterMaker(generator, encoder, base=base)
     maker.require_training_vectors()
     return maker
 

@@ -83,7 +83,7 @@ def generate(
     text_encoder: TextEncoder = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write an adapter for a task as a PEFT folder. No server and no base are needed."""
+    """Write an adapter for a task as a PEFT folder, without a server. Of the base only the vocabulary is read."""
     from llgbm.adapters.peft_io import require_replaceable, save_peft
     from llgbm.prompting import AdapterRequest
     from llgbm.refining.example_file import read_pairs

@@ -186,7 +186,11 @@ class Settings(BaseSettings):
     adapter_memory: int = Field(
         512 * 2**20, ge=0, description="Maximum bytes of adapters in memory; adapters in use are never dropped."
     )
-    embedding_memory: int = Field(4096, ge=1, description="Text embeddings kept in memory (1.5 kB each).")
+    embedding_memory: int = Field(
+        4096,
+        ge=1,
+        description="Text embeddings and answer words of texts kept in memory (1.5 and 3.6 kB each).",
+    )
     redis_url: Annotated[SecretStr | None, AfterValidator(redis_address)] = Field(
         None,
         description="redis://:password@host:6379/0. Set: text embeddings and rate limits live in Redis. "

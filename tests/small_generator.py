@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from llgbm.checkpoint import GeneratorManifest, write_calibration
+from llgbm.conditioning.answer_words import NUM_FEATURES, WordScorer
 from llgbm.conditioning.context_choice import ContextChoice
 from llgbm.conditioning.encoder_lora import EncoderLoRA
 from llgbm.conditioning.sentence_model import SentenceModel
 from llgbm.conditioning.task_detector import TaskDetector
 from llgbm.config import GeneratorConfig, LoRASpec, lora_spec, model_spec
-from llgbm.generator import LoRAGenerator, create_generator
+from llgbm.generator import WORD_SLOTS, LoRAGenerator, create_generator
 
 TINY = model_spec("tiny")
 SPEC = lora_spec("tiny")
 SMALL = GeneratorConfig(condition_size=384, basis_rank=8, hidden_size=32, num_blocks=1)
+WORDY = replace(SMALL, answer_words=True)
+"""Reads answer words."""
 
 SPECS = {
     "all": SPEC,
@@ -48,6 +52,8 @@ def active_generator(
         for b0 in generator.b0.values():
             b0.normal_(std=size, generator=draw)
         generator.heads.normal_(std=4 * config.hidden_size**-0.5, generator=draw)
+        if config.answer_words:
+            generator.word_rows.normal_(std=size, generator=draw)
     return generator
 
 
@@ -55,6 +61,35 @@ def conditions(count: int, *, seed: int = 0, size: int = SMALL.condition_size) -
     """(count, size) float32, rows of length 1."""
     return torch.nn.functional.normalize(
         torch.randn(count, size, generator=torch.Generator().manual_seed(seed)), dim=-1
+    )
+
+
+def wordy_conditions(count: int, *, seed: int = 0) -> Tensor:
+    """(count, input_size) float32 for `WORDY`: the conditions, and random answer words."""
+    draw = torch.Generator().manual_seed(seed + 1)
+    return torch.cat(
+        [conditions(count, seed=seed), torch.randn(count, WORD_SLOTS * TINY.hidden_size, generator=draw)], 1
+    )
+
+
+def word_scorer(*, seed: int = 0) -> WordScorer:
+    """A random scorer for the tiny text encoder and the tiny base, with values that float16 holds."""
+    draw = torch.Generator().manual_seed(seed)
+    features, width, hidden = SMALL.condition_size + NUM_FEATURES, 8, TINY.hidden_size
+
+    def random(*shape: int) -> Tensor:
+        drawn: Tensor = torch.randn(shape, generator=draw) / float(shape[-1]) ** 0.5
+        return drawn.half().float()
+
+    root = random(hidden, hidden)
+    return WordScorer(
+        mean=torch.zeros(features),
+        spread=torch.ones(features),
+        w1=random(width, features),
+        b1=torch.zeros(width),
+        w2=(3 * random(WORD_SLOTS * 3, width)).half().float(),
+        b2=torch.full((WORD_SLOTS * 3,), -2.0),
+        metric=(root @ root.T + torch.eye(hidden)).half().float(),
     )
 
 

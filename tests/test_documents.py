@@ -70,7 +70,7 @@ def test_links_of_a_document_lead_to_files(document: str) -> None:
 
 def test_the_readme_has_the_commands_that_train_a_generator() -> None:
     found = [command.split()[3] for command in CURRENT_COMMANDS]
-    assert found[:5] == ["tasks", "encoder", "fit", "calibrate", "evaluate"]
+    assert found[:6] == ["tasks", "encoder", "words", "fit", "calibrate", "evaluate"]
 
 
 @pytest.mark.parametrize("command", CURRENT_COMMANDS)

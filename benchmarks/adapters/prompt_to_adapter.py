@@ -20,12 +20,14 @@ _T2L_WIDTH, _DND_PARAMETERS, _DND_WIDTH = 256, 1_100_000_000, 8192
 
 def run(bench: Workbench) -> list[Result]:
     encoder = bench.checkpoint.text_encoder(bench.encoder_name, cache=MemoryEmbeddingCache(100_000))
-    maker = AdapterMaker(bench.checkpoint, encoder)
+    maker = AdapterMaker(bench.checkpoint, encoder, base=bench.base_name)
     spec, base_id = bench.checkpoint.manifest.lora, bench.checkpoint.manifest.base_id
     numbers = count()
     known = AdapterRequest((TASKS[0],))
     (made,) = maker.make([known])
     condition = encoder.encode([TASKS[0]])
+    words = bench.checkpoint.answer_words(encoder, bench.base_name)
+    given = condition if words is None else torch.cat([condition, words.encode([TASKS[0]])], 1)
     sized: dict[str, nn.Module] = {"T2L-L": _T2LSized(spec, condition.shape[1]).eval(), "DnD": _DnDSized().eval()}
 
     def fresh(n: int) -> list[AdapterRequest]:
@@ -43,7 +45,7 @@ def run(bench: Workbench) -> list[Result]:
             "uncached": lambda: maker.make(fresh(1)),
             "cached": lambda: maker.make([known]),
             "encoder": lambda: encoder.encode([f"Count to {next(numbers)}."]),
-            "generator": lambda: bench.checkpoint.generator(condition),
+            "generator": lambda: bench.checkpoint.generator(given),
             "write to disk": to_disk,
             "T2L-L sized": lambda: of_size("T2L-L"),
             "DnD sized": lambda: of_size("DnD"),

@@ -96,7 +96,7 @@ def _fit_step(bench: Workbench) -> Result:
     generator.trunk_dtype = dtype = next(base.model.parameters()).dtype
     objective, rows = TaskObjective(base), _rows(base)
     conditions = F.normalize(
-        torch.randn(_GROUPS, generator.config.condition_size, generator=torch.Generator().manual_seed(0)), dim=1
+        torch.randn(_GROUPS, generator.input_size, generator=torch.Generator().manual_seed(0)), dim=1
     )
     batch = [TaskGroup(str(i), c, [rows[(i + j) % _ROWS] for j in range(4)]) for i, c in enumerate(conditions)]
     tokens = pack([group.rows for group in batch]).num_tokens

@@ -106,7 +106,7 @@ class Workbench:
     @cached_property
     def adapters(self) -> list[LoRAWeights]:
         """16 different generated adapters, scaled down so that the base still gives the requested long answer."""
-        maker = AdapterMaker(self.checkpoint, self.checkpoint.text_encoder(self.encoder_name))
+        maker = AdapterMaker(self.checkpoint, self.checkpoint.text_encoder(self.encoder_name), base=self.base_name)
         return [
             made.weights.detach().scaled(_SCALE) for made in maker.make([AdapterRequest((task,)) for task in TASKS])
         ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,18 @@ POOLING_FILE = "1_Pooling/config.json"
 """Where sentence-transformers keeps the kind of pooling."""
 _MODULES = ("Transformer", "Pooling", "Normalize")
 _BATCH_SIZE = 32
+
+
+class TokenStates(NamedTuple):
+    """The tokens of a text.
+
+    Attributes:
+        places: (tokens, 2) int64, first character and the one after the last.
+        states: (tokens, hidden) float32, last hidden states.
+    """
+
+    places: Tensor
+    states: Tensor
 
 
 class SentenceModel(nn.Module):
@@ -65,8 +77,18 @@ class SentenceModel(nn.Module):
         """(n, hidden) float32. A text's row does not depend on the others, to rounding."""
         return self.pooled(texts)
 
+    @torch.no_grad()
+    def read(self, texts: Sequence[str]) -> tuple[Tensor, list[TokenStates]]:
+        """As `forward`, and the states of each text's tokens, from the same pass."""
+        states: list[TokenStates] = [TokenStates(torch.zeros(0, 2), torch.zeros(0, 0))] * len(texts)
+        return self._passed(texts, states), states
+
     def pooled(self, texts: Sequence[str]) -> Tensor:
         """As `forward`, with gradients to the weights that require them."""
+        return self._passed(texts, None)
+
+    def _passed(self, texts: Sequence[str], states: list[TokenStates] | None) -> Tensor:
+        """The pooled states, and those of each text's tokens in `states`."""
         # texts of similar length together, so that little is padded
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         pooled = torch.zeros(len(texts), self._transformer.config.hidden_size)
@@ -78,9 +100,16 @@ class SentenceModel(nn.Module):
                 truncation=True,
                 max_length=self.max_tokens,
                 return_tensors="pt",
+                return_offsets_mapping=True,
             )
+            offsets = tokens.pop("offset_mapping")  # (rows, tokens, 2)
             hidden = self._transformer(**tokens).last_hidden_state.float()  # (rows, tokens, hidden)
             pooled[places] = self._pool(hidden, tokens["attention_mask"][..., None].bool())
+            if states is not None:
+                # special tokens and padding are at places without characters
+                real = offsets[..., 1] > offsets[..., 0]
+                for row, place in enumerate(places):
+                    states[place] = TokenStates(offsets[row][real[row]], hidden[row][real[row]])
         return pooled
 
 

@@ -13,7 +13,7 @@ from llgbm.errors import ConfigError
 from llgbm.fitting.context_teacher import ContextTeacher, Teacher, stacked_states
 from llgbm.fitting.task_losses import kl_by_label, label_logits, mean_by_row, sft_by_label
 from llgbm.functional import FunctionalLoRA
-from llgbm.generator import LoRAGenerator
+from llgbm.generator import Cores, LoRAGenerator
 from llgbm.lora import LoRAWeights
 from llgbm.matching.losses import DeltaOnlyLoss
 from llgbm.packed.batch import Row, TaskGroup, TrainingBatch, pack
@@ -140,8 +140,9 @@ def generated_groups(
     if plain:
         cores.append(generator.cores(None))
     # one product makes all adapters; the last of them serves all groups without a condition
-    q, p = (torch.cat(parts) for parts in zip(*cores, strict=True))
-    weights = generator.materialise(q, p, dtype)
+    q, p = (torch.cat(parts) for parts in ([c.q for c in cores], [c.p for c in cores]))
+    words = [c.words for c in cores if c.words is not None]
+    weights = generator.materialise(Cores(q, p, torch.cat(words) if words else None), dtype)
     return weights + weights[-1:] * (plain - 1), [list(group.rows) for group in ordered]
 
 

@@ -14,12 +14,14 @@ import torch
 from llgbm.base import INT8_FOLDER, BareBase, Base, load_bare_base, load_base, storage_of
 from llgbm.checkpoint import load_generator
 from llgbm.conditioning.embedding_cache import SqliteEmbeddingCache
+from llgbm.conditioning.vocabulary import BaseVocabulary
 from llgbm.decoding.decoder import Decoder, DecodeRequest
 from llgbm.decoding.json_grammar import JsonGrammar
 from llgbm.decoding.sampling import SamplingParams
 from llgbm.errors import CheckpointError
 from llgbm.linears.frozen_linear import fastest_storage
 from llgbm.pretrained.find import resolve_pretrained
+from llgbm.pretrained.folder import folder_problem
 from llgbm.prompting import AdapterMaker
 from service.engine.interface import DecoderLike
 from service.models.embedding_cache import PersistentCache, RedisEmbeddingCache, ResilientCache
@@ -118,7 +120,14 @@ def load_models(settings: Settings, metrics: Metrics, progress: Progress) -> Mod
             f"{encoder.dim}; leave LLGBM_TEXT_ENCODER unset to use {manifest.encoder_id}"
         )
 
-    maker = AdapterMaker(checkpoint, encoder.load())
+    vocabulary: BaseVocabulary | None = None
+    if checkpoint.word_scorer is not None:
+        # the folder of a base that vLLM serves may be without weights; then they come from the base's other sources
+        whole = isinstance(base, Base) or folder_problem(Path(base_name).expanduser()) is None
+        source = base_name if whole else manifest.base_id
+        _fetch(source, progress)
+        vocabulary = BaseVocabulary(resolve_pretrained(source), base.tokenizer.backend_tokenizer)
+    maker = AdapterMaker(checkpoint, encoder.load(), base=vocabulary)
     try:
         maker.require_training_vectors()
     except CheckpointError as error:

@@ -14,6 +14,7 @@ COMMANDS = (
     _command("teachers", "train one LoRA for each task", "phases.teachers"),
     _command("deltas", "measure how adapters change the base's hidden states", "phases.deltas"),
     _command("encoder", "tune the text encoder on the wordings of tasks", "recipe.encoder"),
+    _command("words", "fit the scorer of the words that answers are likely to have", "recipe.answer_words"),
     _command("fit", "train a generator on tasks; this makes the shipped generator", "recipe.fit"),
     _command("match", "fit a generator to teachers by weights, deltas or both", "phases.match"),
     _command("ablate", "compare losses over seeds, and the cost of guided fits", "phases.ablate"),

@@ -77,7 +77,7 @@ def run(config: Config) -> None:
         teachers = load_teachers(config.workdir, list(tasks), base.spec.base_id)
         pairs = _pairs(config, tasks, teachers)
         meter = DeltaMeter(base, config.probes.build(), config.probes.layers_of(base.spec))
-        maker = _maker(config.checkpoint, base.spec.base_id)
+        maker = _maker(config.checkpoint, base.spec.base_id, config.base)
         found = []
         with log.progress("compose", total=len(pairs)) as progress:
             for done, (first, second) in enumerate(pairs, 1):
@@ -200,12 +200,12 @@ def _joint_teacher(config: Config, base: Base, first: Task, second: Task, of_par
     return load_peft_for(folder, base.spec.base_id)
 
 
-def _maker(folder: Path | None, base_id: str) -> AdapterMaker | None:
+def _maker(folder: Path | None, base_id: str, source: str) -> AdapterMaker | None:
     if folder is None:
         return None
     checkpoint: Checkpoint = load_generator(folder)
     checkpoint.manifest.require_base(base_id)
-    return AdapterMaker(checkpoint, checkpoint.text_encoder())
+    return AdapterMaker(checkpoint, checkpoint.text_encoder(), base=source)
 
 
 def _generated(maker: AdapterMaker, first: Task, second: Task) -> LoRAWeights:

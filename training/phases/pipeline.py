@@ -24,6 +24,7 @@ PHASES = (
     "teachers",
     "deltas",
     "encoder",
+    "words",
     "fit",
     "match",
     "ablate",

@@ -112,9 +112,8 @@ def short_fit(config: Config, name: str, base: Base, lora: LoRASpec, tasks: list
     settings = _fit_config(config, name, config.workdir / base.spec.name.replace("/", "--"), config.fit_steps)
     fit.run(settings)
     checkpoint = load_generator(settings.workdir / "generator")
-    made = AdapterMaker(checkpoint, checkpoint.text_encoder(config.text_encoder)).make(
-        [AdapterRequest((tasks[0].unseen_descriptions[0],))]
-    )[0]
+    maker = AdapterMaker(checkpoint, checkpoint.text_encoder(config.text_encoder), base=name)
+    (made,) = maker.make([AdapterRequest((tasks[0].unseen_descriptions[0],))])
     folder = settings.workdir / "adapter"
     save_peft(made.weights, folder, base_id=checkpoint.manifest.base_id)
     weights, base_id = load_peft(folder)

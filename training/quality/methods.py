@@ -47,6 +47,7 @@ class MethodSources:
         multitask: one adapter trained on all tasks with the description in the context, or None.
         others: task id -> description of another task, for the control with a wrong prompt.
         seed: random seed of wording, examples and gibberish.
+        base: another source of the generator's base than its manifest names, for the vocabulary.
     """
 
     checkpoint: Checkpoint
@@ -55,6 +56,7 @@ class MethodSources:
     multitask: LoRAWeights | None
     others: Mapping[str, str]
     seed: int
+    base: str | None = None
 
     def description(self, task: Task) -> str:
         """The wording under test, which was not trained on.
@@ -80,6 +82,10 @@ class MethodSources:
         """The wordings trained on, by task id."""
         return {task.task_id: task.descriptions for task in self.checkpoint.manifest.tasks}
 
+    @cached_property
+    def _maker(self) -> AdapterMaker:
+        return AdapterMaker(self.checkpoint, self.encoder, base=self.base)
+
     def shots(self, task: Task) -> tuple[Example, ...]:
         """Three short training rows, the same for every method."""
         return short_examples(task, _NUM_SHOTS, self.seed)
@@ -87,7 +93,7 @@ class MethodSources:
     def generate(self, texts: Sequence[str] = (), shots: Sequence[Example] = (), *, scale: float = 1.0) -> LoRAWeights:
         """The generator's adapter for descriptions, examples, or both."""
         request = AdapterRequest(tuple(texts), _pairs(shots), scale)
-        (made,) = AdapterMaker(self.checkpoint, self.encoder).make([request])
+        (made,) = self._maker.make([request])
         return made.weights
 
     def context_setting(
@@ -95,7 +101,7 @@ class MethodSources:
     ) -> ContextSetting:
         """The context and the scale that the service takes for the description and examples of a task."""
         request = AdapterRequest((self.description(task),), _pairs(shots))
-        return AdapterMaker(self.checkpoint, self.encoder).context_setting(request, wanted)
+        return self._maker.context_setting(request, wanted)
 
     def retrieved(self, task: Task, *, count: int, temperature: float = 0.05, own: bool = False) -> LoRAWeights | None:
         """Mean of the teachers of the `count` nearest training tasks, weighted by softmax of their cosines.

@@ -99,7 +99,7 @@ def run(config: Config) -> None:
     base = base_of(
         checkpoint, config.base, config.base_storage or fastest_training_storage(config.device), config.device
     )
-    maker = maker_of(checkpoint, config.text_encoder)
+    maker = maker_of(checkpoint, config.text_encoder, config.base)
     cells = Cells(config.workdir / "cells.jsonl")
     with RunLog(config.workdir, "refined", config) as log:
         shared = checkpoint.generator.shared_adapter().detach()

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from llgbm.conditioning.encoder_lora import EncoderLoRA
 from llgbm.errors import ConfigError
-from llgbm.prompting import TextEncoder, condition_of, example_lines, noisy
+from llgbm.prompting import TextEncoder, example_lines, joined_condition, noisy
 from llgbm.text_encoder import PretrainedTextEncoder, SqliteEmbeddingCache
 from training.tasks.format import Task
 
+_STRONG_NOISE = 1.0
+"""Length of the noise of `strong_noise_fraction`: as long as the condition itself."""
 TEXTS_FILE = "embeddings.sqlite"
 """File in a training command's working directory that caches the encoder's embeddings of tens of thousands of texts."""
 
@@ -35,10 +37,15 @@ class ConditionConfig:
     """Number of training rows per task that examples are drawn from."""
     noise: float = 0.1
     """Length of the random vector added to a condition; conditions have length 1."""
+    strong_noise_fraction: float = 0.0
+    """Fraction of the conditions that get noise of length 1 instead, for generators that read answer words: of such a
+    task they are all that is left, as they are of a task that is new."""
 
     def __post_init__(self) -> None:
         if self.num_examples < 1 or self.noise < 0:
             raise ConfigError("num_examples must be at least 1, and noise must not be negative")
+        if not 0 <= self.strong_noise_fraction <= 1:
+            raise ConfigError("strong_noise_fraction lies between 0 and 1")
         if self.example_pool < self.num_examples:
             raise ConfigError("example_pool must not be smaller than num_examples")
         if min(self.example_fraction, self.mixed_fraction) < 0 or self.example_fraction + self.mixed_fraction > 1:
@@ -60,14 +67,22 @@ class ConditionSampler:
 
     Args:
         encoder: should have a cache, since the same texts are drawn repeatedly.
+        words: gives the answer words of a text; None for a generator that does not read them.
         seed: random seed that selects the training rows for examples.
 
     Raises:
         ConfigError: a task has no description to train on.
     """
 
-    def __init__(self, tasks: Sequence[Task], encoder: TextEncoder, config: ConditionConfig, seed: int) -> None:
-        self._tasks, self._encoder, self._config = tasks, encoder, config
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        encoder: TextEncoder,
+        config: ConditionConfig,
+        seed: int,
+        words: TextEncoder | None = None,
+    ) -> None:
+        self._tasks, self._encoder, self._config, self._words = tasks, encoder, config, words
         self._lines: list[Sequence[str]] = []
         rng = np.random.default_rng(seed)
         for task in tasks:
@@ -77,7 +92,7 @@ class ConditionSampler:
             self._lines.append(example_lines([(task.train[i].input, task.train[i].output) for i in chosen]))
 
     def draw(self, index: int, wording: int, rng: np.random.Generator) -> Tensor:
-        """A condition (condition_size,) of the task at `index`.
+        """A generator's input (input_size,) of the task at `index`.
 
         Args:
             index: index of the task.
@@ -89,8 +104,13 @@ class ConditionSampler:
         kind = rng.random()
         with_examples = kind < config.example_fraction + config.mixed_fraction
         with_description = kind >= config.example_fraction
-        texts = [self._tasks[index].seen_descriptions[wording]] if with_description else []
-        embeddings = self._encoder.encode([*texts, *(examples if with_examples else [])])
-        condition = condition_of(embeddings[: len(texts)], embeddings[len(texts) :])
-        normal = torch.from_numpy(rng.standard_normal(len(condition)).astype(np.float32))
-        return noisy(condition, normal, self._config.noise)
+        descriptions = [self._tasks[index].seen_descriptions[wording]] if with_description else []
+        texts = [*descriptions, *(examples if with_examples else [])]
+        vectors = self._encoder.encode(texts)
+        words = self._words.encode(texts) if self._words is not None else None
+        condition = joined_condition(vectors, words, len(descriptions))
+        size = vectors.shape[1]
+        normal = torch.from_numpy(rng.standard_normal(size).astype(np.float32))
+        strong = config.strong_noise_fraction > 0 and rng.random() < config.strong_noise_fraction
+        length = _STRONG_NOISE if strong else config.noise
+        return torch.cat([noisy(condition[:size], normal, length), condition[size:]])

@@ -25,7 +25,7 @@ from training.cli.commands import COMMANDS
 from training.recipe.conditions import TEXTS_FILE, lasting_encoder
 from training.recipe.fit import Config as FitConfig
 from training.recipe.fit import fingerprint_of, manifest_of
-from training.recipe.start import encoder_lora_of
+from training.recipe.start import encoder_lora_of, word_scorer_of
 from training.runs.log import set_up_logging
 
 
@@ -59,9 +59,10 @@ def run(config: Config) -> None:
     started_from = load_generator(settings.start) if settings.start else None
     start = started_from.manifest if started_from else None
     lora = encoder_lora_of(settings.encoder_lora, started_from)
+    scorer = word_scorer_of(settings.answer_words, started_from, lora)
     names = [task.task_id for task in tasks]
     teachers = load_teachers(settings.teachers, names, base.spec.base_id) if settings.teachers else {}
-    made_with = fingerprint_of(settings, tasks, base, start, teachers, lora)
+    made_with = fingerprint_of(settings, tasks, base, start, teachers, lora, scorer)
     made_with.require_same_run(config.state.parent, [config.state.name])
     own = {name.removeprefix("0."): tensor for name, tensor in state["model"].items() if name.startswith("0.")}
     generator.load_state_dict(own)
@@ -69,7 +70,7 @@ def run(config: Config) -> None:
     # the fit's own embeddings, if they are there: texts encoded in other batches differ in the last bits
     with lasting_encoder(settings.text_encoder, config.state.parent / TEXTS_FILE, lora) as encoder:
         manifest, prompts = manifest_of(settings, generator.eval(), base, tasks, encoder, made, start=start)
-    manifest = save_generator(config.out, generator, manifest, prompts, encoder_lora=lora)
+    manifest = save_generator(config.out, generator, manifest, prompts, encoder_lora=lora, word_scorer=scorer)
     print(f"{config.out}: generator {manifest.digest[:12]} for {manifest.base_id}, {len(manifest.tasks)} tasks")
 
 

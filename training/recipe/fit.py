@@ -17,7 +17,15 @@ from torch import Tensor
 
 from llgbm.adapters.peft_io import content_digest
 from llgbm.base import Base, load_base
-from llgbm.checkpoint import Checkpoint, GeneratorManifest, TrainingTask, load_generator, save_generator, saved_in
+from llgbm.checkpoint import (
+    Checkpoint,
+    GeneratorManifest,
+    TrainingTask,
+    load_generator,
+    save_generator,
+    saved_in,
+)
+from llgbm.conditioning.answer_words import WordScorer, answer_words, scorer_digest
 from llgbm.conditioning.encoder_lora import EncoderLoRA, lora_digest
 from llgbm.config import GeneratorConfig, default_lora
 from llgbm.delta import DeltaMeter
@@ -38,7 +46,14 @@ from training.recipe.conditions import TEXTS_FILE, lasting_encoder
 from training.recipe.generator_base import shared_adapter_for
 from training.recipe.progress_check import CheckConfig, ProgressCheck
 from training.recipe.sampler import SamplerConfig, TaskSampler
-from training.recipe.start import condition_map, encoder_lora_of, read_through, take_parameters
+from training.recipe.start import (
+    begin_word_rows,
+    condition_map,
+    encoder_lora_of,
+    read_through,
+    take_parameters,
+    word_scorer_of,
+)
 from training.runs.fingerprint import RESUMABLE, Fingerprint
 from training.runs.log import RunLog, set_up_logging
 from training.runs.parallel import process_group
@@ -69,6 +84,9 @@ class Config(TrainingTasks):
     """Hub id or folder of the frozen text encoder."""
     encoder_lora: Path | None = None
     """LoRA of the text encoder, a file of the command `encoder`; none keeps that of `start`, if it has one."""
+    answer_words: Path | None = None
+    """Scorer of answer words, a file of the command `words`; none keeps that of `start`, if it has one. Set
+    `generator.answer_words` with it."""
     label_smoothing: float = 0.05
     """Label smoothing of the task loss."""
     distillation: float = 0.0
@@ -129,14 +147,18 @@ def run(config: Config) -> None:
     kept_back = hidden_tasks(config.hidden_families, config.families)
     start = load_generator(config.start) if config.start else None
     lora = encoder_lora_of(config.encoder_lora, start)
+    scorer = word_scorer_of(config.answer_words, start, lora)
+    if config.generator.answer_words != (scorer is not None):
+        raise ConfigError("generator.answer_words goes with answer_words, a file, or with a start that has one")
     with lasting_encoder(config.text_encoder, config.workdir / TEXTS_FILE, lora) as encoder:
-        _fit(config, encoder, lora, pools, kept_back, start)
+        _fit(config, encoder, lora, scorer, pools, kept_back, start)
 
 
 def _fit(
     config: Config,
     encoder: PretrainedTextEncoder,
     lora: EncoderLoRA | None,
+    scorer: WordScorer | None,
     pools: TrainingSet,
     kept_back: Sequence[Task],
     started_from: Checkpoint | None,
@@ -145,12 +167,15 @@ def _fit(
     base = load_base(config.base, storage=config.base_storage, device=config.device)
     teachers = load_teachers(config.teachers, [t.task_id for t in tasks], base.spec.base_id) if config.teachers else {}
     meter, deltas = _teacher_deltas(config, base, teachers)
+    if scorer is not None:
+        scorer.require_sizes(config.generator.condition_size, base.spec.hidden_size)
     generator = create_generator(base.spec, default_lora(base.spec), config.generator, seed=config.training.seed)
     start = started_from.manifest if started_from else None
     state_path = config.workdir / STATE_FILE
     # a state has parameters of its own, and its fingerprint has the start and the LoRA
     if started_from is not None and not state_path.exists():
         _begin_with(generator, started_from, encoder, config, pools.all)
+    words = answer_words(scorer, encoder, config.base)
     sampler = TaskSampler(
         tasks,
         base,
@@ -162,7 +187,11 @@ def _fit(
         with_context_rows=config.distillation > 0 or config.state_matching > 0,
         teachers=teachers if config.context_teacher == "adapter" else None,
         deltas=deltas,
+        words=words,
     )
+    generator.to(base.device)
+    if words is not None and not state_path.exists() and not bool(generator.word_rows.any()):
+        begin_word_rows(generator, base, sampler)
     objective = TaskObjective(
         base,
         label_smoothing=config.label_smoothing,
@@ -174,7 +203,6 @@ def _fit(
         meter=meter,
         recompute=config.recompute,
     )
-    generator.to(base.device)
     group = process_group()
     if group is not None and group.rank > 0:  # only the first process writes and checks
         train(generator, objective, sampler, config.training, state_path=state_path, group=group)
@@ -182,9 +210,10 @@ def _fit(
         return
     all_tasks = pools.all
     with RunLog(config.workdir, "fit", config) as log:
-        fingerprint_of(config, all_tasks, base, start, teachers, lora).require_same_run(config.workdir, [STATE_FILE])
-        check = ProgressCheck(config.check, tasks, base, encoder)
-        hidden = ProgressCheck(config.check, kept_back, base, encoder, name="hidden")
+        made_with = fingerprint_of(config, all_tasks, base, start, teachers, lora, scorer)
+        made_with.require_same_run(config.workdir, [STATE_FILE])
+        check = ProgressCheck(config.check, tasks, base, encoder, words)
+        hidden = ProgressCheck(config.check, kept_back, base, encoder, words, name="hidden")
         started, steps = time.monotonic(), 0
         with log.progress("fit", total=config.training.steps) as progress:
 
@@ -204,10 +233,12 @@ def _fit(
         seconds = time.monotonic() - started
         made = {"steps": max(first, steps), "last_run_seconds": round(seconds)}
         manifest, prompts = manifest_of(config, generator, base, all_tasks, encoder, made, start=start)
-        if saved_in(config.artefact, generator, manifest, encoder_lora=lora):
+        if saved_in(config.artefact, generator, manifest, encoder_lora=lora, word_scorer=scorer):
             log.logger.info("already made", artefact=str(config.artefact))
         else:
-            manifest = save_generator(config.artefact, generator, manifest, prompts, encoder_lora=lora)
+            manifest = save_generator(
+                config.artefact, generator, manifest, prompts, encoder_lora=lora, word_scorer=scorer
+            )
             log.record_artefact(
                 config.artefact,
                 base_revision=base.revision,
@@ -224,7 +255,7 @@ def _begin_with(
     """Take the parameters of `start`. If its text encoder has another LoRA, the first layer reads through a map."""
     take_parameters(generator, start)
     with lasting_encoder(config.text_encoder, config.workdir / TEXTS_FILE, start.encoder_lora) as theirs:
-        AdapterMaker(start, theirs).require_training_vectors()
+        AdapterMaker(start, theirs, base=config.base).require_training_vectors()
         if theirs.lora_digest == encoder.lora_digest:
             return
         set_up_logging()
@@ -242,11 +273,12 @@ def fingerprint_of(
     start: GeneratorManifest | None,
     teachers: Mapping[str, LoRAWeights],
     encoder_lora: EncoderLoRA | None,
+    word_scorer: WordScorer | None,
 ) -> Fingerprint:
     """Everything that the state of a fit depends on."""
     teacher = _context_teacher(config, base)
     places = ("workdir", "device", "tasks", "families", "wordings", "task_ids", "base", "context_teacher_from")
-    without = (*places, "encoder_lora", "check", "recompute", *RESUMABLE)
+    without = (*places, "encoder_lora", "answer_words", "check", "recompute", *RESUMABLE)
     return Fingerprint.of(
         config,
         without=without,
@@ -254,6 +286,7 @@ def fingerprint_of(
         base_revision=base.revision,
         start_digest=start and start.digest,
         encoder_lora_digest=lora_digest(encoder_lora),
+        word_scorer_digest=scorer_digest(word_scorer),
         teachers_digest=teachers_digest(teachers) if teachers else None,
         context_teacher_digest=content_digest(teacher) if isinstance(teacher, LoRAWeights) else None,
     )

@@ -25,13 +25,14 @@ def base_of(checkpoint: Checkpoint, name: str, storage: Storage, device: str = "
     return base
 
 
-def maker_of(checkpoint: Checkpoint, text_encoder: str) -> AdapterMaker:
+def maker_of(checkpoint: Checkpoint, text_encoder: str, base: str) -> AdapterMaker:
     """Makes adapters with a generator.
 
     Args:
         text_encoder: hub id or folder; empty uses the one in the manifest.
+        base: hub id or folder, whose vocabulary is read if the generator reads answer words; empty as above.
     """
-    return AdapterMaker(checkpoint, checkpoint.text_encoder(text_encoder))
+    return AdapterMaker(checkpoint, checkpoint.text_encoder(text_encoder), base=base or None)
 
 
 def shared_adapter_for(folder: Path, base_id: str) -> LoRAWeights:

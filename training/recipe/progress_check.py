@@ -44,13 +44,22 @@ class ProgressCheck:
     """
 
     def __init__(
-        self, config: CheckConfig, tasks: Sequence[Task], base: Base, encoder: TextEncoder, *, name: str = "check"
+        self,
+        config: CheckConfig,
+        tasks: Sequence[Task],
+        base: Base,
+        encoder: TextEncoder,
+        words: TextEncoder | None = None,
+        *,
+        name: str = "check",
     ) -> None:
         self._config, self._base, self._name = config, base, name
         measurable = [t for t in tasks if len(t.test) > config.skip_rows] if config.every else []
         self._tasks = evenly(measurable, config.num_tasks)
         self._rows = [[eval_row(base, e) for e in t.test[config.skip_rows :][: config.num_rows]] for t in self._tasks]
-        self._conditions = encoder.encode([t.unseen_descriptions[0] for t in self._tasks]) if self._tasks else None
+        texts = [t.unseen_descriptions[0] for t in self._tasks]
+        readers = [encoder] if words is None else [encoder, words]
+        self._conditions = torch.cat([reader.encode(texts) for reader in readers], 1) if texts else None
 
     def due(self, done: int, total: int) -> bool:
         """Whether to check after `done` of `total` steps."""

@@ -92,7 +92,7 @@ def _base_and_start(config: Config) -> tuple[Base, LoRAWeights | None]:
     storage = config.base_storage or fastest_training_storage(config.device)
     if config.start is None and config.prompt:
         checkpoint = load_generator(config.checkpoint)
-        (made,) = maker_of(checkpoint, config.text_encoder).make([AdapterRequest((config.prompt,))])
+        (made,) = maker_of(checkpoint, config.text_encoder, config.base).make([AdapterRequest((config.prompt,))])
         return base_of(checkpoint, config.base, storage, config.device), made.weights
     base = load_base(
         config.base or load_generator(config.checkpoint).manifest.base_id, storage=storage, device=config.device

@@ -90,6 +90,7 @@ class TaskSampler:
             that reads it.
         teachers: adapters by task id that teach instead; they read the rows without a description.
         deltas: deltas of teachers by task id, each (probes, layers, hidden), for conditioned groups of these tasks.
+        words: gives the answer words of a text; None for a generator that does not read them.
 
     Raises:
         ConfigError: a task has no description to train on or no short enough row, or a kind of task has groups but no
@@ -109,6 +110,7 @@ class TaskSampler:
         with_context_rows: bool = True,
         teachers: Mapping[str, LoRAWeights] | None = None,
         deltas: Mapping[str, Tensor] | None = None,
+        words: TextEncoder | None = None,
     ) -> None:
         self._base, self._config, self._seed = base, config, seed
         self._tasks = [*tasks, *synthetic, *relatives]
@@ -125,7 +127,7 @@ class TaskSampler:
                     f"there are {len(found)} {name} and {groups} groups of a step for them; give both or neither"
                 )
         self._families = _by_family(relatives, first=len(tasks) + len(synthetic))
-        self._conditions = ConditionSampler(self._tasks, encoder, config, seed)
+        self._conditions = ConditionSampler(self._tasks, encoder, config, seed, words)
         self._bare_head_length = len(self._head())
         self._tail = len(self._prompt("", None)) - self._bare_head_length
         for task in self._tasks:

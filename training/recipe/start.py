@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from llgbm.base import Base
 from llgbm.checkpoint import Checkpoint
-from llgbm.conditioning.encoder_lora import EncoderLoRA
+from llgbm.conditioning.answer_words import WordScorer
+from llgbm.conditioning.encoder_lora import EncoderLoRA, lora_digest
 from llgbm.errors import ConfigError
+from llgbm.fitting.objectives import generated_groups, in_order
+from llgbm.fitting.task_losses import label_logits
+from llgbm.functional import FunctionalLoRA
 from llgbm.generator import LoRAGenerator
+from llgbm.lora import LoRAWeights
+from llgbm.packed.batch import PackedBatch, TrainingBatch, pack
 from llgbm.prompting import TextEncoder, example_lines
+from training.recipe.answer_words import load_scorer
 from training.tasks.format import Task
 
 _WORDINGS, _EXAMPLES = 5, 1
 """Texts of each task that a map between two encoders is fitted on."""
+_ROW_STEPS, _ROW_RIDGE = 12, 0.3
+"""Batches that `begin_word_rows` reads, and its ridge relative to the mean variance of an input."""
+_ROW_GAINS = (1.2, 0.6)
+"""Gains of the answer words in the beginning; between the best of three on held-out logits of an earlier generator."""
 _NOISE = 0.1
 """The ridge is that of conditions with noise of this length; conditions have length 1."""
 
@@ -54,13 +66,78 @@ def take_parameters(generator: LoRAGenerator, start: Checkpoint) -> None:
     Raises:
         ConfigError: the artefact has another base, LoRASpec or size.
     """
-    theirs = (start.generator.model, start.generator.lora, start.generator.config)
-    if theirs != (generator.model, generator.lora, generator.config):
+    theirs, words = start.generator, generator.config.answer_words or start.generator.config.answer_words
+    sizes = [(g.model, g.lora, replace(g.config, answer_words=words)) for g in (theirs, generator)]
+    if sizes[0] != sizes[1] or (theirs.config.answer_words and not generator.config.answer_words):
         raise ConfigError(
             f"the generator to start from, {start.manifest.digest[:12]}, has another base, LoRASpec or size than this "
             "fit"
         )
-    generator.load_state_dict(start.generator.state_dict())
+    # a start without answer words leaves theirs as they are in a fresh generator
+    generator.load_state_dict(generator.state_dict() | theirs.state_dict())
+
+
+def word_scorer_of(file: Path | None, start: Checkpoint | None, lora: EncoderLoRA | None) -> WordScorer | None:
+    """The scorer of answer words of a fit: that of the file, else that of the start, else none.
+
+    Args:
+        lora: of the fit's text encoder.
+
+    Raises:
+        CheckpointError: the file is not a scorer of answer words, or was fitted to another LoRA of the text encoder.
+    """
+    if file is not None:
+        return load_scorer(file, lora_digest(lora))
+    return None if start is None else start.word_scorer
+
+
+def begin_word_rows(generator: LoRAGenerator, base: Base, sampler: Callable[[int], TrainingBatch]) -> None:
+    """Set the rows of A for the answer words, in place: a ridge regression on the states of training rows.
+
+    The first row gives about the size of the last hidden state where an answer begins, and 0 where it goes on; the
+    second the other way round. So the words are raised by about their gains from the first step on.
+    """
+    inputs, sizes, first = [], [], []
+    functional = FunctionalLoRA(base.model)
+    for step in range(_ROW_STEPS):
+        with torch.no_grad():
+            weights, rows = generated_groups(generator, in_order(sampler(step)), base.activation_dtype)
+        packed = pack(rows).on(base.device)
+        given, written = _last_states(base, functional, packed, weights)
+        inputs.append(given.float().cpu())
+        sizes.append(written.float().square().mean(-1).sqrt().cpu())
+        # labels are in the order of rows, so a row's first one is where the row's number changes
+        first.append(torch.cat([torch.tensor([True]), packed.label_row.diff().cpu() != 0]))
+    x, size = torch.cat(inputs), torch.cat(sizes)  # (n, in), (n,)
+    begins = torch.cat(first).float()
+    wanted = torch.stack([begins, 1 - begins], 1) * size[:, None] / generator.lora.scaling  # (n, slots)
+    gram = x.T @ x / len(x)
+    ridge = _ROW_RIDGE * gram.diagonal().mean() * torch.eye(len(gram))
+    found = torch.linalg.solve(gram + ridge, x.T @ wanted / len(x)).T
+    with torch.no_grad():
+        generator.word_rows.copy_(found * torch.tensor(_ROW_GAINS)[:, None])
+
+
+@torch.no_grad()
+def _last_states(
+    base: Base, functional: FunctionalLoRA, packed: PackedBatch, weights: Sequence[LoRAWeights]
+) -> tuple[Tensor, Tensor]:
+    """At each label, the input (labels, in) of the last down_proj, and the state (labels, hidden) before the norm."""
+    places = packed.flat_places(packed.label_index)
+    kept: list[Tensor] = []
+
+    def keep(_: torch.nn.Module, given: tuple[Tensor, ...]) -> None:
+        kept.append(given[0].flatten(0, -2)[places])
+
+    read = (f"model.layers.{base.spec.num_layers - 1}.mlp.down_proj", "model.norm")
+    hooks = [base.model.get_submodule(name).register_forward_pre_hook(keep) for name in read]
+    try:
+        label_logits(base, functional, packed, weights)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    given, written = kept
+    return given, written
 
 
 def condition_map(tasks: Sequence[Task], source: TextEncoder, target: TextEncoder) -> ConditionMap:

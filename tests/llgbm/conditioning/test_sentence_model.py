@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer
 
 from llgbm.conditioning.sentence_model import POOLING_FILE, SentenceModel
 from llgbm.errors import PretrainedNotFoundError
@@ -65,6 +66,40 @@ def test_texts_are_cut_where_the_folder_says(folder: Path) -> None:
 
 def test_no_texts_are_no_rows(tiny_encoder_path: Path) -> None:
     assert SentenceModel(tiny_encoder_path)([]).shape == (0, 384)
+
+
+def test_states_are_those_of_the_transformer_without_special_tokens(tiny_encoder_path: Path) -> None:
+    text = "translate the english word to french"
+    tokens = AutoTokenizer.from_pretrained(tiny_encoder_path)(text, return_tensors="pt")
+    with torch.no_grad():
+        hidden = AutoModel.from_pretrained(tiny_encoder_path)(**tokens).last_hidden_state[0].float()
+    model = SentenceModel(tiny_encoder_path)
+    _, ((places, states),) = model.read([text])
+    assert places.shape == (len(states), 2)
+    torch.testing.assert_close(states, hidden[1:-1], atol=1e-5, rtol=1e-5)
+    # the vector is the mean of them and of the two special tokens
+    mean = (states.sum(0) + hidden[0] + hidden[-1]) / (len(states) + 2)
+    torch.testing.assert_close(model([text])[0], mean, atol=1e-5, rtol=1e-5)
+
+
+def test_the_places_of_tokens_are_those_of_their_characters(tiny_encoder_path: Path) -> None:
+    text = "Translate  the English word, please!"
+    tokens = AutoTokenizer.from_pretrained(tiny_encoder_path).tokenize(text)
+    _, ((places, _),) = SentenceModel(tiny_encoder_path).read([text])
+    written = [text[begin:end].lower() for begin, end in places.tolist()]
+    assert "".join(written) == text.lower().replace(" ", "")
+    assert written == [token.removeprefix("##") for token in tokens]
+
+
+def test_a_texts_states_do_not_depend_on_the_others_of_the_batch(tiny_encoder_path: Path) -> None:
+    model = SentenceModel(tiny_encoder_path)
+    vectors, found = model.read(TEXTS)
+    assert torch.equal(vectors, model(TEXTS))
+    for text, (places, states) in zip(TEXTS, found, strict=True):
+        _, ((own_places, own_states),) = model.read([text])
+        assert torch.equal(places, own_places)
+        torch.testing.assert_close(states, own_states, atol=1e-5, rtol=0)
+    assert model.read([])[1] == []
 
 
 def with_dense(folder: Path) -> None:

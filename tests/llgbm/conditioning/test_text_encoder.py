@@ -1,14 +1,17 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
+from torch import Tensor
 
 from llgbm.conditioning.embedding_cache import MemoryEmbeddingCache
+from llgbm.conditioning.sentence_model import SentenceModel, TokenStates
 from llgbm.errors import PretrainedNotFoundError
 from llgbm.pretrained.tiny import build_tiny_encoder
 from llgbm.text_encoder import PretrainedTextEncoder
@@ -155,10 +158,50 @@ def test_keys_tell_texts_weights_and_pooling_apart(tiny_encoder_path: Path, tmp_
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "vocab.txt"])
 def test_keys_tell_tokenizers_apart(tiny_encoder_path: Path, tmp_path: Path, name: str) -> None:
     shutil.copytree(tiny_encoder_path, tmp_path / "other")
-    same = PretrainedTextEncoder(tmp_path / "other")._key_prefix
+    same = PretrainedTextEncoder(tmp_path / "other").key_prefix
     with (tmp_path / "other" / name).open("a", encoding="utf-8") as file:
         file.write("\n")
-    assert PretrainedTextEncoder(tmp_path / "other")._key_prefix != same
+    assert PretrainedTextEncoder(tmp_path / "other").key_prefix != same
+
+
+def test_states_of_the_last_vectors_need_no_pass_of_their_own(
+    tiny_encoder_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed: list[int] = []
+    read = SentenceModel._passed
+
+    def counted(self: SentenceModel, texts: Sequence[str], states: Any) -> Tensor:
+        passed.append(len(texts))
+        return read(self, texts, states)
+
+    monkeypatch.setattr(SentenceModel, "_passed", counted)
+    both = PretrainedTextEncoder(tiny_encoder_path)
+    both.encode(TEXTS[:3])
+    found = both.states([TEXTS[1], TEXTS[0], TEXTS[1]])
+    assert passed == [3]
+    expected = PretrainedTextEncoder(tiny_encoder_path).states([TEXTS[1], TEXTS[0], TEXTS[1]])
+    assert passed == [3, 2]
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.places, other.places)
+        torch.testing.assert_close(one.states, other.states, atol=1e-5, rtol=0)
+    both.states([TEXTS[0], "new"])
+    assert passed == [3, 2, 1]
+    assert both.states([]) == []
+
+
+def test_states_of_many_texts_are_not_kept(tiny_encoder_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    many, read = PretrainedTextEncoder(tiny_encoder_path), list[int]()
+    texts = [f"task {i}" for i in range(100)]
+    many.encode(texts)
+    whole = SentenceModel.read
+
+    def counted(model: SentenceModel, texts: Sequence[str]) -> tuple[Tensor, list[TokenStates]]:
+        read.append(len(texts))
+        return whole(model, texts)
+
+    monkeypatch.setattr(SentenceModel, "read", counted)
+    assert len(many.states(texts[:5])) == 5
+    assert read == [5]
 
 
 def test_threads_may_share_one(encoder: PretrainedTextEncoder) -> None:
