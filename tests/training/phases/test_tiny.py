@@ -38,7 +38,8 @@ def test_every_phase_runs_and_is_in_the_report(tmp_path: Path, capsys: pytest.Ca
     out = capsys.readouterr().out
     assert all(f"  {phase} " in out for phase in IN_THIS_PROCESS)
     assert set(read_results(work)) == {
-        "deltas", "encoder", "words", "match-guided-10-s0", "ablation", "guided", "composition", "confidence", "quality",
+        "deltas", "encoder", "words", "match-guided-10-s0", "ablation", "guided", "composition", "confidence",
+        "quality",
     }  # fmt: skip
     html = (work / "report" / "report.html").read_text()
     for title in (
