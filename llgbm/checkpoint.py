@@ -20,7 +20,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from llgbm.conditioning.answer_words import AnswerWords, Vocabulary, WordScorer, answer_words, scorer_digest
+from llgbm.conditioning.answer_words import AnswerWords, Vocabulary, WordScorer, scorer_digest
 from llgbm.conditioning.context_choice import ContextChoice
 from llgbm.conditioning.embedding_cache import EmbeddingCache
 from llgbm.conditioning.encoder_lora import EncoderLoRA, lora_digest
@@ -31,7 +31,7 @@ from llgbm.errors import AdapterFormatError, AdapterMismatchError, CheckpointErr
 from llgbm.files.parameters import read_back, stored, taken
 from llgbm.files.synced import write_synced
 from llgbm.generator import LoRAGenerator, uninitialised_generator
-from llgbm.text_encoder import PretrainedTextEncoder
+from llgbm.text_encoder import PretrainedTextEncoder, answer_words
 
 FORMAT_VERSION = 3
 MANIFEST_FILE = "manifest.json"
@@ -170,7 +170,8 @@ class Checkpoint:
 
         Args:
             encoder: of `text_encoder`; its cache also keeps the answer words.
-            base: another source of the base, whose vocabulary is read, or the vocabulary; None for the manifest's.
+            base: another source of the base, whose vocabulary is read, or the vocabulary; None or empty for
+                the manifest's.
 
         Raises:
             PretrainedNotFoundError: no source has the base.

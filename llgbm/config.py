@@ -185,6 +185,10 @@ class LoRASpec:
         }
 
 
+WORD_SLOTS = 2
+"""Directions that `AnswerWords` gives: of the tokens that answers begin with, and of those they go on with."""
+
+
 @dataclass(frozen=True)
 class GeneratorConfig:
     """Size of a `LoRAGenerator`."""

@@ -19,15 +19,13 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from llgbm.config import GeneratorConfig, LoRASpec, ModelSpec, ModuleShape
+from llgbm.config import WORD_SLOTS, GeneratorConfig, LoRASpec, ModelSpec, ModuleShape
 from llgbm.errors import ConfigError
 from llgbm.lora import LoRAWeights, Stack
 
 _K = TypeVar("_K")
 
 
-WORD_SLOTS = 2
-"""Directions that `AnswerWords` gives: of the tokens that answers begin with, and of those they go on with."""
 _WORD_TARGET = "down_proj"
 """The last Linear that writes to the residual stream."""
 _CORE_STEP = 0.25

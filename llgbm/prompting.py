@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from llgbm.checkpoint import Checkpoint, TrainingTask
-from llgbm.conditioning.answer_words import Vocabulary
+from llgbm.conditioning.answer_words import ARROW, Vocabulary
 from llgbm.conditioning.context_choice import UNCALIBRATED, ContextSetting, ContextWanted, pick
 from llgbm.conditioning.prompt_index import confidence_at
 from llgbm.config import LoRASpec
@@ -80,7 +80,7 @@ class AdapterRequest:
 
 def example_lines(examples: Sequence[tuple[str, str]]) -> tuple[str, ...]:
     """Examples as lines for the text encoder, in training and in serving."""
-    return tuple(f"{given} -> {wanted}" for given, wanted in examples)
+    return tuple(f"{given}{ARROW}{wanted}" for given, wanted in examples)
 
 
 def condition_of(descriptions: Tensor, examples: Tensor) -> Tensor:
@@ -91,8 +91,12 @@ def condition_of(descriptions: Tensor, examples: Tensor) -> Tensor:
     """
     if not len(descriptions) and not len(examples):
         raise ConfigError("a condition needs the embedding of a description or of an example")
-    sides = [side.mean(0) for side in (descriptions, examples) if len(side)]
-    return torch.nn.functional.normalize(torch.stack(sides).mean(0), dim=-1)
+    return torch.nn.functional.normalize(_mean_of_sides(descriptions, examples), dim=-1)
+
+
+def _mean_of_sides(descriptions: Tensor, examples: Tensor) -> Tensor:
+    """The mean (d,) of both means of (n, d) and (m, d); one of them may be empty."""
+    return torch.stack([side.mean(0) for side in (descriptions, examples) if len(side)]).mean(0)
 
 
 def joined_condition(vectors: Tensor, words: Tensor | None, descriptions: int) -> Tensor:
@@ -109,8 +113,7 @@ def joined_condition(vectors: Tensor, words: Tensor | None, descriptions: int) -
     condition = condition_of(vectors[:descriptions], vectors[descriptions:])
     if words is None:
         return condition
-    sides = [side.mean(0) for side in (words[:descriptions], words[descriptions:]) if len(side)]
-    return torch.cat([condition, torch.stack(sides).mean(0)])
+    return torch.cat([condition, _mean_of_sides(words[:descriptions], words[descriptions:])])
 
 
 def noisy(conditions: Tensor, normal: Tensor, length: float) -> Tensor:
@@ -216,7 +219,7 @@ class AdapterMaker:
             ConfigError: the encoder's vectors have another length than in the generator's training.
         """
         start = time.perf_counter()
-        conditions = self._conditions(requests)
+        conditions = self._conditions(requests, self._words)
         encoded = time.perf_counter()
         with torch.inference_mode():
             adapters = self.checkpoint.generator(torch.stack(conditions)) if conditions else []
@@ -235,8 +238,8 @@ class AdapterMaker:
         Raises:
             ConfigError: the request lacks the text for the context `wanted`.
         """
-        (condition,) = self._conditions([request])
-        return self._setting(request, self.checkpoint.prompt_index.nearest(self._sentence(condition), 1), wanted)
+        (condition,) = self._conditions([request], None)
+        return self._setting(request, self.checkpoint.prompt_index.nearest(condition, 1), wanted)
 
     def _setting(
         self, request: AdapterRequest, nearest: Sequence[tuple[int, float]], wanted: ContextWanted
@@ -252,11 +255,11 @@ class AdapterMaker:
             return None
         return self._setting(request, nearest, "description").scale
 
-    def _conditions(self, requests: Sequence[AdapterRequest]) -> list[Tensor]:
-        """The inputs of the generator (input_size,), from one pass over all texts."""
+    def _conditions(self, requests: Sequence[AdapterRequest], reader: TextEncoder | None) -> list[Tensor]:
+        """Conditions from one pass over all texts; with a reader of answer words, whole inputs of the generator."""
         texts = [text for request in requests for text in request.texts]
         vectors = self._encoder.encode(texts)
-        words = self._words.encode(texts) if self._words is not None else None
+        words = reader.encode(texts) if reader is not None else None
         conditions, place = [], 0
         for request in requests:
             own = slice(place, place := place + len(request.texts))

@@ -17,9 +17,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llgbm.conditioning.embedding_cache import EmbeddingCache, MemoryEmbeddingCache, SqliteEmbeddingCache
+from llgbm.conditioning.answer_words import AnswerWords, Vocabulary, WordScorer
+from llgbm.conditioning.embedding_cache import (
+    EmbeddingCache,
+    MemoryEmbeddingCache,
+    SqliteEmbeddingCache,
+    rows_through_cache,
+    text_key,
+)
 from llgbm.conditioning.encoder_lora import EncoderLoRA, lora_digest
 from llgbm.conditioning.sentence_model import POOLING_FILE, SentenceModel, TokenStates
+from llgbm.conditioning.vocabulary import BaseVocabulary
 from llgbm.pretrained.find import TEXT_ENCODER, pretrained_revision, resolve_pretrained
 
 __all__ = [
@@ -27,6 +35,7 @@ __all__ = [
     "MemoryEmbeddingCache",
     "PretrainedTextEncoder",
     "SqliteEmbeddingCache",
+    "answer_words",
 ]
 
 _RECIPE_FILES = ("modules.json", POOLING_FILE, "sentence_bert_config.json")
@@ -102,23 +111,9 @@ class PretrainedTextEncoder:
             PretrainedNotFoundError, AdapterMismatchError: as `load`, when a text is not in the cache.
             EmbeddingCacheError: the cache failed.
         """
-        unique = list(dict.fromkeys(texts))
-        keys = [self._key(text) for text in unique] if self._cache is not None else []
-        known = self._cache.get_many(keys) if self._cache is not None else [None] * len(unique)
-        vectors = {text: self._vector(value) for text, value in zip(unique, known, strict=True)}
-        missing = [text for text, vector in vectors.items() if vector is None]
-        if missing:
-            fresh = dict(zip(missing, self._compute(missing), strict=True))
-            vectors.update(fresh)
-            if self._cache is not None:
-                self._cache.set_many(
-                    {
-                        key: fresh[text].numpy().astype("<f4").tobytes()
-                        for key, text in zip(keys, unique, strict=True)
-                        if text in fresh
-                    }
-                )
-        rows = [vector for text in texts if (vector := vectors[text]) is not None]
+        rows = rows_through_cache(
+            texts, self._cache, key=self._key, read=self._vector, compute=self._compute, stored_as="<f4"
+        )
         return torch.stack(rows) if rows else torch.zeros(0, self.dim)
 
     def states(self, texts: Sequence[str]) -> list[TokenStates]:
@@ -155,11 +150,11 @@ class PretrainedTextEncoder:
         return f"llgbm:embedding:{digest.hexdigest()[:32]}:"
 
     def _key(self, text: str) -> str:
-        return self.key_prefix + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        return text_key(self.key_prefix, text)
 
-    def _vector(self, value: bytes | None) -> Tensor | None:
-        """A cached vector; None for an invalid value, which is then computed and stored again."""
-        if value is None or len(value) != _NUMBER_BYTES * self.dim:
+    def _vector(self, value: bytes) -> Tensor | None:
+        """A cached vector; None for an invalid value."""
+        if len(value) != _NUMBER_BYTES * self.dim:
             return None
         vector = torch.frombuffer(bytearray(value), dtype=torch.float32)
         # a NaN fails the comparison, so it counts as invalid
@@ -179,3 +174,21 @@ class PretrainedTextEncoder:
         if self._model is None:
             self._model = SentenceModel(self._folder, self._lora)
         return self._model.eval()
+
+
+def answer_words(
+    scorer: WordScorer | None, encoder: PretrainedTextEncoder, base: str | Path | Vocabulary
+) -> AnswerWords | None:
+    """The reader of answer words with this scorer; None for none.
+
+    Args:
+        encoder: its cache also keeps the answer words.
+        base: a source of the base whose vocabulary is read, or the vocabulary.
+
+    Raises:
+        PretrainedNotFoundError: no source has the base.
+    """
+    if scorer is None:
+        return None
+    vocabulary = BaseVocabulary(resolve_pretrained(base)) if isinstance(base, (str, Path)) else base
+    return AnswerWords(scorer, encoder, vocabulary, cache=encoder.cache, encoder_key=encoder.key_prefix)

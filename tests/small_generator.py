@@ -14,8 +14,8 @@ from llgbm.conditioning.context_choice import ContextChoice
 from llgbm.conditioning.encoder_lora import EncoderLoRA
 from llgbm.conditioning.sentence_model import SentenceModel
 from llgbm.conditioning.task_detector import TaskDetector
-from llgbm.config import GeneratorConfig, LoRASpec, lora_spec, model_spec
-from llgbm.generator import WORD_SLOTS, LoRAGenerator, create_generator
+from llgbm.config import WORD_SLOTS, GeneratorConfig, LoRASpec, lora_spec, model_spec
+from llgbm.generator import LoRAGenerator, create_generator
 
 TINY = model_spec("tiny")
 SPEC = lora_spec("tiny")

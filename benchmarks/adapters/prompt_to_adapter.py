@@ -11,7 +11,7 @@ from benchmarks.measuring.measure import Result, interleaved, milliseconds, over
 from benchmarks.measuring.workbench import TASKS, Workbench
 from llgbm.adapters.peft_io import save_peft
 from llgbm.config import LoRASpec
-from llgbm.prompting import AdapterMaker, AdapterRequest
+from llgbm.prompting import AdapterMaker, AdapterRequest, joined_condition
 from llgbm.text_encoder import MemoryEmbeddingCache
 
 _BATCH = 32
@@ -27,7 +27,7 @@ def run(bench: Workbench) -> list[Result]:
     (made,) = maker.make([known])
     condition = encoder.encode([TASKS[0]])
     words = bench.checkpoint.answer_words(encoder, bench.base_name)
-    given = condition if words is None else torch.cat([condition, words.encode([TASKS[0]])], 1)
+    given = joined_condition(condition, None if words is None else words.encode([TASKS[0]]), 1)[None]
     sized: dict[str, nn.Module] = {"T2L-L": _T2LSized(spec, condition.shape[1]).eval(), "DnD": _DnDSized().eval()}
 
     def fresh(n: int) -> list[AdapterRequest]:

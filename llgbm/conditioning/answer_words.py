@@ -14,26 +14,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import chain
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from llgbm.conditioning.embedding_cache import EmbeddingCache
+from llgbm.conditioning.embedding_cache import EmbeddingCache, rows_through_cache, text_key
 from llgbm.conditioning.sentence_model import TokenStates
-from llgbm.conditioning.vocabulary import BaseVocabulary
+from llgbm.config import WORD_SLOTS
 from llgbm.errors import CheckpointError, ConfigError
-from llgbm.pretrained.find import resolve_pretrained
-from llgbm.text_encoder import PretrainedTextEncoder
+from llgbm.files.parameters import values_digest
 
 WORD = re.compile(r"\w+|[^\w\s]")
 """A word of a text: letters and digits, or one other sign."""
 NUM_FEATURES = 13
 """Features of a word besides its token states, see `_features`."""
-_SLOTS, _SPELLINGS = 2, 3
-_ARROW = " -> "
+_SPELLINGS = 3
+ARROW = " -> "
 """Between input and answer of an example, see `llgbm.prompting.example_lines`."""
 _LEAST = (0.02, 0.05)
 """Probability, by slot, from which on a word is raised: its logit gets log(1 + p / least)."""
@@ -121,16 +119,12 @@ class WordScorer:
     @cached_property
     def digest(self) -> str:
         """sha256 of the parameters in float16, as they are stored."""
-        content = hashlib.sha256()
-        for name, tensor in self.tensors().items():
-            content.update(f"{name}\0{tuple(tensor.shape)}\0".encode())
-            content.update(tensor.half().numpy().astype("<f2").tobytes())
-        return content.hexdigest()
+        return values_digest(self.tensors(), "<f2")
 
     def __call__(self, features: Tensor) -> Tensor:
         """Probabilities (n, slots, spellings) of words with these features (n, features)."""
         hidden = torch.nn.functional.gelu((features - self.mean) / self.spread @ self.w1.T + self.b1)
-        probabilities: Tensor = (hidden @ self.w2.T + self.b2).sigmoid().unflatten(1, (_SLOTS, _SPELLINGS))
+        probabilities: Tensor = (hidden @ self.w2.T + self.b2).sigmoid().unflatten(1, (WORD_SLOTS, _SPELLINGS))
         return probabilities
 
     def directions(self, readers: Tensor) -> Tensor:
@@ -187,7 +181,7 @@ class AnswerWords:
     @property
     def size(self) -> int:
         """Length of a text's row."""
-        return _SLOTS * len(self._scorer.metric)
+        return WORD_SLOTS * len(self._scorer.metric)
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """(n, 2 hidden) float32, float16 values; zeros for a text without words.
@@ -196,43 +190,35 @@ class AnswerWords:
             PretrainedNotFoundError, AdapterMismatchError: as `PretrainedTextEncoder.load`, for a text not in the cache.
             EmbeddingCacheError: the cache failed.
         """
-        unique = list(dict.fromkeys(texts))
-        keys = [self._key_prefix + hashlib.sha256(t.encode("utf-8", "surrogatepass")).hexdigest() for t in unique]
-        known = self._cache.get_many(keys) if self._cache is not None else [None] * len(unique)
-        rows = {text: self._row(value) for text, value in zip(unique, known, strict=True)}
-        missing = [text for text, row in rows.items() if row is None]
-        if missing:
-            # as stored, so that a cached row is equal to a computed one
-            fresh = self._compute(missing).half()
-            rows |= dict(zip(missing, fresh, strict=True))
-            if self._cache is not None:
-                key_of = dict(zip(unique, keys, strict=True))
-                self._cache.set_many(
-                    {key_of[t]: row.numpy().astype("<f2").tobytes() for t, row in zip(missing, fresh, strict=True)}
-                )
-        found = [row for text in texts if (row := rows[text]) is not None]
-        return torch.stack(found).float() if found else torch.zeros(0, self.size)
+        rows = rows_through_cache(
+            texts, self._cache, key=self._key, read=self._row, compute=self._compute, stored_as="<f2"
+        )
+        return torch.stack(rows).float() if rows else torch.zeros(0, self.size)
 
-    def _row(self, value: bytes | None) -> Tensor | None:
-        """A cached row; None for an invalid value, which is then computed and stored again."""
-        if value is None or len(value) != 2 * self.size:
+    def _key(self, text: str) -> str:
+        return text_key(self._key_prefix, text)
+
+    def _row(self, value: bytes) -> Tensor | None:
+        """A cached row; None for an invalid value."""
+        if len(value) != 2 * self.size:
             return None
         row = torch.frombuffer(bytearray(value), dtype=torch.float16)
         return row if bool(torch.isfinite(row).all()) else None
 
     @torch.no_grad()
     def _compute(self, texts: Sequence[str]) -> Tensor:
+        """(n, 2 hidden) float16, as stored, so that a cached row is equal to a computed one."""
         found = words_of(texts, self._encoder)
         spelt = [[spellings(word, self._vocabulary) for word in words.texts] for words in found]
         ids = sorted({i for ids in spelt for i in chain.from_iterable(chain.from_iterable(ids))})
         place = {token: i for i, token in enumerate(ids)}
         directions = self._scorer.directions(self._vocabulary.readers(ids)) if ids else torch.zeros(0, self.size // 2)
-        rows = torch.zeros(len(texts), _SLOTS, self.size // 2)
+        rows = torch.zeros(len(texts), WORD_SLOTS, self.size // 2)
         for i, (words, tokens) in enumerate(zip(found, spelt, strict=True)):
             if not words.texts:
                 continue
             probability = self._scorer(words.features)  # (words, slots, spellings)
-            for slot in range(_SLOTS):
+            for slot in range(WORD_SLOTS):
                 best: dict[int, float] = {}  # a token that several words have counts once
                 for token, p in zip(
                     (t for word in tokens for t in word[slot]), probability[:, slot].flatten().tolist(), strict=True
@@ -240,25 +226,7 @@ class AnswerWords:
                     best[token] = max(best.get(token, 0.0), p)
                 gain = torch.tensor(list(best.values())).div(_LEAST[slot]).log1p()
                 rows[i, slot] = gain @ directions[[place[token] for token in best]]
-        return rows.flatten(1)
-
-
-def answer_words(
-    scorer: WordScorer | None, encoder: PretrainedTextEncoder, base: str | Path | Vocabulary
-) -> AnswerWords | None:
-    """The reader of answer words with this scorer; None for none.
-
-    Args:
-        encoder: its cache also keeps the answer words.
-        base: a source of the base whose vocabulary is read, or the vocabulary.
-
-    Raises:
-        PretrainedNotFoundError: no source has the base.
-    """
-    if scorer is None:
-        return None
-    vocabulary = BaseVocabulary(resolve_pretrained(base)) if isinstance(base, (str, Path)) else base
-    return AnswerWords(scorer, encoder, vocabulary, cache=encoder.cache, encoder_key=encoder.key_prefix)
+        return rows.flatten(1).half()
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,7 +250,7 @@ def words_of(texts: Sequence[str], encoder: StatesEncoder) -> list[Words]:
 def _words(text: str, places: Tensor, states: Tensor) -> Words:
     """The words of one text, from the places (tokens, 2) and the states (tokens, hidden) of its tokens."""
     begins, ends = places[:, 0].numpy(), places[:, 1].numpy()
-    arrow = text.rfind(_ARROW)
+    arrow = text.rfind(ARROW)
     words: list[str] = []
     rows: list[Tensor] = []
     features: list[list[float]] = []
@@ -302,11 +270,11 @@ def _words(text: str, places: Tensor, states: Tensor) -> Words:
 def _features(text: str, match: re.Match[str], arrow: int, place: int) -> list[float]:
     """Where a word stands: in a description or in an example, in its answer, in quotes, and how it is written."""
     word, start, end = match.group(), match.start(), match.end()
-    answer = arrow >= 0 and start >= arrow + len(_ARROW)
+    answer = arrow >= 0 and start >= arrow + len(ARROW)
     return [
         arrow >= 0,
         answer,
-        answer and start == arrow + len(_ARROW),
+        answer and start == arrow + len(ARROW),
         start > 0 and text[start - 1] in "\"'`“‘(",
         end < len(text) and text[end] in "\"'`”’,",
         word.isalnum(),

@@ -6,13 +6,16 @@ several processes may share the sqlite one.
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
+
+from torch import Tensor
 
 from llgbm.errors import EmbeddingCacheError
 from llgbm.files.sqlite import open_sqlite, transaction, write_ahead
@@ -30,6 +33,45 @@ class EmbeddingCache(Protocol):
     def set_many(self, items: Mapping[str, bytes]) -> None:
         """Store these values, and replace those of the same keys."""
         ...
+
+
+def text_key(prefix: str, text: str) -> str:
+    """The key of a text in a cache, under the prefix of its reader."""
+    return prefix + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def rows_through_cache(
+    texts: Sequence[str],
+    cache: EmbeddingCache | None,
+    *,
+    key: Callable[[str], str],
+    read: Callable[[bytes], Tensor | None],
+    compute: Callable[[list[str]], Tensor],
+    stored_as: str,
+) -> list[Tensor]:
+    """One row for each text, in order: kept in the cache, or computed and then kept there.
+
+    Args:
+        cache: None computes every text, and asks for no key.
+        read: a row from its bytes; None for an invalid value, which is then computed and stored again.
+        compute: rows (n, size) of n different texts.
+        stored_as: numpy's name of the bytes' number format, such as `<f4`.
+
+    Raises:
+        EmbeddingCacheError: the cache failed.
+    """
+    unique = list(dict.fromkeys(texts))
+    keys = {text: key(text) for text in unique} if cache is not None else {}
+    known = cache.get_many(list(keys.values())) if cache is not None else []
+    rows = {
+        t: row for t, value in zip(keys, known, strict=True) if value is not None and (row := read(value)) is not None
+    }
+    if missing := [text for text in unique if text not in rows]:
+        fresh = dict(zip(missing, compute(missing), strict=True))
+        rows |= fresh
+        if cache is not None:
+            cache.set_many({keys[t]: row.numpy().astype(stored_as).tobytes() for t, row in fresh.items()})
+    return [rows[text] for text in texts]
 
 
 class MemoryEmbeddingCache:

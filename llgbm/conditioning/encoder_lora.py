@@ -7,7 +7,6 @@ nothing.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +19,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from llgbm.errors import AdapterFormatError, AdapterMismatchError, ConfigError
+from llgbm.files.parameters import values_digest
 from llgbm.files.synced import replace_file
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
@@ -94,11 +94,7 @@ class EncoderLoRA:
     @cached_property
     def digest(self) -> str:
         """sha256 of names, shapes and values; equal on every machine."""
-        content = hashlib.sha256()
-        for name, tensor in sorted(self.tensors().items()):
-            content.update(f"{name}\0{tuple(tensor.shape)}\0".encode())
-            content.update(tensor.float().numpy().astype("<f4").tobytes())
-        return content.hexdigest()
+        return values_digest(dict(sorted(self.tensors().items())), "<f4")
 
     def require_revision(self, revision: str) -> None:
         """Refuse a text encoder whose weights are not the tuned ones, if those are known.

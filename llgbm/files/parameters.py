@@ -1,7 +1,8 @@
-"""Parameters of a generator as its artefact stores them: the shared bases in int8, the others in float16."""
+"""Parameters as an artefact stores them: a generator's shared bases in int8, the others in float16; and digests."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 import torch
@@ -43,3 +44,16 @@ def read_back(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin with `prefix`, taken out of `tensors`, under their names without it."""
     return {n.removeprefix(prefix): tensors.pop(n) for n in [name for name in tensors if name.startswith(prefix)]}
+
+
+def values_digest(tensors: Mapping[str, Tensor], number_format: str) -> str:
+    """sha256 (hex) of names, shapes and values in the order given; equal on every machine.
+
+    Args:
+        number_format: numpy's name of the format that the values are read in, such as `<f4`.
+    """
+    content = hashlib.sha256()
+    for name, tensor in tensors.items():
+        content.update(f"{name}\0{tuple(tensor.shape)}\0".encode())
+        content.update(tensor.float().numpy().astype(number_format).tobytes())
+    return content.hexdigest()

@@ -257,7 +257,7 @@ def load_sources(config: Config, checkpoint: Checkpoint, tasks: Sequence[Task]) 
         multitask=shared_adapter_for(config.multitask, checkpoint.manifest.base_id) if config.multitask else None,
         others={},
         seed=config.seeds[0],
-        base=config.base or None,
+        base=config.base,
     )
     needed = set(NEEDS_OTHER) & set(config.methods)
     return [replace(sources, seed=seed, others=_others(tasks, seed) if needed else {}) for seed in config.seeds]

@@ -47,7 +47,7 @@ class MethodSources:
         multitask: one adapter trained on all tasks with the description in the context, or None.
         others: task id -> description of another task, for the control with a wrong prompt.
         seed: random seed of wording, examples and gibberish.
-        base: another source of the generator's base than its manifest names, for the vocabulary.
+        base: another source of the generator's base than its manifest names, for the vocabulary; empty for that one.
     """
 
     checkpoint: Checkpoint
@@ -56,7 +56,7 @@ class MethodSources:
     multitask: LoRAWeights | None
     others: Mapping[str, str]
     seed: int
-    base: str | None = None
+    base: str = ""
 
     def description(self, task: Task) -> str:
         """The wording under test, which was not trained on.

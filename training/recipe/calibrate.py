@@ -110,7 +110,7 @@ def run(config: Config) -> None:
     base = base_of(checkpoint, config.base, config.base_storage)
     encoder = checkpoint.text_encoder(config.text_encoder)
     detector = fit_detector(checkpoint, encoder)
-    maker = AdapterMaker(replace(checkpoint, detector=detector), encoder, base=config.base or None)
+    maker = AdapterMaker(replace(checkpoint, detector=detector), encoder, base=config.base)
     wordings = never_seen([*near, *far], checkpoint.manifest)
     tasks = [task for task in exact_match([*near, *far]) if _rows(task, config) and wordings[task.task_id]]
     sides = [[task for task in tasks if (task.task_id in trained) == known] for known in (True, False)]

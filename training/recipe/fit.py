@@ -25,7 +25,7 @@ from llgbm.checkpoint import (
     save_generator,
     saved_in,
 )
-from llgbm.conditioning.answer_words import WordScorer, answer_words, scorer_digest
+from llgbm.conditioning.answer_words import WordScorer, scorer_digest
 from llgbm.conditioning.encoder_lora import EncoderLoRA, lora_digest
 from llgbm.config import GeneratorConfig, default_lora
 from llgbm.delta import DeltaMeter
@@ -38,7 +38,7 @@ from llgbm.lora import LoRAWeights
 from llgbm.measuring.probe_encoding import spread_layers
 from llgbm.pretrained.find import BASE_0_5B, TEXT_ENCODER
 from llgbm.prompting import AdapterMaker, TextEncoder
-from llgbm.text_encoder import PretrainedTextEncoder
+from llgbm.text_encoder import PretrainedTextEncoder, answer_words
 from llgbm.training import TrainingConfig, TrainingState, train
 from training.adapters.delta_store import ProbeConfig, cached_delta, open_deltas
 from training.adapters.teacher_folder import adapter_folder, load_teachers, teachers_digest

@@ -32,7 +32,7 @@ def maker_of(checkpoint: Checkpoint, text_encoder: str, base: str) -> AdapterMak
         text_encoder: hub id or folder; empty uses the one in the manifest.
         base: hub id or folder, whose vocabulary is read if the generator reads answer words; empty as above.
     """
-    return AdapterMaker(checkpoint, checkpoint.text_encoder(text_encoder), base=base or None)
+    return AdapterMaker(checkpoint, checkpoint.text_encoder(text_encoder), base=base)
 
 
 def shared_adapter_for(folder: Path, base_id: str) -> LoRAWeights:

@@ -14,7 +14,7 @@ from llgbm.checkpoint import Checkpoint
 from llgbm.conditioning.answer_words import WordScorer
 from llgbm.conditioning.encoder_lora import EncoderLoRA, lora_digest
 from llgbm.errors import ConfigError
-from llgbm.fitting.objectives import generated_groups, in_order
+from llgbm.fitting.objectives import generated_groups
 from llgbm.fitting.task_losses import label_logits
 from llgbm.functional import FunctionalLoRA
 from llgbm.generator import LoRAGenerator
@@ -66,9 +66,10 @@ def take_parameters(generator: LoRAGenerator, start: Checkpoint) -> None:
     Raises:
         ConfigError: the artefact has another base, LoRASpec or size.
     """
-    theirs, words = start.generator, generator.config.answer_words or start.generator.config.answer_words
-    sizes = [(g.model, g.lora, replace(g.config, answer_words=words)) for g in (theirs, generator)]
-    if sizes[0] != sizes[1] or (theirs.config.answer_words and not generator.config.answer_words):
+    theirs, words = start.generator, generator.config.answer_words
+    forgets_words = theirs.config.answer_words and not words
+    sizes = (theirs.model, theirs.lora, replace(theirs.config, answer_words=words))
+    if forgets_words or sizes != (generator.model, generator.lora, generator.config):
         raise ConfigError(
             f"the generator to start from, {start.manifest.digest[:12]}, has another base, LoRASpec or size than this "
             "fit"
@@ -101,7 +102,7 @@ def begin_word_rows(generator: LoRAGenerator, base: Base, sampler: Callable[[int
     functional = FunctionalLoRA(base.model)
     for step in range(_ROW_STEPS):
         with torch.no_grad():
-            weights, rows = generated_groups(generator, in_order(sampler(step)), base.activation_dtype)
+            weights, rows = generated_groups(generator, sampler(step), base.activation_dtype)
         packed = pack(rows).on(base.device)
         given, written = _last_states(base, functional, packed, weights)
         inputs.append(given.float().cpu())
