@@ -9,6 +9,9 @@ import subprocess
 import sys
 import threading
 
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from werkzeug.serving import run_simple
+
 from tests.service.support.harness import free_port, wait_until
 
 _CHUNK = 16_384
@@ -81,7 +84,7 @@ class S3Server:
     def __init__(self) -> None:
         port = free_port()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+            [sys.executable, "-m", __name__, str(port)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "MOTO_S3_DEFAULT_KEY_BUFFER_SIZE": str(2**20)},
@@ -108,3 +111,12 @@ def _answers(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
     return False
+
+
+def _serve(port: int) -> None:
+    """moto, one request at a time: its own server has threads, and one may close an object that another still reads."""
+    run_simple("127.0.0.1", port, DomainDispatcherApplication(create_backend_app), request_handler=MotoRequestHandler)
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]))
