@@ -75,7 +75,7 @@ def create_app(settings: Settings | None = None, *, load: LoadModels = load_mode
         loop = asyncio.get_running_loop()
         loop.set_default_executor(worker_threads())
         engine = Engine(
-            EngineLimits(settings.max_batch, settings.max_queue, settings.max_jobs),
+            EngineLimits(settings.max_batch, settings.batch_tokens, settings.max_queue, settings.max_jobs),
             metrics,
             on_death=lambda: loop.call_soon_threadsafe(_fail, state, "the engine has stopped"),
         )

@@ -97,8 +97,7 @@ class Decoder:
             raise ConfigError(f"the tokens of logit_bias must be 0 to {self._vocabulary - 1}")
         if row.grammar is not None and row.params.stop_token_ids is not None:
             raise ConfigError("an answer with a grammar ends with the base's own stop tokens; leave stop_token_ids out")
-        wanted = len(row.prompt) + row.params.max_tokens
-        if wanted > self.max_context:
+        if row.most_tokens > self.max_context:
             raise ContextLengthError(
                 f"the prompt has {len(row.prompt)} tokens and up to {row.params.max_tokens} more were asked for, but "
                 f"the context holds {self.max_context}; shorten the prompt or ask for at most "

@@ -1,8 +1,9 @@
 """Keys and values of the running rows: one tensor per layer, each row with its own length.
 
 Row i of the batch is slot i, and its keys start at column 0. Columns beyond its length hold old values, which are
-finite and masked. Joining rows take slots at the end; when a row leaves, the last row moves into its slot. Memory grows
-in blocks and shrinks when most of it is unused.
+finite and masked. Joining rows take slots at the end; when a row leaves, the last row moves into its slot. Room grows
+in blocks and shrinks when most of it is unused. On the CPU it takes memory only where something was written, so short
+rows stay small beside a long one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from llgbm.decoding.mapped import mapped_zeros
 
 _ROW_BLOCK = 4
 _TOKEN_BLOCK = 128
@@ -123,8 +126,11 @@ class RowCache:
     def _reserve(self, rows: int, tokens: int) -> None:
         has_rows, has_tokens = self._room
         tokens = max(tokens, *self._lengths, 0)
-        if rows > has_rows or tokens > has_tokens:
-            self._resize(max(_round_up(rows, _ROW_BLOCK), has_rows), max(_round_up(tokens, _TOKEN_BLOCK), has_tokens))
+        if rows > has_rows:  # by half at least, so that a batch that fills is not copied again for every few rows
+            rows = max(rows, has_rows * 3 // 2)
+        elif tokens <= has_tokens:
+            return
+        self._resize(max(_round_up(rows, _ROW_BLOCK), has_rows), max(_round_up(tokens, _TOKEN_BLOCK), has_tokens))
 
     def _shrink(self) -> None:
         rows = _round_up(len(self._lengths), _ROW_BLOCK)
@@ -140,9 +146,9 @@ class RowCache:
         self._room = (0, 0)
         for layer, old in enumerate(self._states):
             # zeros, not uninitialised memory: masked columns must be finite
-            new = old.new_zeros(rows, heads, tokens, size)
-            kept_rows, kept_tokens = min(rows, old.shape[0]), min(tokens, old.shape[2])
-            new[:kept_rows, :, :kept_tokens] = old[:kept_rows, :, :kept_tokens]
+            new = mapped_zeros(self._empty, rows, heads, tokens, size)
+            for row, length in enumerate(self._lengths):
+                new[row, :, :length] = old[row, :, :length]
             self._states[layer] = new
         self._room = (rows, tokens)
 

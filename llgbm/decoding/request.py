@@ -36,6 +36,11 @@ class DecodeRequest:
     finish_reason: FinishReason | None = None
     problem: str | None = None
 
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of the prompt and of the longest answer."""
+        return len(self.prompt) + self.params.max_tokens
+
 
 class Step(NamedTuple):
     """One token of one row.

@@ -1,9 +1,10 @@
 """StackedLoRA: the adapters of the running rows, laid out for one token per row; no gradients.
 
-Adapters with the same modules, rank and number of rows form a stack: one batched product for all their A and one for
-all their B, in place of one product per adapter. Both serve all Linears with the same input at once (q, k and v; gate
-and up). Stacks differ in rank, so ranks are not padded. When rows change, only new adapters are copied; between tokens
-nothing is copied.
+Adapters with the same modules and rank form a stack: one batched product for all their A and one for all their B, in
+place of one product per adapter. Both serve all Linears with the same input at once (q, k and v; gate and up). Stacks
+differ in rank, so ranks are not padded. An adapter with fewer rows than others repeats one, and the few adapters with
+many more rows get another product for these. When rows change, only new adapters are copied; between tokens nothing is
+copied.
 """
 
 from __future__ import annotations
@@ -16,18 +17,22 @@ import torch
 from torch import Tensor
 
 from llgbm.config import ModuleShape
+from llgbm.decoding.mapped import mapped_zeros
 from llgbm.errors import AdapterMismatchError
 from llgbm.linears.linear_group import LinearGroup
 from llgbm.lora import LoRAWeights
 
 _BLOCK = 4
 """The capacity of a stack is a multiple of this many adapters, or 1."""
+_SHRINK_FACTOR = 4
+"""Shrink when at most 1/N of a stack is used."""
+_PART_ROWS = 16
+"""One more batched product takes about as long as this many rows more in another."""
 
 
 class _Kind(NamedTuple):
     modules: tuple[ModuleShape, ...]
     rank: int
-    rows_each: int
 
 
 class RowAdapters(NamedTuple):
@@ -72,10 +77,10 @@ class StackedLoRA:
                 places.setdefault(adapter, []).append(place)
         kinds: dict[_Kind, dict[LoRAWeights, list[int]]] = {}
         for adapter, its_rows in places.items():
-            kind = _Kind(adapter.spec.modules, adapter.spec.rank, len(its_rows))
+            kind = _Kind(adapter.spec.modules, adapter.spec.rank)
             kinds.setdefault(kind, {})[adapter] = its_rows
         self._stacks = {kind: self._stacks.get(kind) or self._stack(kind) for kind in kinds}
-        parts = [self._stacks[kind].place(members, len(rows)) for kind, members in kinds.items()]
+        parts = [part for kind, members in kinds.items() for part in self._stacks[kind].place(members, len(rows))]
         products: list[GroupProducts | None] = []
         for number, layout in enumerate(self._layouts):
             members = [part for part in parts if number in part.stack.a]
@@ -116,18 +121,23 @@ class _Layout:
 
 
 class _Part(NamedTuple):
-    """A stack in a batch.
+    """Neighbouring slots of a stack, and rows of the batch with their adapters.
 
     Attributes:
-        size: number of adapters.
-        rows_each: rows per adapter.
-        rows: (size * rows_each,) int64, their rows in the batch, adapter by adapter; None for all rows in order.
+        slots: of the stack.
+        rows_each: rows per adapter in the products.
+        rows: (slots * rows_each,) int64, the batch's rows in the products, adapter by adapter, repeated ones included;
+            None for all rows of the batch in order.
+        real: (n,) int64, the places in the products that are no repetition; None if there is none.
+        targets: (n,) int64, the batch's row of each; None where `rows` is.
     """
 
     stack: _Stack
-    size: int
+    slots: slice
     rows_each: int
     rows: Tensor | None
+    real: Tensor | None
+    targets: Tensor | None
 
 
 class _Stack:
@@ -150,12 +160,12 @@ class _Stack:
         self.a: dict[int, Tensor] = {}
         self.b: dict[int, Tensor] = {}
 
-    def place(self, members: Mapping[LoRAWeights, list[int]], total: int) -> _Part:
+    def place(self, members: Mapping[LoRAWeights, list[int]], total: int) -> list[_Part]:
         """Put exactly these adapters into the first slots; adapters that keep their slot are not copied."""
         size = len(members)
-        # grow at once, shrink only below half: room does not change with every row that comes and goes
-        if size > self._room or self._room > 2 * size + _BLOCK:
-            self._make_room(-(-size // _BLOCK) * _BLOCK if size > 1 else 1)
+        if size > self._room or size * _SHRINK_FACTOR <= self._room:
+            wanted = max(size, self._room * 3 // 2) if size > self._room else size
+            self._make_room(-(-wanted // _BLOCK) * _BLOCK if wanted > 1 else 1)
         staying = [adapter for adapter in self._slots[:size] if adapter in members]
         coming = [adapter for adapter in members if adapter not in staying]
         # new adapters take the slots of those that left, the others go behind
@@ -166,17 +176,32 @@ class _Stack:
             if slot >= len(before) or before[slot] is not adapter:
                 self._write(slot, adapter)
         self._slots = slots
-        order = [row for adapter in slots for row in members[adapter]]
-        whole = order == list(range(total))
-        rows = None if whole else torch.tensor(order, device=self._like.device)
-        return _Part(self, size, self._kind.rows_each, rows)
+        rows = [members[adapter] for adapter in slots]
+        each = _rows_each([len(its_rows) for its_rows in rows])
+        parts = [self._part(0, [its_rows[:each] for its_rows in rows], each, total)]
+        for slot, its_rows in enumerate(rows):
+            if len(its_rows) > each:
+                parts.append(self._part(slot, [its_rows[each:]], len(its_rows) - each, total))
+        return parts
+
+    def _part(self, first: int, rows: Sequence[list[int]], each: int, total: int) -> _Part:
+        """A part of the slots from `first` on, with the given rows of their adapters, at most `each`."""
+        slots, targets = slice(first, first + len(rows)), [row for its_rows in rows for row in its_rows]
+        if targets == list(range(total)) and len(targets) == len(rows) * each:
+            return _Part(self, slots, each, None, None, None)
+        padded = [row for its_rows in rows for row in [*its_rows, *its_rows[:1] * (each - len(its_rows))]]
+        real = [slot * each + place for slot, its_rows in enumerate(rows) for place in range(len(its_rows))]
+        gathered, places, scattered = (
+            torch.tensor(numbers, device=self._like.device) for numbers in (padded, real, targets)
+        )
+        return _Part(self, slots, each, gathered, None if len(real) == len(padded) else places, scattered)
 
     def _make_room(self, room: int) -> None:
         self._slots, self._room = [], room
         for number in {number for number, _ in self._places.values()}:
             layout = self._layouts[number]
-            self.a[number] = self._like.new_zeros(room, layout.modules * self.rank, layout.in_features)
-            self.b[number] = self._like.new_zeros(room, layout.blocks, self.rank, layout.block)
+            self.a[number] = mapped_zeros(self._like, room, layout.modules * self.rank, layout.in_features)
+            self.b[number] = mapped_zeros(self._like, room, layout.blocks, self.rank, layout.block)
 
     def _write(self, slot: int, adapter: LoRAWeights) -> None:
         for name, a, b in adapter.pairs():
@@ -198,7 +223,7 @@ class GroupProducts:
         owners = layout.owners
         self._parts = [
             # A (size, in, modules * rank), B (size * blocks, rank, block)
-            (part, part.stack.a[number][: part.size].mT, part.stack.b[number][: part.size].flatten(0, 1))
+            (part, part.stack.a[number][part.slots].mT, part.stack.b[number][part.slots].flatten(0, 1))
             for part in parts
         ]
         self._owners = None if owners is None or not parts else owners.to(self._parts[0][1].device)
@@ -207,7 +232,7 @@ class GroupProducts:
         """Add to `outputs` (rows, sum of the outputs), in place, the products for `x` (rows, in); both contiguous."""
         modules, block, blocks = self._layout.modules, self._layout.block, self._layout.blocks
         for part, a, b in self._parts:
-            size, each = part.size, part.rows_each
+            size, each = len(a), part.rows_each
             rows = x if part.rows is None else x.index_select(0, part.rows)
             hidden = torch.bmm(rows.view(size, each, -1), a)  # (size, each, modules * rank)
             if modules > 1:
@@ -220,7 +245,16 @@ class GroupProducts:
                 continue
             # (size * blocks, each, block) becomes (size * each, blocks * block)
             added = torch.bmm(hidden, b).view(size, blocks, each, block).transpose(1, 2).reshape(size * each, -1)
-            if part.rows is None:
+            if part.targets is None:
                 outputs.add_(added)
             else:
-                outputs.index_add_(0, part.rows, added)
+                outputs.index_add_(0, part.targets, added if part.real is None else added.index_select(0, part.real))
+
+
+def _rows_each(counts: Sequence[int]) -> int:
+    """How many rows of each adapter the products of a whole stack have: the cheapest number."""
+
+    def cost(each: int) -> int:
+        return len(counts) * each + sum(_PART_ROWS + count - each for count in counts if count > each)
+
+    return min(set(counts), key=cost)

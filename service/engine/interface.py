@@ -203,5 +203,6 @@ class EngineLimits:
     """Limits of the engine in this process; the fields are those of `Settings`."""
 
     max_batch: int
+    batch_tokens: int
     max_queue: int
     max_jobs: int

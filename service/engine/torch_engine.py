@@ -1,7 +1,7 @@
 """The torch engine: one thread runs torch; an asyncio front end gives it rows to decode and jobs to run.
 
 Rows of different adapters, ranks and lengths share one batch; they join and leave between two tokens. Places in the
-batch are given first in, first out. The decoder then reads a row's prompt, with a bounded number of tokens in each turn
+batch are given first in, first out, and both rows and their tokens have a limit. The decoder then reads a row's prompt, with a bounded number of tokens in each turn
 between two tokens of the running rows; `llgbm.decoding.prefill.PromptQueue` says whose turn it is. The queue is bounded
 (`QueueFullError` says when to retry), every row has a deadline, and a cancelled row ends within one token or turn. The
 engine knows neither HTTP nor the adapter store: a row has its tensors, and the caller keeps them alive.
@@ -261,7 +261,7 @@ class Engine:
         """Give waiting rows the free places of the batch."""
         joining = []
         with self._condition:
-            while self._waiting and len(self._joining) + len(self._running) < self._limits.max_batch:
+            while self._waiting and self._has_place(self._waiting[0].row):
                 entry = self._waiting.popleft()
                 self._joining[entry.row] = entry
                 joining.append(entry)
@@ -273,6 +273,11 @@ class Engine:
         if joining:
             with self._condition:
                 self._report()
+
+    def _has_place(self, row: DecodeRequest) -> bool:
+        others = [*self._joining, *self._running]
+        tokens = sum(other.most_tokens for other in [row, *others])
+        return len(others) < self._limits.max_batch and (not others or tokens <= self._limits.batch_tokens)
 
     def _prefill(self, decoder: DecoderLike) -> None:
         """One turn of prompts, which is all that the running rows wait for."""

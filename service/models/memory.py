@@ -11,7 +11,7 @@ from contextlib import contextmanager
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGE = 2**18
 """Bytes. During loading, larger blocks are mapped separately, so that freeing them leaves no holes in the heap."""
-_LARGE_LATER = 2**25
+_LARGE_LATER = 2**24
 """Bytes; glibc's largest threshold, which it uses by itself once a block of that size was freed."""
 
 

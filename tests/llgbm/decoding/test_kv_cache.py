@@ -1,3 +1,6 @@
+import resource
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import settings
@@ -6,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from torch import Tensor
 
 from llgbm.decoding.kv_cache import RowCache
+from llgbm.decoding.mapped import mapped_zeros
 from tests.llgbm.decoding.decoder_runs import cache_bytes
 
 LAYERS, HEADS, SIZE = 2, 2, 3
@@ -105,17 +109,18 @@ def test_a_resize_that_fails_half_way_is_made_up_for(monkeypatch: pytest.MonkeyP
     cache = RowCache(2, HEADS, SIZE, torch.float32)
     ones, twos = torch.ones(1, HEADS, 2, SIZE), torch.full((1, HEADS, 200, SIZE), 2.0)
     cache.join([ones] * 2, [ones] * 2, [2])
-    calls, make = [0], Tensor.new_zeros
+    calls = [0]
 
-    def sometimes(self: Tensor, *size: int) -> Tensor:
+    def sometimes(like: Tensor, *shape: int) -> Tensor:
         calls[0] += 1
         if calls[0] == 2:
             raise RuntimeError("not enough memory")
-        return make(self, *size)
+        return mapped_zeros(like, *shape)
 
-    monkeypatch.setattr(Tensor, "new_zeros", sometimes)
-    with pytest.raises(RuntimeError, match="not enough memory"):
-        cache.join([twos] * 2, [twos] * 2, [200])
+    with monkeypatch.context() as patch:
+        patch.setattr("llgbm.decoding.kv_cache.mapped_zeros", sometimes)
+        with pytest.raises(RuntimeError, match="not enough memory"):
+            cache.join([twos] * 2, [twos] * 2, [200])
     assert list(cache.lengths) == [2]
     cache.join([twos] * 2, [twos] * 2, [200])
     cache.start_step()
@@ -123,3 +128,18 @@ def test_a_resize_that_fails_half_way_is_made_up_for(monkeypatch: pytest.MonkeyP
         keys, _ = cache.update(torch.ones(2, 2 * HEADS, SIZE), layer)
         assert torch.equal(keys[0, :, :2], ones[0])
         assert torch.equal(keys[1, :, :200], twos[0])
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory of the process from /proc")
+def test_short_rows_beside_a_long_one_take_little_memory() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    cache = RowCache(1, 2, 64, torch.float32)
+    long, short = torch.ones(1, 2, 8000, 64), torch.ones(31, 2, 5, 64)
+    before = resident()
+    cache.join([long], [long], [8000])
+    cache.join([short], [short], [5] * 31)
+    cache.start_step()
+    cache.update(torch.ones(32, 4, 64), 0)
+    assert resident() - before < cache_bytes(cache) / 8

@@ -31,7 +31,7 @@ async def generation_of(
     decoder = DummyDecoder(lambda row: [*texts[row.prompt[0]].encode(), END])
     if held:
         decoder.hold.clear()
-    engine = Engine(EngineLimits(8, 8, 8), Metrics())
+    engine = Engine(EngineLimits(8, 10_000, 8, 8), Metrics())
     engine.start()
     engine.attach(decoder.renewed)
     rows = [DecodeRequest((i,), None, SamplingParams(max_tokens=max_tokens)) for i in range(len(texts))]

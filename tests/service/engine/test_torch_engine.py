@@ -25,10 +25,10 @@ def endless(_: DecodeRequest) -> Sequence[int]:
 
 @asynccontextmanager
 async def engine_with(
-    decoder: DummyDecoder, *, max_batch: int = 4, max_queue: int = 4
+    decoder: DummyDecoder, *, max_batch: int = 4, batch_tokens: int = 10**9, max_queue: int = 4
 ) -> AsyncIterator[tuple[Engine, Metrics]]:
     metrics = Metrics()
-    engine = Engine(EngineLimits(max_batch, max_queue, max_jobs=2), metrics)
+    engine = Engine(EngineLimits(max_batch, batch_tokens, max_queue, max_jobs=2), metrics)
     engine.start()
     engine.attach(lambda: decoder)
     try:
@@ -56,6 +56,20 @@ async def test_rows_join_a_running_batch_and_never_more_than_fit() -> None:
 
         assert await asyncio.gather(*map(count, [*first, *others])) == [8, 4, 4, 4, 4, 4]
         assert max(decoder.sizes) == 3
+
+
+async def test_rows_together_have_no_more_tokens_than_the_limit_and_a_longer_one_is_alone() -> None:
+    decoder = DummyDecoder(endless)
+    decoder.hold.clear()
+    async with engine_with(decoder, max_batch=9, batch_tokens=20, max_queue=10) as (engine, _):
+        # 8 tokens each, then one of 26, with the prompt
+        streams = await engine.submit([*(row(length=5) for _ in range(4)), row(length=23)], [None] * 5, timeout=10)
+        streams += await engine.submit([row(length=5)], [None], timeout=10)
+        decoder.hold.set()
+        assert [len([t async for t in stream]) for stream in streams] == [5, 5, 5, 5, 23, 5]
+        assert set(decoder.sizes) <= {1, 2}
+        assert decoder.sizes.count(1) >= 23 - 1
+        assert decoder.sizes.count(2) >= 2 * (5 - 1)
 
 
 def long_prompts(decoder: DummyDecoder, *, pieces: int) -> None:

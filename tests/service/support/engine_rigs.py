@@ -78,7 +78,7 @@ def torch_rig(base: Base, adapters: dict[str, LoRAWeights]) -> Rig:
     """The torch engine."""
 
     async def opened(max_batch: int, max_queue: int, metrics: Metrics) -> AsyncIterator[DecodingEngine]:
-        engine = Engine(EngineLimits(max_batch, max_queue, max_jobs=2), metrics)
+        engine = Engine(EngineLimits(max_batch, 10**9, max_queue, max_jobs=2), metrics)
         engine.start()
         engine.attach(lambda: Decoder(base, prefill_tokens=16))  # so that prompts take several turns
         yield engine

@@ -99,7 +99,7 @@ class FakeVLLM:
     def _app(self) -> Starlette:
         @asynccontextmanager
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
-            engine = app.state.engine = Engine(EngineLimits(32, 200, 8), Metrics())
+            engine = app.state.engine = Engine(EngineLimits(32, 10_000, 200, 8), Metrics())
             engine.start()
             engine.attach(self._new_decoder)
             yield

@@ -1,0 +1,28 @@
+"""Zeros for tensors that grow, shrink and live longer than a pass."""
+
+from __future__ import annotations
+
+import math
+import mmap
+
+import torch
+from torch import Tensor
+
+_PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
+
+
+def mapped_zeros(like: Tensor, *shape: int) -> Tensor:
+    """Zeros of the dtype and on the device of `like`.
+
+    On the CPU they are pages of their own, not a part of the heap. So a page takes memory only when it is first written
+    to, and all of them go back to the system with the tensor. On the heap, tensors that were replaced by larger ones
+    left holes which nothing else fitted into: with 64 rows, half of what the heap had.
+
+    Raises:
+        OSError, RuntimeError: not enough memory.
+    """
+    count = math.prod(shape)
+    if like.device.type != "cpu" or count == 0:
+        return like.new_zeros(shape)
+    pages = mmap.mmap(-1, count * like.element_size(), **_PRIVATE)
+    return torch.frombuffer(pages, dtype=like.dtype).view(shape)
