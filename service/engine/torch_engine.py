@@ -1,10 +1,11 @@
 """The torch engine: one thread runs torch; an asyncio front end gives it rows to decode and jobs to run.
 
 Rows of different adapters, ranks and lengths share one batch; they join and leave between two tokens. Places in the
-batch are given first in, first out, and both rows and their tokens have a limit. The decoder then reads a row's prompt, with a bounded number of tokens in each turn
-between two tokens of the running rows; `llgbm.decoding.prefill.PromptQueue` says whose turn it is. The queue is bounded
-(`QueueFullError` says when to retry), every row has a deadline, and a cancelled row ends within one token or turn. The
-engine knows neither HTTP nor the adapter store: a row has its tensors, and the caller keeps them alive.
+batch are given first in, first out; rows and their tokens have a limit. The decoder then reads a row's prompt, with a
+bounded number of tokens in each turn between two tokens of the running rows; `llgbm.decoding.prefill.PromptQueue` says
+whose turn it is. The queue is bounded (`QueueFullError` says when to retry), every row has a deadline, and a cancelled
+row ends within one token or turn. The engine knows neither HTTP nor the adapter store: a row has its tensors, and the
+caller keeps them alive.
 """
 
 from __future__ import annotations
