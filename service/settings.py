@@ -232,6 +232,13 @@ class Settings(BaseSettings):
         " pieces. With fewer, other streams are smoother while a long prompt is read; with more, its first token comes"
         " earlier.",
     )
+    prefix_tokens: int = Field(
+        4096,
+        ge=0,
+        description="Tokens of ended rows whose keys and values are kept (25 kB each on the 0.5B base). A prompt that"
+        " begins like what another row with the same adapter has read takes these over; so the same request may get"
+        " another answer, within the rounding of the base. 0: every prompt is read in full. Not for vLLM.",
+    )
     request_timeout: float = Field(
         300.0, gt=0, description="Maximum seconds for an answer, or for waiting for an adapter."
     )

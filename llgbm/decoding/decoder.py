@@ -9,6 +9,8 @@ to the rounding of bfloat16: see `Decoder`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +21,7 @@ from llgbm.decoding.decode_pass import DecodePass
 from llgbm.decoding.json_grammar import Constraint, token_table
 from llgbm.decoding.kv_cache import RowCache
 from llgbm.decoding.prefill import Prompt, PromptQueue, PromptReader
+from llgbm.decoding.prefix_cache import PREFIX_BLOCK, Beginning, PrefixCache
 from llgbm.decoding.request import DecodeRequest, FinishReason, PrefillError, Step
 from llgbm.decoding.sampling import SamplingParams, adjusted, log_probabilities, make_generator, sample
 from llgbm.decoding.stacked_lora import RowAdapters, StackedLoRA
@@ -51,9 +54,18 @@ class Decoder:
         max_context: limit of prompt and answer together, in tokens; None for the model's own limit.
         prefill_tokens: prompt tokens that one call of `prefill` reads at most, padding included. A longer prompt is
             read in pieces of this many tokens.
+        prefix_tokens: tokens of finished rows whose keys and values are kept. A prompt that begins like what a running
+            or finished row with the same adapter has read takes these over. 0: every prompt is read in full.
     """
 
-    def __init__(self, base: Base, *, max_context: int | None = None, prefill_tokens: int = 2048) -> None:
+    def __init__(
+        self,
+        base: Base,
+        *,
+        max_context: int | None = None,
+        prefill_tokens: int = 2048,
+        prefix_tokens: int = 4096,
+    ) -> None:
         model: Any = base.model
         limit = base.max_positions
         if max_context is not None and not 1 < max_context <= limit:
@@ -70,6 +82,7 @@ class Decoder:
         self._functional = FunctionalLoRA(base.model)
         self._reader = PromptReader(base, self._functional, prefill_tokens)
         self._queue = PromptQueue(prefill_tokens)
+        self._prefixes = PrefixCache(prefix_tokens) if prefix_tokens else None
         self._stacked = StackedLoRA(self._pass.groups, torch.empty(0, dtype=self._dtype, device=self._device))
         self._running: list[_Running] = []
         self._adapters: RowAdapters | None = None
@@ -128,6 +141,9 @@ class Decoder:
             PrefillError: a pass failed. It has the steps of the passes before it; rows that it does not name go on.
         """
         steps: list[Step] = []
+        for prompt in self._queue:
+            if prompt.states is None:
+                prompt.known = self._beginning(prompt.row)[0]
         for prompts in self._queue.turn():
             try:
                 steps += self._read(prompts)
@@ -189,7 +205,17 @@ class Decoder:
 
     def _read(self, prompts: Sequence[Prompt]) -> list[Step]:
         """One pass over prompts; the first tokens, unless they are of a prompt with more pieces."""
-        read = self._reader.read(prompts)
+        known: list[list[Tensor]] = []
+        if prompts[0].states is None:
+            # the queue's own numbers may be too large by now: a row may have left and not be kept
+            found = [self._beginning(prompt.row) for prompt in prompts]
+            length = min(shared for shared, _ in found)
+            known = [[s[:, :length] for s in one.states()] for _, one in found if one is not None and length]
+            for prompt, (_, one) in zip(prompts, found, strict=True):
+                prompt.row.known_tokens = length
+                if one is not None and self._prefixes is not None:
+                    self._prefixes.use(one)
+        read = self._reader.read(prompts, known)
         if read is None:
             return []
         new = [
@@ -203,6 +229,26 @@ class Decoder:
         for prompt in prompts:
             self._queue.remove(prompt)
         return self._choose(new, read.hidden)
+
+    def _beginning(self, row: DecodeRequest) -> tuple[int, Beginning | None]:
+        """The longest part of a row's prompt that was read with its adapter: how long it is, and where it stands."""
+        best: tuple[int, Beginning | None] = (0, None)
+        if self._prefixes is None:
+            return best
+        prompt = tuple(row.prompt)
+        same = (slot for slot, running in enumerate(self._running) if running.row.adapter is row.adapter)
+        for one in chain(map(self._read_by, same), self._prefixes.of(row.adapter)):
+            shared = one.shared_with(prompt)
+            if shared > best[0]:
+                best = shared, one
+            if shared + PREFIX_BLOCK >= len(prompt):
+                break
+        return best
+
+    def _read_by(self, slot: int) -> Beginning:
+        """What a running row has read."""
+        row, length = self._running[slot].row, self._cache.lengths[slot]
+        return Beginning((*row.prompt, *row.output)[:length], partial(self._cache.row, slot))
 
     def _constraint(self, row: DecodeRequest) -> Constraint | None:
         if row.grammar is None:
@@ -273,6 +319,8 @@ class Decoder:
         if slot is None:
             return False
         with torch.inference_mode():
+            if self._prefixes is not None and not wipe:
+                self._prefixes.put(row.adapter, self._read_by(slot))
             self._cache.leave(slot, wipe=wipe)
         # as in the cache: the last row moves into the free slot
         self._running[slot] = self._running[-1]

@@ -106,6 +106,10 @@ class RowCache:
         keys, values = own[: len(self._lengths), :, : self._longest].chunk(2, dim=1)
         return keys, values
 
+    def row(self, slot: int) -> list[Tensor]:
+        """Keys and values of one row, for each layer (2 * kv_heads, tokens, head_dim); valid until rows change."""
+        return [states[slot, :, : self._lengths[slot]] for states in self._states]
+
     def leave(self, slot: int, *, wipe: bool = False) -> None:
         """Free a slot; the last row moves into it.
 

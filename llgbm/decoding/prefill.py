@@ -2,6 +2,7 @@
 
 Short prompts are read together, padded at the right. A long prompt is read in pieces, each of which attends to the
 pieces before it. Until a prompt is complete its keys and values are its own, outside the cache of the running rows.
+What another prompt has read with the same adapter is not read again: only the tokens that are left count.
 """
 
 from __future__ import annotations
@@ -32,19 +33,27 @@ class Prompt:
         row: the request that it belongs to.
         adapter: in the dtype and on the device of the model; None for the plain base.
         states: keys and values of the pieces so far; None before the second piece.
+        known: number of tokens that it can take over from others; not meaningful from the second piece on.
     """
 
     row: DecodeRequest
     adapter: LoRAWeights | None
     states: DynamicCache | None = None
+    known: int = 0
+
+    @property
+    def left(self) -> int:
+        """Number of tokens to read."""
+        return len(self.row.prompt) - (self.known if self.states is None else self.states.get_seq_length())
 
 
 class PromptQueue:
-    """Prompts in line, first in, first out, in two lines: those that fit into one turn, and longer ones.
+    """Prompts in line, first in, first out, in two lines: those whose rest fits into one turn, and longer ones.
 
     While both lines have prompts, turns alternate between them. A long prompt thus gets every second turn, however
     many short ones arrive. A short one waits for one piece of a long prompt at most, plus one for each further turn
     that the short ones before it need. Long prompts are read one after the other, so only one has unfinished states.
+    A prompt may change lines while it waits, as others finish of which it can take over a part.
 
     A prompt stays in line until it is removed.
 
@@ -54,43 +63,45 @@ class PromptQueue:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._short: list[Prompt] = []
-        self._long: list[Prompt] = []
+        self._prompts: list[Prompt] = []
         self._long_is_next = False
 
     def __iter__(self) -> Iterator[Prompt]:
-        return iter([*self._short, *self._long])
+        return iter(self._prompts)
 
     def __len__(self) -> int:
-        return len(self._short) + len(self._long)
+        return len(self._prompts)
 
     def put(self, prompt: Prompt) -> None:
         """Add a prompt at the end of its line."""
-        (self._short if len(prompt.row.prompt) <= self._limit else self._long).append(prompt)
+        self._prompts.append(prompt)
 
     def remove(self, prompt: Prompt) -> None:
         """Take a prompt out, read or not."""
-        (self._short if prompt in self._short else self._long).remove(prompt)
+        self._prompts.remove(prompt)
 
     def turn(self) -> list[list[Prompt]]:
         """The next turn: the prompts of each pass. The pass of a long prompt reads its next piece."""
-        takes_long = bool(self._long) and (self._long_is_next or not self._short)
-        self._long_is_next = bool(self._long) and not takes_long
+        short = [prompt for prompt in self._prompts if prompt.states is None and prompt.left <= self._limit]
+        long = [prompt for prompt in self._prompts if prompt not in short]
+        takes_long = bool(long) and (self._long_is_next or not short)
+        self._long_is_next = bool(long) and not takes_long
         if takes_long:
-            return [[self._long[0]]]
+            return [[next((prompt for prompt in long if prompt.states is not None), long[0])]]
         passes: list[list[Prompt]] = []
-        for count in range(1, len(self._short) + 1):
-            more = self._passes(self._short[:count])
-            if sum(len(prompts) * len(prompts[0].row.prompt) for prompts in more) > self._limit:
+        for count in range(1, len(short) + 1):
+            more = self._passes(short[:count])
+            if sum(len(prompts) * prompts[0].left for prompts in more) > self._limit:
                 break
             passes = more
         return passes
 
     def _passes(self, prompts: Sequence[Prompt]) -> list[list[Prompt]]:
         passes: list[list[Prompt]] = []
-        for prompt in sorted(prompts, key=lambda p: len(p.row.prompt), reverse=True):
-            # prompts come in descending length
-            if passes and len(prompt.row.prompt) >= _MIN_FILL * len(passes[-1][0].row.prompt):
+        for prompt in sorted(prompts, key=lambda p: (p.known, p.left), reverse=True):
+            # those that take over equally much come in descending length
+            first = passes[-1][0] if passes else None
+            if first is not None and prompt.known == first.known and prompt.left >= _MIN_FILL * first.left:
                 passes[-1].append(prompt)
             else:
                 passes.append([prompt])
@@ -113,7 +124,7 @@ class ReadPrompts(NamedTuple):
 class PromptReader:
     """Runs passes over prompts on one base.
 
-    A long prompt is cut at multiples of the limit, so its numbers do not depend on other prompts.
+    A long prompt is cut at multiples of the limit from its first token that is read.
 
     Args:
         base: its model has SDPA attention in every layer.
@@ -131,16 +142,25 @@ class PromptReader:
         self._functional, self._limit = functional, limit
         self._dtype, self._device = base.activation_dtype, base.device
 
-    def read(self, prompts: Sequence[Prompt]) -> ReadPrompts | None:
+    def read(self, prompts: Sequence[Prompt], known: Sequence[Sequence[Tensor]] = ()) -> ReadPrompts | None:
         """Read several prompts, or the next piece of one that is longer than the limit.
 
         A pass that fails leaves a long prompt's states unusable; short prompts can be read again.
+
+        Args:
+            prompts: of this pass.
+            known: for each of them, for each layer, keys and values of its first tokens (2 * kv_heads, n, head_dim),
+                of equally many for all; empty if all is read, and for a prompt of which a piece was read.
 
         Returns:
             None if the prompt has more pieces.
         """
         longest = max(len(prompt.row.prompt) for prompt in prompts)
         states = DynamicCache() if prompts[0].states is None else prompts[0].states
+        with torch.inference_mode():
+            for layer, of_prompts in enumerate(zip(*known, strict=True)):
+                keys, values = torch.stack(of_prompts).chunk(2, dim=1)
+                states.update(keys, values, layer)
         start = states.get_seq_length()
         stop = min(longest, start + self._limit)
         pieces = [prompt.row.prompt[start:stop] for prompt in prompts]

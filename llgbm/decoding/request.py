@@ -26,6 +26,8 @@ class DecodeRequest:
         output: the tokens so far, without the token that stopped it.
         finish_reason: None while it can go on; "error" if the model's numbers were not finite any more, or if the
             grammar had too many open possibilities: then `problem` has the grammar's words.
+        known_tokens: tokens of the prompt that were taken over from another row and not read again; None before the
+            prompt is read, and if the engine does not say.
     """
 
     prompt: Sequence[int]
@@ -35,6 +37,7 @@ class DecodeRequest:
     output: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     problem: str | None = None
+    known_tokens: int | None = None
 
     @property
     def most_tokens(self) -> int:

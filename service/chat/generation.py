@@ -43,6 +43,8 @@ class Generation:
         adapter_id: id of the adapter that answers; None for the plain base.
         modules_hooked: number of modules that the adapter changes.
         prompt_tokens: length of the prompt.
+        known_tokens: of these, those that were not read again; None before the first token, or if the engine does not
+            say.
         context_used: the texts of the task in the context, in addition to the conversation.
         scale: factor on the adapter's effect; None without an adapter.
         warning: of the adapter; None if there is none.
@@ -65,6 +67,7 @@ class Generation:
         self.adapter_id = None if adapter is None else adapter.id
         self.modules_hooked = 0 if adapter is None else adapter.modules
         self.prompt_tokens, self.completion_tokens = prompt_tokens, 0
+        self.known_tokens: int | None = None
         self.started = time.perf_counter()
         self.first_token: float | None = None
 
@@ -101,6 +104,7 @@ class Generation:
             async for step in stream:
                 self.first_token = self.first_token or time.perf_counter()
                 self.completion_tokens += 1
+                self.known_tokens = step.row.known_tokens
                 ends_turn = step.finish_reason == "stop"
                 piece = "" if ends_turn else text.push(step.token)
                 reason = _reason(step)

@@ -295,6 +295,7 @@ class Engine:
                 self._running[step.row] = self._joining.pop(step.row)
         for step in steps:
             self._metrics.prompt_tokens.inc(len(step.row.prompt))
+            self._metrics.known_tokens.inc(step.row.known_tokens or 0)
         self._hand_out(steps)
         with self._condition:
             self._report()

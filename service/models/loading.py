@@ -137,7 +137,12 @@ def load_models(settings: Settings, metrics: Metrics, progress: Progress) -> Mod
         return Models(base, maker, None, limit, cache)
 
     def new_decoder() -> Decoder:
-        return Decoder(base, max_context=limit, prefill_tokens=settings.prefill_tokens)
+        return Decoder(
+            base,
+            max_context=limit,
+            prefill_tokens=settings.prefill_tokens,
+            prefix_tokens=settings.prefix_tokens,
+        )
 
     say("warming up")
     # first use reads the weights from the disk and prepares the vocabulary for grammars: do it now, not in the

@@ -46,7 +46,12 @@ class Metrics:
         self.next_token = Histogram(
             "llgbm_inter_token_seconds", "Token to token of one row", buckets=_TOKEN_SECONDS, registry=registry
         )
-        self.prompt_tokens = Counter("llgbm_prompt_tokens", "Prompt tokens read", registry=registry)
+        self.prompt_tokens = Counter("llgbm_prompt_tokens", "Prompt tokens", registry=registry)
+        self.known_tokens = Counter(
+            "llgbm_known_prompt_tokens",
+            "Prompt tokens that were not read again, since another row with the same adapter had read them",
+            registry=registry,
+        )
         self.completion_tokens = Counter("llgbm_completion_tokens", "Tokens generated", registry=registry)
         self.finished = Counter("llgbm_rows_finished", "Rows by how they ended", ["reason"], registry=registry)
         self.rejected = Counter("llgbm_rejected", "Requests refused for load or limits", ["reason"], registry=registry)

@@ -104,7 +104,7 @@ async def _complete(body: ChatCompletionRequest, services: Services) -> ChatComp
             )
             for index, answer in enumerate(answers)
         ],
-        usage=_usage(generation),
+        usage=Usage.of(generation.prompt_tokens, generation.completion_tokens, generation.known_tokens),
         system_fingerprint=services.chat.fingerprint,
         adapter_id=generation.adapter_id,
         context_used=generation.context_used,
@@ -141,7 +141,7 @@ async def _events(body: ChatCompletionRequest, chat: ChatService, generation: Ge
         delta = Delta(content=piece.text) if piece.text else Delta()
         yield chunk([ChunkChoice(index=piece.index, delta=delta, logprobs=logprobs, finish_reason=piece.finish_reason)])
     if with_usage:
-        yield chunk([], usage=_usage(generation))
+        yield chunk([], usage=Usage.of(generation.prompt_tokens, generation.completion_tokens, generation.known_tokens))
 
 
 def _logprobs(chat: ChatService, steps: Sequence[Step]) -> Logprobs:
@@ -154,14 +154,6 @@ def _logprobs(chat: ChatService, steps: Sequence[Step]) -> Logprobs:
             top.append(TopLogprob(token=other, logprob=logprob, bytes=other_raw))
         content.append(TokenLogprob(token=text, logprob=item.logprob or 0.0, bytes=raw, top_logprobs=top))
     return Logprobs(content=content, refusal=None)
-
-
-def _usage(generation: Generation) -> Usage:
-    return Usage(
-        prompt_tokens=generation.prompt_tokens,
-        completion_tokens=generation.completion_tokens,
-        total_tokens=generation.prompt_tokens + generation.completion_tokens,
-    )
 
 
 def _new_id() -> str:

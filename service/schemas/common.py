@@ -48,13 +48,37 @@ class ErrorEnvelope(BaseModel):
     request_id: str
 
 
+class PromptTokensDetails(BaseModel):
+    """How the prompt was read."""
+
+    cached_tokens: int = Field(description="Tokens at its beginning that were read before with the same adapter.")
+
+
 class Usage(BaseModel):
     """Token counts."""
 
-    model_config = example({"prompt_tokens": 30, "completion_tokens": 4, "total_tokens": 34})
+    model_config = example(
+        {
+            "prompt_tokens": 30,
+            "completion_tokens": 4,
+            "total_tokens": 34,
+            "prompt_tokens_details": {"cached_tokens": 24},
+        }
+    )
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | None = None
+
+    @classmethod
+    def of(cls, prompt: int, completion: int, known: int | None) -> Usage:
+        """The counts of one request; `known`: tokens of the prompt that were not read again, if the engine says."""
+        return cls(
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            total_tokens=prompt + completion,
+            prompt_tokens_details=None if known is None else PromptTokensDetails(cached_tokens=known),
+        )
 
 
 _MEANING = {
