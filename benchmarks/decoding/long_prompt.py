@@ -23,7 +23,7 @@ def run(bench: Workbench) -> list[Result]:
     prompt = (bench.prompt * (length // len(bench.prompt) + 1))[:length]
     default = Settings.model_fields["prefill_tokens"].default
     limits = {f"turns of {limit}": limit for limit in (default // 2, default, 2 * default)} | {"whole": length}
-    decoders = {arm: Decoder(bench.int8, prefill_tokens=limit) for arm, limit in limits.items()}
+    decoders = {arm: Decoder(bench.int8, prefill_tokens=limit, prefix_tokens=0) for arm, limit in limits.items()}
     gaps: dict[str, list[float]] = {arm: [] for arm in limits}
     first: dict[str, list[float]] = {arm: [] for arm in limits}
     order = deque(decoders.items())

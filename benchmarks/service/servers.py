@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -55,13 +56,14 @@ class Server:
 
     def __init__(self, url: str, process_id: int, failure: type[Exception] = PeerError) -> None:
         self.url, self._process_id, self._failure = url, process_id, failure
+        self._questions = itertools.count(1)
 
     def highest_gigabytes(self) -> float:
         """The largest resident memory that the server had so far; Linux only."""
         return memory_of(self._process_id).highest_gb
 
     def answers(self, models: Sequence[str], *, tokens: int) -> list[Answer]:
-        """One client for each of `models`, all at the same time."""
+        """One client for each of `models`, all at the same time, each with another question."""
 
         async def all_of_them() -> list[Answer]:
             async with httpx.AsyncClient(timeout=_START_SECONDS) as client:
@@ -72,7 +74,7 @@ class Server:
     async def _answer(self, client: httpx.AsyncClient, model: str, tokens: int) -> Answer:
         body = {
             "model": model,
-            "messages": [{"role": "user", "content": STORY}],
+            "messages": [{"role": "user", "content": f"{next(self._questions)}. {STORY}"}],
             "max_tokens": tokens,
             "temperature": 0,
             "stream": True,
