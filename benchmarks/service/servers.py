@@ -109,8 +109,13 @@ class Server:
 
 
 @contextmanager
-def our_service(bench: Workbench) -> Iterator[Server]:
-    """This project's service with an int8 base in its own process, with all adapters of the workbench."""
+def our_service(bench: Workbench, **more: str) -> Iterator[Server]:
+    """This project's service with an int8 base in its own process, with all adapters of the workbench.
+
+    Args:
+        bench: has models and adapters.
+        more: further settings, as variables of the environment.
+    """
     port = free_port()
     settings = {
         "LLGBM_PORT": str(port),
@@ -121,6 +126,7 @@ def our_service(bench: Workbench) -> Iterator[Server]:
         "LLGBM_CHECKPOINT": str(bench.checkpoint_folder),
         "LLGBM_BASE": bench.base_name,
         "LLGBM_TEXT_ENCODER": bench.encoder_name,
+        **more,
     }
     command = [sys.executable, "-m", "service"]
     with _running(command, environment(bench.threads, **settings), bench.scratch / "service.log") as process:

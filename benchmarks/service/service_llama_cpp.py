@@ -47,7 +47,9 @@ def run(bench: Workbench) -> list[Result]:
     except PeerError as error:
         missing["llama.cpp"] = str(error)
         del measured["llama.cpp"]
-    with closing(other) if other is not None else nullcontext(), our_service(bench) as server:
+    # both read every prompt in full
+    ours = our_service(bench, LLGBM_PREFIX_TOKENS="0")
+    with closing(other) if other is not None else nullcontext(), ours as server:
         for number in range(rounds):
             (answer,) = server.answers(["task-0"], tokens=tokens)
             theirs = None if other is None else other.tokens_a_second(bench.prompt, tokens)
