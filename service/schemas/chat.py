@@ -12,8 +12,8 @@ from service.schemas.common import Strict, Usage, example
 from service.schemas.messages import Message
 
 SEED = (
-    "The same seed gives the same answer. On an int8 base, other requests in the batch can change it where two tokens"
-    " are almost equally likely."
+    "The same seed gives the same answer. On an int8 base, other requests in the batch, and a beginning that was read"
+    " before (LLGBM_PREFIX_TOKENS), can change it where two tokens are almost equally likely."
 )
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63, description=SEED)]
 Temperature = Annotated[

@@ -51,6 +51,7 @@ class ErrorEnvelope(BaseModel):
 class PromptTokensDetails(BaseModel):
     """How the prompt was read."""
 
+    model_config = example({"cached_tokens": 24})
     cached_tokens: int = Field(description="Tokens at its beginning that were read before with the same adapter.")
 
 

@@ -49,6 +49,12 @@ def extra(answer: ChatCompletion) -> dict[str, Any]:
     return {name: found[name] for name in ("adapter_id", "context_used", "scale")}
 
 
+def counts(answer: ChatCompletion) -> tuple[int, int]:
+    """Tokens of the prompt and of the answer."""
+    assert answer.usage is not None
+    return answer.usage.prompt_tokens, answer.usage.completion_tokens
+
+
 def made(client: httpx.Client, prompt: str, **more: Any) -> dict[str, Any]:
     answer: dict[str, Any] = client.post("/generate-adapter", json={"prompt": prompt, **more}).json()
     return answer
@@ -61,7 +67,7 @@ def test_the_system_message_is_the_prompt_and_the_adapter_can_be_pinned(openai: 
     assert extra(answer) == {"adapter_id": adapter["id"], **told}
     same = complete(openai, [ASKED], f"prompt:{DESK}")
     assert (extra(same), same.choices[0].message.content) == (extra(answer), answer.choices[0].message.content)
-    assert same.usage == answer.usage  # the system message is in front of the question
+    assert counts(same) == counts(answer)  # the system message is in front of the question
     pinned = complete(openai, [{**ASKED, "content": f"{DESK}\n\n{ASKED['content']}"}], adapter["id"])
     assert pinned.choices[0].message.content == answer.choices[0].message.content
     assert client.get(adapter["links"]["archive"]).status_code == 200
@@ -83,7 +89,22 @@ def test_without_a_system_message_it_is_the_plain_base(openai: OpenAI, messages:
     answer, base = complete(openai, messages), complete(openai, messages, BASE)
     assert extra(answer) == extra(base) == {"adapter_id": None, "context_used": "none", "scale": None}
     assert answer.choices[0].message.content == base.choices[0].message.content
-    assert answer.usage == base.usage
+    assert counts(answer) == counts(base)
+
+
+def test_of_the_next_turn_only_what_is_new_is_read(openai: OpenAI, client: httpx.Client) -> None:
+    first = complete(openai, [system(DESK), ASKED])
+    said = {"role": "assistant", "content": first.choices[0].message.content}
+    second = complete(openai, [system(DESK), ASKED, said, {"role": "user", "content": "And now?"}])
+    assert first.usage is not None
+    assert second.usage is not None
+    assert second.usage.prompt_tokens_details is not None
+    known = second.usage.prompt_tokens_details.cached_tokens
+    assert known is not None
+    assert first.usage.prompt_tokens - 8 < known < second.usage.prompt_tokens
+    metrics = client.get("/metrics").text
+    counted = next(line for line in metrics.splitlines() if line.startswith("llgbm_known_prompt_tokens_total"))
+    assert float(counted.split()[1]) >= known
 
 
 @pytest.mark.parametrize("role", ["system", "developer"])
