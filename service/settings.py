@@ -216,8 +216,9 @@ class Settings(BaseSettings):
     batch_tokens: int = Field(
         65536,
         ge=1,
-        description="Tokens of the rows that are decoded together, their prompts and longest answers: further rows"
-        " wait. A row that has more is decoded alone. On the 0.5B base a token takes 25 kB of memory. Not for vLLM.",
+        description="Tokens of the rows that are decoded together, their prompts and the longest answers, of which at"
+        " most 1024 count: further rows wait. A row that has more is decoded alone. On the 0.5B base a token takes"
+        " 25 kB of memory. Not for vLLM.",
     )
     max_queue: int = Field(
         64, ge=0, description="Rows that may wait for a place in the batch; further requests get status 429."
@@ -237,7 +238,8 @@ class Settings(BaseSettings):
         ge=0,
         description="Tokens of ended rows whose keys and values are kept (25 kB each on the 0.5B base). A prompt that"
         " begins like what another row with the same adapter has read takes these over; so the same request may get"
-        " another answer, within the rounding of the base. 0: every prompt is read in full. Not for vLLM.",
+        " another answer, within the rounding of the base, and a client can see how much of its prompt was known. 0:"
+        " every prompt is read in full. Not for vLLM.",
     )
     request_timeout: float = Field(
         300.0, gt=0, description="Maximum seconds for an answer, or for waiting for an adapter."

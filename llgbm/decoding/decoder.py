@@ -13,6 +13,7 @@ from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from llgbm.decoding.decode_pass import DecodePass
 from llgbm.decoding.json_grammar import Constraint, token_table
 from llgbm.decoding.kv_cache import RowCache
 from llgbm.decoding.prefill import Prompt, PromptQueue, PromptReader
-from llgbm.decoding.prefix_cache import PREFIX_BLOCK, Beginning, PrefixCache
+from llgbm.decoding.prefix_cache import Beginning, PrefixCache
 from llgbm.decoding.request import DecodeRequest, FinishReason, PrefillError, Step
 from llgbm.decoding.sampling import SamplingParams, adjusted, log_probabilities, make_generator, sample
 from llgbm.decoding.stacked_lora import RowAdapters, StackedLoRA
@@ -110,7 +111,8 @@ class Decoder:
             raise ConfigError(f"the tokens of logit_bias must be 0 to {self._vocabulary - 1}")
         if row.grammar is not None and row.params.stop_token_ids is not None:
             raise ConfigError("an answer with a grammar ends with the base's own stop tokens; leave stop_token_ids out")
-        if row.most_tokens > self.max_context:
+        wanted = len(row.prompt) + row.params.max_tokens
+        if wanted > self.max_context:
             raise ContextLengthError(
                 f"the prompt has {len(row.prompt)} tokens and up to {row.params.max_tokens} more were asked for, but "
                 f"the context holds {self.max_context}; shorten the prompt or ask for at most "
@@ -141,10 +143,8 @@ class Decoder:
             PrefillError: a pass failed. It has the steps of the passes before it; rows that it does not name go on.
         """
         steps: list[Step] = []
-        for prompt in self._queue:
-            if prompt.states is None:
-                prompt.known = self._beginning(prompt.row)[0]
-        for prompts in self._queue.turn():
+        read = self._read_by_running()
+        for prompts in self._queue.turn(lambda prompt: self._beginning(prompt.row, read)[0]):
             try:
                 steps += self._read(prompts)
             except Exception as error:
@@ -207,9 +207,11 @@ class Decoder:
         """One pass over prompts; the first tokens, unless they are of a prompt with more pieces."""
         known: list[list[Tensor]] = []
         if prompts[0].states is None:
-            # the queue's own numbers may be too large by now: a row may have left and not be kept
-            found = [self._beginning(prompt.row) for prompt in prompts]
+            read_now = self._read_by_running()
+            found = [self._beginning(prompt.row, read_now) for prompt in prompts]
             length = min(shared for shared, _ in found)
+            if length < prompts[0].known:  # a row has ended since, and what it had read was not kept: plan again
+                return []
             known = [[s[:, :length] for s in one.states()] for _, one in found if one is not None and length]
             for prompt, (_, one) in zip(prompts, found, strict=True):
                 prompt.row.known_tokens = length
@@ -230,25 +232,30 @@ class Decoder:
             self._queue.remove(prompt)
         return self._choose(new, read.hidden)
 
-    def _beginning(self, row: DecodeRequest) -> tuple[int, Beginning | None]:
-        """The longest part of a row's prompt that was read with its adapter: how long it is, and where it stands."""
+    def _beginning(
+        self, row: DecodeRequest, running: Sequence[tuple[LoRAWeights | None, Beginning]]
+    ) -> tuple[int, Beginning | None]:
+        """How many tokens of a row's prompt were read with its adapter at most, and by which `Beginning`."""
         best: tuple[int, Beginning | None] = (0, None)
         if self._prefixes is None:
             return best
-        prompt = tuple(row.prompt)
-        same = (slot for slot, running in enumerate(self._running) if running.row.adapter is row.adapter)
-        for one in chain(map(self._read_by, same), self._prefixes.of(row.adapter)):
+        prompt = np.array(row.prompt)
+        same = (one for adapter, one in running if adapter is row.adapter)
+        for one in chain(same, self._prefixes.of(row.adapter)):
             shared = one.shared_with(prompt)
             if shared > best[0]:
                 best = shared, one
-            if shared + PREFIX_BLOCK >= len(prompt):
-                break
         return best
 
+    def _read_by_running(self) -> list[tuple[LoRAWeights | None, Beginning]]:
+        """What the running rows have read, each with its adapter; valid until rows change."""
+        if self._prefixes is None:
+            return []
+        return [(running.row.adapter, self._read_by(slot)) for slot, running in enumerate(self._running)]
+
     def _read_by(self, slot: int) -> Beginning:
-        """What a running row has read."""
         row, length = self._running[slot].row, self._cache.lengths[slot]
-        return Beginning((*row.prompt, *row.output)[:length], partial(self._cache.row, slot))
+        return Beginning(np.array([*row.prompt, *row.output][:length]), partial(self._cache.row, slot))
 
     def _constraint(self, row: DecodeRequest) -> Constraint | None:
         if row.grammar is None:
@@ -259,7 +266,7 @@ class Decoder:
         for row in rows:
             self.remove(row)
             row.output.clear()
-            row.finish_reason = row.problem = None
+            row.finish_reason = row.problem = row.known_tokens = None
 
     def _adapter_of(self, row: DecodeRequest) -> LoRAWeights | None:
         """Its adapter in the model's dtype and device: one object per adapter, for all rows that have it."""
@@ -326,6 +333,8 @@ class Decoder:
         self._running[slot] = self._running[-1]
         self._running.pop()
         self._adapters = None
+        if not self._running:
+            self._stacked.release()
         return True
 
 

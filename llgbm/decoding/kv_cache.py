@@ -9,6 +9,7 @@ rows stay small beside a long one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -141,7 +142,8 @@ class RowCache:
         tokens = _round_up(max(self._lengths, default=0), _TOKEN_BLOCK)
         has_rows, has_tokens = self._room
         if rows * tokens * _SHRINK_FACTOR <= has_rows * has_tokens:
-            self._resize(rows, tokens)
+            with suppress(OSError, RuntimeError):  # no memory for the copy: it stays as large as it is
+                self._resize(rows, tokens)
 
     def _resize(self, rows: int, tokens: int) -> None:
         _, heads, _, size = self._empty.shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 
@@ -16,7 +17,8 @@ def mapped_zeros(like: Tensor, *shape: int) -> Tensor:
 
     On the CPU they are pages of their own, not a part of the heap. So a page takes memory only when it is first written
     to, and all of them go back to the system with the tensor. On the heap, tensors that were replaced by larger ones
-    left holes which nothing else fitted into: with 64 rows, half of what the heap had.
+    left holes which nothing else fitted into: with 64 rows, half of what the heap had. On a GPU they take memory at
+    once.
 
     Raises:
         OSError, RuntimeError: not enough memory.
@@ -25,4 +27,7 @@ def mapped_zeros(like: Tensor, *shape: int) -> Tensor:
     if like.device.type != "cpu" or count == 0:
         return like.new_zeros(shape)
     pages = mmap.mmap(-1, count * like.element_size(), **_PRIVATE)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # else one written byte may take 2 MB
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
     return torch.frombuffer(pages, dtype=like.dtype).view(shape)

@@ -7,7 +7,7 @@ What another prompt has read with the same adapter is not read again: only the t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,6 +21,8 @@ from llgbm.errors import ConfigError
 from llgbm.functional import FunctionalLoRA
 from llgbm.lora import LoRAWeights
 
+_KNOWN_COST = 16
+"""In a turn, this many tokens that are taken over count as one that is read: they are copied and attended to."""
 _MIN_FILL = 0.75
 """Prompts share a pass if none is shorter than this fraction of the longest: padding costs compute too."""
 
@@ -33,7 +35,7 @@ class Prompt:
         row: the request that it belongs to.
         adapter: in the dtype and on the device of the model; None for the plain base.
         states: keys and values of the pieces so far; None before the second piece.
-        known: number of tokens that it can take over from others; not meaningful from the second piece on.
+        known: number of tokens that it can take over from others; not used from the second piece on.
     """
 
     row: DecodeRequest
@@ -80,18 +82,27 @@ class PromptQueue:
         """Take a prompt out, read or not."""
         self._prompts.remove(prompt)
 
-    def turn(self) -> list[list[Prompt]]:
-        """The next turn: the prompts of each pass. The pass of a long prompt reads its next piece."""
-        short = [prompt for prompt in self._prompts if prompt.states is None and prompt.left <= self._limit]
-        long = [prompt for prompt in self._prompts if prompt not in short]
+    def turn(self, known: Callable[[Prompt], int] = lambda prompt: 0) -> list[list[Prompt]]:
+        """The next turn: the prompts of each pass. The pass of a long prompt reads its next piece.
+
+        Args:
+            known: how many tokens a prompt can take over; not called for all prompts of the line.
+        """
+        short: list[Prompt] = []
+        long: list[Prompt] = []
+        for prompt in self._prompts:
+            if prompt.states is None and len(prompt.row.prompt) > self._limit:
+                prompt.known = known(prompt)
+            (short if prompt.states is None and prompt.left <= self._limit else long).append(prompt)
         takes_long = bool(long) and (self._long_is_next or not short)
         self._long_is_next = bool(long) and not takes_long
         if takes_long:
             return [[next((prompt for prompt in long if prompt.states is not None), long[0])]]
         passes: list[list[Prompt]] = []
-        for count in range(1, len(short) + 1):
+        for count, prompt in enumerate(short, start=1):
+            prompt.known = known(prompt)
             more = self._passes(short[:count])
-            if sum(len(prompts) * prompts[0].left for prompts in more) > self._limit:
+            if passes and sum(map(_cost, more)) > self._limit:
                 break
             passes = more
         return passes
@@ -106,6 +117,11 @@ class PromptQueue:
             else:
                 passes.append([prompt])
         return passes
+
+
+def _cost(prompts: Sequence[Prompt]) -> int:
+    """Tokens of a pass, the first of which is the longest prompt, as they count in a turn."""
+    return len(prompts) * (prompts[0].left + prompts[0].known // _KNOWN_COST)
 
 
 class ReadPrompts(NamedTuple):

@@ -1,4 +1,4 @@
-"""Keys and values of what finished rows have read, for prompts with the same adapter that begin alike.
+"""Keys and values of what ended rows have read, for prompts with the same adapter that begin alike.
 
 The system message, a description, examples and the earlier turns of a conversation stand at the beginning of every
 prompt, and their keys and values depend on nothing that follows. They do depend on the adapter.
@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from llgbm.decoding.mapped import mapped_zeros
 from llgbm.lora import LoRAWeights
 
-PREFIX_BLOCK = 8
+_BLOCK = 8
 """A prompt takes over a multiple of this many tokens, so that more prompts have equally many left and share a pass."""
+_MOST = 128
+"""Beginnings that are kept at most: each is compared with each prompt."""
+
+Tokens = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,74 +32,88 @@ class Beginning:
     """Tokens that were read with one adapter.
 
     Attributes:
-        tokens: their ids.
-        states: gives for each layer the keys, then the values, (2 * kv_heads, tokens, head_dim).
+        tokens: (n,) their ids.
+        states: gives for each layer the keys, then the values, (2 * kv_heads, n, head_dim).
     """
 
-    tokens: tuple[int, ...]
+    tokens: Tokens
     states: Callable[[], Sequence[Tensor]]
 
-    def shared_with(self, prompt: tuple[int, ...]) -> int:
-        """How many tokens a prompt may take over, a multiple of `PREFIX_BLOCK`; its last token must be read."""
-        return (_shared(self.tokens, prompt[:-1]) // PREFIX_BLOCK) * PREFIX_BLOCK
+    def shared_with(self, prompt: Tokens) -> int:
+        """How many tokens a prompt can take over: a multiple of `_BLOCK`, without the last token of the prompt."""
+        return min(_shared(self.tokens, prompt), len(prompt) - 1) // _BLOCK * _BLOCK
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    adapter: weakref.ref[LoRAWeights] | None
+    beginning: Beginning
+
+    def is_of(self, adapter: LoRAWeights | None) -> bool:
+        if self.adapter is None:
+            return adapter is None
+        return adapter is not None and self.adapter() is adapter
+
+    @property
+    def is_dead(self) -> bool:
+        return self.adapter is not None and self.adapter() is None
 
 
 class PrefixCache:
-    """The most recently used beginnings of finished rows. Not thread-safe.
+    """The most recently used beginnings of ended rows. Not thread-safe.
 
-    Those of an adapter that is in use nowhere else are gone with it.
+    Those of an adapter that is in use nowhere else cannot be found any more, and go with the next `put`.
 
     Args:
-        limit: tokens that are kept in all. A longer row is not kept.
+        limit: tokens that are kept in all. A row is kept up to half of them.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._kept: list[tuple[weakref.ref[LoRAWeights] | None, Beginning]] = []  # the last used is the last one
+        self._kept: list[_Kept] = []  # the last used is the last one
 
-    def __len__(self) -> int:
+    @property
+    def tokens(self) -> int:
         """Number of tokens."""
-        return sum(len(one.tokens) for _, one in self._kept)
+        return sum(len(kept.beginning.tokens) for kept in self._kept)
 
     def of(self, adapter: LoRAWeights | None) -> Iterator[Beginning]:
         """What was read with this adapter, the last used first."""
-        for reference, one in reversed(self._kept):
-            if (None if reference is None else reference()) is adapter and (reference is None) == (adapter is None):
-                yield one
+        return (kept.beginning for kept in reversed(self._kept) if kept.is_of(adapter))
 
     def use(self, beginning: Beginning) -> None:
         """Make it the last used, if it is kept."""
-        for place, (_, one) in enumerate(self._kept):
-            if one is beginning:
-                self._kept.append(self._kept.pop(place))
-                return
+        self._kept.sort(key=lambda kept: kept.beginning is beginning)  # the others keep their order
 
     def put(self, adapter: LoRAWeights | None, beginning: Beginning) -> None:
-        """Keep a copy. It takes the place of all that it begins with, and of none if it is a part of another."""
-        if not PREFIX_BLOCK <= len(beginning.tokens) <= self._limit:
+        """Keep a copy. Beginnings of it are removed; if it is a beginning of another, nothing is copied.
+
+        Without memory for the copy, nothing is kept.
+        """
+        length = min(len(beginning.tokens), self._limit // 2)
+        if length < _BLOCK:
             return
-        for other in list(self.of(adapter)):
-            shared = _shared(other.tokens, beginning.tokens)
-            if shared == len(beginning.tokens):
+        tokens, parts = beginning.tokens[:length], []
+        for other in self.of(adapter):
+            shared = _shared(other.tokens, tokens)
+            if shared == length:
                 self.use(other)
                 return
             if shared == len(other.tokens):
-                self._kept = [(reference, one) for reference, one in self._kept if one is not other]
-        states = beginning.states()
-        copies = mapped_zeros(states[0], len(states), *states[0].shape)
-        torch.stack(list(states), out=copies)
-        reference = None if adapter is None else weakref.ref(adapter, self._drop)
-        self._kept.append((reference, Beginning(beginning.tokens, copies.unbind)))
-        while len(self) > self._limit:
+                parts.append(other)
+        self._kept = [kept for kept in self._kept if not kept.is_dead and kept.beginning not in parts]
+        with suppress(OSError, RuntimeError):
+            states = [layer[:, :length] for layer in beginning.states()]
+            copies = mapped_zeros(states[0], len(states), *states[0].shape)
+            torch.stack(states, out=copies)
+            reference = None if adapter is None else weakref.ref(adapter)
+            self._kept.append(_Kept(reference, Beginning(tokens, copies.unbind)))
+        while self.tokens > self._limit or len(self._kept) > _MOST:
             del self._kept[0]
 
-    def _drop(self, reference: weakref.ref[LoRAWeights]) -> None:
-        self._kept = [(other, one) for other, one in self._kept if other is not reference]
 
-
-def _shared(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+def _shared(one: Tokens, other: Tokens) -> int:
     """Number of tokens with which both begin."""
     length = min(len(one), len(other))
-    if one[:length] == other[:length]:
-        return length
-    return next(place for place in range(length) if one[place] != other[place])
+    differs = one[:length] != other[:length]
+    return int(differs.argmax()) if differs.any() else length

@@ -39,11 +39,6 @@ class DecodeRequest:
     problem: str | None = None
     known_tokens: int | None = None
 
-    @property
-    def most_tokens(self) -> int:
-        """Tokens of the prompt and of the longest answer."""
-        return len(self.prompt) + self.params.max_tokens
-
 
 class Step(NamedTuple):
     """One token of one row.

@@ -87,6 +87,10 @@ class StackedLoRA:
             products.append(GroupProducts(layout, number, members) if members else None)
         return RowAdapters(len(rows), products)
 
+    def release(self) -> None:
+        """Free large stacks while no row is running. A small one stays, for the next row with the same adapter."""
+        self._stacks = {kind: stack for kind, stack in self._stacks.items() if stack.room <= _BLOCK}
+
     def _stack(self, kind: _Kind) -> _Stack:
         unknown = next((module.name for module in kind.modules if module.name not in self._places), None)
         if unknown is not None:
@@ -147,6 +151,7 @@ class _Stack:
 
     Attributes:
         rank: of every adapter.
+        room: number of slots.
         a: index of a group -> (room, modules of the group * rank, in_features).
         b: index of a group -> (room, blocks of the group, rank, block), transposed B times the adapter's scaling.
     """
@@ -156,17 +161,17 @@ class _Stack:
     ) -> None:
         self._kind, self._layouts, self._places, self._like, self.rank = kind, layouts, places, like, kind.rank
         self._slots: list[LoRAWeights] = []
-        self._room = 0
+        self.room = 0
         self.a: dict[int, Tensor] = {}
         self.b: dict[int, Tensor] = {}
 
     def place(self, members: Mapping[LoRAWeights, list[int]], total: int) -> list[_Part]:
         """Put exactly these adapters into the first slots; adapters that keep their slot are not copied."""
         size = len(members)
-        if size > self._room or size * _SHRINK_FACTOR <= self._room:
-            wanted = max(size, self._room * 3 // 2) if size > self._room else size
+        if size > self.room or size * _SHRINK_FACTOR < self.room:
+            wanted = max(size, self.room * 3 // 2) if size > self.room else size
             self._make_room(-(-wanted // _BLOCK) * _BLOCK if wanted > 1 else 1)
-        staying = [adapter for adapter in self._slots[:size] if adapter in members]
+        staying = {adapter for adapter in self._slots[:size] if adapter in members}
         coming = [adapter for adapter in members if adapter not in staying]
         # new adapters take the slots of those that left, the others go behind
         slots = [a if a in members else coming.pop() for a in self._slots[:size]]
@@ -197,7 +202,7 @@ class _Stack:
         return _Part(self, slots, each, gathered, None if len(real) == len(padded) else places, scattered)
 
     def _make_room(self, room: int) -> None:
-        self._slots, self._room = [], room
+        self._slots, self.room = [], room
         for number in {number for number, _ in self._places.values()}:
             layout = self._layouts[number]
             self.a[number] = mapped_zeros(self._like, room, layout.modules * self.rank, layout.in_features)

@@ -43,8 +43,8 @@ class Generation:
         adapter_id: id of the adapter that answers; None for the plain base.
         modules_hooked: number of modules that the adapter changes.
         prompt_tokens: length of the prompt.
-        known_tokens: of these, those that were not read again; None before the first token, or if the engine does not
-            say.
+        known_tokens: of these, those that were not read again for the first answer; None before its first token, or if
+            the engine does not say.
         context_used: the texts of the task in the context, in addition to the conversation.
         scale: factor on the adapter's effect; None without an adapter.
         warning: of the adapter; None if there is none.
@@ -104,7 +104,8 @@ class Generation:
             async for step in stream:
                 self.first_token = self.first_token or time.perf_counter()
                 self.completion_tokens += 1
-                self.known_tokens = step.row.known_tokens
+                if index == 0:
+                    self.known_tokens = step.row.known_tokens
                 ends_turn = step.finish_reason == "stop"
                 piece = "" if ends_turn else text.push(step.token)
                 reason = _reason(step)

@@ -41,6 +41,10 @@ from service.observability.metrics import Metrics
 _T = TypeVar("_T")
 _log = structlog.get_logger("service.engine")
 
+_COUNTED_ANSWER = 1024
+"""Tokens of an answer that count at most in the limit of a batch. Many clients allow the rest of the context and take a
+few hundred."""
+
 
 @dataclass(eq=False)
 class _Entry:
@@ -277,7 +281,7 @@ class Engine:
 
     def _has_place(self, row: DecodeRequest) -> bool:
         others = [*self._joining, *self._running]
-        tokens = sum(other.most_tokens for other in [row, *others])
+        tokens = sum(len(other.prompt) + min(other.params.max_tokens, _COUNTED_ANSWER) for other in [row, *others])
         return len(others) < self._limits.max_batch and (not others or tokens <= self._limits.batch_tokens)
 
     def _prefill(self, decoder: DecoderLike) -> None:

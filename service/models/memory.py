@@ -12,7 +12,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGE = 2**18
 """Bytes. During loading, larger blocks are mapped separately, so that freeing them leaves no holes in the heap."""
 _LARGE_LATER = 2**24
-"""Bytes; glibc's largest threshold, which it uses by itself once a block of that size was freed."""
+"""Bytes. So the file of an adapter (18 MB), which is read as a whole, is mapped and leaves no hole; glibc itself would
+come to 2**25."""
 
 
 @contextmanager

@@ -49,7 +49,7 @@ class Metrics:
         self.prompt_tokens = Counter("llgbm_prompt_tokens", "Prompt tokens", registry=registry)
         self.known_tokens = Counter(
             "llgbm_known_prompt_tokens",
-            "Prompt tokens that were not read again, since another row with the same adapter had read them",
+            "Prompt tokens that were not read again, because another row with the same adapter had read them",
             registry=registry,
         )
         self.completion_tokens = Counter("llgbm_completion_tokens", "Tokens generated", registry=registry)

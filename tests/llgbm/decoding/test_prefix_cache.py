@@ -6,6 +6,7 @@ import gc
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -65,7 +66,7 @@ def test_rows_that_begin_alike_are_the_rows_alone(
         assert_same(of_row(steps, row), alone(tiny_base, row))
         assert row.known_tokens in range(0, len(row.prompt), 8)
     assert decoder._prefixes is not None
-    assert len(decoder._prefixes) <= kept
+    assert decoder._prefixes.tokens <= kept
 
 
 def test_the_next_turn_of_a_conversation_reads_only_what_is_new(tiny_base: Base) -> None:
@@ -134,15 +135,53 @@ def test_a_pass_that_fails_leaves_rows_as_they_were(tiny_base: Base, monkeypatch
     assert_same(run(decoder, [again]), alone(tiny_base, again))
 
 
+def test_a_plan_that_lost_what_it_builds_on_is_made_again(tiny_base: Base) -> None:
+    decoder = Decoder(tiny_base, prefill_tokens=32, prefix_tokens=120)
+    heads = [[(7 * i + 3 * n) % 256 for i in range(n)] for n in (40, 47)]
+    for head in heads:
+        run(decoder, [request(head)])
+    # the first row ends at once, and what is kept of it takes the place of what the others build on
+    rows = [request([*heads[1], *range(10)], tokens=1), request([*heads[0], 4, 5]), request([*heads[0], 6, 7])]
+    for row in rows:
+        decoder.start(row)
+    steps = decoder.prefill()
+    assert [step.row for step in steps] == rows[:1]
+    assert [prompt.row for prompt in decoder._queue] == rows[1:]
+    while decoder._queue or decoder.rows:
+        steps += decoder.prefill()
+        steps += decoder.step()
+    for row in rows:
+        assert_same(of_row(steps, row), alone(tiny_base, row))
+
+
+def test_rows_leave_also_if_there_is_no_memory_to_keep_them(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Decoder(tiny_base)
+    rows = [request(HEADS[0], tokens=4), request(HEADS[1], tokens=9)]
+    steps = decoder.add(rows)
+
+    def fails(*_: object) -> None:
+        raise OSError(12, "not enough memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("llgbm.decoding.prefix_cache.mapped_zeros", fails)
+        patch.setattr("llgbm.decoding.kv_cache.mapped_zeros", fails)  # the cache cannot shrink either
+        while decoder.rows:
+            steps += decoder.step()
+    assert decoder._prefixes is not None
+    assert decoder._prefixes.tokens == 0
+    for row in rows:
+        assert_same(of_row(steps, row), alone(tiny_base, row))
+
+
 # What is kept
 
 
 def beginning(*tokens: int) -> Beginning:
-    return Beginning(tokens, lambda: [torch.full((2, len(tokens), 1), float(tokens[0]))] * 2)
+    return Beginning(np.array(tokens), lambda: [torch.tensor(tokens)[None, :, None].to(torch.bfloat16)] * 2)
 
 
 def kept(cache: PrefixCache, adapter: LoRAWeights | None) -> list[tuple[int, ...]]:
-    return [one.tokens for one in cache.of(adapter)]
+    return [tuple(one.tokens.tolist()) for one in cache.of(adapter)]
 
 
 def test_a_longer_beginning_takes_the_place_of_its_parts_and_a_part_is_not_kept_twice() -> None:
@@ -156,16 +195,21 @@ def test_a_longer_beginning_takes_the_place_of_its_parts_and_a_part_is_not_kept_
 
 
 def test_what_was_used_last_is_kept_longest() -> None:
-    cache = PrefixCache(25)
+    cache = PrefixCache(29)
     one, two, three = (tuple(range(first, first + 10)) for first in (0, 100, 200))
     cache.put(None, beginning(*one))
     cache.put(None, beginning(*two))
-    cache.use(next(b for b in cache.of(None) if b.tokens == one))
+    cache.use(next(b for b in cache.of(None) if b.tokens[0] == one[0]))
     cache.put(None, beginning(*three))
     assert kept(cache, None) == [three, one]
-    cache.put(None, beginning(*range(26)))  # more than there is room for
-    cache.put(None, beginning(*range(5)))  # too little to be taken over
+    cache.put(None, beginning(*range(305, 310)))  # too little to be taken over
     assert kept(cache, None) == [three, one]
+    cache.put(None, beginning(*range(300, 400)))  # half of the room is kept of it
+    assert kept(cache, None) == [tuple(range(300, 314)), three]
+    states = next(cache.of(None)).states()
+    assert [layer.shape for layer in states] == [(1, 14, 1)] * 2
+    assert states[1].dtype == torch.bfloat16
+    assert states[1][0, :, 0].tolist() == torch.arange(300, 314).to(torch.bfloat16).tolist()
 
 
 def test_an_adapter_that_is_gone_takes_its_beginnings_with_it() -> None:
@@ -174,5 +218,6 @@ def test_an_adapter_that_is_gone_takes_its_beginnings_with_it() -> None:
     cache.put(None, beginning(*range(10)))
     del adapter
     gc.collect()
-    assert len(cache) == 10
-    assert kept(cache, None) == [tuple(range(10))]
+    cache.put(None, beginning(*range(50, 60)))
+    assert cache.tokens == 20
+    assert kept(cache, None) == [tuple(range(50, 60)), tuple(range(10))]

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import run_simple
@@ -85,6 +86,7 @@ class S3Server:
         port = free_port()
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(port)],
+            cwd=Path(__file__).parents[3],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "MOTO_S3_DEFAULT_KEY_BUFFER_SIZE": str(2**20)},
