@@ -1,6 +1,7 @@
 """64 clients of the service at the same time: seconds to the first piece of text, and memory.
 
-All clients ask at once, so the last ones wait until the prompts of the others were read: this is the worst case.
+All clients ask at once, so the last ones wait until the prompts of the others were read: this is the worst case. Their
+questions differ, so only the template is known of a prompt.
 """
 
 from __future__ import annotations
