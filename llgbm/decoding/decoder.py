@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,7 +82,7 @@ class Decoder:
         self._functional = FunctionalLoRA(base.model)
         self._reader = PromptReader(base, self._functional, prefill_tokens)
         self._queue = PromptQueue(prefill_tokens)
-        self._prefixes = PrefixCache(prefix_tokens) if prefix_tokens else None
+        self._shares, self._prefixes = prefix_tokens > 0, PrefixCache(prefix_tokens)
         self._stacked = StackedLoRA(self._pass.groups, torch.empty(0, dtype=self._dtype, device=self._device))
         self._running: list[_Running] = []
         self._adapters: RowAdapters | None = None
@@ -144,7 +143,7 @@ class Decoder:
         """
         steps: list[Step] = []
         read = self._read_by_running()
-        for prompts in self._queue.turn(lambda prompt: self._beginning(prompt.row, read)[0]):
+        for prompts in self._queue.turn(lambda p: self._prefixes.find(p.row.prompt, p.row.adapter, read)[0]):
             try:
                 steps += self._read(prompts)
             except Exception as error:
@@ -208,14 +207,14 @@ class Decoder:
         known: list[list[Tensor]] = []
         if prompts[0].states is None:
             read_now = self._read_by_running()
-            found = [self._beginning(prompt.row, read_now) for prompt in prompts]
+            found = [self._prefixes.find(p.row.prompt, p.row.adapter, read_now) for p in prompts]
             length = min(shared for shared, _ in found)
             if length < prompts[0].known:  # a row has ended since, and what it had read was not kept: plan again
                 return []
             known = [[s[:, :length] for s in one.states()] for _, one in found if one is not None and length]
             for prompt, (_, one) in zip(prompts, found, strict=True):
                 prompt.row.known_tokens = length
-                if one is not None and self._prefixes is not None:
+                if one is not None:
                     self._prefixes.use(one)
         read = self._reader.read(prompts, known)
         if read is None:
@@ -232,24 +231,9 @@ class Decoder:
             self._queue.remove(prompt)
         return self._choose(new, read.hidden)
 
-    def _beginning(
-        self, row: DecodeRequest, running: Sequence[tuple[LoRAWeights | None, Beginning]]
-    ) -> tuple[int, Beginning | None]:
-        """How many tokens of a row's prompt were read with its adapter at most, and by which `Beginning`."""
-        best: tuple[int, Beginning | None] = (0, None)
-        if self._prefixes is None:
-            return best
-        prompt = np.array(row.prompt)
-        same = (one for adapter, one in running if adapter is row.adapter)
-        for one in chain(same, self._prefixes.of(row.adapter)):
-            shared = one.shared_with(prompt)
-            if shared > best[0]:
-                best = shared, one
-        return best
-
     def _read_by_running(self) -> list[tuple[LoRAWeights | None, Beginning]]:
         """What the running rows have read, each with its adapter; valid until rows change."""
-        if self._prefixes is None:
+        if not self._shares:
             return []
         return [(running.row.adapter, self._read_by(slot)) for slot, running in enumerate(self._running)]
 
@@ -326,7 +310,7 @@ class Decoder:
         if slot is None:
             return False
         with torch.inference_mode():
-            if self._prefixes is not None and not wipe:
+            if not wipe:
                 self._prefixes.put(row.adapter, self._read_by(slot))
             self._cache.leave(slot, wipe=wipe)
         # as in the cache: the last row moves into the free slot

@@ -14,7 +14,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from llgbm.decoding.mapped import mapped_zeros
+from llgbm.decoding.mapped import grown, mapped_zeros, round_up
 
 _ROW_BLOCK = 4
 _TOKEN_BLOCK = 128
@@ -131,15 +131,13 @@ class RowCache:
     def _reserve(self, rows: int, tokens: int) -> None:
         has_rows, has_tokens = self._room
         tokens = max(tokens, *self._lengths, 0)
-        if rows > has_rows:  # by half at least, so that a batch that fills is not copied again for every few rows
-            rows = max(rows, has_rows * 3 // 2)
-        elif tokens <= has_tokens:
-            return
-        self._resize(max(_round_up(rows, _ROW_BLOCK), has_rows), max(_round_up(tokens, _TOKEN_BLOCK), has_tokens))
+        if rows > has_rows or tokens > has_tokens:
+            more = grown(rows, has_rows, _ROW_BLOCK) if rows > has_rows else has_rows
+            self._resize(more, max(round_up(tokens, _TOKEN_BLOCK), has_tokens))
 
     def _shrink(self) -> None:
-        rows = _round_up(len(self._lengths), _ROW_BLOCK)
-        tokens = _round_up(max(self._lengths, default=0), _TOKEN_BLOCK)
+        rows = round_up(len(self._lengths), _ROW_BLOCK)
+        tokens = round_up(max(self._lengths, default=0), _TOKEN_BLOCK)
         has_rows, has_tokens = self._room
         if rows * tokens * _SHRINK_FACTOR <= has_rows * has_tokens:
             with suppress(OSError, RuntimeError):  # no memory for the copy: it stays as large as it is
@@ -157,7 +155,3 @@ class RowCache:
                 new[row, :, :length] = old[row, :, :length]
             self._states[layer] = new
         self._room = (rows, tokens)
-
-
-def _round_up(number: int, block: int) -> int:
-    return -(-number // block) * block

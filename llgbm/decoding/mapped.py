@@ -1,4 +1,4 @@
-"""Zeros for tensors that grow, shrink and live longer than a pass."""
+"""Zeros for tensors that grow, shrink and live longer than a pass, and how much room they get."""
 
 from __future__ import annotations
 
@@ -31,3 +31,16 @@ def mapped_zeros(like: Tensor, *shape: int) -> Tensor:
         with contextlib.suppress(OSError):  # a kernel without huge pages
             pages.madvise(mmap.MADV_NOHUGEPAGE)
     return torch.frombuffer(pages, dtype=like.dtype).view(shape)
+
+
+def grown(wanted: int, room: int, block: int) -> int:
+    """The room for `wanted` places, a multiple of `block`, where there is room for fewer.
+
+    It is half more than before at least, so that a batch that fills is not copied again for every few rows.
+    """
+    return round_up(max(wanted, room * 3 // 2), block)
+
+
+def round_up(number: int, block: int) -> int:
+    """The next multiple of `block`."""
+    return -(-number // block) * block

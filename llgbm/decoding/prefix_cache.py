@@ -7,9 +7,10 @@ prompt, and their keys and values depend on nothing that follows. They do depend
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -80,6 +81,27 @@ class PrefixCache:
     def of(self, adapter: LoRAWeights | None) -> Iterator[Beginning]:
         """What was read with this adapter, the last used first."""
         return (kept.beginning for kept in reversed(self._kept) if kept.is_of(adapter))
+
+    def find(
+        self,
+        prompt: Sequence[int],
+        adapter: LoRAWeights | None,
+        running: Iterable[tuple[LoRAWeights | None, Beginning]],
+    ) -> tuple[int, Beginning | None]:
+        """How many tokens of a prompt were read with its adapter at most, and by which `Beginning`.
+
+        Args:
+            prompt: token ids.
+            adapter: of the prompt.
+            running: what running rows have read, each with its adapter.
+        """
+        best: tuple[int, Beginning | None] = (0, None)
+        tokens = np.array(prompt)
+        for one in chain((one for its, one in running if its is adapter), self.of(adapter)):
+            shared = one.shared_with(tokens)
+            if shared > best[0]:
+                best = shared, one
+        return best
 
     def use(self, beginning: Beginning) -> None:
         """Make it the last used, if it is kept."""

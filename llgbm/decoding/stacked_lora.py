@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from llgbm.config import ModuleShape
-from llgbm.decoding.mapped import mapped_zeros
+from llgbm.decoding.mapped import grown, mapped_zeros, round_up
 from llgbm.errors import AdapterMismatchError
 from llgbm.linears.linear_group import LinearGroup
 from llgbm.lora import LoRAWeights
@@ -168,9 +168,10 @@ class _Stack:
     def place(self, members: Mapping[LoRAWeights, list[int]], total: int) -> list[_Part]:
         """Put exactly these adapters into the first slots; adapters that keep their slot are not copied."""
         size = len(members)
+        # shrink only far below the room: it must not change with every row that comes and goes
         if size > self.room or size * _SHRINK_FACTOR < self.room:
-            wanted = max(size, self.room * 3 // 2) if size > self.room else size
-            self._make_room(-(-wanted // _BLOCK) * _BLOCK if wanted > 1 else 1)
+            room = grown(size, self.room, _BLOCK) if size > self.room else round_up(size, _BLOCK)
+            self._make_room(room if size > 1 else 1)
         staying = {adapter for adapter in self._slots[:size] if adapter in members}
         coming = [adapter for adapter in members if adapter not in staying]
         # new adapters take the slots of those that left, the others go behind

@@ -7,12 +7,16 @@ test suite covers both (tests/service/engine/test_decoding_engines.py).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from llgbm.decoding.decoder import DecodeRequest, Step
 from service.errors import ApiError
+
+_COUNTED_ANSWER = 1024
+"""Tokens of an answer that count at most in the limit of a batch. Many clients allow the rest of the context and take a
+few hundred."""
 
 
 class EngineError(ApiError):
@@ -206,3 +210,8 @@ class EngineLimits:
     batch_tokens: int
     max_queue: int
     max_jobs: int
+
+    def admit(self, row: DecodeRequest, others: Collection[DecodeRequest]) -> bool:
+        """Whether a row may be decoded together with the others. The first one always may."""
+        tokens = sum(len(one.prompt) + min(one.params.max_tokens, _COUNTED_ANSWER) for one in [row, *others])
+        return not others or (len(others) < self.max_batch and tokens <= self.batch_tokens)

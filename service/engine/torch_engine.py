@@ -41,10 +41,6 @@ from service.observability.metrics import Metrics
 _T = TypeVar("_T")
 _log = structlog.get_logger("service.engine")
 
-_COUNTED_ANSWER = 1024
-"""Tokens of an answer that count at most in the limit of a batch. Many clients allow the rest of the context and take a
-few hundred."""
-
 
 @dataclass(eq=False)
 class _Entry:
@@ -266,7 +262,7 @@ class Engine:
         """Give waiting rows the free places of the batch."""
         joining = []
         with self._condition:
-            while self._waiting and self._has_place(self._waiting[0].row):
+            while self._waiting and self._limits.admit(self._waiting[0].row, [*self._joining, *self._running]):
                 entry = self._waiting.popleft()
                 self._joining[entry.row] = entry
                 joining.append(entry)
@@ -278,11 +274,6 @@ class Engine:
         if joining:
             with self._condition:
                 self._report()
-
-    def _has_place(self, row: DecodeRequest) -> bool:
-        others = [*self._joining, *self._running]
-        tokens = sum(len(other.prompt) + min(other.params.max_tokens, _COUNTED_ANSWER) for other in [row, *others])
-        return len(others) < self._limits.max_batch and (not others or tokens <= self._limits.batch_tokens)
 
     def _prefill(self, decoder: DecoderLike) -> None:
         """One turn of prompts, which is all that the running rows wait for."""

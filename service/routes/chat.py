@@ -54,7 +54,7 @@ async def _answer(body: ChatRequest, services: Services) -> ChatResponse:
         base_answer=others[0].text if others else None,
         modules_hooked=generation.modules_hooked,
         warning=generation.warning,
-        usage=Usage.of(generation.prompt_tokens, generation.completion_tokens, generation.known_tokens),
+        usage=Usage.of(generation),
         finish_reason=answer.finish_reason,
         timings_ms=ChatTimingsMs(
             adapter=_milliseconds(start, generation.started),

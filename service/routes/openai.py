@@ -104,7 +104,7 @@ async def _complete(body: ChatCompletionRequest, services: Services) -> ChatComp
             )
             for index, answer in enumerate(answers)
         ],
-        usage=Usage.of(generation.prompt_tokens, generation.completion_tokens, generation.known_tokens),
+        usage=Usage.of(generation),
         system_fingerprint=services.chat.fingerprint,
         adapter_id=generation.adapter_id,
         context_used=generation.context_used,
@@ -141,7 +141,7 @@ async def _events(body: ChatCompletionRequest, chat: ChatService, generation: Ge
         delta = Delta(content=piece.text) if piece.text else Delta()
         yield chunk([ChunkChoice(index=piece.index, delta=delta, logprobs=logprobs, finish_reason=piece.finish_reason)])
     if with_usage:
-        yield chunk([], usage=Usage.of(generation.prompt_tokens, generation.completion_tokens, generation.known_tokens))
+        yield chunk([], usage=Usage.of(generation))
 
 
 def _logprobs(chat: ChatService, steps: Sequence[Step]) -> Logprobs:

@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.chat.generation import Generation
+
 
 def example(*values: dict[str, Any]) -> ConfigDict:
     """The configuration of a model with examples in its schema."""
@@ -72,8 +74,9 @@ class Usage(BaseModel):
     prompt_tokens_details: PromptTokensDetails | None = None
 
     @classmethod
-    def of(cls, prompt: int, completion: int, known: int | None) -> Usage:
-        """The counts of one request; `known`: tokens of the prompt that were not read again, if the engine says."""
+    def of(cls, generation: Generation) -> Usage:
+        """The counts of the answers so far."""
+        prompt, completion, known = generation.prompt_tokens, generation.completion_tokens, generation.known_tokens
         return cls(
             prompt_tokens=prompt,
             completion_tokens=completion,
